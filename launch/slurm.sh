@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Several machines under SLURM, started again after a preemption:
+#   sbatch --nodes 2 --gpus-per-node 8 launch/slurm.sh recipes/finetune_full.toml [table.key=value ...]
+# PROFILE=launch/fsdp2.yaml sbatch ... takes another profile. run.output_dir must be on a shared file system.
+#SBATCH --job-name=llava-accel
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+
+profile=${PROFILE:-launch/multinode_zero3.yaml}
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one machine must not meet each other
+gpus=${SLURM_GPUS_ON_NODE:?ask for GPUs with --gpus-per-node}
+
+# The contract with the training: SIGTERM makes every rank finish its step, write a checkpoint within 30 seconds, the
+# time that the launcher leaves its processes, and end. What is started again takes up the newest complete checkpoint
+# (run.resume = "auto"). The launcher does not hand on the exit code, so who asked for the end decides about a new start.
+asked_to_end=false
+end() {
+  asked_to_end=true
+  scancel --signal=TERM "$SLURM_JOB_ID.0" || true
+}
+trap end USR1 TERM
+
+# `$SLURM_NODEID` is each machine's own, so it must not be expanded here.
+# shellcheck disable=SC2016
+srun --kill-on-bad-exit=1 bash -c '
+  exec accelerate launch --config_file "$0" --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
+    --num_processes "$1" --main_process_ip "$2" --main_process_port "$3" -m llava_accel.train "${@:4}"
+' "$profile" "$((SLURM_NNODES * gpus))" "$host" "$port" "$@" &
+
+status=0
+wait $! || status=$?
+if $asked_to_end; then
+  wait || true # the first `wait` ended with the signal, the training may still be saving
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$status"

@@ -1,0 +1,19 @@
+"""Fine-tunes LLaVA models with a hand-written Accelerate loop: stage 1, LoRA, QLoRA and full."""
+
+import logging
+
+
+class _Without(logging.Filter):
+    """Drops one message of a library that a user can do nothing about; everything else still comes through."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self._beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._beginning)
+
+
+# Said while bitsandbytes is imported, hence here: it would like to download a faster 4-bit kernel for CPUs at run time;
+# the one it has gives the same numbers.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_Without("Failed to load CPU gemm_4bit_forward"))

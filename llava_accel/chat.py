@@ -1,0 +1,120 @@
+"""Talk to a base or an adapter in the terminal, with pictures, in exactly the prompts that it was trained on.
+
+Commands: /image FILE puts a picture at the start of the next question, /reset begins anew, /quit ends.
+"""
+
+import argparse
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from llava_accel.run.backend import resolve_precision
+from llava_accel.run.cli import run
+from llava_accel.run.console import printable
+from llava_accel.run.dialogue import Dialogue
+from llava_accel.run.trained import find_trained, load_trained
+
+
+def open_dialogue(arguments: argparse.Namespace) -> Dialogue:
+    """Load what the command line names, with its picture if there is one.
+
+    Raises:
+        ValueError: model, adapter or picture cannot be used.
+    """
+    trained = find_trained(
+        arguments.adapter, base=arguments.base, template=arguments.template, bits=arguments.bits or 0
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not sys.stderr.isatty() or arguments.once is not None:
+        disable_progress_bar()
+    loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
+    for image in arguments.image:
+        dialogue.show(Path(image))
+    return dialogue
+
+
+def talk(dialogue: Dialogue) -> None:
+    """Read questions and commands until the end of the input."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("Ask something. /image FILE shows a picture, /reset begins anew, /quit ends.")
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if not line:
+            continue
+        try:
+            _obey(dialogue, line)
+        except ValueError as error:
+            print(printable(f"error: {error}"))
+        except KeyboardInterrupt:
+            print("\n(stopped; the question is forgotten)")
+
+
+def main() -> None:
+    """Entry point of `python -m llava_accel.chat`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_accel.chat",
+        description=__doc__,
+        epilog="example:\n  python -m llava_accel.chat --adapter runs/quickstart --image picture.jpg",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it"
+    )
+    parser.add_argument(
+        "--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter"
+    )
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture for the first question")
+    parser.add_argument("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
+    parser.add_argument(
+        "--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
+    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
+    arguments = parser.parse_args()
+    if not arguments.base and not arguments.adapter:
+        parser.error("name a model with --base, or what was trained with --adapter")
+    if arguments.max_new_tokens < 1:
+        parser.error("--max-new-tokens: an answer has at least one token")
+    run(lambda: _verb(arguments))
+
+
+def _verb(arguments: argparse.Namespace) -> None:
+    # What libraries have to say belongs beside the answers, not among them.
+    with redirect_stdout(sys.stderr):
+        dialogue = open_dialogue(arguments)
+        answer = None if arguments.once is None else dialogue.ask(arguments.once)
+    if answer is None:
+        talk(dialogue)
+    else:
+        print(printable(answer))
+
+
+def _obey(dialogue: Dialogue, line: str) -> None:
+    command, _, rest = line.partition(" ")
+    if command == "/image":
+        dialogue.show(Path(rest.strip()))
+        print("(the picture goes with the next question)")
+    elif command == "/reset":
+        dialogue.reset()
+        print("(begun anew)")
+    elif command.startswith("/"):
+        print(printable(f"error: there is no command {command}. There are /image FILE, /reset and /quit"))
+    else:
+        dialogue.ask(line, on_text=lambda text: print(printable(text), end="", flush=True))
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

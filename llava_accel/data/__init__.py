@@ -1,0 +1,1 @@
+"""The data's way: record -> conversation -> example -> row -> batch, one file a step."""

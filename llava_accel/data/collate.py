@@ -1,0 +1,114 @@
+"""Rows -> a batch of tensors."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from llava_accel.data.features import DIGEST_BYTES
+from llava_accel.data.images import Picture
+from llava_accel.data.trie import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch on one rank. Positions count through the flattened rows: row * seq + place in the row."""
+
+    input_ids: Int[Tensor, "rows seq"]
+    position_ids: Int[Tensor, "rows seq"]
+    subtree_end: Int[Tensor, "rows seq"]
+    """Token i of a row attends to j where j <= i < subtree_end[j]; 0 marks padding."""
+    branched: bool
+    """Whether a row is more than one chain; plain causal attention does for chains."""
+    pixel_values: Float[Tensor, "pictures 3 height width"]
+    """Each picture of the batch once, unless it is among the next."""
+    tower_features: Float[Tensor, "cached tokens channels"]
+    """The vision tower's features of pictures that were found in the cache."""
+    picture_names: UInt8[Tensor, "named digest"]
+    """Names under which features of `pixel_values` go into the cache; none where there is no cache."""
+    image_positions: Int[Tensor, "places"]
+    """Where the tokens of a picture begin; a picture may stand in several places."""
+    image_index: Int[Tensor, "places"]
+    """Which of `pixel_values`, and behind them of `tower_features`, stands there."""
+    target_positions: Int[Tensor, "targets"]
+    """Whose hidden states predict."""
+    target_ids: Int[Tensor, "targets"]
+    target_weights: Float[Tensor, "targets"]
+    indices: Int[Tensor, "examples"]
+    """Places in the data of the examples, for reports."""
+    num_tokens: Int[Tensor, ""]
+    """Tokens of the examples, without padding and with a shared prefix counted for each of them."""
+
+
+def collate(
+    rows: Sequence[Row], pictures: Mapping[str, Picture], image_shape: tuple[int, ...], pad_id: int = 0
+) -> dict[str, Tensor | bool]:
+    """Pad rows to the longest and put every picture in once.
+
+    Args:
+        rows: May be empty: a rank without examples still computes one padding token, so that it takes part in every
+            collective operation of the step.
+        pictures: The pictures of the rows by file name.
+        image_shape: Shape of every picture's pixels.
+        pad_id: Any id that the embedding holds; padding never reaches a target.
+
+    Returns:
+        The fields of `Batch` as a mapping, the form that models and engines take.
+    """
+    seq = max((len(row) for row in rows), default=1)
+    shape = (max(len(rows), 1), seq)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    # Padding goes on counting, so that no attention kernel takes it for the start of another packed sequence.
+    position_ids = np.tile(np.arange(seq, dtype=np.int64), (shape[0], 1))
+    subtree_end = np.zeros(shape, dtype=np.int64)
+    files = place_pictures((name for row in rows for name in row.images), pictures)
+    places: list[int] = []
+    which: list[int] = []
+    for number, row in enumerate(rows):
+        length = len(row)
+        input_ids[number, :length] = row.input_ids
+        position_ids[number, :length] = row.position_ids
+        subtree_end[number, :length] = row.subtree_end
+        for start, name in zip(row.image_starts, row.images, strict=True):
+            places.append(number * seq + start)
+            which.append(files[name])
+    batch = Batch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        subtree_end=torch.from_numpy(subtree_end),
+        branched=any((row.subtree_end != len(row)).any() for row in rows),
+        **stack_pictures([pictures[name] for name in files], image_shape),
+        image_positions=torch.tensor(places, dtype=torch.int64),
+        image_index=torch.tensor(which, dtype=torch.int64),
+        target_positions=_joined([row.target_positions + n * seq for n, row in enumerate(rows)], torch.int64),
+        target_ids=_joined([row.target_ids for row in rows], torch.int64),
+        target_weights=_joined([row.target_weights for row in rows], torch.float32),
+        indices=torch.tensor([index for row in rows for index in row.indices], dtype=torch.int64),
+        num_tokens=torch.tensor(sum(row.num_example_tokens for row in rows), dtype=torch.int64),
+    )
+    return dict(vars(batch))
+
+
+def place_pictures(names: Iterable[str], pictures: Mapping[str, Picture]) -> dict[str, int]:
+    """A number for each different name, those with pixels first: its place in what `stack_pictures` makes."""
+    different = sorted(dict.fromkeys(names), key=lambda name: pictures[name].is_encoded)
+    return {name: place for place, name in enumerate(different)}
+
+
+def stack_pictures(pictures: Sequence[Picture], image_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The three fields of a batch that hold pictures, which stand in the order of `place_pictures`."""
+    pixels = [picture.tensor for picture in pictures if not picture.is_encoded]
+    features = [picture.tensor for picture in pictures if picture.is_encoded]
+    names = [list(picture.name) for picture in pictures if picture.name and not picture.is_encoded]
+    return {
+        "pixel_values": torch.stack(pixels) if pixels else torch.zeros((0, *image_shape)),
+        "tower_features": torch.stack(features) if features else torch.zeros((0, 0, 0)),
+        "picture_names": torch.tensor(names, dtype=torch.uint8).reshape(len(names), DIGEST_BYTES),
+    }
+
+
+def _joined(parts: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(dtype) if parts else torch.zeros(0, dtype=dtype)

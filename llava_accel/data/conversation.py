@@ -1,0 +1,146 @@
+"""Templates: a conversation becomes a list of pieces, each marked supervised or not.
+
+The texts are LLaVA's (`llava/conversation.py`); what is supervised is each answer and the token that ends it. The
+pieces are tokenised one by one in `labels.py`, so the targets are known by construction and never counted again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llava_accel.data.problems import DataError
+
+IMAGE = "<image>"
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message. Pictures stand in the text of user turns as `<image>`."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a conversation that is tokenised on its own.
+
+    `text` is plain text of any content, `special` names one token of the vocabulary (or "bos"/"eos"), `image` is the
+    place of one picture.
+    """
+
+    kind: Literal["text", "special", "image"]
+    text: str = ""
+    supervised: bool = False
+
+
+Template = Callable[[Sequence[Turn]], list[Piece]]
+
+BOS = Piece("special", "bos")
+EOS = Piece("special", "eos", supervised=True)
+
+_VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_CHATML = "Answer the questions."
+
+
+def split_images(text: str, has_images: bool) -> list[Piece]:
+    """Cut the text at its pictures. In a record without pictures `<image>` is plain text, as in LLaVA."""
+    if not has_images:
+        return [Piece("text", text)]
+    pieces: list[Piece] = []
+    for position, part in enumerate(text.split(IMAGE)):
+        if position:
+            pieces.append(Piece("image"))
+        if part:
+            pieces.append(Piece("text", part))
+    return pieces
+
+
+def move_images_to_start(text: str) -> str:
+    """LLaVA's placement: the pictures of a turn stand before its text, one a line, and the text is stripped."""
+    count = text.count(IMAGE)
+    if not count:
+        return text
+    return (f"{IMAGE}\n" * count + text.replace(IMAGE, "").strip()).strip()
+
+
+def _v1(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    system, rounds = _rounds(turns, _VICUNA)
+    pieces = [BOS]
+    for number, (question, answer) in enumerate(rounds):
+        lead = f"{system} " if number == 0 and system else ""
+        pieces += split_images(f"{lead}USER: {question} ASSISTANT:", has_images)
+        pieces += [Piece("text", f" {answer}", supervised=True)] if answer else []
+        pieces.append(EOS)
+    return pieces
+
+
+def _inst(turns: Sequence[Turn], has_images: bool, default_system: str, bos_between: bool) -> list[Piece]:
+    system, rounds = _rounds(turns, default_system)
+    pieces = [BOS]
+    for number, (question, answer) in enumerate(rounds):
+        lead = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if number == 0 and system else ""
+        if number and bos_between:
+            pieces.append(BOS)
+        pieces += split_images(f"[INST] {lead}{question} [/INST]", has_images)
+        pieces += [Piece("text", f" {answer} ", supervised=True)] if answer else []
+        pieces.append(EOS)
+    return pieces
+
+
+def _llava_llama_2(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    return _inst(turns, has_images, _LLAMA_2, bos_between=True)
+
+
+def _mistral_instruct(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    return _inst(turns, has_images, "", bos_between=False)
+
+
+def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    _, rounds = _rounds(turns, "")
+    if len(rounds) != 1:
+        raise DataError(
+            "roles",
+            f"the template 'plain' captions pictures and takes one question and one answer, not {len(rounds)}",
+            "Split the record, or choose another model.template",
+        )
+    question, answer = rounds[0]
+    # The question's words are dropped, its pictures stay: stage 1 of LLaVA learns captions, not answers.
+    images = [Piece("image")] * (question.count(IMAGE) if has_images else 0)
+    return [BOS, *images, Piece("text", f"{answer}\n", supervised=True)]
+
+
+def _chatml(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    system, rounds = _rounds(turns, _CHATML)
+    start, end = Piece("special", "<|im_start|>"), Piece("special", "<|im_end|>")
+    pieces = [start, Piece("text", f"system\n{system}"), end]
+    for question, answer in rounds:
+        pieces += [start, *split_images(f"user\n{question}", has_images), end, start, Piece("text", "assistant\n")]
+        pieces += [Piece("text", answer, supervised=True)] if answer else []
+        pieces.append(Piece("special", "<|im_end|>", supervised=True))
+    return pieces
+
+
+TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
+    "v1": _v1,
+    "plain": _plain,
+    "llava_llama_2": _llava_llama_2,
+    "mistral_instruct": _mistral_instruct,
+    "chatml": _chatml,
+}
+
+
+def _rounds(turns: Sequence[Turn], default_system: str) -> tuple[str, list[tuple[str, str]]]:
+    """The system prompt and the (question, answer) pairs of checked turns (`records.check_turns`)."""
+    system = turns[0].text if turns[0].role == "system" else default_system
+    spoken = [turn.text for turn in turns if turn.role != "system"]
+    assert len(spoken) % 2 == 0, "records hold whole rounds"
+    return system, list(zip(spoken[::2], spoken[1::2], strict=True))

@@ -1,0 +1,141 @@
+"""The files of `data.train` or `data.eval` as one sequence of rows, and the dataset that loaders read."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llava_accel.data.examples import Encoded, Encoder
+from llava_accel.data.images import check_header, decode
+from llava_accel.data.labels import Example
+from llava_accel.data.problems import DataError
+from llava_accel.data.records import Record, parse_record, record_id
+from llava_accel.data.table import Table
+from llava_accel.data.trie import Row, chain
+
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file: its rows, the folder of its pictures, and how often its rows stand in an epoch."""
+
+    table: Table
+    images: Path
+    weight: float = 1.0
+
+
+class Corpus:
+    """Rows of all sources, numbered through.
+
+    Args:
+        sources: At least one.
+        encoder: Turns records into examples.
+    """
+
+    def __init__(self, sources: Sequence[Source], encoder: Encoder) -> None:
+        self.sources = list(sources)
+        self._encoder = encoder
+        self._starts = np.cumsum([0, *(len(source.table) for source in sources)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weight of every row: [rows]."""
+        return np.concatenate([np.full(len(source.table), source.weight) for source in self.sources])
+
+    def fingerprint(self) -> str:
+        """Changes when a file or its folder of pictures does."""
+        text = " ".join(f"{source.table.fingerprint}:{source.images.resolve()}" for source in self.sources)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def root(self, index: int) -> Path:
+        """The folder that the record's picture names are relative to."""
+        return self._find(index)[0].images
+
+    def raw(self, index: int) -> bytes:
+        """The row as JSON."""
+        source, row = self._find(index)
+        return source.table[row]
+
+    def record(self, index: int) -> Record:
+        """The checked record.
+
+        Raises:
+            DataError: with file, row and id.
+        """
+        source, row = self._find(index)
+        try:
+            return parse_record(source.table[row], source.table.number(row))
+        except DataError as error:
+            raise self.locate(error, index) from None
+
+    def encode(self, index: int) -> Encoded:
+        """The record as tokens and targets.
+
+        Raises:
+            DataError: with file, row and id.
+        """
+        record = self.record(index)
+        try:
+            return self._encoder(record, index, self.root(index))
+        except DataError as error:
+            raise self.locate(error, index) from None
+
+    def check_images(self, example: Example, whole: bool) -> None:
+        """Open the pictures of an encoded record: their headers, or all of them.
+
+        Raises:
+            DataError: with file, row and id.
+        """
+        try:
+            for path in map(Path, example.images):
+                decode(path) if whole else check_header(path)
+        except DataError as error:
+            raise self.locate(error, example.index) from None
+
+    def image_files(self, index: int) -> list[Path]:
+        """The record's picture files."""
+        return [self.root(index) / name for name in self.record(index).images]
+
+    def locate(self, error: DataError, index: int) -> DataError:
+        """The error with the file, row and id of the record that it is about."""
+        if error.file:
+            return error
+        source, row = self._find(index)
+        return error.at(str(source.table.path), source.table.number(row), record_id(source.table[row]))
+
+    def row(self, index: int) -> Row:
+        """The record as a row of one chain."""
+        return chain(self.encode(index).example)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.sources[number], index - int(self._starts[number])
+
+
+def open_sources(entries: Sequence[tuple[str, str, float]], cache_dir: Path) -> list[Source]:
+    """Open files and folders of files.
+
+    Args:
+        entries: (path, folder of pictures or "" for the file's own folder, weight).
+
+    Raises:
+        DataError: a path does not exist, holds no data file, or is not readable.
+    """
+    sources: list[Source] = []
+    for name, images, weight in entries:
+        path = Path(name)
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise DataError("json", f"the folder {path} holds no data file", f"Expected one of {', '.join(_SUFFIXES)}")
+        for file in files:
+            root = Path(images) if images else file.parent
+            if not root.is_dir():
+                raise DataError("missing_image", f"data.images: there is no folder {root}", "Check the path")
+            sources.append(Source(Table(file, cache_dir), root, weight))
+    return sources

@@ -1,0 +1,101 @@
+"""Records -> examples: placement of pictures, template, labels, length. What a loader worker does for each record."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from llava_accel.data.chat_template import ChatTemplate
+from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
+from llava_accel.data.images import find_image
+from llava_accel.data.labels import Example, Labeller
+from llava_accel.data.problems import DataError
+from llava_accel.data.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An example, the turns of user and assistant that it holds, and how many were dropped to make it fit."""
+
+    example: Example
+    num_turns: int
+    dropped_turns: int = 0
+
+
+class Encoder:
+    """Turns one record into an example, or says why it cannot be one.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        image_token_id, num_image_tokens: See `Labeller`.
+        template: A name of `conversation.TEMPLATES`, or "auto".
+        chat_template: The processor's Jinja template, for "auto".
+        image_placement, max_length, on_too_long: The recipe's keys of that name.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_token_id: int,
+        num_image_tokens: int,
+        *,
+        template: str,
+        chat_template: str | None = None,
+        image_placement: Literal["start", "in_place"] = "start",
+        max_length: int = 2048,
+        on_too_long: Literal["error", "drop_turns", "skip"] = "error",
+    ) -> None:
+        self._label = Labeller(tokenizer, image_token_id, num_image_tokens)
+        self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
+            ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
+        )
+        self._placement = image_placement
+        self._max_length = max_length
+        self._on_too_long = on_too_long
+
+    def pieces(self, record: Record) -> list[Piece]:
+        """The record's conversation in the template's form."""
+        turns, has_images = record.turns, bool(record.images)
+        if has_images and self._placement == "start":
+            turns = [replace(turn, text=move_images_to_start(turn.text)) for turn in turns]
+        return self._template(turns, has_images)
+
+    def __call__(self, record: Record, index: int, root: Path) -> Encoded:
+        """Tokenise and label.
+
+        Args:
+            index: Place of the record in the data.
+            root: Folder that its picture names are relative to.
+
+        Raises:
+            DataError: unsafe or missing picture, or too long and not to be shortened. Without its place.
+        """
+        dropped = 0
+        images = [str(find_image(root, name)) for name in record.images]
+        while True:
+            example = self._label(self.pieces(record), images[: len(record.images)], index)
+            if not example.num_targets:
+                raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
+            length = len(example.input_ids)
+            if length <= self._max_length:
+                num_turns = sum(turn.role != "system" for turn in record.turns)
+                return Encoded(example, num_turns, dropped)
+            shorter = _without_last_round(record) if self._on_too_long == "drop_turns" else None
+            if shorter is None:
+                raise DataError(
+                    "too_long",
+                    f"{length} tokens, picture tokens included, exceed data.max_length = {self._max_length}",
+                    "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
+                )
+            dropped += 2
+            record = shorter
+
+
+def _without_last_round(record: Record) -> Record | None:
+    turns = record.turns[:-2]
+    if sum(turn.role != "system" for turn in turns) == 0:
+        return None
+    num_images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
+    return replace(record, turns=turns, images=record.images[:num_images] if record.images else ())

@@ -1,0 +1,172 @@
+"""Pieces -> token ids and targets. The riskiest step of a LLaVA trainer, so it has a file of its own.
+
+LLaVA tokenises the text between two pictures as one chunk and a SentencePiece tokenizer puts a space before the start
+of a chunk; whether it also puts one behind a special token depends on the tokenizer's `legacy` flag. Both are facts of
+the encoder here, not corrections of a count, so ids and targets agree with LLaVA's for every text. Text of the user
+never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llava_accel.data.conversation import Piece
+
+Behind = Literal["start", "special", "text"]
+"""What a text follows: the start of a chunk (the conversation, or a picture's end), a special token, or text."""
+_CONTROL = re.compile(r"<\|.*\|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One conversation as the model sees it.
+
+    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. Pictures stand as
+    `num_image_tokens` copies of the image token from `image_starts[k]` on and are never targets.
+    """
+
+    input_ids: Int[np.ndarray, "length"]
+    is_target: Bool[np.ndarray, "length"]
+    image_starts: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
+    """Picture files, one for each of `image_starts`."""
+    index: int = -1
+    """Place of the record in the data; -1 outside a data set."""
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.is_target.sum())
+
+    def prompt_length(self) -> int:
+        """Tokens before the last answer: what a model is given when it has to answer by itself."""
+        (positions,) = np.nonzero(self.is_target)
+        gaps = np.nonzero(np.diff(positions) > 1)[0]
+        return int(positions[gaps[-1] + 1] if len(gaps) else positions[0])
+
+
+class TextEncoder:
+    """Plain text -> ids, with the leading space under our control and no special token ever parsed.
+
+    Args:
+        tokenizer: One with a `tokenizers` backend, else ValueError.
+        image_token_id: Never comes out of a text either, special or not in the tokenizer's own book.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int = -1) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ValueError(
+                f"model: the tokenizer {type(tokenizer).__name__} has no `tokenizers` backend. "
+                "Save it once with `tokenizer.save_pretrained` as tokenizer.json and put that file into the folder"
+            )
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._space, self.space_at_start, self.space_after_special = _take_over_spaces(spec)
+        # Some files carry the settings of their last use; here they would cut off or fill up every piece.
+        spec["truncation"] = spec["padding"] = None
+        for token in spec["added_tokens"]:
+            # Not all bases mark what structures a conversation as special. Other added tokens are words.
+            token["special"] |= token["id"] == image_token_id or bool(_CONTROL.fullmatch(token["content"]))
+        self._backend = Tokenizer.from_str(json.dumps(spec))
+        self._backend.encode_special_tokens = True
+
+    def __call__(self, text: str, behind: Behind) -> list[int]:
+        """Ids of `text`, given what it stands behind."""
+        if not text:
+            return []
+        lead = (behind == "start" and self.space_at_start) or (behind == "special" and self.space_after_special)
+        return self._backend.encode(f"{self._space}{text}" if lead else text, add_special_tokens=False).ids
+
+
+def _take_over_spaces(spec: dict) -> tuple[str, bool, bool]:
+    """Remove the automatic leading space from a tokenizer's description.
+
+    Returns:
+        The space, whether it stands at the start of a text, and whether it stands behind special tokens too.
+    """
+    normalizer, pre_tokenizer = spec.get("normalizer"), spec.get("pre_tokenizer")
+    parts = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    for part in parts:
+        if part["type"] == "Prepend":
+            kept = [other for other in parts if other is not part]
+            spec["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+            return part["prepend"], True, True
+    for part in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer] if pre_tokenizer else []):
+        if part["type"] == "Metaspace":
+            scheme, part["prepend_scheme"] = part["prepend_scheme"], "never"
+            return part["replacement"], scheme in ("first", "always"), scheme == "always"
+        if part["type"] == "ByteLevel" and part["add_prefix_space"]:
+            part["add_prefix_space"] = False
+            return " ", True, True
+    return "", False, False
+
+
+class Labeller:
+    """Turns pieces into an `Example`.
+
+    Args:
+        tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
+        image_token_id: Id that stands at every position of a picture.
+        num_image_tokens: Positions that one picture takes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_token_id: int, num_image_tokens: int) -> None:
+        self._encode = TextEncoder(tokenizer, image_token_id)
+        self._tokenizer = tokenizer
+        self._image_ids = [image_token_id] * num_image_tokens
+        self._special_ids: dict[str, list[int]] = {}
+
+    def __call__(self, pieces: Iterable[Piece], images: Sequence[str] = (), index: int = -1) -> Example:
+        """Ids and targets of the pieces; `images` are the files of the image pieces, in order."""
+        ids: list[int] = []
+        is_target: list[bool] = []
+        image_starts: list[int] = []
+        behind: Behind = "start"
+        for piece in pieces:
+            if piece.kind == "image":
+                image_starts.append(len(ids))
+                new, behind = self._image_ids, "start"
+            elif piece.kind == "special":
+                new = self._special_ids.get(piece.text)
+                if new is None:
+                    new = self._special_ids[piece.text] = self._special(piece.text)
+                # The first BOS belongs to the start: the tokenizer adds it, the text behind it begins the chunk.
+                behind = "start" if piece.text == "bos" and not ids else "special"
+            else:
+                new = self._encode(piece.text, behind)
+                behind = "text" if new else behind
+            ids += new
+            is_target += [piece.supervised and piece.kind != "image"] * len(new)
+        assert len(image_starts) == len(images) or not images, "one file for each picture of the text"
+        is_target[:1] = [False] * len(is_target[:1])  # nothing stands before the first token that could predict it
+        return Example(
+            input_ids=np.asarray(ids, dtype=np.int64),
+            is_target=np.asarray(is_target, dtype=bool),
+            image_starts=tuple(image_starts),
+            images=tuple(images),
+            index=index,
+        )
+
+    def _special(self, name: str) -> list[int]:
+        if name == "bos" and not adds_bos(self._tokenizer):
+            return []
+        token = self._tokenizer.special_tokens_map.get(f"{name}_token") if name in ("bos", "eos") else name
+        if token is None:
+            raise ValueError("model: the tokenizer has no end-of-sequence token, so no answer could ever end")
+        token_id = self._tokenizer.get_added_vocab().get(token)
+        if token_id is None:
+            raise ValueError(
+                f"model.template: the tokenizer has no token {token!r}, which this template ends its turns with. "
+                "Choose the template that the base was trained with, or 'auto'"
+            )
+        return [token_id]
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer puts a beginning-of-sequence token before a text by itself."""
+    return tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

@@ -1,0 +1,101 @@
+"""Micro-batches for one rank, decoded by workers ahead of the step that needs them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llava_accel.data.collate import collate
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.images import Picture, Pictures
+from llava_accel.data.labels import Example
+from llava_accel.data.problems import DataError
+from llava_accel.data.sampler import MicroBatch, Window
+from llava_accel.data.trie import chain, share_rows
+
+Loaded = dict[str, Tensor | bool]
+"""The fields of `collate.Batch`."""
+
+
+class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
+    """Index: the rows of a micro-batch. Errors travel as values: raised in a worker they would lose their message."""
+
+    def __init__(self, corpus: Corpus, pictures: Pictures, share_up_to: int) -> None:
+        self._corpus = corpus
+        self._pictures = pictures
+        self._share_up_to = share_up_to
+
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[Loaded, list[DataError]]:
+        examples: list[Example] = []
+        pictures: dict[str, Picture] = {}
+        errors: list[DataError] = []
+        for index in micro_batch:
+            try:
+                example = self._corpus.encode(index).example
+                pictures |= {name: self._pictures.load(Path(name)) for name in example.images if name not in pictures}
+                examples.append(example)
+            except DataError as error:
+                errors.append(self._corpus.locate(error, index))
+        rows = share_rows(examples, self._share_up_to) if self._share_up_to else [chain(e) for e in examples]
+        return collate(rows, pictures, self._pictures.shape), errors
+
+
+def load_windows(
+    corpus: Corpus,
+    pictures: Pictures,
+    windows: Iterable[Window],
+    *,
+    workers: int,
+    device: torch.device,
+    on_error: Callable[[DataError], None],
+    share_up_to: int = 0,
+) -> Iterator[list[Loaded]]:
+    """Yield the micro-batches of each window on `device`.
+
+    Args:
+        windows: Rows of the corpus for every micro-batch of every step of this rank.
+        workers: Processes that decode pictures; 0 decodes in the loop's own process.
+        on_error: Called for each record that the survey found in order and that is broken now; it raises, or the step
+            goes on without that record.
+        share_up_to: Join examples of the same pictures into rows of at most so many tokens; 0 = a row each.
+    """
+    sizes: list[int] = []
+
+    def micro_batches() -> Iterator[MicroBatch]:
+        for window in windows:
+            sizes.append(len(window))
+            yield from window
+
+    loader = DataLoader(
+        _MicroBatches(corpus, pictures, share_up_to),
+        sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    window: list[Loaded] = []
+    for micro_batch, errors in loader:
+        for error in errors:
+            on_error(error)
+        window.append({name: _moved(value, device) for name, value in micro_batch.items()})
+        if len(window) == sizes[0]:
+            del sizes[0]
+            yield window
+            window = []
+
+
+def _moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def where(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[str]:
+    """Ids of the records in these micro-batches, for reports."""
+    indices = [index for batch in micro_batches if isinstance(index := batch["indices"], Tensor)]
+    return [corpus.record(int(row)).id for rows in indices for row in rows]
+
+
+def cache_folder(cache_dir: str) -> Path:
+    """The recipe's cache folder, by default one of the user's cache."""
+    return Path(cache_dir) if cache_dir else Path.home() / ".cache" / "llava_accel"

@@ -1,0 +1,53 @@
+"""The one error that a user's data can raise: what is wrong, where it stands, and what to do about it."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Kind = Literal[
+    "json", "fields", "roles", "empty", "image_count", "unsafe_path", "missing_image", "broken_image", "too_long"
+]
+
+
+@dataclass(eq=False)  # compared and hashed by identity, as exceptions are
+class DataError(ValueError):
+    """A record, or the file that holds it, cannot be used.
+
+    Args:
+        kind: The class that summaries count it under.
+        problem: What is wrong, with the offending value.
+        remedy: What the user can do.
+        file, row, id: Where it stands; `row` counts from 1, as editors do. Filled in by `at`.
+    """
+
+    kind: Kind
+    problem: str
+    remedy: str
+    file: str = ""
+    row: int | None = None
+    id: str | None = None
+
+    def at(self, file: str, row: int, record_id: str | None) -> "DataError":
+        """The same error with its place, for code that works on a record without knowing where it came from."""
+        return replace(self, file=file, row=row, id=record_id)
+
+    def with_note(self, note: str) -> "DataError":
+        """The same error with something to add about the others."""
+        return replace(self, remedy=f"{self.remedy}.{note}")
+
+    def __str__(self) -> str:
+        place = self.file if self.file.isprintable() else printable(self.file, 200)
+        if self.row is not None:
+            place += f", row {self.row}"
+        if self.id is not None:
+            place += f" (id {printable(self.id)})"
+        return f"{place}: {self.problem}. {self.remedy}" if place else f"{self.problem}. {self.remedy}"
+
+    def __reduce__(self) -> tuple[type["DataError"], tuple[str | int | None, ...]]:
+        # Exceptions pickle through `args`, which a dataclass does not fill; loader workers send errors by pickle.
+        return DataError, (self.kind, self.problem, self.remedy, self.file, self.row, self.id)
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """`text` in quotes, at most `limit` characters, with control characters escaped: data never drives a terminal."""
+    shown = str(text)
+    return repr(shown if len(shown) <= limit else shown[: limit - 1] + "…")

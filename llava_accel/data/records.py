@@ -1,0 +1,200 @@
+"""One row of the user's file -> `Record`. Every error in it is raised here, with its remedy.
+
+Accepted: `conversations` (or `messages`) of `{"from": human|gpt|user|assistant|system, "value": ...}` or
+`{"role": ..., "content": ...}`, `image` (a name or a list of names) or `images`, and what `prepare` adds: `question`,
+`answers` (text -> count), `question_type`, `answer_type`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from llava_accel.data.conversation import IMAGE, Role, Turn
+from llava_accel.data.problems import DataError, printable
+
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+_MAX_COUNT = 1e6  # more annotators than any data set has: references() writes each answer out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A checked row: an optional system turn, then whole rounds of a user's and an assistant's turn."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+    """Picture names as written, one for each `<image>` in the user turns."""
+    question: str = ""
+    answers: tuple[tuple[str, float], ...] = ()
+    """The annotators' answers and how many gave each; empty: the last turn is the only answer."""
+    question_type: str = ""
+    answer_type: str = ""
+
+    def references(self) -> list[str]:
+        """Every annotator's answer, repeated as often as it was given."""
+        repeated = [text for text, count in self.answers for _ in range(round(count))]
+        return repeated or [self.turns[-1].text]
+
+
+def parse_record(raw: bytes, row: int) -> Record:
+    """Check one JSON object.
+
+    Raises:
+        DataError: without its place; the caller knows the file (`DataError.at`).
+    """
+    fields = _object(raw)
+    record_id = _either(fields, "id", "question_id")
+    record_id = row if record_id is None else record_id
+    if isinstance(record_id, bool) or not isinstance(record_id, str | int):
+        raise DataError("fields", f"'id' is {printable(record_id)}, no string or whole number", "Give it a plain id")
+    images = _images(fields)
+    turns = _turns(fields)
+    check_turns(turns, num_images=len(images))
+    return Record(
+        id=str(record_id),
+        turns=turns,
+        images=images,
+        question=_text(fields, "question"),
+        answers=_answers(fields.get("answers")),
+        question_type=_text(fields, "question_type"),
+        answer_type=_text(fields, "answer_type"),
+    )
+
+
+def record_id(raw: bytes) -> str | None:
+    """The id of a row that may be broken, for an error message; None where there is none to read."""
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    found = _either(fields, "id", "question_id") if isinstance(fields, dict) else None
+    return str(found) if isinstance(found, str | int) else None
+
+
+def check_turns(turns: Sequence[Turn], num_images: int) -> None:
+    """Hold the shape that templates rely on: [system] (user assistant)+, pictures in user turns only, counts equal."""
+    spoken = [turn for turn in turns if turn.role != "system"]
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise DataError("roles", "a system turn stands behind the first place", "Move it to the start")
+    if not spoken:
+        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
+    for position, turn in enumerate(spoken):
+        expected = "user" if position % 2 == 0 else "assistant"
+        if turn.role != expected:
+            raise DataError(
+                "roles",
+                f"turn {position + 1} is from {turn.role!r}, but user and assistant must alternate, user first",
+                "Merge neighbouring turns of one speaker, or drop a leading answer",
+            )
+    if len(spoken) % 2:
+        raise DataError(
+            "roles", "the conversation ends with a question", "Add its answer, or drop the last turn: it has no target"
+        )
+    in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
+    if in_answers and num_images:
+        raise DataError("image_count", f"{IMAGE} stands outside a user turn", "Pictures belong into questions")
+    marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
+    if marks != num_images:
+        raise DataError(
+            "image_count",
+            f"the text has {marks} {IMAGE}, but the record names {num_images} picture(s)",
+            f"Write one {IMAGE} for each picture, where it belongs" if num_images else "Name the picture in 'image'",
+        )
+
+
+def _object(raw: bytes) -> Mapping[str, object]:
+    try:
+        fields = json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise DataError("json", f"not UTF-8 ({error})", "Save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError("json", f"not valid JSON ({error})", "Write one JSON object a row") from None
+    if not isinstance(fields, dict):
+        raise DataError("json", f"the row is {printable(fields)}, not a JSON object", "Write {...}")
+    if b"\\ud" in raw or b"\\uD" in raw:
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = printable(error.object[error.start])
+            raise DataError("json", f"{half} is half a character", "Write both halves of the pair, or none") from None
+    return fields
+
+
+def _either(fields: Mapping[str, object], name: str, other: str) -> object:
+    """The field of either spelling. A null is an absent field: Parquet has no other way to leave one out."""
+    value = fields.get(name)
+    return fields.get(other) if value is None else value
+
+
+def _images(fields: Mapping[str, object]) -> tuple[str, ...]:
+    value = _either(fields, "image", "images")
+    names: list[str] = []
+    for name in [] if value is None else value if isinstance(value, list) else [value]:
+        if not isinstance(name, str) or not name:
+            raise DataError("fields", f"'image' holds {printable(name)}, not a file name", "Name a file, or drop it")
+        names.append(name)
+    return tuple(names)
+
+
+def _turns(fields: Mapping[str, object]) -> tuple[Turn, ...]:
+    rows = _either(fields, "conversations", "messages")
+    if not isinstance(rows, list):
+        raise DataError(
+            "fields",
+            f"'conversations' is {'missing' if rows is None else printable(rows)}",
+            'Write "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]',
+        )
+    return tuple(_turn(row, position) for position, row in enumerate(rows, start=1))
+
+
+def _turn(row: object, position: int) -> Turn:
+    if not isinstance(row, dict):
+        raise DataError("fields", f"turn {position} is {printable(row)}", 'Write {"from": ..., "value": ...}')
+    speaker, text = _either(row, "from", "role"), _either(row, "value", "content")
+    if not isinstance(speaker, str) or speaker not in _ROLES:
+        raise DataError(
+            "roles", f"turn {position} is from {printable(speaker)}", f"Use one of {', '.join(_ROLES)} in 'from'"
+        )
+    if not isinstance(text, str):
+        raise DataError("fields", f"the text of turn {position} is {printable(text)}", "Write a string in 'value'")
+    return Turn(_ROLES[speaker], text)
+
+
+def _answers(value: object) -> tuple[tuple[str, float], ...]:
+    if value is None:
+        return ()
+    counts: dict[str, object] = {}
+    if isinstance(value, dict):
+        # Parquet gives every row the keys of all rows, null where the row has none.
+        counts = {text: count for text, count in value.items() if count is not None}
+    elif isinstance(value, list):
+        entries = [entry.get("answer") if isinstance(entry, dict) else entry for entry in value]
+        texts = [entry for entry in entries if isinstance(entry, str)]
+        counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
+    found = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
+    if not counts or len(found) < len(counts):
+        raise DataError(
+            "fields", f"'answers' is {printable(value)}", 'Write {"answer": count} or a list of answers, or drop it'
+        )
+    return found
+
+
+def _is_count(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_COUNT
+
+
+def _text(fields: Mapping[str, object], key: str) -> str:
+    value = fields.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError("fields", f"{key!r} is {printable(value)}", "Write a string, or drop it")
+    return value

@@ -1,0 +1,127 @@
+"""The order of the data: a pure function of (seed, epoch), so resume needs neither replay nor luck.
+
+The global batch is the unit: its examples are the same whatever the number of ranks and micro-batches, and only then
+dealt out. Lengths are real tokens, picture tokens included.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int
+
+_WINDOWS_PER_POOL = 50  # examples of this many global batches are sorted by length together
+
+MicroBatch = list[int]
+Window = list[MicroBatch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which examples each step sees.
+
+    Args:
+        lengths: Tokens of every example that can be used; its indices are what the order deals out.
+        seed: The run's seed.
+        global_batch_size: Examples of one step over all ranks and micro-batches.
+        group_by_length: Put examples of similar length into the same step.
+        repeats: How often each example stands in an epoch (data.train weights); fractions are drawn anew each epoch.
+        groups: Examples of equal number stay together and share their prefix; None keeps none together. A group is cut
+            only where a global batch ends, so every step has as many examples as without groups.
+    """
+
+    lengths: Int[np.ndarray, "examples"]
+    seed: int
+    global_batch_size: int
+    group_by_length: bool = True
+    repeats: np.ndarray | None = None
+    groups: Int[np.ndarray, "examples"] | None = None
+
+    @cached_property
+    def sort_lengths(self) -> Int[np.ndarray, "examples"]:
+        """What examples are brought together by: their own length, or that of their whole group."""
+        if self.groups is None:
+            return self.lengths
+        _, members = np.unique(self.groups, return_inverse=True)
+        return np.bincount(members, weights=self.lengths).astype(np.int64)[members]
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Examples dealt out in one epoch."""
+        return len(self.lengths) if self.repeats is None else round(float(self.repeats.sum()))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; the last one may be smaller."""
+        return -(-self.examples_per_epoch // self.global_batch_size)
+
+    def epoch(self, epoch: int) -> list[Int[np.ndarray, "batch"]]:
+        """The global batches of one epoch, in order; only the last may be short."""
+        random = np.random.default_rng((self.seed, epoch))
+        order = self._shuffled(self._population(random), random)
+        size, full = self.global_batch_size, len(order) // self.global_batch_size
+        batches = [order[start : start + size] for start in range(0, full * size, size)]
+        if self.group_by_length:
+            batches = self._grouped(order[: full * size], random)
+        rest = order[full * size :]
+        return batches + ([rest] if len(rest) else [])
+
+    def _shuffled(self, population: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        if self.groups is None:
+            return random.permutation(population)
+        _, members = np.unique(self.groups, return_inverse=True)
+        places = random.permutation(members.max() + 1)[members[population]]
+        return population[np.argsort(places, kind="stable")]
+
+    def _population(self, random: np.random.Generator) -> Int[np.ndarray, "examples"]:
+        indices = np.arange(len(self.lengths))
+        if self.repeats is None:
+            return indices
+        whole = np.floor(self.repeats).astype(int)
+        population = np.repeat(indices, whole)
+        missing = self.examples_per_epoch - len(population)
+        fractions = self.repeats - whole
+        if missing <= 0:
+            return population
+        extra = random.choice(indices, size=missing, replace=False, p=fractions / fractions.sum())
+        return np.concatenate([population, extra])
+
+    def _grouped(self, order: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+        size, pool = self.global_batch_size, self.global_batch_size * _WINDOWS_PER_POOL
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), pool):
+            members = order[start : start + pool]
+            # A stable sort keeps the random order among equal lengths, and groups together.
+            members = members[np.argsort(self.sort_lengths[members], kind="stable")]
+            batches += [members[place : place + size] for place in range(0, len(members), size)]
+        return [batches[number] for number in random.permutation(len(batches))]
+
+
+def deal(
+    batch: Int[np.ndarray, "batch"],
+    lengths: Int[np.ndarray, "examples"],
+    *,
+    per_device_batch_size: int,
+    num_ranks: int,
+) -> list[Window]:
+    """Deal a global batch to the ranks: for each rank its micro-batches, all ranks the same number of them.
+
+    Neighbours in length share a micro-batch, and the ranks get micro-batches of similar length at the same time. A
+    short batch is spread evenly; a rank that has nothing left gets an empty micro-batch, which still takes part in
+    every collective operation.
+    """
+    batch = batch[np.argsort(lengths[batch], kind="stable")]
+    num_turns = max(1, -(-len(batch) // (per_device_batch_size * num_ranks)))
+    parts = np.array_split(batch, num_turns * num_ranks)
+    return [[parts[turn * num_ranks + rank].tolist() for turn in range(num_turns)] for rank in range(num_ranks)]
+
+
+def windows(order: Order, first_step: int, num_steps: int, **sizes: int) -> Iterator[list[Window]]:
+    """Every step's micro-batches for all ranks, from `first_step` to `num_steps`, over as many epochs as it takes."""
+    epoch, batches = -1, []
+    for step in range(first_step, num_steps):
+        if step // order.steps_per_epoch != epoch:
+            epoch = step // order.steps_per_epoch
+            batches = order.epoch(epoch)
+        yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, **sizes)

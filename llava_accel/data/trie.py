@@ -1,0 +1,151 @@
+"""Examples -> rows. A row is a forest of token sequences in which a common prefix stands once.
+
+The tokens of a row stand in depth-first order, so the descendants of a token are the ones right behind it, up to
+`subtree_end`. Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
+pack of chains and questions that share a picture are all this one thing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from llava_accel.data.labels import Example
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A forest of sequences. A target is (token whose hidden state predicts, id to predict, weight)."""
+
+    input_ids: Int[np.ndarray, "length"]
+    position_ids: Int[np.ndarray, "length"]
+    subtree_end: Int[np.ndarray, "length"]
+    target_positions: Int[np.ndarray, "targets"]
+    target_ids: Int[np.ndarray, "targets"]
+    target_weights: Float[np.ndarray, "targets"]
+    image_starts: tuple[int, ...]
+    images: tuple[str, ...]
+    indices: tuple[int, ...]
+    """Places in the data of the examples in this row."""
+    num_example_tokens: int
+    """Tokens of the examples one by one: what the row stands for, however little of it is computed."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def chain(example: Example) -> Row:
+    """A row that holds one example."""
+    return build_row([example])
+
+
+def build_row(examples: Sequence[Example], weights: Sequence[float] | None = None, *, share: bool = True) -> Row:
+    """Join examples into one row.
+
+    Args:
+        examples: At least one. A picture is part of a shared prefix where its file and its place are the same.
+        weights: Factor on the loss of each example; 1 where absent.
+        share: Common prefixes stand once. False puts the examples side by side (a pack).
+    """
+    weights = [1.0] * len(examples) if weights is None else weights
+    numbers: dict[str, int] = {}
+    builder = _Builder([_keys(example, numbers) for example in examples])
+    groups = [list(range(len(examples)))] if share else [[number] for number in range(len(examples))]
+    for group in groups:
+        builder.grow(group)
+    return builder.row(examples, weights)
+
+
+def share_rows(examples: Sequence[Example], max_length: int) -> list[Row]:
+    """Rows in which examples of the same pictures share their prefix; text-only examples get a row each.
+
+    A row longer than `max_length` is halved until it fits, so a prefix then stands more than once.
+    """
+    groups: dict[object, list[Example]] = {}
+    for place, example in enumerate(examples):
+        groups.setdefault(example.images or place, []).append(example)
+    return [row for group in groups.values() for row in _fitting(group, max_length)]
+
+
+def _fitting(group: Sequence[Example], max_length: int) -> list[Row]:
+    row = build_row(group)
+    if len(row) <= max_length or len(group) == 1:
+        return [row]
+    half = len(group) // 2
+    return _fitting(group[:half], max_length) + _fitting(group[half:], max_length)
+
+
+def _keys(example: Example, numbers: dict[str, int]) -> Int[np.ndarray, "length"]:
+    """Ids in which a picture is a run of one negative number, the same for the same file only."""
+    keys = example.input_ids.copy()
+    for start, name in zip(example.image_starts, example.images, strict=True):
+        number = numbers.setdefault(name, len(numbers))
+        run = int(np.argmax(np.append(keys[start:] != keys[start], True)))
+        keys[start : start + run] = -1 - number  # a picture right behind this one overwrites its own part
+    return keys
+
+
+class _Builder:
+    """Grows the forest branch by branch, depth first."""
+
+    def __init__(self, keys: list[np.ndarray]) -> None:
+        self.keys = keys
+        self.paths: list[list[np.ndarray]] = [[] for _ in keys]
+        self.owners: list[tuple[int, int, int]] = []  # (example, from depth, to depth) of each stretch, in row order
+        self.ends: list[np.ndarray] = []
+        self.length = 0
+
+    def grow(self, group: list[int]) -> None:
+        """Add a tree with the examples of `group`. A stack, not recursion: a row may branch at each of its tokens."""
+        waiting: list[tuple[list[int], int] | int] = [(group, 0)]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, int):
+                self.ends[item][:] = self.length  # all its descendants stand by now
+                continue
+            group, depth = item
+            first = self.keys[group[0]]
+            common = min(len(self.keys[member]) for member in group)
+            for member in group[1:]:
+                differs = np.nonzero(first[depth:common] != self.keys[member][depth:common])[0]
+                common = depth + int(differs[0]) if len(differs) else common
+            stretch = np.arange(self.length, self.length + common - depth)
+            self.length += len(stretch)
+            self.owners.append((group[0], depth, common))
+            branches: dict[int, list[int]] = {}
+            for member in group:
+                self.paths[member].append(stretch)
+                if len(self.keys[member]) > common:
+                    branches.setdefault(int(self.keys[member][common]), []).append(member)
+            waiting.append(len(self.ends))
+            self.ends.append(np.zeros_like(stretch))
+            waiting += [(branch, common) for branch in reversed(branches.values())]
+
+    def row(self, examples: Sequence[Example], weights: Sequence[float]) -> Row:
+        position_ids = np.concatenate([np.arange(start, end) for _, start, end in self.owners])
+        input_ids = np.concatenate([examples[owner].input_ids[start:end] for owner, start, end in self.owners])
+        positions, ids, factors = [], [], []
+        images: dict[int, str] = {}
+        for example, weight, stretches in zip(examples, weights, self.paths, strict=True):
+            path = np.concatenate(stretches)
+            (targets,) = np.nonzero(example.is_target)
+            assert not len(targets) or targets[0] > 0, "the first token has nothing that could predict it"
+            positions.append(path[targets - 1])
+            ids.append(example.input_ids[targets])
+            factors.append(np.full(len(targets), weight, dtype=np.float32))
+            for start, name in zip(example.image_starts, example.images, strict=True):
+                images[int(path[start])] = name
+        starts = sorted(images)
+        return Row(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            subtree_end=np.concatenate(self.ends),
+            target_positions=np.concatenate(positions),
+            target_ids=np.concatenate(ids),
+            target_weights=np.concatenate(factors),
+            image_starts=tuple(starts),
+            images=tuple(images[start] for start in starts),
+            indices=tuple(example.index for example in examples),
+            num_example_tokens=sum(len(example.input_ids) for example in examples),
+        )

@@ -1,0 +1,85 @@
+"""Evaluate a base or an adapter on a recipe's held-out data, or score a file of predictions.
+
+`--score` needs no model: it reads lines {"answers": [...], "prediction": ...} and adds the official VQA accuracy.
+"""
+
+import argparse
+from pathlib import Path
+
+from llava_accel.model.processing import load_processing
+from llava_accel.recipe import Recipe
+from llava_accel.run.adapters import find_adapter
+from llava_accel.run.backend import build_accelerator, prepare_frozen
+from llava_accel.run.cli import read_recipe, recipe_parser, run
+from llava_accel.run.console import Screen
+from llava_accel.run.datasets import open_data
+from llava_accel.run.evaluation import Evaluation, evaluate, write_predictions
+from llava_accel.run.evaluator import describe
+from llava_accel.run.features import attach_features
+from llava_accel.run.objective import build_objective
+from llava_accel.run.scoring import by_type, score_file
+
+
+def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
+    """Evaluate the recipe's model, with `model.adapter` if it names one, on its evaluation data.
+
+    Args:
+        out: File for the predictions; None writes none.
+
+    Raises:
+        ValueError: the recipe has no evaluation data, or model or data cannot be used.
+    """
+    accelerator = build_accelerator(recipe)
+    screen = Screen(accelerator.is_main_process)
+    processing = load_processing(recipe.model, recipe.data.image_aspect)
+    _, part = open_data(recipe, processing, accelerator, screen)
+    if part is None:
+        raise ValueError(
+            "data.eval: the recipe names no evaluation data. Set data.eval to a file, or data.eval_fraction"
+        )
+    objective, _ = build_objective(recipe, processing, accelerator, screen)
+    attach_features(recipe, processing, objective, (part,), accelerator, screen)
+    model = prepare_frozen(accelerator, objective)
+    found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, screen)
+    objective.flush_features()
+    screen.line(describe(found.metrics))
+    for kind, table in by_type(found.predictions).items():
+        rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
+        screen.table(kind.replace("_", " "), ["", "score", "questions"], rows)
+    if out and accelerator.is_main_process:
+        write_predictions(out, found.predictions)
+        screen.line(f"predictions: {out}")
+    return found
+
+
+def main() -> None:
+    """Entry point of `python -m llava_accel.evaluate`."""
+    example = "python -m llava_accel.evaluate recipes/quickstart.toml --adapter runs/quickstart"
+    parser = recipe_parser("evaluate", (__doc__ or "").splitlines()[0], example)
+    parser.add_argument("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
+    parser.add_argument("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
+    for action in parser._actions:
+        if action.dest == "recipe":
+            action.nargs = "?"
+    arguments = parser.parse_intermixed_args()
+    run(lambda: _verb(arguments, parser))
+
+
+def _verb(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    out = Path(arguments.out) if arguments.out else None
+    if arguments.score:
+        if out is None:
+            parser.error("--score needs --out FILE.jsonl for the scored lines")
+        for name, value in score_file(Path(arguments.score), out).items():
+            print(f"{name}: {value:.6g}")
+        return
+    if arguments.recipe is None:
+        parser.error("name a recipe, or a file of predictions with --score")
+    if arguments.adapter:
+        arguments.overrides.append(f'model.adapter="{find_adapter(Path(arguments.adapter))}"')
+    evaluate_recipe(read_recipe(arguments), out)
+
+
+if __name__ == "__main__":
+    main()

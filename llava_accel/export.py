@@ -1,0 +1,89 @@
+"""Export a run, a checkpoint or an adapter for peft, transformers or LLaVA's own code, or convert a base.
+
+`--to peft`: one adapter with the projector inside. `--to merged`: one model folder of transformers. `--to llava`: the
+folder that LLaVA's own code writes. Each is compared with what was trained before it is called done.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from llava_accel.model.processing import load_processing
+from llava_accel.run.cli import run
+from llava_accel.run.console import Screen
+from llava_accel.run.export_forms import FORMS
+from llava_accel.run.exports import Job, export
+from llava_accel.run.publish import check_login, check_name, push, show_files
+from llava_accel.run.trained import Trained, find_trained
+
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export_source(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Export what the command line names, and push it if it says so.
+
+    Raises:
+        ValueError: the source cannot be read or put into this form, the place is taken, or the hub refused.
+    """
+    if arguments.push:
+        check_name(arguments.push)
+        if not arguments.dry_run:
+            check_login()
+    trained = find_trained(arguments.source, base=arguments.base, template=arguments.template)
+    if trained.kind == "model" and trained.own is None and not arguments.template:
+        trained = _with_own_template(trained)
+    if _DTYPES[arguments.dtype] and (arguments.to == "peft" or (arguments.to == "llava" and trained.kind != "model")):
+        raise ValueError(f"--dtype {arguments.dtype}: an adapter stays as it was trained. Leave --dtype out")
+    screen.line(f"source: {trained.folder} ({'whole model' if trained.kind == 'model' else trained.kind})")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    job = Job(trained, device, screen, _DTYPES[arguments.dtype])
+    export(job, arguments.to, Path(arguments.out), FORMS[arguments.to])
+    if arguments.push and arguments.dry_run:
+        show_files(Path(arguments.out), arguments.push, screen)
+    elif arguments.push:
+        push(Path(arguments.out), arguments.push, screen)
+
+
+def main() -> None:
+    """Entry point of `python -m llava_accel.export`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_accel.export",
+        description=str(__doc__).splitlines()[0],
+        epilog="example:\n  python -m llava_accel.export runs/quickstart --to merged --out runs/quickstart-merged\n"
+        "A GPU is used where there is one; CUDA_VISIBLE_DEVICES= leaves the work to the CPU, in fp32.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source", metavar="RUN_OR_CHECKPOINT", help="a run, a checkpoint, an export, or a base to convert"
+    )
+    parser.add_argument(
+        "--to", required=True, choices=list(FORMS), help="peft, transformers (merged), or LLaVA's own code"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--base", default="", metavar="DIR_OR_NAME", help="the base, if it is not where the recipe says"
+    )
+    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
+    parser.add_argument(
+        "--dtype", default="auto", choices=list(_DTYPES), help="weights of a whole model; auto = the base's"
+    )
+    parser.add_argument("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
+    parser.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
+    arguments = parser.parse_args()
+    if arguments.dry_run and not arguments.push:
+        parser.error("--dry-run belongs to --push ORG/NAME")
+    run(lambda: export_source(arguments, Screen()))
+
+
+def _with_own_template(trained: Trained) -> Trained:
+    """A base that is only converted keeps its own chat template, if it has one."""
+    model = trained.recipe.model.model_copy(update={"template": "auto"})
+    if load_processing(model, trained.recipe.data.image_aspect).processor.chat_template is None:
+        return trained
+    return replace(trained, recipe=trained.recipe.model_copy(update={"model": model}))
+
+
+if __name__ == "__main__":
+    main()

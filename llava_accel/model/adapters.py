@@ -1,0 +1,174 @@
+"""Adapters of any origin: read them, check them against the recipe, and put them into a model.
+
+Ours (adapter_model.safetensors, non_lora_trainables.safetensors), peft's (a projector may be in it, as a module
+to save), original LLaVA's (non_lora_trainables.bin, its own key names), and those of transformers before 4.52.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from llava_accel.model import layouts
+from llava_accel.model.files import read_json, read_tensors, resolve_folder
+from llava_accel.recipe import LoraTable
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter under in-memory names: `lora` with peft's prefix, `rest` (projector and the like) without."""
+
+    folder: Path
+    lora: dict[str, Tensor]
+    rest: dict[str, Tensor]
+
+    def choose(self, paths: list[str]) -> list[str]:
+        """Those of the model's layers that it adapts.
+
+        Raises:
+            ValueError: there are none.
+        """
+        adapted = {name.removeprefix(layouts.PEFT_PREFIX).split(".lora_")[0] for name in self.lora}
+        chosen = [path for path in paths if path in adapted]
+        if not chosen:
+            raise ValueError(
+                f"model.adapter: {self.folder} adapts none of the model's layers; it adapts {min(adapted)} and the "
+                "like. Name the base that it was trained on"
+            )
+        return chosen
+
+
+def read_adapter(name: str, lora: LoraTable) -> Adapter:
+    """Read an adapter's folder and compare its config with the recipe's.
+
+    Raises:
+        ValueError: it is no LoRA adapter, is damaged, or was made with other settings.
+    """
+    folder = resolve_folder(name, "model.adapter")
+    _check_config(folder, lora)
+    file = _first(folder, "adapter_model.safetensors", "adapter_model.bin")
+    if file is None:
+        raise ValueError(f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin")
+    adapter, rest = {}, {}
+    other = _first(folder, "non_lora_trainables.safetensors", "non_lora_trainables.bin")
+    for tensor in read_tensors(file):
+        if other is None and tensor.name.startswith(f"{layouts.PEFT_PREFIX}model.layers."):
+            raise ValueError(
+                f"model.adapter: {folder} is LLaVA's own and has no non_lora_trainables.bin, so the projector that "
+                "was trained with it is lost, as in LLaVA's intermediate checkpoints. Use the finished run's folder"
+            )
+        if ".lora_" in tensor.name:
+            adapter[_renamed(layouts.adapter_to_memory, tensor.name, file)] = tensor.read()
+        else:
+            rest[_renamed(layouts.trainable_to_memory, tensor.name.replace(".base_layer.", "."), file)] = tensor.read()
+    for tensor in read_tensors(other) if other else ():
+        rest[_renamed(layouts.trainable_to_memory, tensor.name, other)] = tensor.read()
+    if not adapter:
+        raise ValueError(f"model.adapter: {file} holds no LoRA weights")
+    return Adapter(folder, adapter, rest)
+
+
+def load_adapter(model: PeftModel, adapter: Adapter) -> None:
+    """Put an adapter into a model whose LoRA layers it shall fill.
+
+    Raises:
+        ValueError: a tensor has no place in the model, or a LoRA layer of the model has no tensor.
+    """
+    put_lora(model, adapter.lora, str(adapter.folder))
+    put_rest(model, adapter.rest, str(adapter.folder))
+
+
+def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str) -> None:
+    """Fill the LoRA layers from peft's own names; `source` is for errors."""
+    expected = {name: tuple(t.shape) for name, t in _lora_state(model).items()}
+    _compare(expected, state, source, complete=True)
+    result = set_peft_model_state_dict(model, dict(state))
+    assert not result.unexpected_keys, result.unexpected_keys
+
+
+def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Fill projector and other plain weights, from in-memory names without peft's prefix."""
+    places = {
+        name.removeprefix(layouts.PEFT_PREFIX).replace(".base_layer.", "."): parameter
+        for name, parameter in model.named_parameters()
+    }
+    _compare({name: tuple(parameter.shape) for name, parameter in places.items()}, state, source, complete=False)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            places[name].copy_(tensor)
+
+
+def _lora_state(model: PeftModel) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor for name, tensor in state.items() if ".lora_" in name}
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str, complete: bool) -> None:
+    unknown = sorted(state.keys() - expected.keys())
+    if unknown:
+        raise ValueError(
+            f"{source}: the model has no place for {len(unknown)} of its weights, such as {unknown[0]}. "
+            "It belongs to another model, or adapts other layers than model.lora.targets: name the base that it was "
+            "trained on, and leave model.lora.targets at 'auto'"
+        )
+    wrong = sorted(name for name, tensor in state.items() if tuple(tensor.shape) != expected[name])
+    if wrong:
+        raise ValueError(
+            f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)} and {expected[wrong[0]]} in the model "
+            f"({len(wrong)} such weights). It belongs to another base"
+        )
+    missing = sorted(expected.keys() - state.keys())
+    if complete and missing:
+        raise ValueError(
+            f"{source}: {len(missing)} LoRA weights of the model are not in it, such as {missing[0]}. "
+            "Leave model.lora.targets at 'auto' to adapt the same layers as it does"
+        )
+
+
+def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
+    """Keys of the recipe's [model.lora] that an adapter_config.json fixes."""
+    initial = str(config.get("init_lora_weights", True)).lower()
+    variant = initial if initial.startswith(("pissa", "olora")) else "lora"
+    variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else variant
+    alpha = config.get("lora_alpha")
+    whole = int(alpha) if isinstance(alpha, float) and alpha.is_integer() else alpha
+    return {"rank": config.get("r"), "alpha": whole, "variant": variant, "bias": config.get("bias", "none")}
+
+
+def _check_config(folder: Path, lora: LoraTable) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        hint = ". Name an mm_projector file in model.projector" if (folder / "mm_projector.bin").is_file() else ""
+        raise ValueError(f"model.adapter: {folder} has no adapter_config.json, so it is no adapter{hint}")
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and here only LoRA is trained"
+        )
+    theirs_of = lora_settings(config)
+    ours_of = {"rank": lora.rank, "alpha": lora.alpha, "variant": lora.variant, "bias": lora.bias}
+    for key, ours in ours_of.items():
+        theirs = theirs_of[key]
+        if theirs != ours:
+            raise ValueError(
+                f"model.lora.{key} is {ours!r}, and the adapter {folder} was made with {theirs!r}. "
+                f"Set model.lora.{key} = {theirs!r} to continue it"
+            )
+    patterns = [key for key in ("rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
+    if patterns:
+        raise ValueError(f"model.adapter: {folder} uses {', '.join(patterns)}, which no recipe can. Merge it first")
+
+
+def _renamed(rename: object, name: str, file: Path | None) -> str:
+    assert callable(rename)
+    try:
+        return str(rename(name))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _first(folder: Path, *names: str) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)

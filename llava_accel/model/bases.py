@@ -1,0 +1,181 @@
+"""What a recipe's [model] names: which layout, which folders, and the `LlavaConfig` that all of them end up in.
+
+Only configs are read here, so everything that a model cannot do is refused before any weight is touched.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
+
+from llava_accel.model.files import read_json, resolve_folder
+from llava_accel.model.refusals import check_hub, check_original, no_llava
+from llava_accel.recipe import ModelTable
+
+Layout = Literal["hub", "original", "parts"]
+
+_LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llama": "llama", "llava_mistral": "mistral"}
+_NOT_THE_LANGUAGE_MODELS = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "tokenizer_", "use_mm_", "_")
+_NOT_KEPT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache"}
+_TOWERS = (CLIPVisionConfig, SiglipVisionConfig)
+TowerConfig = CLIPVisionConfig | SiglipVisionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model as its configs describe it.
+
+    `tower` is the folder that the vision tower's weights come from; None means that `folder` is the only place.
+    `tower_overridden` says that it comes before a tower inside the checkpoint. `text` and `vision` are the halves of
+    `config`; `text.vocab_size` is the number of rows on disk.
+    """
+
+    layout: Layout
+    folder: Path
+    tower: Path | None
+    tower_overridden: bool
+    config: LlavaConfig
+
+    @property
+    def text(self) -> Any:
+        assert isinstance(self.config.text_config, PreTrainedConfig)
+        return self.config.text_config
+
+    @property
+    def vision(self) -> TowerConfig:
+        assert isinstance(self.config.vision_config, _TOWERS)
+        return self.config.vision_config
+
+
+def find_base(model: ModelTable, weights: bool = True) -> Base:
+    """Find the folders and read the configs; from the hub if they are not here.
+
+    Args:
+        weights: False downloads configs and tokenizers only.
+
+    Raises:
+        ValueError: something is missing, or is a model that `LlavaForConditionalGeneration` cannot hold.
+    """
+    if not model.base:
+        return _parts(model, weights)
+    folder = resolve_folder(model.base, "model.base", weights=weights)
+    raw = _model_config(folder)
+    if "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral"):
+        return _original(model, folder, raw, weights)
+    if raw.get("model_type") != "llava":
+        raise ValueError(no_llava(folder, raw))
+    config = LlavaConfig.from_pretrained(folder)
+    if not isinstance(config.vision_config, _TOWERS):
+        raise ValueError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP")
+    check_hub(folder, config)
+    tower = _tower_folder(model.vision_tower, None, weights) if model.vision_tower else None
+    if tower:
+        config.vision_config = read_tower_config(tower)
+    return Base("hub", folder, tower, bool(tower), config)
+
+
+def read_tower_config(folder: Path) -> TowerConfig:
+    """The vision half of a CLIP or SigLIP folder's config.
+
+    Raises:
+        ValueError: it is another kind of model.
+    """
+    config = _auto_config(folder)
+    config = getattr(config, "vision_config", config)
+    if not isinstance(config, _TOWERS):
+        raise ValueError(
+            f"{folder} holds a {config.model_type!r}, which is no vision tower that LLaVA can use here. "
+            "Name a CLIP or SigLIP model in model.vision_tower"
+        )
+    return config
+
+
+def num_class_tokens(vision: TowerConfig) -> int:
+    """Positions before the patches in a tower's output: CLIP's class token, none in SigLIP."""
+    return 1 if isinstance(vision, CLIPVisionConfig) else 0
+
+
+def num_patches(vision: TowerConfig) -> int:
+    """Patches of one picture."""
+    side, patch = vision.image_size, vision.patch_size
+    assert isinstance(side, int) and isinstance(patch, int), "CLIP's and SigLIP's pictures are squares"
+    return (side // patch) ** 2
+
+
+def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: bool) -> Base:
+    check_original(folder, raw)
+    kind = _LANGUAGE_MODELS.get(str(raw.get("model_type")))
+    if kind is None:
+        raise ValueError(f"{folder}/config.json: model_type {raw.get('model_type')!r} is no LLaVA on Llama or Mistral")
+    kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
+    if not kept.get("rope_scaling"):
+        kept.pop("rope_scaling", None)
+    text = AutoConfig.for_model(kind, **kept)
+    if model.vision_tower:
+        tower = _tower_folder(model.vision_tower, None, weights)
+    else:
+        name = raw.get("mm_vision_tower")
+        if not isinstance(name, str):
+            raise ValueError(f"{folder}/config.json names no mm_vision_tower. Set model.vision_tower")
+        tower = _tower_folder(name, folder, weights)
+    config = _llava_config(
+        text,
+        read_tower_config(tower),
+        layer=int(raw.get("mm_vision_select_layer", -2)),
+        keep_class_token=raw.get("mm_vision_select_feature", "patch") == "cls_patch",
+    )
+    return Base("original", folder, tower, bool(model.vision_tower), config)
+
+
+def _parts(model: ModelTable, weights: bool) -> Base:
+    folder = resolve_folder(model.language_model, "model.language_model", weights=weights)
+    raw = _model_config(folder)
+    if "mm_vision_tower" in raw or "vision_config" in raw:
+        raise ValueError(
+            f"model.language_model: {folder} holds a model with a vision tower of its own ({raw.get('model_type')}). "
+            "Name it in model.base"
+        )
+    tower = _tower_folder(model.vision_tower, None, weights)
+    return Base("parts", folder, tower, False, _llava_config(_auto_config(folder), read_tower_config(tower)))
+
+
+def _llava_config(text: Any, vision: TowerConfig, layer: int = -2, keep_class_token: bool = False) -> LlavaConfig:
+    drop_class_token = num_class_tokens(vision) > 0 and not keep_class_token
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy="default" if drop_class_token else "full",
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def _tower_folder(name: str, beside: Path | None, weights: bool) -> Path:
+    key = f"mm_vision_tower of {beside / 'config.json'} (model.vision_tower overrides it)" if beside else ""
+    return resolve_folder(name, key or "model.vision_tower", beside, weights)
+
+
+def _model_config(folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} is an adapter: name it in model.adapter, and the model it was trained on in model.base"
+        )
+    raw = read_json(folder / "config.json")
+    if "quantization_config" in raw:
+        raise ValueError(
+            f"{folder}/config.json: the model is stored quantised, so no adapter could be merged into it. Name the "
+            "16-bit model, and set model.quantization.bits to quantise it while it loads"
+        )
+    return raw
+
+
+def _auto_config(folder: Path) -> Any:
+    raw = read_json(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{folder}/config.json: transformers has no model_type {raw.get('model_type')!r} of its own, and code that "
+            "comes with a model is never run. Name a model of a known type"
+        ) from error

@@ -1,0 +1,143 @@
+"""Load a LLaVA, or assemble one, as transformers' `LlavaForConditionalGeneration`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from llava_accel.model import weights
+from llava_accel.model.bases import find_base
+from llava_accel.model.files import read_json
+from llava_accel.model.processing import Processing
+from llava_accel.model.quantize import keep_storage_format, quantization_config
+from llava_accel.recipe import Recipe
+
+_PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin", "non_lora_trainables.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, and what is known about it.
+
+    `vocab_size` is the number of `lm_head` rows that take part in the softmax; rows behind them hold tokens that were
+    added and are never predicted. `fingerprint` is that of the base on disk. `notes` are lines for the console.
+    """
+
+    model: LlavaForConditionalGeneration
+    vocab_size: int
+    fingerprint: str
+    notes: list[str]
+
+
+def load_model(
+    recipe: Recipe, processing: Processing, *, dtype: torch.dtype, device: torch.device | None
+) -> LoadedModel:
+    """Load the weights of `processing.base`.
+
+    Args:
+        dtype: Float type of the weights.
+        device: Where they go. None leaves that to the backend, as one that shards the model demands: they stay on the
+            CPU. With 4 and 8 bits they always go to the current accelerator, which quantises them.
+
+    Raises:
+        ValueError: a file is damaged, missing, or belongs to another model.
+    """
+    base, notes = find_base(recipe.model), []
+    projector = find_projector(recipe.model.projector) if recipe.model.projector else None
+    is_fresh = base.layout == "parts" and projector is None
+    stored = weights.gather(base, projector)
+    weights.check(stored, base, is_fresh)
+    state = weights.to_state_dict(stored, processing.num_rows)
+    if is_fresh:
+        state |= weights.fresh_projector(base, recipe.run.seed)
+        notes.append(f"The projector is new: random weights from seed {recipe.run.seed}.")
+    config = final_config(processing)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        quantization_config=quantization_config(recipe.model.quantization, dtype),
+        attn_implementation=attention(recipe.model.attention),
+        output_loading_info=True,
+    )
+    model, info = loaded
+    assert isinstance(model, LlavaForConditionalGeneration)
+    keep_storage_format(model)
+    assert not any(info.values()), info  # `check` has compared every name and shape
+    if processing.num_rows > base.text.vocab_size:
+        notes.append(
+            f"<image> is token {processing.image_token_id}: the embeddings grew from "
+            f"{base.text.vocab_size} to {processing.num_rows} rows, and the new ones are never predicted."
+        )
+    # peft writes this into adapter_config.json: the name that the user gave, not a folder of some cache.
+    model.name_or_path = model.config.name_or_path = recipe.model.base or recipe.model.language_model
+    model.generation_config = generation_config(processing)
+    if device and recipe.model.quantization.bits == 16:
+        model.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
+    return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes)
+
+
+def final_config(processing: Processing) -> LlavaConfig:
+    """The config of the model in memory and of merged exports: with the image token, and the grown vocabulary.
+
+    `scored_vocab_size` (present where it differs from the rows) tells a later run which rows enter the softmax.
+    """
+    config = LlavaConfig.from_dict(processing.base.config.to_dict())
+    config.image_token_index = processing.image_token_id
+    config.image_seq_length = processing.num_image_tokens
+    text = config.text_config
+    assert isinstance(text, PreTrainedConfig)
+    text.vocab_size = processing.num_rows
+    if processing.vocab_size != processing.num_rows:
+        config.scored_vocab_size = processing.vocab_size
+    return config
+
+
+def generation_config(processing: Processing) -> GenerationConfig:
+    """Greedy generation that ends where the base ends, and never writes a token without a trained row.
+
+    Sampling settings of the base are left out: some contradict each other, and then the finished model cannot be saved.
+    """
+    path = processing.base.folder / "generation_config.json"
+    text = processing.base.text
+    ids = {key: getattr(text, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids |= {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if key in ids}
+    if ids["pad_token_id"] is None:
+        ids["pad_token_id"] = processing.processor.tokenizer.pad_token_id
+    return GenerationConfig(**ids, suppress_tokens=processing.added_ids)
+
+
+def find_projector(name: str) -> Path:
+    """The projector's file: `name` itself, or the one in that folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(name).expanduser()
+    files = [path, *(path / file for file in _PROJECTOR_FILES)]
+    for file in files:
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"model.projector: {name} is no file, and no folder with one of {', '.join(_PROJECTOR_FILES)}. Correct the path"
+    )
+
+
+def attention(name: str) -> str | dict[str, str]:
+    """The recipe's kernel for the language model; the vision tower, whose sequences are short, takes sdpa or eager.
+
+    Raises:
+        ValueError: flash_attention_2 is not installed.
+    """
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "model.attention: flash_attention_2 needs the package flash-attn and a GPU that it supports. Install it, "
+            'or set model.attention = "sdpa"'
+        )
+    if name == "eager":
+        return "eager"
+    return {"text_config": "sdpa" if name == "auto" else name, "vision_config": "sdpa", "": "sdpa"}

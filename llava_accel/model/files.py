@@ -1,0 +1,181 @@
+"""Model folders and the tensors in them. Every fault of a weights file is raised here, with its name and a remedy.
+
+Nothing here runs code from a checkpoint: safetensors, or pickles restricted to tensors.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.toml"]
+_ADAPTER_FILES = ["adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.*"]
+_FLOATS = {"F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_REMEDY = "Download or copy it again"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that is still on disk. `tensor` is a lazy slice of a safetensors file or a memory-mapped tensor."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    is_float: bool
+    tensor: Any
+
+    def read(self) -> Tensor:
+        """The tensor itself, on the CPU."""
+        return self.tensor if isinstance(self.tensor, Tensor) else self.tensor[...]
+
+
+def resolve_folder(name: str, key: str, beside: Path | None = None, weights: bool = True) -> Path:
+    """The folder that `name` means: a folder, or else a model of the hub, which is downloaded.
+
+    Args:
+        name: A path, absolute or relative to the working directory, or a hub id.
+        key: The recipe key that holds it, for errors.
+        beside: A folder that, with its parent, is searched for a relative `name` first.
+        weights: False downloads configs and tokenizer only.
+
+    Raises:
+        ValueError: there is neither such a folder nor such a model within reach.
+    """
+    places = [beside / name, beside.parent / name] if beside else []
+    for place in (*places, Path(name).expanduser()):
+        if place.is_dir():
+            return place
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ValueError(f"{key}: there is no folder {name}. Correct the path, or name a model of the hub as ORG/NAME")
+    try:
+        return _download(name, weights)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(
+            f"{key}: there is no folder {name!r}, and the hub gave no model of that name ({_first_line(error)}). "
+            "Correct the name, log in with `hf auth login` if the model is gated, or download it to a folder"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder.
+
+    Raises:
+        ValueError: it cannot be read, or is no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: this is no model folder, or not all of one. Check the path") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}). {_REMEDY}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
+    return value
+
+
+def read_weights(folder: Path) -> Iterator[StoredTensor]:
+    """The tensors of a folder: safetensors before pickles, all shards if there is an index.
+
+    Raises:
+        ValueError: there are none, or a file is missing or damaged.
+    """
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index, single = folder / f"{stem}.{ending}.index.json", folder / f"{stem}.{ending}"
+        if index.is_file():
+            yield from _read_shards(index)
+            return
+        if single.is_file():
+            yield from read_tensors(single)
+            return
+    hint = ""
+    if (folder / "mm_projector.bin").is_file():
+        hint = ". It is the result of stage 1: name it in model.projector, and its base in model.language_model"
+    raise ValueError(f"{folder} has no weights (model.safetensors or pytorch_model.bin, single or with an index){hint}")
+
+
+def read_tensors(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of one file, without reading their values.
+
+    Raises:
+        ValueError: the file is damaged, needs code to be unpickled, or holds something else than tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            file = safe_open(path, framework="pt")
+            for name in file.keys():
+                part = file.get_slice(name)
+                yield StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype() in _FLOATS, part)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({_first_line(error)}). {_REMEDY}") from error
+    else:
+        for name, tensor in load_pickle(path).items():
+            yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype in _FLOATS, tensor)
+
+
+def load_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin file, with nothing but tensors allowed in it.
+
+    Raises:
+        ValueError: it is damaged, or holds anything else.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and unpickling it could run any program ({_first_line(error)}). "
+            "Convert it to safetensors where you trust it, and use that file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no PyTorch file ({_first_line(error)}). {_REMEDY}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ValueError(f"{path} does not hold a mapping of names to tensors. Convert it to safetensors")
+    return loaded
+
+
+def _read_shards(index: Path) -> Iterator[StoredTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map. {_REMEDY}")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{index} names the shard {name!r}, which lies outside its folder. {_REMEDY}")
+        if not (index.parent / name).is_file():
+            raise ValueError(
+                f"{index.parent / name} is missing: {index.name} names {len(names)} shards. Download the missing one"
+            )
+    found: set[str] = set()
+    for name in names:
+        for tensor in read_tensors(index.parent / name):
+            found.add(tensor.name)
+            yield tensor
+    absent = sorted(weight_map.keys() - found)
+    if absent:
+        raise ValueError(f"{index} lists {len(absent)} weights that no shard holds, such as {absent[0]}. {_REMEDY}")
+
+
+def _download(name: str, weights: bool) -> Path:
+    """The folder of a hub model; what is in the local cache serves when there is no network."""
+    folder = Path(snapshot_download(name, allow_patterns=_TEXT_FILES))
+    if not weights:
+        return folder
+    try:
+        files = list_repo_files(name)
+    except OSError:
+        return folder
+    has_safe = any(file.startswith("model") and file.endswith(".safetensors") for file in files)
+    kind = "model*.safetensors" if has_safe else "pytorch_model*.bin"
+    return Path(snapshot_download(name, allow_patterns=[*_TEXT_FILES, *_ADAPTER_FILES, kind]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

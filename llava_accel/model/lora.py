@@ -1,0 +1,171 @@
+"""What is trained: LoRA layers on the language model, the projector, the vision tower, or all of the language model.
+
+LoRA targets are full paths. A suffix such as `q_proj` would also hit the vision tower, which has layers of that name.
+"""
+
+import difflib
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llava_accel.model.adapters import load_adapter, put_lora, put_rest, read_adapter
+from llava_accel.model.layouts import PEFT_PREFIX
+from llava_accel.recipe import LoraTable, Recipe
+
+Trainable = LlavaForConditionalGeneration | PeftModel
+"""A LLaVA, or peft's wrapper around one."""
+
+LANGUAGE_MODEL = "model.language_model."
+PROJECTOR = "model.multi_modal_projector."
+TOWER = "model.vision_tower."
+
+
+def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> Trainable:
+    """Freeze the model, then add and unfreeze what the recipe trains; continue from its adapter if it names one.
+
+    Trainable parameters become fp32 whatever the type of the frozen ones: bf16 loses an update of 1e-3 of a weight.
+
+    Raises:
+        ValueError: a LoRA target or an adapter does not fit the model.
+    """
+    table = recipe.model
+    model.requires_grad_(False)
+    prepared: Trainable = model
+    if table.train == "lora":
+        adapter = read_adapter(table.adapter, table.lora) if table.adapter else None
+        targets = find_targets(model, table.lora.targets)
+        if adapter and table.lora.targets == "auto":
+            targets = adapter.choose(targets)
+        config = lora_config(table.lora, compact(targets, model), table.base or table.language_model)
+        with warnings.catch_warnings():
+            # peft asks for an attribute that transformers 5 is about to rename.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            prepared = get_peft_model(model, config)
+        if adapter:
+            load_adapter(prepared, adapter)
+    elif table.train == "full":
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    if table.train_projector or table.train == "projector":
+        model.model.multi_modal_projector.requires_grad_(True)
+    if table.train_vision:
+        for parameter in used_tower_parameters(model):
+            parameter.requires_grad_(True)
+    for parameter in prepared.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return prepared
+
+
+def language_model_linears(model: nn.Module) -> list[str]:
+    """Full paths of the linear layers of the language model, quantised or not; `lm_head` is not among them."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(LANGUAGE_MODEL) and isinstance(module, nn.Linear)
+    ]
+
+
+def find_targets(model: nn.Module, targets: str | Iterable[str]) -> list[str]:
+    """Full paths of the layers that get an adapter.
+
+    Args:
+        targets: "auto" for every linear layer of the language model, or regular expressions for whole paths.
+
+    Raises:
+        ValueError: an expression matches none of them.
+    """
+    linears = language_model_linears(model)
+    if isinstance(targets, str):
+        assert targets == "auto", targets
+        return linears
+    found: set[str] = set()
+    for pattern in targets:
+        matched = [name for name in linears if re.fullmatch(pattern, name)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, linears, n=3, cutoff=0.0)
+            raise ValueError(
+                f"model.lora.targets: {pattern!r} matches no linear layer of the language model. An expression must "
+                f"match a whole path; near ones are {', '.join(near)}"
+            )
+        found.update(matched)
+    return [name for name in linears if name in found]
+
+
+def compact(targets: list[str], model: nn.Module) -> str | list[str]:
+    """One regular expression that matches exactly `targets` in the model, or the list if there is none."""
+    numbered = re.compile(r"(?<=\.)\d+(?=\.)")
+    patterns = {numbered.sub("#", name): None for name in targets}
+    expression = "|".join(re.escape(pattern).replace(r"\#", r"\d+") for pattern in patterns)
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(expression, name)]
+    return expression if sorted(matched) == sorted(targets) else targets
+
+
+def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraConfig:
+    """peft's own config for the recipe's table; `base` is written into it as the name of the base."""
+    initial = lora.variant if lora.variant in ("pissa", "olora") else True
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias=lora.bias,
+        target_modules=targets,
+        init_lora_weights=initial,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+    )
+
+
+def used_tower_parameters(model: LlavaForConditionalGeneration) -> list[nn.Parameter]:
+    """The tower's parameters that its selected features depend on.
+
+    LLaVA takes the last layer but one: what is behind gets no gradient, and several ranks would wait for it in vain.
+    """
+    layer, depth = model.config.vision_feature_layer, model.model.vision_tower.config.num_hidden_layers
+    assert isinstance(layer, int)
+    used = layer if layer >= 0 else depth + 1 + layer
+    unused = (*(f"encoder.layers.{index}." for index in range(used, depth)), "post_layernorm.", "head.")
+    return [p for name, p in model.model.vision_tower.named_parameters() if not name.startswith(unused)]
+
+
+def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a checkpoint holds of a full state dict.
+
+    Args:
+        model: What `prepare_trainable` returned, unwrapped.
+        state: Its whole state dict, gathered, under its own names.
+
+    Returns:
+        The LoRA part as peft saves it (adapter_model.safetensors; empty without LoRA), and the rest that is trained,
+        under in-memory names without peft's prefix (non_lora_trainables.safetensors). The projector is always in the
+        rest: it may come from elsewhere than the base, and an adapter is worth nothing with another one.
+    """
+    if not isinstance(model, PeftModel):
+        kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return {}, {name: tensor for name, tensor in state.items() if name in kept or name.startswith(PROJECTOR)}
+    adapter = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
+    adapter = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
+    kept = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
+    rest = {
+        name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if name in kept or name.startswith(PEFT_PREFIX + PROJECTOR)
+    }
+    return adapter, rest
+
+
+def load_trainables(model: nn.Module, adapter: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
+    """Put back what `split_state` took out.
+
+    Raises:
+        ValueError: a tensor has no place in the model, or one of the model's has no tensor.
+    """
+    if isinstance(model, PeftModel):
+        put_lora(model, adapter, "the checkpoint")
+    put_rest(model, rest, "the checkpoint")

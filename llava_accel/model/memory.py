@@ -1,0 +1,35 @@
+"""Gradient checkpointing: layers whose activations are computed again in the backward pass."""
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
+    """Checkpoint every k-th layer of the language model, and all of the vision tower's layers that are trained.
+
+    Not reentrant, so it works above frozen embeddings, whose output has no gradient.
+
+    Args:
+        model: The LLaVA, in peft's wrapper or not.
+        every: False or 0 = no layer, True = every layer, k = layers 0, k, 2k, ...
+
+    Returns:
+        The number of layers of the language model that are checkpointed.
+    """
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
+    language_model = [module for name, module in layers if "language_model." in name]
+    tower = [module for name, module in layers if "vision_tower." in name]
+    chosen = language_model[:: int(every)] if every else []
+    again = partial(checkpoint, use_reentrant=False)
+    for module in chosen + ([module for module in tower if _is_trained(module)] if every else []):
+        # What transformers' own switch sets, which knows nothing between all layers and none in its older versions.
+        module.gradient_checkpointing = True
+        module._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]  it is no submodule
+    return len(chosen)
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,187 @@
+"""The module that is trained: a batch in, the summed cross-entropy over its targets out.
+
+Nothing is computed that cannot change the gradient: each picture runs through the tower once, padding attends to
+nothing that matters, and only the hidden states at target positions reach `lm_head`.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from llava_accel.data.features import FeatureWriter
+from llava_accel.model.tower import tower_features
+
+LOGITS_AT_ONCE = 1 << 26
+"""256 MiB in fp32; their gradient and their softmax are as large again."""
+
+
+class Objective(nn.Module):
+    """Wraps a LLaVA, with or without LoRA layers in it.
+
+    Args:
+        model: `LlavaForConditionalGeneration`, or peft's model around one.
+        vocab_size: Rows of `lm_head` that take part in the softmax. Rows behind them were added for the image token and
+            must not change the loss of a base that never had them.
+        tower_on_every_rank: Run the tower even when the micro-batch has no picture. Needed where its weights are trained
+            or gathered from other ranks, which would else wait for this one for ever.
+    """
+
+    def __init__(self, model: nn.Module, vocab_size: int, tower_on_every_rank: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = vocab_size
+        self.tower_on_every_rank = tower_on_every_rank
+        self.features: FeatureWriter | None = None
+        """Keeps what a frozen tower computes, for later epochs and runs."""
+        self.tower_name = ""
+        """Tells this tower and its layer from others: see `run/features.py`."""
+        self._parked: list[nn.Module] = []  # a list, so that it is no submodule: nobody moves, divides or saves it
+        self.is_sharded = False
+        """Whether ranks hold parts of each weight (`run/backend.py` says so): then all run every module together."""
+
+    @property
+    def llava(self) -> LlavaForConditionalGeneration:
+        """The model without peft's wrapper; LoRA layers live inside its modules."""
+        model = self.model if isinstance(self.model, LlavaForConditionalGeneration) else self.model.get_base_model()  # pyright: ignore[reportCallIssue]
+        assert isinstance(model, LlavaForConditionalGeneration)
+        return model
+
+    def park_tower(self) -> None:
+        """Take a frozen tower out of the model: it goes to the device only when a picture has no stored features.
+
+        Every rank keeps it whole and runs it on its own, so ranks need not agree on which pictures are stored.
+        """
+        tower = self.llava.model.vision_tower
+        assert not any(parameter.requires_grad for parameter in tower.parameters())
+        self._parked = [tower.to("cpu")]
+        self.llava.model.vision_tower = nn.Module()
+
+    def flush_features(self) -> None:
+        """Write the features that still wait in memory."""
+        if self.features is not None:
+            self.features.flush()
+
+    @property
+    def tower(self) -> PreTrainedModel:
+        """The vision tower, wherever it is."""
+        tower = self._parked[0] if self._parked else self.llava.model.vision_tower
+        assert isinstance(tower, PreTrainedModel)
+        return tower
+
+    def forward(
+        self,
+        *,
+        input_ids: Int[Tensor, "rows seq"],
+        position_ids: Int[Tensor, "rows seq"],
+        subtree_end: Int[Tensor, "rows seq"],
+        branched: bool,
+        pixel_values: Float[Tensor, "pictures 3 height width"],
+        image_positions: Int[Tensor, "places"],
+        image_index: Int[Tensor, "places"],
+        target_positions: Int[Tensor, "targets"],
+        target_ids: Int[Tensor, "targets"],
+        target_weights: Float[Tensor, "targets"],
+        tower_features: Float[Tensor, "cached tokens channels"],
+        picture_names: UInt8[Tensor, "named digest"],
+        **_: Tensor,
+    ) -> Float[Tensor, ""]:
+        """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`."""
+        llava = self.llava
+        embeds = llava.get_input_embeddings()(input_ids)
+        features = self.image_features(pixel_values, tower_features, picture_names)
+        embeds = place_features(embeds, features[image_index], image_positions)
+        hidden = llava.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=self._mask(subtree_end, embeds.dtype) if branched else None,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        loss = self._cross_entropy(hidden.flatten(0, 1)[target_positions], target_ids, target_weights)
+        # The factor 0 ties the projector to the loss of a micro-batch without pictures: every rank needs its gradient.
+        return loss + 0.0 * features.sum()
+
+    def _cross_entropy(
+        self,
+        hidden: Float[Tensor, "targets hidden"],
+        ids: Int[Tensor, "targets"],
+        weights: Float[Tensor, "targets"],
+    ) -> Float[Tensor, ""]:
+        """Weighted sum of the cross-entropy. Logits of many targets are made in parts, and anew for the gradient."""
+        size = max(1, LOGITS_AT_ONCE // self.vocab_size)
+        # Ranks that share each weight must call lm_head equally often, and have unequal numbers of targets.
+        if len(ids) <= size or self.is_sharded:
+            return self._part(hidden, ids, weights)
+        parts = zip(hidden.split(size), ids.split(size), weights.split(size), strict=True)
+        return torch.stack([checkpoint(self._part, *part, use_reentrant=False) for part in parts]).sum()
+
+    def _part(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        logits = self.llava.lm_head(hidden)[:, : self.vocab_size]
+        return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
+
+    def _mask(self, subtree_end: Int[Tensor, "rows seq"], dtype: torch.dtype) -> Shaped[Tensor, "rows 1 seq seq"]:
+        """The mask of branched rows in the form that the attention kernel takes: all but sdpa add it to their scores."""
+        mask = forest_mask(subtree_end)
+        if self.llava.config.text_config._attn_implementation == "sdpa":  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def image_features(
+        self,
+        pixel_values: Float[Tensor, "pictures 3 h w"],
+        tower_features: Float[Tensor, "cached tokens channels"],
+        picture_names: UInt8[Tensor, "named digest"],
+    ) -> Float[Tensor, "features tokens2 hidden"]:
+        """Projected features: of `pixel_values`, then of `tower_features`.
+
+        Where there are neither, those of a blank picture, so that the graph is the same on every rank.
+        """
+        projector = self.llava.model.multi_modal_projector
+        weight = next(projector.parameters())
+        found = [tower_features] if len(tower_features) else []
+        if len(pixel_values):
+            found.insert(0, self.encode(pixel_values, picture_names))
+        elif self.tower_on_every_rank and not self._parked:
+            # The tower's own size: a batch of text alone cannot know it.
+            side = self.llava.config.vision_config.image_size  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), picture_names)
+            found = found or [blank]
+        found = found or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
+        return projector(torch.cat([features.to(weight) for features in found]))
+
+    def encode(
+        self, pixel_values: Float[Tensor, "pictures 3 h w"], names: UInt8[Tensor, "named digest"]
+    ) -> Float[Tensor, "pictures tokens channels"]:
+        """The tower's features, which are kept where there is a cache and the pictures have names."""
+        device = self.llava.device
+        if self._parked and self.tower.device != device:
+            self.tower.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
+        features = tower_features(self.tower, self.llava.config, pixel_values.to(device))
+        if self.features is not None and len(names):
+            self.features.put(names, features)
+        return features
+
+
+def place_features(
+    embeds: Float[Tensor, "rows seq hidden"],
+    features: Float[Tensor, "places tokens hidden"],
+    positions: Int[Tensor, "places"],
+) -> Float[Tensor, "rows seq hidden"]:
+    """Put each picture's features over the image tokens that begin at its position in the flattened rows."""
+    if not len(positions):
+        # The sum of nothing: the graph is the same with and without pictures, which FSDP orders its reductions by.
+        return embeds + features.sum().to(embeds.dtype)
+    rows, seq, hidden = embeds.shape
+    places = positions[:, None] + torch.arange(features.shape[1], device=positions.device)
+    flat = embeds.reshape(rows * seq, hidden)
+    return flat.index_copy(0, places.flatten(), features.flatten(0, 1).to(embeds.dtype)).view(rows, seq, hidden)
+
+
+def forest_mask(subtree_end: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows 1 seq seq"]:
+    """Token i may attend to j: `j <= i < subtree_end[j]`. Padding attends to itself alone, as a softmax needs one."""
+    place = torch.arange(subtree_end.shape[1], device=subtree_end.device)
+    query, key = place[:, None], place[None, :]
+    mask = (key <= query) & (query < subtree_end[:, None, :]) | (key == query)
+    return mask[:, None]

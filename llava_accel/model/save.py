@@ -1,0 +1,93 @@
+"""What a checkpoint and an export hold besides the optimizer: everything that inference needs, loadable without us.
+
+LoRA and stage 1: `adapter_config.json`, `adapter_model.safetensors` (LoRA only), `non_lora_trainables.safetensors`.
+Full: a model folder for `LlavaForConditionalGeneration.from_pretrained`. Always the processor with its chat template, and
+`llava_accel.json` with base, fingerprint, template and vocabulary.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llava_accel.model import layouts
+from llava_accel.model.build import LoadedModel
+from llava_accel.model.lora import load_trainables, split_state
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
+
+ADAPTER = "adapter_model.safetensors"
+REST = "non_lora_trainables.safetensors"
+FACTS = "llava_accel.json"
+_PREFIX = "model."  # of the objective around the model
+
+
+def save_model(
+    folder: Path,
+    objective: Objective,
+    state: Mapping[str, Tensor],
+    loaded: LoadedModel,
+    processing: Processing,
+    recipe: Recipe,
+) -> None:
+    """Write the usable form of what was trained. Call it on the main process only.
+
+    Args:
+        folder: Exists.
+        objective: Unwrapped, for names and configs; its weights are not read.
+        state: What `is_saved` names of its state dict, gathered from all ranks.
+    """
+    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+    processing.processor.save_pretrained(folder)
+    facts = {
+        "base": recipe.model.base or recipe.model.language_model,
+        "base_layout": processing.base.layout,
+        "base_fingerprint": loaded.fingerprint,
+        "train": recipe.model.train,
+        "template": recipe.model.template,
+        "vocab_size": processing.vocab_size,
+        "num_image_tokens": processing.num_image_tokens,
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    if recipe.model.train == "full":
+        # Under in-memory names: transformers gives them the hub's itself, and would change those once more.
+        objective.llava.save_pretrained(folder, state_dict=weights)
+        return
+    adapter, rest = split_state(objective.model, weights)
+    if isinstance(objective.model, PeftModel):
+        config = copy.copy(objective.model.peft_config["default"])
+        config.inference_mode = True  # who loads it to train on says so (`is_trainable`)
+        config.save_pretrained(str(folder))
+        save_file(_stored(adapter), folder / ADAPTER, metadata={"format": "pt"})
+    save_file(_stored(rest), folder / REST, metadata={"format": "pt"})
+
+
+def is_saved(objective: Objective, recipe: Recipe) -> Callable[[str], bool]:
+    """Which of the objective's weights, by name, `save_model` needs: all of a model that is trained in full, else the
+    trained ones and the projector."""
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    return lambda name: recipe.model.train == "full" or name in trained or ".multi_modal_projector." in name
+
+
+def load_saved(folder: Path, objective: Objective) -> None:
+    """Put the weights of a checkpoint of the same run back into the model.
+
+    Raises:
+        ValueError: they do not fit; the checkpoint is another run's.
+    """
+    adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else {}
+    if (folder / REST).is_file():
+        rest = load_file(folder / REST)
+    else:
+        shards = sorted(folder.glob("model*.safetensors"))
+        rest = {layouts.to_memory(name): t for shard in shards for name, t in load_file(shard).items()}
+    load_trainables(objective.model, adapter, rest)
+
+
+def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}

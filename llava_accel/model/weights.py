@@ -1,0 +1,144 @@
+"""The weights of a base, by name and still on disk: gathered from its folders, checked, and grown by the new rows."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from llava_accel.model import layouts
+from llava_accel.model.bases import Base
+from llava_accel.model.files import StoredTensor, read_tensors, read_weights
+
+Stored = dict[str, StoredTensor]
+"""In-memory name -> tensor on disk."""
+
+_PROJECTOR = "model.multi_modal_projector."
+_TOWER = "model.vision_tower."
+_VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+
+
+def gather(base: Base, projector: Path | None) -> Stored:
+    """Every tensor of a base, from the checkpoint, the tower's folder and the projector's file.
+
+    A tower inside the checkpoint comes before the one that its config names, and after the one that the recipe names; a
+    projector that the recipe names comes before the checkpoint's.
+
+    Raises:
+        ValueError: a file is damaged or missing, or holds a weight that a LLaVA has no place for.
+    """
+    rename = layouts.language_model_to_memory if base.layout == "parts" else layouts.to_memory
+    stored: Stored = {}
+    for tensor in read_weights(base.folder):
+        _put(stored, tensor, rename)
+    has_tower = any(name.startswith(_TOWER) for name in stored)
+    if base.tower and (base.tower_overridden or not has_tower):
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_TOWER)}
+        for tensor in read_weights(base.tower):
+            _put(stored, tensor, layouts.tower_to_memory)
+    if base.config.tie_word_embeddings:  # saved by some although it is the embedding
+        stored.pop("lm_head.weight", None)
+    if projector:
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_PROJECTOR)}
+        for tensor in read_tensors(projector):
+            _put(stored, tensor, lambda name: _PROJECTOR + layouts.projector_part(name))
+    return stored
+
+
+def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool) -> None:
+    """Compare names and shapes with those of the model, before anything is read.
+
+    Raises:
+        ValueError: a weight is missing, left over, or has another shape; the file and the names are in the message.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(t.shape) for name, t in LlavaForConditionalGeneration(base.config).state_dict().items()}
+    if base.config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    optional = {name for name in expected if fresh_projector and name.startswith(_PROJECTOR)}
+    wrong = [
+        f"{name} is {tensor.shape} in {tensor.file} and {expected[name]} in the model"
+        for name, tensor in stored.items()
+        if name in expected and tensor.shape != expected[name]
+    ]
+    if wrong:
+        raise ValueError(
+            f"{_some(wrong)}. The configs and the weights belong to different models: copy both from the same one, "
+            "and choose a projector that was trained for this language model and this vision tower"
+        )
+    coded = [f"{tensor.name} in {tensor.file}" for tensor in stored.values() if not tensor.is_float]
+    if coded:
+        raise ValueError(f"{_some(coded)}: weights that are quantised or no floats cannot be used. Name a 16-bit model")
+    missing = sorted(expected.keys() - stored.keys() - optional)
+    if missing:
+        where = base.tower if base.tower and missing[0].startswith(_TOWER) else base.folder
+        remedy = "name a trained one in model.projector" if missing[0].startswith(_PROJECTOR) else "download it again"
+        raise ValueError(f"{where} lacks {len(missing)} weights: {_some(missing)}. It is not complete; {remedy}")
+    left = sorted(stored.keys() - expected.keys())
+    if left:
+        names = _some(f"{stored[name].name} in {stored[name].file}" for name in left)
+        raise ValueError(f"The model has no place for {len(left)} weights: {names}. The configs are another model's")
+
+
+def grow_rows(tensor: Tensor, num_rows: int) -> Tensor:
+    """`tensor` with rows added up to `num_rows`, each the mean of the old ones. They are never trained nor scored."""
+    mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(num_rows - len(tensor), *tensor.shape[1:])])
+
+
+def to_state_dict(stored: Mapping[str, StoredTensor], num_rows: int) -> dict[str, object]:
+    """The state dict for `from_pretrained`, under the hub's names, so that the model is saved with those again.
+
+    Everything but matrices that grow to `num_rows` stays on disk until its turn comes.
+    """
+    return {
+        layouts.to_hub(name): grow_rows(tensor.read(), num_rows)
+        if name in _VOCABULARY and tensor.shape[0] < num_rows
+        else tensor.tensor
+        for name, tensor in stored.items()
+    }
+
+
+def fresh_projector(base: Base, seed: int) -> dict[str, object]:
+    """A random projector for the state dict: PyTorch's own initialisation, as LLaVA's have, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = LlavaMultiModalProjector(base.config)
+    return {layouts.to_hub(_PROJECTOR + name): tensor for name, tensor in projector.state_dict().items()}
+
+
+def fingerprint(stored: Mapping[str, StoredTensor], base: Base) -> str:
+    """Tells one base from another: a SHA-256, shortened to 16 digits.
+
+    Over the kinds of the parts, and of every weight its in-memory name, its shape and its first 64 entries.
+    The layout does not enter, the precision does: the same model stored in bf16 is another base. It is no protection
+    against a forger.
+    """
+    facts = (base.text.model_type, base.vision.model_type, base.vision.image_size, base.config.vision_feature_layer)
+    digest = hashlib.sha256(repr(facts).encode())
+    for name in sorted(stored):
+        tensor = stored[name]
+        first = tensor.tensor[0:1] if len(tensor.shape) > 1 else tensor.tensor[0:64]
+        sample = first.flatten()[:64].contiguous().view(torch.uint8)
+        digest.update(repr((name, tensor.shape)).encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _put(stored: Stored, tensor: StoredTensor, rename: Callable[[str], str | None]) -> None:
+    if layouts.is_harmless(tensor.name):
+        return
+    try:
+        name = rename(tensor.name)
+    except ValueError as error:
+        raise ValueError(f"{tensor.file}: {error}") from None
+    if name is not None:
+        stored[name] = tensor
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

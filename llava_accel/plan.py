@@ -1,0 +1,166 @@
+"""What a run will take, before it is launched: memory on each GPU by kind, operations and steps, and what fits.
+
+No weight is loaded: the model is built on PyTorch's meta device, and the longest records of the data decide.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from llava_accel.data.loader import Loaded, load_windows
+from llava_accel.data.problems import DataError
+from llava_accel.model.processing import Processing, load_processing
+from llava_accel.recipe import Recipe
+from llava_accel.run.backend import build_accelerator, resolve_precision
+from llava_accel.run.cli import read_recipe, recipe_parser, run
+from llava_accel.run.console import Screen
+from llava_accel.run.datasets import Part, build_order, open_data
+from llava_accel.run.features import may_park
+from llava_accel.run.flops import costs
+from llava_accel.run.objective import build_objective
+from llava_accel.run.optim import build_optimizer
+from llava_accel.run.plan_memory import GIB, Plan, count_weights, layouts, plan_for
+from llava_accel.run.plan_trace import activations, build_meta
+from llava_accel.run.probe import measure_step
+
+
+def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[Plan]:
+    """Print what every launch profile takes, and return it.
+
+    Args:
+        gpu_gb: Memory of one GPU in GB, for a verdict.
+        ranks: GPUs of the profiles that use several.
+        probe: Run the worst batch once, on this machine, and print what it took beside what was planned.
+
+    Raises:
+        ValueError: recipe, data or model cannot be used.
+    """
+    accelerator = build_accelerator(recipe)
+    screen = Screen()
+    processing = load_processing(recipe.model, recipe.data.image_aspect)
+    training, _ = open_data(recipe, processing, accelerator, screen)
+    dtype = _dtype(recipe)
+    model = build_meta(recipe, processing, dtype)
+    weights = count_weights(model, recipe)
+    batch = worst_batch(recipe, training)
+    plans = [
+        plan_for(layout, weights, recipe, activations(recipe, processing, batch, dtype, layout.divides_weights))
+        for layout in layouts(ranks)
+    ]
+    screen.line(
+        f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "
+        f"computed in {str(dtype).removeprefix('torch.')}"
+    )
+    _show_steps(screen, recipe, processing, training, model)
+    _show_memory(screen, plans, batch)
+    if gpu_gb is not None:
+        for found in plans:
+            screen.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
+    if probe:
+        _show_probe(screen, recipe, processing, accelerator, batch, plans[0])
+    return plans
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    """Of the run on a GPU, which is what is planned; of this machine where the recipe says "auto" and has none."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return resolve_precision(recipe.run.precision, device)
+
+
+def worst_batch(recipe: Recipe, part: Part) -> Loaded:
+    """The micro-batch of the longest records: what a rank must be able to hold."""
+    longest = part.rows[np.argsort(-part.survey.lengths[part.rows], kind="stable")]
+    rows = longest[: recipe.train.per_device_batch_size].tolist()
+
+    def on_error(error: DataError) -> None:
+        raise error
+
+    windows = load_windows(
+        part.corpus, part.pictures, [[rows]], workers=0, device=torch.device("cpu"), on_error=on_error
+    )
+    return next(windows)[0]
+
+
+def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
+    """Whether it fits, and the largest batch that does."""
+    largest = plan.largest_batch(gpu_gb * 1e9, batch)
+    ranks = f" on {plan.layout.ranks} GPUs" if plan.layout.ranks > 1 else ""
+    if largest >= batch:
+        return f"{plan.layout.name}{ranks}: fits {gpu_gb:g} GB with batch {batch}; largest batch {largest}"
+    if largest:
+        remedy = f"train.per_device_batch_size = {largest} fits; raise train.accumulation_steps to keep the product"
+    else:
+        remedy = "none does: set model.gradient_checkpointing = true, model.quantization.bits = 4, or divide it"
+    return f"{plan.layout.name}{ranks}: does not fit {gpu_gb:g} GB with batch {batch}; {remedy}"
+
+
+def _show_steps(screen: Screen, recipe: Recipe, processing: Processing, part: Part, model: torch.nn.Module) -> None:
+    order = build_order(recipe, part, 1)
+    lengths = part.survey.lengths[part.rows]
+    steps = recipe.train.max_steps or recipe.train.epochs * order.steps_per_epoch
+    tokens = lengths.mean() * order.global_batch_size
+    pictures, targets = int(part.survey.num_images[part.rows].sum()), int(part.survey.num_targets[part.rows].sum())
+    encoded = pictures if not may_park(recipe) else 0
+    epoch = costs(model, processing).batch(lengths.tolist(), targets, pictures, encoded)
+    screen.line(
+        f"{steps:,} steps of {order.global_batch_size} examples on one GPU, {tokens:,.0f} tokens a step; "
+        f"{epoch / order.steps_per_epoch:.3g} floating-point operations a step, {epoch:.3g} an epoch"
+        + ("" if encoded else " once the vision features are cached")
+    )
+
+
+def _show_memory(screen: Screen, plans: list[Plan], batch: Loaded) -> None:
+    kinds: dict[str, Callable[[Plan], float]] = {
+        "weights": lambda plan: plan.weights,
+        "quantised": lambda plan: plan.quantised,
+        "gradients": lambda plan: plan.gradients,
+        "optimizer": lambda plan: plan.optimizer,
+        "activations": lambda plan: plan.activations.kept + max(0, plan.activations.working - plan.activations.logits),
+        "logits": lambda plan: plan.activations.logits,
+        "peak": lambda plan: plan.total,
+    }
+    ids = batch["input_ids"]
+    assert isinstance(ids, torch.Tensor)
+    unit, name = (GIB, "GiB") if max(plan.total for plan in plans) >= GIB else (2**20, "MiB")
+    rows = [
+        [f"{plan.layout.name} x {plan.layout.ranks}", *(f"{value(plan) / unit:,.2f}" for value in kinds.values())]
+        for plan in plans
+    ]
+    title = f"{name} on one rank, for the longest batch of this data ({ids.shape[0]} rows of {ids.shape[1]} tokens)"
+    screen.table(title, ["", *kinds], rows)
+
+
+def _show_probe(
+    screen: Screen, recipe: Recipe, processing: Processing, accelerator: Accelerator, batch: Loaded, planned: Plan
+) -> None:
+    objective, _ = build_objective(recipe, processing, accelerator, screen)
+    objective.to(accelerator.device)
+    here = {k: v.to(accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    measured = measure_step(objective, build_optimizer(objective, recipe.optim), here, recipe, accelerator)
+    away = planned.total / measured - 1
+    screen.line(
+        f"measured: {measured / GIB:,.3f} GiB at most; planned for one GPU: {planned.total / GIB:,.3f} GiB ({away:+.1%})"
+    )
+
+
+def main() -> None:
+    """Entry point of `python -m llava_accel.plan`."""
+    parser = recipe_parser(
+        "plan", (__doc__ or "").splitlines()[0], "python -m llava_accel.plan recipes/okvqa_qlora.toml --gpu 24"
+    )
+    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of one GPU, for a verdict")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the profiles with several (8)")
+    parser.add_argument("--probe", action="store_true", help="run the worst batch once and compare")
+    arguments = parser.parse_intermixed_args()
+    run(lambda: _verb(arguments))
+
+
+def _verb(arguments: argparse.Namespace) -> None:
+    plan(read_recipe(arguments), arguments.gpu, arguments.gpus, arguments.probe)
+
+
+if __name__ == "__main__":
+    main()

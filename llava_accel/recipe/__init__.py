@@ -1,0 +1,188 @@
+"""The typed recipe: one TOML file a run, checked in full before anything heavy is loaded.
+
+`python -m llava_accel.recipe` prints the JSON schema that editors complete and check recipes with. What the
+keys mean stands in recipe/inputs.py and recipe/tables.py; what cannot be run together in recipe/checks.py.
+"""
+
+import copy
+import difflib
+import json
+import re
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llava_accel.recipe.checks import changed_keys, conflicts, unused
+from llava_accel.recipe.errors import Problem, RecipeError, path_of, problems_of, unknown_key
+from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, QuantizationTable, Source
+from llava_accel.recipe.keys import REQUIRED
+from llava_accel.recipe.tables import (
+    CheckpointTable,
+    EvalTable,
+    LogTable,
+    OptimTable,
+    Recipe,
+    RunTable,
+    TrainTable,
+)
+from llava_accel.recipe.toml import to_toml
+
+__all__ = [
+    "CheckpointTable",
+    "DataTable",
+    "EvalTable",
+    "LogTable",
+    "LoraTable",
+    "ModelTable",
+    "OptimTable",
+    "Problem",
+    "QuantizationTable",
+    "Recipe",
+    "RecipeError",
+    "RecipeWarning",
+    "RunTable",
+    "Source",
+    "TrainTable",
+    "changed_keys",
+    "dump_recipe",
+    "load_recipe",
+    "make_recipe",
+    "recipe_schema",
+]
+
+
+class RecipeWarning(UserWarning):
+    """A key is set to something but has no effect in this recipe."""
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply the overrides, and check all of it.
+
+    Args:
+        path: A TOML file.
+        overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML.
+
+    Raises:
+        RecipeError: The file cannot be read, or something in it or in an override is wrong.
+    """
+    tables, problems = _read(Path(path)), []
+    for override in overrides:
+        problems += _apply(override, tables)
+    recipe = make_recipe(tables, str(path), problems)
+    for message in unused(recipe):
+        warnings.warn(message, RecipeWarning, stacklevel=2)
+    return recipe
+
+
+def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Sequence[Problem] = ()) -> Recipe:
+    """The recipe of a nested mapping.
+
+    Args:
+        tables: What the TOML file would hold.
+        source: Names the recipe in the error.
+        problems: Found before, to be reported with the rest.
+
+    Raises:
+        RecipeError: With every problem of every key and of every combination of keys.
+    """
+    # A table left out is an empty one: then it is its required keys that are missing, not the table.
+    tables, problems = {**{name: {} for name in REQUIRED}, **tables}, list(problems)
+    try:
+        recipe = Recipe.model_validate(tables)
+    except ValidationError as error:
+        problems += problems_of(error)
+        recipe = Recipe.model_validate(_without_errors(tables, error))
+    # What is said about a pair of keys means nothing while one of the two is wrong in itself.
+    wrong = {key.partition("[")[0] for problem in problems for key in (*problem.given, *problem.nearest)}
+    problems += [problem for problem in conflicts(recipe) if not _is_about(problem, wrong)]
+    if problems:
+        raise RecipeError(source, problems)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML with every key written out; loading it gives an equal recipe."""
+    return to_toml(recipe.model_dump())
+
+
+def recipe_schema() -> str:
+    """The JSON schema of a recipe, as text. Combinations of keys are beyond it: load_recipe checks those."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def refuse(expected: str, remedy: str) -> RecipeError:
+        return RecipeError(str(path), [Problem({"file": str(path)}, expected, remedy)])
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        names = [file.name for file in path.parent.glob("*.toml")]
+        similar = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"Did you mean {path.parent / similar[0]}?" if similar else "Check the path."
+        raise refuse("There is no such file.", hint) from error
+    except IsADirectoryError as error:
+        raise refuse("Expected a TOML file; this is a folder.", "Name one of the .toml files in it.") from error
+    except UnicodeDecodeError as error:
+        raise refuse(f"Not UTF-8: byte {error.start} cannot be read.", "Save the file as UTF-8.") from error
+    except OSError as error:
+        raise refuse(f"The file cannot be read: {error.strerror}.", "Check its permissions.") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = text.split("\n")[int(found[1]) - 1].strip() if found else "the end of the file"
+        raise refuse(f"Not TOML: {error}.", f"Correct this line: {line}") from error
+
+
+def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
+    """Set one key of `tables` in place; what is wrong with the override itself is returned."""
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    readable = override.encode("utf-8", "backslashreplace").decode()
+    if not equals or not all(path) or readable != override:
+        expected = "An override has the form table.key=value, in UTF-8."
+        return [Problem({"override": readable}, expected, "Write for example optim.learning_rate=1e-4.")]
+    table = tables
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            return [unknown_key(key, text)]
+    table[path[-1]] = _value(text.strip())
+    return []
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _without_errors(tables: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:
+    """`tables` less every key that has an error, and with stand-ins for the required ones."""
+    repaired = copy.deepcopy(dict(tables))
+    for detail in error.errors(include_url=False):
+        *parents, name = (str(part) for part in takewhile(_is_key, path_of(detail)))
+        table = reduce(lambda table, parent: table.get(parent, {}), parents, repaired)
+        table.pop(name, None)
+    for name, keys in REQUIRED.items():
+        repaired[name] = {**keys, **repaired.get(name, {})}
+    return repaired
+
+
+def _is_key(part: str | int) -> bool:
+    return isinstance(part, str)
+
+
+def _is_about(problem: Problem, wrong: set[str]) -> bool:
+    """Whether one of the keys of `problem`, or the table that holds it, is in `wrong`."""
+    return any(key == name or key.startswith(f"{name}.") for key in problem.given for name in wrong)

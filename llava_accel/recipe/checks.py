@@ -1,0 +1,166 @@
+"""What the keys of a recipe say about each other: what cannot be run together, and what has no effect."""
+
+from collections.abc import Iterator
+
+from llava_accel.recipe.errors import Problem
+from llava_accel.recipe.keys import DEFAULTS
+from llava_accel.recipe.tables import Recipe
+from llava_accel.recipe.toml import flatten, toml_value
+
+Conflict = tuple[str, str, str]
+"""The keys, apart by spaces; why they exclude each other; what to change."""
+
+
+def conflicts(recipe: Recipe) -> list[Problem]:
+    """Every combination of keys in `recipe` that cannot be run, each naming the keys and what to change."""
+    values = flatten(recipe.model_dump())
+    found = [*_parts(recipe), *_training(recipe), *_kernels(recipe), *_evaluation(recipe)]
+    return [
+        Problem({key: None if values[key] == "" else values[key] for key in keys.split()}, expected, remedy)
+        for keys, expected, remedy in found
+    ]
+
+
+def unused(recipe: Recipe) -> list[str]:
+    """A sentence for each key that is set to something but changes nothing in this recipe."""
+    return [
+        f"{key} = {toml_value(value)} has no effect: {reason}."
+        for key, value in changed_keys(recipe).items()
+        for prefix, reason in _switched_off(recipe)
+        if key == prefix or key.startswith(f"{prefix}.")
+    ]
+
+
+def changed_keys(recipe: Recipe) -> dict[str, object]:
+    """The dotted keys whose value differs from the default, or that have none, in the order of the tables."""
+    defaults = DEFAULTS | {"run.output_dir": f"runs/{recipe.run.name}"}
+    values = flatten(recipe.model_dump())
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
+
+def _parts(recipe: Recipe) -> Iterator[Conflict]:
+    model = recipe.model
+    whole = 'model.base = "llava-hf/llava-1.5-7b-hf"'
+    if model.base and model.language_model:
+        yield (
+            "model.base model.language_model",
+            "A model is either loaded or assembled from parts.",
+            "Remove model.language_model to load, or model.base to assemble.",
+        )
+    elif not model.base and not (model.language_model and model.vision_tower):
+        yield (
+            "model.base model.language_model model.vision_tower",
+            "The recipe names no whole model.",
+            f"Set {whole}, or another; or model.language_model and model.vision_tower to assemble one.",
+        )
+    if model.language_model and not model.projector and not model.train_projector and model.train != "projector":
+        yield (
+            "model.train_projector model.projector",
+            "An assembled model has a random projector, and this one would never learn.",
+            "Set model.projector to a trained one, or model.train_projector = true.",
+        )
+
+
+def _training(recipe: Recipe) -> Iterator[Conflict]:
+    model, bits = recipe.model, recipe.model.quantization.bits
+    if model.train == "projector" and not model.train_projector:
+        yield (
+            "model.train model.train_projector",
+            'Training "projector" (stage 1) is training the projector.',
+            'Set model.train_projector = true, or model.train = "lora" or "full".',
+        )
+    if model.train == "full" and bits < 16:
+        yield (
+            "model.train model.quantization.bits",
+            "Quantised weights are frozen: they have no gradient.",
+            'Set model.quantization.bits = 16, or model.train = "lora".',
+        )
+    if model.train == "lora" and model.lora.variant == "pissa" and bits < 16:
+        yield (
+            "model.lora.variant model.quantization.bits",
+            "PiSSA decomposes the weights themselves, which PEFT cannot do once they are quantised.",
+            'Set model.quantization.bits = 16, or model.lora.variant = "olora" or "lora".',
+        )
+    if model.adapter and model.train != "lora":
+        yield (
+            "model.adapter model.train",
+            "There is only an adapter to continue where adapters are trained.",
+            'Set model.train = "lora"; or merge the adapter first (llava_accel.export --to merged) '
+            "and name the result in model.base.",
+        )
+    if recipe.data.cache_features is True and model.train_vision:
+        yield (
+            "data.cache_features model.train_vision",
+            "Features of a vision tower that is being trained are out of date after one step.",
+            'Set data.cache_features = "auto" or false, or model.train_vision = false.',
+        )
+
+
+def _kernels(recipe: Recipe) -> Iterator[Conflict]:
+    if recipe.model.attention != "flash_attention_2":
+        return
+    if recipe.data.share_prefix:
+        yield (
+            "model.attention data.share_prefix",
+            "A shared prefix needs a mask for each pair of positions, and flash_attention_2 takes none.",
+            'Set model.attention = "auto" or "sdpa", or data.share_prefix = false.',
+        )
+    if recipe.run.precision == "fp32":
+        yield (
+            "model.attention run.precision",
+            "The kernels of flash_attention_2 compute in 16 bits only.",
+            'Set model.attention = "auto" or "sdpa", or run.precision = "bf16".',
+        )
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Conflict]:
+    data = recipe.data
+    if data.eval and data.eval_fraction:
+        yield (
+            "data.eval data.eval_fraction",
+            "Evaluation data is either a file or a share of data.train.",
+            "Remove data.eval, or set data.eval_fraction = 0.",
+        )
+    if data.eval or data.eval_fraction:
+        return
+    remedy = "Set data.eval to a file or data.eval_fraction to a share of data.train such as 0.02, or"
+    if recipe.checkpoint.best and recipe.eval.metric != "loss":
+        yield (
+            "eval.metric checkpoint.best data.eval data.eval_fraction",
+            "There is no evaluation data to choose the best checkpoint by.",
+            f"{remedy} checkpoint.best = false.",
+        )
+    if recipe.eval.patience:
+        yield (
+            "eval.patience data.eval data.eval_fraction",
+            "There is no evaluation data to be patient with.",
+            f"{remedy} eval.patience = 0.",
+        )
+
+
+def _switched_off(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Keys and tables that do nothing in this recipe, each with the reason."""
+    model, data, optim, train = recipe.model, recipe.data, recipe.optim, recipe.train
+    if model.train != "lora":
+        yield "model.lora", f'model.train is "{model.train}", not "lora"'
+    if model.train == "projector" and optim.learning_rate != optim.projector_learning_rate:
+        yield "optim.learning_rate", 'model.train = "projector" uses optim.projector_learning_rate'
+    if model.quantization.bits != 4:
+        yield "model.quantization.type", "model.quantization.bits is not 4"
+        yield "model.quantization.double", "model.quantization.bits is not 4"
+    if not model.train_projector:
+        yield "optim.projector_learning_rate", "model.train_projector is false"
+    if not model.train_vision:
+        yield "optim.vision_learning_rate", "model.train_vision is false"
+    if optim.optimizer == "sgd":
+        yield "optim.betas", 'optim.optimizer is "sgd"'
+    if data.on_bad_record == "error":
+        yield "data.max_bad", 'data.on_bad_record is "error"'
+    if data.cache_features is False or model.train_vision:
+        yield "data.cache_max_gb", "vision features are not cached"
+    if train.on_nonfinite == "stop":
+        yield "train.max_nonfinite", 'train.on_nonfinite is "stop"'
+    if train.max_steps:
+        yield "train.epochs", "train.max_steps decides when the run ends"
+    if not (data.eval or data.eval_fraction):
+        yield "eval", "neither data.eval nor data.eval_fraction is set"

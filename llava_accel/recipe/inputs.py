@@ -1,0 +1,162 @@
+"""The tables of a recipe that say what goes in: [model] with its sub-tables, and [data]."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """One table of a recipe: the named keys and no others, no change after loading, no guessing of types."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise PydanticCustomError(
+            "refused",
+            "Not a regular expression: {reason}.",
+            {"reason": str(error), "remedy": "Correct the pattern; a literal dot is written \\\\. in TOML."},
+        ) from error
+    return pattern
+
+
+Pattern = Annotated[Text, AfterValidator(_compiles)]
+Patterns = Annotated[tuple[Pattern, ...], Strict(False), Field(min_length=1)]
+
+
+class QuantizationTable(Table):
+    """How the frozen language model is stored. Vision tower, projector and lm_head are never quantised."""
+
+    bits: Literal[16, 8, 4] = 16
+    """Bits a weight: 4 is QLoRA, 16 is no quantisation."""
+    type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit code; nf4 fits weights that are normally distributed (QLoRA)."""
+    double: bool = True
+    """Quantise the 4-bit scales as well: saves about 0.4 bits a weight."""
+
+
+class LoraTable(Table):
+    """The adapter of train = "lora"."""
+
+    rank: AtLeastOne = 128
+    """Width of the two low-rank factors; 128 as LLaVA-1.5."""
+    alpha: AtLeastOne = 256
+    """Scale of the update: alpha / rank (alpha / sqrt(rank) with rslora)."""
+    dropout: BelowOne = 0.05
+    """Share of a layer's input entries that the adapter does not see in a step."""
+    bias: Literal["none", "lora_only"] = "none"
+    """Also train the biases of the layers that carry an adapter ("lora_only")."""
+    targets: Literal["auto"] | Patterns = "auto"
+    """"auto" = every linear layer of the language model except lm_head, or a list of regular expressions
+    that a layer's whole path must match: q_proj alone matches nothing, rather than the vision tower too."""
+    variant: Literal["lora", "rslora", "dora", "pissa", "olora"] = "lora"
+    """How the adapter is scaled (rslora), decomposed (dora) or started from the weights (pissa, olora)."""
+
+
+class ModelTable(Table):
+    """Which model, and which part of it is trained."""
+
+    base: str = ""
+    """Folder or hub id of a LLaVA model, in the Hugging Face or the original LLaVA layout. This, or
+    language_model together with vision_tower."""
+    language_model: str = ""
+    """Folder or hub id of a language model, to assemble a LLaVA model from parts."""
+    vision_tower: str = ""
+    """Folder or hub id of a CLIP model: a part to assemble, or the tower used in place of the base's."""
+    projector: str = ""
+    """File of a trained projector (mm_projector.bin or .safetensors); empty = the base's, or a random one."""
+    train: Literal["projector", "lora", "full"] = "lora"
+    """What learns: the projector alone (stage 1), an adapter, or all weights of the language model."""
+    train_projector: bool = True
+    """Train the projector too, in full, with "lora" and "full"; as LLaVA."""
+    train_vision: bool = False
+    """Train the vision tower too, in full, at optim.vision_learning_rate; possible with any `train`."""
+    adapter: str = ""
+    """Folder of an adapter to start from: ours, PEFT's or original LLaVA's."""
+    template: Literal["v1", "plain", "llava_llama_2", "mistral_instruct", "chatml", "auto"] = "v1"
+    """Conversation template under LLaVA's name; "auto" = the processor's own chat template."""
+    gradient_checkpointing: bool | AtLeastOne = False
+    """Recompute activations in the backward pass; an integer k does so in every k-th layer only."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
+    """The attention kernel, under transformers' names."""
+    compile: bool = False
+    """Run the language model through torch.compile."""
+    quantization: QuantizationTable = QuantizationTable()
+    lora: LoraTable = LoraTable()
+
+
+class Source(Table):
+    """One file of data.train, when it is a list."""
+
+    path: Text
+    """File or folder: LLaVA JSON, JSON lines or Parquet."""
+    images: str = ""
+    """Folder that this file's image names are relative to; empty = data.images."""
+    weight: Positive = 1.0
+    """Passes over this file in an epoch: 1 = each record once, 2 = twice, 0.5 = half of them."""
+
+
+def _kind_of_train(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "path"
+    return "sources" if isinstance(value, list | tuple) else None
+
+
+class DataTable(Table):
+    """The records, and how they become examples, rows and batches."""
+
+    train: Annotated[
+        Annotated[Text, Tag("path")]
+        | Annotated[tuple[Source, ...], Strict(False), Field(min_length=1), Tag("sources")],
+        Discriminator(
+            _kind_of_train,
+            custom_error_type="train_type",
+            custom_error_message="a file, a folder, or a list of {path, images, weight}",
+        ),
+    ]
+    """LLaVA JSON, JSON lines or Parquet: a file, a folder, or a list of {path, images, weight}."""
+    images: str = ""
+    """Folder that image names are relative to; a name may not leave it. Empty = the folder of each file."""
+    eval: str = ""
+    """File to evaluate on; excludes eval_fraction."""
+    eval_fraction: BelowOne = 0.0
+    """Share of train held out for evaluation, split by image so that no image is on both sides."""
+    max_length: AtLeastOne = 2048
+    """Longest example, in tokens, image tokens included (576 an image with CLIP-L/14 at 336 px)."""
+    on_too_long: Literal["error", "drop_turns", "skip"] = "error"
+    """A longer example stops the run, loses whole turns from its end (counted), or is left out (counted)."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """A record that cannot be used stops the run, or is left out, counted and listed in the run folder."""
+    max_bad: Share = 0.001
+    """Share of the records that "skip" may leave out before the run stops after all."""
+    image_aspect: Literal["pad", "crop", "stretch"] = "pad"
+    """How a picture becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
+    image_placement: Literal["start", "in_place"] = "start"
+    """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
+    share_prefix: bool = False
+    """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
+    group_by_length: bool = True
+    """Fill a batch with examples of nearly equal length: less padding."""
+    cache_features: Literal["auto"] | bool = "auto"
+    """Keep the frozen vision tower's features on disk; "auto" does so where they fit."""
+    cache_dir: str = ""
+    """Folder for features and for indexes of the data; empty = a folder of the user's cache."""
+    cache_max_gb: NotNegative = 50.0
+    """Most disk that features may take, in GB."""
+    workers: Count = 4
+    """Processes that load and decode, on each rank; 0 = in the training process."""

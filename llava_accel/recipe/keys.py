@@ -1,0 +1,74 @@
+"""Which keys a recipe has, their defaults, and which of them a wrong name may have meant."""
+
+import difflib
+from collections.abc import Iterable
+
+from llava_accel.recipe.tables import Recipe
+from llava_accel.recipe.toml import flatten
+
+REQUIRED = {"run": {"name": "okvqa_qlora"}, "data": {"train": "data/okvqa/train.jsonl"}}
+"""The keys without a default, each with an example."""
+
+_ALL = flatten(Recipe.model_validate(REQUIRED).model_dump())
+KEYS = tuple(_ALL)
+DEFAULTS = {key: value for key, value in _ALL.items() if key not in flatten(REQUIRED)}
+
+# What LLaVA's scripts and the Hugging Face Trainer call the same thing, where no likeness leads there.
+OTHER_NAMES = {
+    "bf16": "run.precision",
+    "data_path": "data.train",
+    "fp16": "run.precision",
+    "freeze_mm_mlp_adapter": "model.train_projector",
+    "gradient_accumulation_steps": "train.accumulation_steps",
+    "group_by_modality_length": "data.group_by_length",
+    "image_aspect_ratio": "data.image_aspect",
+    "image_folder": "data.images",
+    "logging_steps": "log.every",
+    "lora_alpha": "model.lora.alpha",
+    "lora_r": "model.lora.rank",
+    "lr": "optim.learning_rate",
+    "lr_scheduler_type": "optim.schedule",
+    "mm_projector_lr": "optim.projector_learning_rate",
+    "model_max_length": "data.max_length",
+    "model_name_or_path": "model.base",
+    "num_train_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.per_device_batch_size",
+    "pretrain_mm_mlp_adapter": "model.projector",
+    "report_to": "log.trackers",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "target_modules": "model.lora.targets",
+    "tune_mm_mlp_adapter": "model.train",
+    "version": "model.template",
+    "warmup_ratio": "optim.warmup_fraction",
+}
+
+_ALIKE = 0.75  # from here on difflib's ratio means a slip of the pen rather than another word
+
+
+def nearest_keys(key: str, keys: Iterable[str] = KEYS) -> tuple[str, ...]:
+    """The keys that `key` may have meant, likeliest first; none where nothing is near.
+
+    In this order: the same name in another table (at most three), what other programs call it, and the key that is
+    most alike in its name and as a whole, or has it as a part ("warmup").
+    """
+    name = _name(key)
+    scores = {valid: (_likeness(name, _name(valid)), _likeness(key, valid)) for valid in keys}
+    ranked = sorted(scores, key=lambda valid: sum(scores[valid]), reverse=True)
+    if same_name := tuple(valid for valid in ranked if _name(valid) == name):
+        return same_name[:3]
+    if OTHER_NAMES.get(name) in scores:
+        return (OTHER_NAMES[name],)
+    return tuple(valid for valid in ranked if max(scores[valid]) >= _ALIKE or _is_part(name, valid))[:1]
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _is_part(name: str, valid: str) -> bool:
+    return len(name) >= 5 and name in _name(valid)
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

@@ -1,0 +1,178 @@
+"""The tables of a recipe that say how the run goes, and `Recipe`, which holds all eight."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
+
+from llava_accel.recipe.inputs import (
+    AtLeastOne,
+    BelowOne,
+    Count,
+    DataTable,
+    ModelTable,
+    NotNegative,
+    Table,
+    Text,
+)
+
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
+
+
+def _no_fp16(value: Any) -> Any:
+    if value in ("fp16", "float16", "half"):
+        raise PydanticCustomError(
+            "refused",
+            "fp16 is refused: its loss scaler skips the steps that overflow, so that schedule and step count "
+            "would no longer agree.",
+            {"remedy": 'Use "bf16" where the device has it, else "fp32"; "auto" chooses between the two.'},
+        )
+    return value
+
+
+class RunTable(Table):
+    """The run as a whole."""
+
+    name: str
+    """Name of the run and of its folder: letters, digits, dot, dash and underscore."""
+    output_dir: Annotated[str, Field(validate_default=True, json_schema_extra={"default": "runs/<name>"})] = ""
+    """The run folder; empty = runs/<name>."""
+    seed: Count = 42
+    """Seed of the order, the dropout and the new weights."""
+    precision: Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_no_fp16)] = "auto"
+    """"auto" = bf16 where the device has it, else fp32."""
+    resume: Text = "auto"
+    """"auto" = the newest complete checkpoint of this run, "never", or a checkpoint folder."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise PydanticCustomError(
+                "refused",
+                "The name is also the run's folder: at most 100 letters, digits, dots, dashes and "
+                "underscores, the first a letter or a digit.",
+                {"remedy": "Choose another name; where the folder lies is the business of run.output_dir."},
+            )
+        return name
+
+    @field_validator("output_dir")
+    @classmethod
+    def _follows_the_name(cls, output_dir: str, info: Any) -> str:
+        return output_dir or f"runs/{info.data.get('name', '')}"
+
+
+class OptimTable(Table):
+    """Optimizer and schedule; rates are peak values, and steps are optimizer steps."""
+
+    learning_rate: NotNegative = 2e-4
+    """Peak rate of the adapter, or of the language model with train = "full"."""
+    projector_learning_rate: Annotated[
+        NotNegative,
+        WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"enum": ["null", ""]}], "default": 2e-5}),
+    ] = 2e-5
+    """Peak rate of the projector; "null" = learning_rate, and the resolved recipe holds the number."""
+    vision_learning_rate: NotNegative = 2e-6
+    """Peak rate of the vision tower, with model.train_vision."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
+    """The 8-bit ones keep their state in 8 bits; the paged one can spill it to main memory."""
+    betas: Annotated[tuple[BelowOne, BelowOne], Strict(False)] = (0.9, 0.999)
+    """Decay of Adam's first and second moment."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled decay of weight matrices; biases and norms are exempt."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up: to 0 on the last step, or not at all."""
+    warmup_fraction: BelowOne = 0.03
+    """Share of the steps in which the rate rises from 0."""
+    max_grad_norm: NotNegative = 1.0
+    """Clip the norm of the whole gradient to this; 0 = no clipping, as LLaVA's published runs."""
+
+    @field_validator("projector_learning_rate", mode="before")
+    @classmethod
+    def _null_is_the_learning_rate(cls, rate: Any, info: Any) -> Any:
+        # TOML has no null. Where learning_rate itself is wrong, that is reported: any number will do here.
+        return info.data.get("learning_rate", 0.0) if rate in (None, "", "null") else rate
+
+
+class TrainTable(Table):
+    """How long, in what portions; the global batch is per_device_batch_size x accumulation_steps x ranks."""
+
+    epochs: AtLeastOne = 1
+    """Passes over the data."""
+    max_steps: Count = 0
+    """Optimizer steps; 0 = by epochs."""
+    per_device_batch_size: AtLeastOne = 16
+    """Examples in a micro-batch on one rank."""
+    accumulation_steps: AtLeastOne = 1
+    """Micro-batches in a window, that is in one optimizer step, on one rank."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite stops the run, or makes no update and is reported."""
+    max_nonfinite: Count = 10
+    """How many times "skip" may do so before the run stops after all."""
+    spike_factor: NotNegative = 0.0
+    """Report a step whose loss exceeds this many running medians; 0 = never, else above 1."""
+
+    @field_validator("spike_factor")
+    @classmethod
+    def _is_off_or_above_one(cls, factor: float) -> float:
+        if 0 < factor <= 1:
+            raise PydanticCustomError(
+                "refused",
+                "A factor of 1 or less would report every other step.",
+                {"remedy": "Use 0 for never, or a factor above 1, such as 3.0."},
+            )
+        return factor
+
+
+class EvalTable(Table):
+    """Evaluation during the run; it needs data.eval or data.eval_fraction."""
+
+    at_start: bool = True
+    """Evaluate before the first step too, so that every later score has something to stand beside."""
+
+    every: Count = 0
+    """Steps between evaluations; 0 = at the end of each epoch."""
+    metric: Literal["loss", "vqa_accuracy", "exact_match"] = "loss"
+    """What chooses the best checkpoint and is watched by patience."""
+    max_new_tokens: AtLeastOne = 16
+    """Longest generated answer, in tokens."""
+    limit: Count = 0
+    """Examples to evaluate; 0 = all."""
+    blind_limit: Count = 500
+    """Examples also answered with the picture blanked, to see how much of the score needs it; 0 = none."""
+    patience: Count = 0
+    """Evaluations without improvement before the run stops; 0 = never."""
+
+
+class CheckpointTable(Table):
+    """What is saved during the run."""
+
+    every: Count = 0
+    """Steps between checkpoints; 0 = at the end of each epoch."""
+    keep: AtLeastOne = 2
+    """Newest checkpoints kept, besides the best."""
+    best: bool = True
+    """Keep the checkpoint that eval.metric liked best; without evaluation data there is none."""
+
+
+class LogTable(Table):
+    """What is reported during the run."""
+
+    every: AtLeastOne = 1
+    """Steps between log lines."""
+    trackers: Annotated[tuple[Tracker, ...], Strict(False)] = ()
+    """Trackers that also receive the log lines, under Accelerate's names; each needs its own package."""
+
+
+class Recipe(Table):
+    """One run of llava_accel."""
+
+    run: RunTable
+    model: ModelTable = ModelTable()
+    data: DataTable
+    optim: OptimTable = OptimTable()
+    train: TrainTable = TrainTable()
+    eval: EvalTable = EvalTable()
+    checkpoint: CheckpointTable = CheckpointTable()
+    log: LogTable = LogTable()

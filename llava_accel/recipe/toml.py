@@ -1,0 +1,46 @@
+"""TOML out: writes what `tomllib` reads, as far as the values of a recipe go."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+
+def toml_value(value: object) -> str:
+    """One value as TOML on a single line: text, numbers, booleans, lists, and tables inside lists.
+
+    Anything else is written as its quoted text, so that an error message can show whatever stood in the file.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{toml_key(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    # JSON escapes what TOML wants escaped, with one exception: TOML forbids a bare DEL.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_key(key: str) -> str:
+    """A bare key where TOML allows one, else a quoted one."""
+    is_bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if is_bare else toml_value(key)
+
+
+def to_toml(tables: Mapping[str, object], path: tuple[str, ...] = ()) -> str:
+    """A nested mapping as TOML text: of each table the plain keys first, then the sub-tables."""
+    nested = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
+    lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in tables.items() if key not in nested]
+    if path:
+        lines.insert(0, f"[{'.'.join(map(toml_key, path))}]")
+    blocks = ["\n".join(lines) + "\n"] if lines else []
+    blocks += [to_toml(value, (*path, key)) for key, value in nested.items()]
+    return "\n".join(blocks)
+
+
+def flatten(tables: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """A nested mapping as one of dotted keys; lists stay whole, empty tables vanish."""
+    flat: dict[str, object] = {}
+    for key, value in tables.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,51 @@
+"""What all verbs share on the command line: recipe and overrides, and errors without a traceback."""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+
+
+def recipe_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A parser that takes RECIPE and `table.key=value` overrides; `--help` shows a working example."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m llava_accel.{verb}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, for example recipes/okvqa_qlora.toml")
+    parser.add_argument("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
+    return parser
+
+
+def read_recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe with its overrides; keys that are set but have no effect are said on standard error.
+
+    Raises:
+        RecipeError: all problems at once.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RecipeWarning)
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+    for warning in caught:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"note: {warning.message}", file=sys.stderr)
+    return recipe
+
+
+def run(verb: Callable[[], object]) -> None:
+    """Run a verb. What the user can mend ends with its message and exit code 2; defects of ours keep their traceback."""
+    try:
+        verb()
+    except ValueError as error:
+        if os.environ.get("LLAVA_ACCEL_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

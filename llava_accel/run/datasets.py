@@ -1,0 +1,190 @@
+"""The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from llava_accel.data.corpus import Corpus, Source, open_sources
+from llava_accel.data.examples import Encoder
+from llava_accel.data.images import Pictures
+from llava_accel.data.loader import Loaded, cache_folder, load_windows
+from llava_accel.data.problems import DataError
+from llava_accel.data.sampler import Order, windows
+from llava_accel.data.split import held_out
+from llava_accel.data.survey import Survey, cached_survey, survey
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import DataTable, Recipe
+from llava_accel.run.console import Screen
+from llava_accel.run.left_out import list_skipped, report_left_out
+from llava_accel.run.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Training or evaluation data: the corpus, and which of its rows are used."""
+
+    corpus: Corpus
+    survey: Survey
+    rows: np.ndarray
+    pictures: Pictures
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
+    """The recipe's template, lengths and placement over the base's tokenizer."""
+    return Encoder(
+        processing.processor.tokenizer,
+        processing.image_token_id,
+        processing.num_image_tokens,
+        template=recipe.model.template,
+        chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
+        image_placement=recipe.data.image_placement,
+        max_length=recipe.data.max_length,
+        on_too_long=recipe.data.on_too_long,
+    )
+
+
+def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
+    """The rows of data.train and of data.eval (None where the recipe names no file)."""
+    encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
+    train = Corpus(open_sources(_train_entries(recipe.data), cache_dir), encoder)
+    if not recipe.data.eval:
+        return train, None
+    sources: list[Source] = open_sources([(recipe.data.eval, recipe.data.images, 1.0)], cache_dir)
+    return train, Corpus(sources, encoder)
+
+
+def open_data(
+    recipe: Recipe, processing: Processing, accelerator: Accelerator, screen: Screen
+) -> tuple[Part, Part | None]:
+    """Training data, and evaluation data where the recipe has some. The main process reads, the others find it read.
+
+    Raises:
+        DataError, ValueError: a record cannot be used and the recipe says "error", or too many cannot.
+    """
+    with accelerator.main_process_first():
+        train, evaluation = open_corpora(recipe, processing)
+        found = read_through(recipe, processing, train, screen)
+        eval_found = found if evaluation is None else read_through(recipe, processing, evaluation, screen)
+    if accelerator.is_main_process:
+        for some in [found] if evaluation is None else [found, eval_found]:
+            report_left_out(recipe, some, screen)
+    pictures = Pictures(processing.processor.image_processor, recipe.data.image_aspect)
+    rows, eval_rows = found.usable, eval_found.usable
+    if recipe.data.eval_fraction:
+        rows, eval_rows = held_out(train, rows, recipe.data.eval_fraction, recipe.run.seed)
+    training = Part(corpus=train, survey=found, rows=rows, pictures=pictures)
+    if evaluation is None and not recipe.data.eval_fraction:
+        return training, None
+    corpus = train if evaluation is None else evaluation
+    return training, Part(corpus=corpus, survey=eval_found, rows=eval_rows, pictures=pictures)
+
+
+def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, screen: Screen) -> Survey:
+    """The survey of a corpus, from the cache where it has been read before; refused as the recipe says.
+
+    Raises:
+        DataError, ValueError: see `refuse_bad`.
+    """
+
+    def read() -> Survey:
+        with screen.bar("read data", len(corpus)) as bar:
+            return survey(corpus, workers=recipe.data.workers, decode=False, progress=bar.advance)
+
+    found = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
+    refuse_bad(recipe.data, found)
+    return found
+
+
+def survey_key(recipe: Recipe, processing: Processing) -> str:
+    """Everything besides the files that decides what a record becomes."""
+    data, processor = recipe.data, processing.processor
+    settings = (
+        processor.tokenizer.backend_tokenizer.to_str(), processing.image_token_id, processing.num_image_tokens,
+        recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
+    )  # fmt: skip
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
+
+
+def refuse_bad(data: DataTable, found: Survey) -> None:
+    """Stop on records that cannot be used, unless the recipe leaves them out and they are few.
+
+    Raises:
+        DataError: the first of them, with the number of the others.
+    """
+    # What is too long is left out by a key of its own, without a budget: its number is the user's choice of length.
+    bad = [e for e in found.errors.values() if e.kind != "too_long" or data.on_too_long != "skip"]
+    if not bad:
+        if not len(found.usable):
+            raise ValueError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
+        return
+    first, total = bad[0], len(found.lengths)
+    others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
+    if data.on_bad_record == "error":
+        raise first.with_note(
+            f'{others}. `python -m llava_accel.check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
+        )
+    if len(bad) > data.max_bad * total:
+        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
+    if not len(found.usable):
+        raise first.with_note(f"{others}, and none is left")
+
+
+def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
+    """The order of the training data for this many ranks; the global batch is what counts, not how it is split."""
+    weights = part.corpus.weights[part.rows]
+    train = recipe.train
+    return Order(
+        lengths=part.survey.lengths[part.rows],
+        seed=recipe.run.seed,
+        global_batch_size=train.per_device_batch_size * train.accumulation_steps * num_ranks,
+        group_by_length=recipe.data.group_by_length,
+        repeats=None if np.all(weights == 1) else weights,
+        groups=_picture_groups(part) if recipe.data.share_prefix else None,
+    )
+
+
+def train_windows(
+    recipe: Recipe, part: Part, order: Order, state: TrainState, accelerator: Accelerator
+) -> Iterator[list[Loaded]]:
+    """This rank's micro-batches of every step from where `state` stands to the end of the run."""
+    rank, size = accelerator.process_index, recipe.train.per_device_batch_size
+    last = state.step if state.is_stopped else state.num_steps
+    steps = windows(order, state.step, last, per_device_batch_size=size, num_ranks=accelerator.num_processes)
+    mine = ([part.rows[micro_batch].tolist() for micro_batch in step[rank]] for step in steps)
+
+    def on_error(error: DataError) -> None:
+        if recipe.data.on_bad_record == "error":
+            raise error
+        list_skipped(Path(recipe.run.output_dir) / "skipped.txt", [error])
+
+    return load_windows(
+        part.corpus,
+        part.pictures,
+        mine,
+        workers=recipe.data.workers,
+        device=accelerator.device,
+        on_error=on_error,
+        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
+    )
+
+
+def _picture_groups(part: Part) -> np.ndarray:
+    """A number for each row that is equal for records of the same pictures; a text-only record stands alone."""
+    keys = part.survey.image_keys[part.rows]
+    _, groups = np.unique(keys, return_inverse=True)
+    (alone,) = np.nonzero(keys == 0)
+    groups[alone] = len(keys) + np.arange(len(alone))
+    return groups
+
+
+def _train_entries(data: DataTable) -> list[tuple[str, str, float]]:
+    if isinstance(data.train, str):
+        return [(data.train, data.images, 1.0)]
+    return [(source.path, source.images or data.images, source.weight) for source in data.train]

@@ -1,0 +1,113 @@
+"""Evaluation as part of a run: when it is due, what it decides, what it leaves in the run folder."""
+
+import math
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
+from llava_accel.run.checkpoint import Checkpoints
+from llava_accel.run.console import Screen
+from llava_accel.run.datasets import Part
+from llava_accel.run.evaluation import evaluate, write_predictions
+from llava_accel.run.meter import Meter
+from llava_accel.run.report.live import report_evaluation, say_overfitting
+from llava_accel.run.state import TrainState
+
+
+class Evaluator:
+    """Evaluates, keeps the best checkpoint, and says when to stop. Without evaluation data it does nothing.
+
+    Args:
+        model: The prepared objective.
+        part: The held-out data, or None.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        model: nn.Module,
+        processing: Processing,
+        part: Part | None,
+        checkpoints: Checkpoints,
+        screen: Screen,
+    ) -> None:
+        self._recipe, self._accelerator, self._screen = recipe, accelerator, screen
+        self._model, self._processing, self._part, self._checkpoints = model, processing, part, checkpoints
+        self._folder = Path(recipe.run.output_dir) / "predictions"
+
+    def before_training(self, state: TrainState, meter: Meter) -> None:
+        """Score the base, so that every later score has something to stand beside; or take up where a run broke off.
+
+        After a resume the base is not scored again. `best/` is made once more if the run broke off before it had it,
+        and whether the run is over is asked again of the recipe, which may have more patience now.
+        """
+        if state.step == 0:
+            if self._recipe.eval.at_start:
+                self._measure(state, meter)
+                self._report(state, meter)
+            return
+        state.is_stopped = self._is_out_of_patience(state)
+        evaluated = Path(self._recipe.run.output_dir) / "checkpoints" / f"step-{state.best_step:06d}"
+        if self._recipe.checkpoint.best and state.best_step == state.step and evaluated.is_dir():
+            self._checkpoints.keep_best()
+
+    def __call__(self, state: TrainState, meter: Meter) -> None:
+        """Evaluate, save the checkpoint that was evaluated, and keep it if it is the best. Every rank must call it."""
+        value = self._measure(state, meter)
+        if value is None:
+            return
+        gained = not math.isnan(value) and (
+            state.best is None or (value < state.best if self._recipe.eval.metric == "loss" else value > state.best)
+        )
+        state.evaluations_without_gain = 0 if gained else state.evaluations_without_gain + 1
+        if gained:
+            state.best, state.best_step = value, state.step
+        state.is_stopped = self._is_out_of_patience(state)
+        if gained and self._recipe.checkpoint.best:
+            self._checkpoints.save()
+            self._checkpoints.keep_best()
+        if state.is_stopped:
+            best = "any number" if state.best is None else f"{state.best:.4f} at step {state.best_step}"
+            self._screen.line(
+                f"stopping: {state.evaluations_without_gain} evaluations without a better {self._recipe.eval.metric} "
+                f"than {best} (eval.patience)"
+            )
+        self._report(state, meter)
+
+    def _is_out_of_patience(self, state: TrainState) -> bool:
+        patience = self._recipe.eval.patience
+        return bool(patience) and state.evaluations_without_gain >= patience
+
+    def _measure(self, state: TrainState, meter: Meter) -> float | None:
+        if self._part is None:
+            return None
+        tokenizer, since = self._processing.processor.tokenizer, time.perf_counter()
+        found = evaluate(self._model, self._part, self._recipe, self._accelerator, tokenizer, self._screen)
+        if self._accelerator.is_main_process:
+            write_predictions(self._folder / f"step-{state.step:06d}.jsonl", found.predictions)
+        meter.log_eval(state, found.metrics, time.perf_counter() - since)
+        self._screen.line(f"step {state.step}: {describe(found.metrics)}")
+        return found.metrics[self._recipe.eval.metric]
+
+    def _report(self, state: TrainState, meter: Meter) -> None:
+        if self._part is not None and self._accelerator.is_main_process:
+            say_overfitting(self._recipe, self._screen)
+            report_evaluation(self._recipe, state, meter.trackers, self._screen)
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The metrics in one line: losses as they are, scores in percent."""
+    parts = [f"evaluation loss {metrics['loss']:.4f}"]
+    for name, title in (("vqa_accuracy", "VQA accuracy"), ("exact_match", "exact match")):
+        if name in metrics:
+            blind = metrics.get(f"blind_{name}")
+            beside = f" (blind {100 * blind:.1f} %)" if blind is not None else ""
+            parts.append(f"{title} {100 * metrics[name]:.1f} %{beside}")
+    if "num_answers" in metrics:
+        parts.append(f"{round(metrics['num_answers']):,} answers")
+    return ", ".join(parts)

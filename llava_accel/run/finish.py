@@ -1,0 +1,85 @@
+"""The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
+
+import json
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from llava_accel.recipe import Recipe
+from llava_accel.run.checkpoint import Checkpoints
+from llava_accel.run.console import Screen
+from llava_accel.run.meter import Meter
+from llava_accel.run.report.live import report_end
+from llava_accel.run.state import TrainState
+
+_SHOWN_ANSWERS = 6
+_SHOWN_EVALUATIONS = 5
+_COLUMNS = {
+    "loss": "loss",
+    "vqa_accuracy": "VQA accuracy",
+    "blind_vqa_accuracy": "blind",
+    "exact_match": "exact match",
+    "num_answers": "answers",
+}
+
+
+def finish(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    meter: Meter,
+    screen: Screen,
+) -> None:
+    """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it."""
+    checkpoints.save()
+    folder = Path(recipe.run.output_dir)
+    checkpoints.export(folder / "export")
+    meter.close()
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    show_evaluations(folder, state, screen)
+    show_answers(folder / "predictions" / f"step-{state.step:06d}.jsonl", screen)
+    screen.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
+    report_end(recipe, state, screen)
+    if recipe.model.train != "projector":
+        screen.line(f"next: python -m llava_accel.chat --adapter {folder}")
+
+
+def show_evaluations(folder: Path, state: TrainState, screen: Screen) -> None:
+    """The score before training, the last ones and the best, from metrics.jsonl."""
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "eval" in line]
+    if not found:
+        return
+    shown = [line for line in found[-_SHOWN_EVALUATIONS:] if line is not found[0]]
+    shown += [line for line in found if line["step"] == state.best_step and line not in (*shown, found[0])]
+    rows = []
+    for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
+        name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
+        name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
+        rows.append([name, *(_cell(column, line["eval"]) for column in _COLUMNS)])
+    screen.table("evaluations", ["", *_COLUMNS.values()], rows)
+
+
+def show_answers(path: Path, screen: Screen) -> None:
+    """A few answers, spread over the evaluation data."""
+    if not path.exists():
+        return
+    predictions = [json.loads(text) for text in path.read_text().splitlines()]
+    shown = predictions[:: max(1, len(predictions) // _SHOWN_ANSWERS)][:_SHOWN_ANSWERS]
+    rows = [
+        [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]
+        for row in shown
+    ]
+    screen.table("some answers", ["question", "reference", "prediction", "score"], rows)
+
+
+def _cell(column: str, metrics: dict[str, float]) -> str:
+    if column not in metrics:
+        return ""
+    value = metrics[column]
+    if column == "loss":
+        return f"{value:.4f}"
+    return f"{round(value):,}" if column == "num_answers" else f"{100 * value:.1f} %"

@@ -1,0 +1,30 @@
+"""Records that are not used: nothing of the data is left out without a word."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from llava_accel.data.problems import DataError
+from llava_accel.data.survey import Survey
+from llava_accel.recipe import Recipe
+from llava_accel.run.console import Screen
+
+
+def report_left_out(recipe: Recipe, found: Survey, screen: Screen) -> None:
+    """Say what of the data is not used and why; the records themselves are listed in the run folder."""
+    if found.num_dropped_turns:
+        screen.line(f"data.on_too_long: {found.num_dropped_turns:,} turns were dropped to fit data.max_length")
+    if not found.errors:
+        return
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.errors_by_kind().most_common())
+    path = Path(recipe.run.output_dir) / "skipped.txt"
+    screen.line(f"left out: {len(found.errors):,} of {len(found.lengths):,} records ({kinds}), listed in {path}")
+    list_skipped(path, found.errors.values())
+
+
+def list_skipped(path: Path, errors: Iterable[DataError]) -> None:
+    """Add records to the list of those left out, each once however often the run starts or meets them."""
+    known = set(path.read_text().splitlines()) if path.exists() else set()
+    new = [line for error in errors if (line := str(error)) not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(f"{line}\n" for line in new)

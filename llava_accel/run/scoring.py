@@ -1,0 +1,173 @@
+"""How good an answer is: the VQA accuracy of the VQA organisers, and exact match.
+
+Works on texts alone; `evaluation.py` makes the predictions. Scores lie in 0..1. The official evaluator prints
+percentages; apart from that factor, `vqa_accuracy` gives its numbers.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from llava_accel.data.json_lines import write_json_lines
+from llava_accel.data.problems import printable
+from llava_accel.run.vqa_normalize import normalize, trim
+
+Metric = Literal["vqa_accuracy", "exact_match"]
+Answers = Sequence[str] | Mapping[str, int] | Mapping[str, float] | Sequence[Mapping[str, object]]
+
+
+def answer_list(answers: object) -> list[str]:
+    """The annotators' answers, one string an annotator, from any form that they come in.
+
+    Args:
+        answers: A list of strings, a mapping from answer to the number of annotators who gave it, or a list
+            of `{"answer": str, ...}` objects, as in the official annotation files.
+
+    Raises:
+        ValueError: if there is no answer, or `answers` has another form.
+    """
+    found: list[str] = []
+    if isinstance(answers, Mapping):
+        for answer, count in answers.items():
+            whole = isinstance(count, int | float) and count >= 1 and float(count).is_integer()
+            if not isinstance(answer, str) or isinstance(count, bool) or not whole:
+                raise ValueError(
+                    f"`answers` holds {printable(answer)}: {printable(count)}. "
+                    'Give each answer its number of annotators, such as {"red": 7, "pink": 3}.'
+                )
+            found += [answer] * int(count)
+    elif isinstance(answers, Sequence) and not isinstance(answers, str):
+        for item in answers:
+            answer = item.get("answer") if isinstance(item, Mapping) else item
+            if not isinstance(answer, str):
+                raise ValueError(
+                    f"`answers` holds {printable(item)}. "
+                    'Write every answer as a string, or as an object with the string "answer".'
+                )
+            found.append(answer)
+    else:
+        raise ValueError(f"`answers` is {printable(answers)}. Make it a list of strings, one an annotator.")
+    if not found:
+        raise ValueError("`answers` is empty. Give at least one answer to score against.")
+    return found
+
+
+def vqa_accuracy(prediction: str, answers: Answers) -> float:
+    """The official VQA accuracy of one prediction, 0..1.
+
+    Each annotator in turn is left out, the prediction scores min(1, agreeing others / 3), and the mean is
+    taken. Texts are normalised only when the annotators do not all give the same answer: against ten times
+    "yes", "Yes" scores 0.
+
+    With fewer than ten answers the same formula is taken over those given, so that two equal answers give at
+    most 1/3. A single answer would leave nobody to agree with and always score 0; instead, it scores by
+    equality after normalisation.
+
+    Raises:
+        ValueError: as `answer_list`.
+    """
+    truths = [trim(answer) for answer in answer_list(answers)]
+    if len(truths) == 1:
+        return float(normalize(prediction) == normalize(truths[0]))
+    if len(set(truths)) > 1:
+        prediction, truths = normalize(prediction), [normalize(truth) for truth in truths]
+    agreeing = truths.count(trim(prediction))
+    # Leaving out one who agrees leaves agreeing - 1 of them, else all. Integers make the sum exact.
+    thirds = agreeing * min(3, agreeing - 1) + (len(truths) - agreeing) * min(3, agreeing)
+    return thirds / (3 * len(truths))
+
+
+def exact_match(prediction: str, answers: Answers) -> float:
+    """1.0 if the prediction equals any of the answers, apart from case and white space at the ends, else 0.0.
+
+    Raises:
+        ValueError: as `answer_list`.
+    """
+    wanted = {answer.strip().casefold() for answer in answer_list(answers)}
+    return float(prediction.strip().casefold() in wanted)
+
+
+def score(metric: Metric, prediction: str, answers: Answers) -> float:
+    """`prediction` under the metric that a recipe names."""
+    return vqa_accuracy(prediction, answers) if metric == "vqa_accuracy" else exact_match(prediction, answers)
+
+
+class TypeScore(NamedTuple):
+    """The mean score of the questions of one type, 0..1, and how many there are."""
+
+    mean: float
+    num_questions: int
+
+
+def by_type(rows: Iterable[Mapping[str, object]]) -> dict[str, dict[str, TypeScore]]:
+    """Mean "score" of the rows for each "question_type" and each "answer_type", the most frequent type first.
+
+    A row that lacks one of the two fields, or the score, is not counted there; a field that no row has is
+    left out.
+    """
+    scores: dict[str, dict[str, list[float]]] = {"question_type": {}, "answer_type": {}}
+    for row in rows:
+        value = row.get("score")
+        for field, types in scores.items():
+            name = row.get(field)
+            if isinstance(name, str) and isinstance(value, int | float):
+                types.setdefault(name, []).append(value)
+    return {
+        field: {
+            name: TypeScore(sum(values) / len(values), len(values))
+            for name, values in sorted(types.items(), key=lambda item: (-len(item[1]), item[0]))
+        }
+        for field, types in scores.items()
+        if types
+    }
+
+
+def score_file(source: Path, out: Path) -> dict[str, float]:
+    """Score a file of predictions, and write it with the scores added.
+
+    Args:
+        source: JSON lines with "prediction" and "answers" (any form that `answer_list` takes); blank lines
+            are left out.
+        out: Each line again with "vqa_accuracy", "exact_match" and "score" (= VQA accuracy). Written whole or
+            not at all; may be `source` itself.
+
+    Returns:
+        The means "vqa_accuracy" and "exact_match", and "count", the number of lines.
+
+    Raises:
+        ValueError: for a file or line that cannot be scored, with file, line and remedy.
+    """
+    if not source.is_file():
+        raise ValueError(f"{source}: there is no such file. Give the JSON lines that hold the predictions.")
+    rows: list[dict] = []
+    with source.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows += [_score_line(line)] if line.strip() else []
+            except ValueError as error:
+                raise ValueError(f"{source}, line {number}: {error}") from error
+    if not rows:
+        raise ValueError(f"{source}: the file holds no predictions. Give one JSON object a line.")
+    write_json_lines(rows, out)
+    means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in ("vqa_accuracy", "exact_match")}
+    return means | {"count": float(len(rows))}
+
+
+def _score_line(line: bytes) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # both malformed JSON and bytes that are not UTF-8
+        raise ValueError(f"this is not JSON ({error}). Write one JSON object a line, in UTF-8.") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"this is {printable(row)}, not an object. Write one JSON object a line.")
+    if not isinstance(row.get("prediction"), str):
+        raise ValueError('the string "prediction" is missing. Write the model\'s answer there.')
+    if "answers" not in row:
+        raise ValueError('"answers" is missing. Write the annotators\' answers there, as a list of strings.')
+    accuracy = vqa_accuracy(row["prediction"], row["answers"])
+    return row | {
+        "vqa_accuracy": accuracy,
+        "exact_match": exact_match(row["prediction"], row["answers"]),
+        "score": accuracy,
+    }

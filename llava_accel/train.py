@@ -1,0 +1,97 @@
+"""Train: the loop. `accelerate launch -m llava_accel.train RECIPE [table.key=value ...]`
+
+Read `train` from top to bottom: build, then steps. One turn of the outer loop is one optimizer step over a window of
+micro-batches. Nothing in the path of a step is hidden behind a hook, a callback or a class that calls back.
+"""
+
+from llava_accel.model.processing import load_processing
+from llava_accel.recipe import Recipe
+from llava_accel.run.accumulation import count_targets, gradient_sync, seed_step
+from llava_accel.run.backend import build_accelerator, clip_gradients, prepare
+from llava_accel.run.checkpoint import Checkpoints, find_checkpoint
+from llava_accel.run.cli import read_recipe, recipe_parser, run
+from llava_accel.run.console import Screen
+from llava_accel.run.datasets import build_order, open_data, train_windows
+from llava_accel.run.evaluator import Evaluator
+from llava_accel.run.features import attach_features
+from llava_accel.run.finish import finish
+from llava_accel.run.folder import open_run
+from llava_accel.run.meter import Meter
+from llava_accel.run.nonfinite import allows_update
+from llava_accel.run.objective import build_objective
+from llava_accel.run.optim import build_optimizer, build_scheduler, learning_rates
+from llava_accel.run.out_of_memory import MemoryGuard
+from llava_accel.run.state import TrainState, is_due
+
+
+def train(recipe: Recipe) -> TrainState:
+    """Run one fine-tuning job, from a recipe to an adapter that can be used.
+
+    Raises:
+        ValueError: recipe, data or model cannot be used; the message says what to change.
+    """
+    # Build. The accelerator comes first: engines that shard weights while loading must be there before the weights.
+    accelerator = build_accelerator(recipe)
+    screen = Screen(accelerator.is_main_process)
+    open_run(recipe, accelerator)
+    processing = load_processing(recipe.model, recipe.data.image_aspect)
+    training, held_out = open_data(recipe, processing, accelerator, screen)
+    source = find_checkpoint(recipe)
+    objective, loaded = build_objective(recipe, processing, accelerator, screen, source)
+    attach_features(recipe, processing, objective, (training, held_out), accelerator, screen)
+    order = build_order(recipe, training, accelerator.num_processes)
+    state = TrainState.of(recipe.train, order.steps_per_epoch)
+    optimizer = build_optimizer(objective, recipe.optim)
+    scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
+    model, optimizer, scheduler = prepare(recipe, accelerator, objective, optimizer, scheduler)
+    checkpoints = Checkpoints(recipe, accelerator, model, optimizer, scheduler, loaded, processing, state, screen)
+    checkpoints.resume(source)
+    evaluator = Evaluator(recipe, accelerator, model, processing, held_out, checkpoints, screen)
+    meter = Meter(recipe, accelerator, state, screen)
+    memory = MemoryGuard(recipe, processing, training.corpus, accelerator)
+    evaluator.before_training(state, meter)
+
+    # Train.
+    model.train()
+    for window in meter.waited(train_windows(recipe, training, order, state, accelerator)):
+        seed_step(recipe.run.seed, state.step, accelerator.process_index)
+        num_targets = count_targets(window, accelerator)
+        for micro_batch in window:
+            with memory.explained(micro_batch), gradient_sync(accelerator, model, enabled=micro_batch is window[-1]):
+                loss = model(**micro_batch)
+                # The sum over this micro-batch by the count over the window and all ranks. Every backend averages
+                # gradients over ranks; the last factor makes that average a sum again.
+                accelerator.backward(loss / num_targets * accelerator.num_processes)
+            meter.add(loss, micro_batch)
+        rates = learning_rates(optimizer)
+        grad_norm = clip_gradients(accelerator, model, recipe.optim.max_grad_norm)
+        if allows_update(window, grad_norm, training.corpus, recipe, state, accelerator):
+            optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        state.step += 1
+
+        if is_due(state.step, recipe.log.every, state.num_steps):
+            meter.log(state, grad_norm, rates)
+        if is_due(state.step, recipe.eval.every or state.steps_per_epoch, state.num_steps):
+            evaluator(state, meter)
+        if is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
+            checkpoints.save()
+        if state.is_stopped:
+            break
+    objective.flush_features()
+    finish(recipe, accelerator, checkpoints, state, meter, screen)
+    return state
+
+
+def main() -> None:
+    """Entry point of `python -m llava_accel.train`."""
+    parser = recipe_parser(
+        "train", "Fine-tune a LLaVA.", "accelerate launch -m llava_accel.train recipes/quickstart.toml"
+    )
+    arguments = parser.parse_args()
+    run(lambda: train(read_recipe(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Main memory of loading, sharding and saving a base of 500 M weights: peaks of each rank, ours and a naive full gather.
+
+    python tests/bench/memory.py make BASE
+    accelerate launch --config_file launch/zero3.yaml --num_processes 2 tests/bench/memory.py measure BASE
+
+Not part of the suite: the base takes 2 GB of disk, and a measurement about a minute. "own" is memory of the process alone
+(RssAnon), "mapped" are pages of the checkpoint's file, which ranks share and the kernel takes back when it needs them.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from llava_accel.model.processing import load_processing
+from llava_accel.model.save import is_saved
+from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.run.backend import build_accelerator, gathered_weights, prepare
+from llava_accel.run.console import Screen
+from llava_accel.run.objective import build_objective
+from llava_accel.run.optim import build_optimizer, build_scheduler
+
+MIB = 2**20
+
+
+class Peak:
+    """Own and mapped memory, sampled a hundred times a second; `take` gives both peaks since the last call, in MiB."""
+
+    def __init__(self) -> None:
+        self._own = self._mapped = 0
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def take(self) -> dict[str, int]:
+        time.sleep(0.05)
+        peaks = {"own": self._own // 1024, "mapped": self._mapped // 1024}
+        self._own = self._mapped = 0
+        return peaks
+
+    def _sample(self) -> None:
+        while True:
+            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            self._own = max(self._own, int(lines["RssAnon"].split()[0]))
+            self._mapped = max(self._mapped, int(lines["RssFile"].split()[0]))
+            time.sleep(0.01)
+
+
+def make(folder: Path) -> None:
+    """A base of 480 M weights in fp32: the tests' tiny LLaVA with 24 layers of 1,280."""
+    from tiny import make_llava
+
+    make_llava(folder)
+    raw = json.loads((folder / "config.json").read_text())
+    size = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 24, "num_attention_heads": 20}
+    raw["text_config"] |= size | {"num_key_value_heads": 20, "head_dim": 64}
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(LlavaConfig.from_dict(raw)).save_pretrained(folder)
+
+
+def recipe(base: Path, out: str) -> Recipe:
+    return make_recipe(
+        {
+            "run": {"name": "memory", "output_dir": out, "precision": "fp32"},
+            "model": {"base": str(base), "template": "v1", "lora": {"rank": 8, "alpha": 16}},
+            "data": {"train": "unused.json", "cache_features": False},
+            "train": {"per_device_batch_size": 1},
+        }
+    )
+
+
+def measure(base: Path, naive: bool) -> None:
+    """Print a JSON line for each rank: peaks while loading, while preparing, and while what is saved is gathered."""
+    peak = Peak()
+    with tempfile.TemporaryDirectory() as out:
+        settings = recipe(base, out)
+        accelerator = build_accelerator(settings)
+        processing = load_processing(settings.model, settings.data.image_aspect)
+        found: dict[str, object] = {"rank": accelerator.process_index, "start": peak.take()}
+        objective, _ = build_objective(settings, processing, accelerator, Screen(False))
+        found["load"] = peak.take()
+        optimizer = build_optimizer(objective, settings.optim)
+        scheduler = build_scheduler(optimizer, settings.optim, 10)
+        model: Any = prepare(settings, accelerator, objective, optimizer, scheduler)[0]
+        found["prepare"] = peak.take()
+        accelerator.wait_for_everyone()
+        found["rest"] = peak.take()
+        if naive:
+            if accelerator.deepspeed_plugin:
+                model._config.zero_config.gather_16bit_weights_on_model_save = True
+            state: dict[str, Tensor] = accelerator.get_state_dict(model)  # pyright: ignore[reportAssignmentType]
+        else:
+            state = dict(gathered_weights(accelerator, model, is_saved(objective, settings)))
+        found["naive gather" if naive else "gather"] = peak.take()
+        found["gathered_mib"] = sum(tensor.nbytes for tensor in state.values()) // MIB
+        print(json.dumps(found), flush=True)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["make", "measure"])
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--naive", action="store_true", help="gather everything through accelerator.get_state_dict")
+    arguments = parser.parse_args()
+    if arguments.action == "make":
+        make(arguments.base)
+    else:
+        measure(arguments.base, arguments.naive)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Fixtures that several rooms share. Nothing here needs a network, a hub or a GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from exported import export, fine_tune
+from tiny import make_llava
+
+# Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained LLaVA in the hub's layout, whose layers 4 bits can pack."""
+    return make_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="session")
+def lora_run(tmp_path_factory: pytest.TempPathFactory, llava_folder: Path) -> Path:
+    """A run of LoRA on that base, two steps long."""
+    return fine_tune(tmp_path_factory.mktemp("lora"), model={"base": str(llava_folder)})
+
+
+@pytest.fixture(scope="session")
+def lora_exports(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """That run in each form of `llava_accel.export`."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        return {form: export(patch, lora_run, form, folder / form) for form in ("peft", "merged", "llava")}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the train.json and eval.json of interrupted.py."""
+    # Not at the top: the package may only be imported when the plugin that checks its types and shapes is there.
+    from interrupted import NUM_RECORDS
+    from runs import mixed_records, write_records
+
+    folder = tmp_path_factory.mktemp("data")
+    write_records(folder / "train.json", mixed_records(NUM_RECORDS))
+    write_records(folder / "eval.json", mixed_records(3))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run of interrupted.py that nothing interrupted."""
+    from interrupted import settings, train
+
+    return train(settings(tmp_path_factory.mktemp("whole"), data))

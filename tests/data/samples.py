@@ -1,0 +1,151 @@
+"""Tokenizers, records and corpora for the tests of the data room."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from llava_accel.data.corpus import Corpus, open_sources
+from llava_accel.data.examples import Encoder
+from llava_accel.data.labels import Example
+from llava_accel.data.records import parse_record
+
+PARITY = Path(__file__).parents[1] / "parity"
+IMAGE_ID = 31_999
+NUM_IMAGE_TOKENS = 4
+
+SPELLED_OUT = ["</s>", "<s>", "<unk>", "<image>", "<|im_end|>", "<|im_start|>", "[INST]", "<0x0A>"]
+TRICKY = [
+    *SPELLED_OUT,
+    "a </s> b",
+    "yes ASSISTANT: no",
+    "USER: who?",
+    "3",
+    "12 of 345",
+    "🙂",
+    "你好世界",
+    "  led in by spaces",
+    "\nled in by a line",
+    "ends in spaces  ",
+    "ends in a line\n",
+    " ",
+    "\t\r\n\x00",
+]
+# In the form of llava-hf's: no system prompt, no end token, pictures first, a space behind every text.
+LLAVA = (
+    "{% for m in messages %}"
+    "{% if m['role'] != 'system' %}{{ m['role'] | upper }}: {% endif %}"
+    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+# ChatML as language models write it: one string a message.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# And as vision models do: parts, the pictures where they stand.
+CHATML_PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SENTENCES = [
+    "What is in the picture? A red square, and two blue circles.",
+    "Answer the questions. The assistant answers in a word or a phrase.",
+    "How many cats are there? Three. Is the third one black? No, it is white.",
+]
+
+
+texts = st.one_of(
+    st.sampled_from(TRICKY),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12),  # ▁ is a space to Llama
+    st.lists(st.sampled_from([*TRICKY, " ", "\n", "a", "The cat"]), max_size=4).map("".join),
+).filter(lambda text: "▁" not in text)
+rounds = st.lists(st.tuples(texts.map(lambda text: text.replace("<image>", "")), texts), min_size=1, max_size=4)
+"""Questions and answers; no question holds a picture."""
+
+
+@cache
+def llama(legacy: bool = True) -> LlamaTokenizer:
+    """The SentencePiece tokenizer of the parity base."""
+    return LlamaTokenizer.from_pretrained(PARITY / "llava-orig", legacy=legacy)
+
+
+@cache
+def byte_level(add_prefix_space: bool = False, special: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML's tokens and no BOS, as Qwen's; `special` is how it marks the tokens."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(_SENTENCES, trainer)
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+    if special:
+        backend.add_special_tokens(tokens)
+    else:
+        backend.add_tokens(tokens)
+    # Only eos is declared: what else is special is left to the backend.
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+def image_processor() -> CLIPImageProcessorPil:
+    """CLIP's own processor for 56 px."""
+    return CLIPImageProcessorPil.from_pretrained(PARITY / "clip")
+
+
+@cache
+def encoder(tokenizer: PreTrainedTokenizerFast | None = None, template: str = "v1", **settings: Any) -> Encoder:
+    """An encoder whose pictures take four tokens."""
+    return Encoder(tokenizer or llama(), IMAGE_ID, NUM_IMAGE_TOKENS, template=template, **settings)
+
+
+def record(*texts: str, **fields: object) -> dict[str, object]:
+    """A record of alternating questions and answers."""
+    turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+    return {"conversations": turns} | fields
+
+
+def write_lines(path: Path, records: Sequence[object]) -> Path:
+    """A .jsonl file."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return path
+
+
+def write_pictures(folder: Path, *names: str) -> None:
+    """A small picture of its own colour for each name."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + 3 * number, 30), (30 * number % 256, 90, 200)).save(folder / name)
+
+
+def corpus(folder: Path, records: Sequence[object], **settings: Any) -> Corpus:
+    """A corpus of one .jsonl file, with its pictures beside it."""
+    return corpus_of(write_lines(folder / "data.jsonl", records), **settings)
+
+
+def corpus_of(path: Path, **settings: Any) -> Corpus:
+    """A corpus of a file that is there."""
+    return Corpus(open_sources([(str(path), "", 1.0)], path.parent / "cache"), encoder(**settings))
+
+
+def encode(encode_record: Encoder, fields: dict[str, object], folder: Path = PARITY / "images") -> Example:
+    """One record through parsing, template and labels."""
+    return encode_record(parse_record(json.dumps(fields).encode(), 1), 0, folder).example
+
+
+def spans(example: Example) -> list[list[int]]:
+    """The stretches of targets."""
+    edges = np.flatnonzero(np.diff(example.is_target, prepend=False, append=False))
+    return [example.input_ids[start:end].tolist() for start, end in edges.reshape(-1, 2)]

@@ -1,0 +1,110 @@
+"""A file that cannot be read whole is an error that says where it breaks, never a shorter file."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from samples import corpus_of, record
+
+from llava_accel.data import table as table_module
+from llava_accel.data.problems import DataError
+from llava_accel.data.table import Table
+
+RECORDS = [record(f"Q{n}", "A 你好\n🙂", id=str(n)) for n in range(5)]
+
+
+def open_table(path: Path) -> Table:
+    return Table(path, path.parent / "cache")
+
+
+def refused(path: Path) -> DataError:
+    with pytest.raises(DataError) as caught:
+        open_table(path)
+    assert caught.value.remedy and str(path) in str(caught.value)
+    assert not list(path.parent.glob("cache/tables/*")), "half a table stays behind"
+    return caught.value
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.5, 0.9, 0.999])
+def test_a_truncated_array_is_an_error_and_not_a_shorter_file(tmp_path: Path, cut: float) -> None:
+    text = json.dumps(RECORDS)
+    (tmp_path / "a.json").write_text(text[: int(len(text) * cut)])
+    error = refused(tmp_path / "a.json")
+    assert error.kind == "json" and "cut off" in error.problem
+    assert error.row == 1 + text[: int(len(text) * cut)].count('{"conversations"') - (cut < 0.999)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "no JSON array"),
+        ("{}", "no JSON array"),
+        ('{"id": 1}\n{"id": 2}\n', "no JSON array"),
+        ("[", "cut off"),
+        ("[{}", "cut off"),
+        ("[{},", "cut off"),
+        ("[,{}]", "not valid JSON"),
+        ("[{'id': 1}]" + " " * 100, "not valid JSON (Expecting property name"),
+        ("[{}] [{}]", "behind the end"),
+        ("[{}]}", "behind the end"),
+        ("[" * 100_000, "not valid JSON"),
+        ('[{"id": ' + "9" * 5000 + "}]", "not valid JSON"),
+        ('["' + "a" * 100, "cut off"),
+    ],
+)
+def test_a_file_that_is_no_array_of_records_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert word in refused(tmp_path / "a.json").problem
+
+
+def test_a_mistake_in_the_middle_is_found_there_without_reading_on(tmp_path: Path) -> None:
+    with mock.patch.object(table_module, "_BLOCK", 64):
+        (tmp_path / "a.json").write_text("[" + '{"id": 1}, ' * 3 + '{"id" 2}, ' + '{"id": 1}, ' * 1000 + "{}]")
+        with mock.patch.object(table_module, "_may_be_cut", wraps=table_module._may_be_cut) as asked:
+            error = refused(tmp_path / "a.json")
+    assert error.row == 4 and "cut off" not in error.problem
+    assert asked.call_count < 5
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_json_file_that_is_not_utf_8_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_bytes(json.dumps([record("é", "ü")], ensure_ascii=False).encode(encoding))
+    assert "not UTF-8" in refused(tmp_path / "a.json").problem
+
+
+def test_a_line_that_is_not_utf_8_is_an_error_of_its_row(tmp_path: Path) -> None:
+    good = json.dumps(RECORDS[0]).encode()
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n" + '{"id": "é"}'.encode("latin-1") + b"\n" + good)
+    data = corpus_of(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"row 2.*not UTF-8") as caught:
+        data.record(1)
+    assert caught.value.kind == "json"
+    assert data.record(2).id == "0"
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"id": [str(n) * 50 for n in range(1000)]})
+    parquet.write_table(table, tmp_path / "good.parquet", compression="zstd")
+    whole = (tmp_path / "good.parquet").read_bytes()
+    for name, content in {
+        "empty": b"",
+        "text": b"[]",
+        "cut": whole[: len(whole) // 2],
+        "page": whole[:40] + bytes(len(whole) // 2) + whole[40 + len(whole) // 2 :],
+    }.items():
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+        assert "Parquet" in refused(tmp_path / f"{name}.parquet").problem
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.jsonl", "."])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        open_table(tmp_path / name)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    assert "'.csv'" in refused(tmp_path / "a.csv").problem

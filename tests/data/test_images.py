@@ -1,0 +1,195 @@
+"""A picture name cannot leave its folder, a bad file is an error and never a crash, pixels are those of LLaVA."""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_accel.data.images import check_header, decode, find_image
+from llava_accel.data.problems import DataError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+BACKGROUND = (122, 116, 104)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder of pictures with one in a subfolder, and a picture outside."""
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for path in (folder / "a.png", folder / "sub" / "b c é.png", tmp_path / "secret.png"):
+        Image.new("RGB", (5, 4), (10, 20, 30)).save(path)
+    return folder
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "sub/b c é.png", "./a.png", "sub/../a.png"])
+def test_a_name_below_the_folder_is_found(root: Path, name: str) -> None:
+    assert decode(find_image(root, name)).size == (5, 4)
+
+
+def test_the_folder_itself_may_be_a_link(root: Path) -> None:
+    (root.parent / "link").symlink_to(root)
+    assert find_image(root.parent / "link", "a.png").is_file()
+
+
+def test_a_link_that_stays_inside_is_followed(root: Path) -> None:
+    (root / "link.png").symlink_to(root / "sub" / "b c é.png")
+    assert find_image(root, "link.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "..", "../pictures_not/a.png", "a.png\0.jpg"]
+)
+def test_a_name_that_leaves_the_folder_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        find_image(root, name)
+    assert caught.value.kind == "unsafe_path" and "data.images" in caught.value.remedy
+
+
+def test_a_neighbour_whose_name_begins_alike_is_outside(root: Path) -> None:
+    other = root.parent / "pictures_of_others"
+    other.mkdir()
+    Image.new("RGB", (5, 4)).save(other / "a.png")
+    with pytest.raises(DataError, match="lies outside"):
+        find_image(root, "../pictures_of_others/a.png")
+
+
+@pytest.mark.parametrize("name", ["link.png", "folder/secret.png"])
+def test_a_link_that_leaves_the_folder_is_refused(root: Path, name: str) -> None:
+    (root / "link.png").symlink_to(root.parent / "secret.png")
+    (root / "folder").symlink_to(root.parent)
+    with pytest.raises(DataError) as caught:
+        find_image(root, name)
+    assert caught.value.kind == "unsafe_path"
+
+
+def test_what_is_no_plain_file_is_missing_and_never_waits(root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    (root / "dangling.png").symlink_to(root / "gone.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    for name in ("pipe.png", "dangling.png", "loop.png", "sub", ".", "none.png", "a.png/b.png", "x" * 5000):
+        with pytest.raises(DataError) as caught:
+            find_image(root, name)
+        assert caught.value.kind == "missing_image", name
+        assert len(str(caught.value)) < 500
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that promises any size and holds no pixels."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""), b"IEND")
+    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "no readable picture"),
+        (b"this is not a picture", "no readable picture"),
+        (b"<html>404</html>", "no readable picture"),
+        (b"\x89PNG\r\n\x1a\n", "no readable picture"),
+        (png(50_000, 50_000), "decompression bomb"),
+        (png(12_000, 12_000), "decompression bomb"),
+        (png(40_000, 2), "strip of 40000 x 2"),
+        (png(1, 10_000), "strip of 1 x 10000"),
+    ],
+    ids=["empty", "text", "page", "head", "bomb", "half a bomb", "wide", "tall"],
+)
+def test_a_file_without_a_picture_is_refused_by_its_head(tmp_path: Path, content: bytes, word: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for look in (check_header, decode):
+        with pytest.raises(DataError, match=word) as caught:
+            look(path)
+        assert caught.value.kind == "broken_image" and str(path) in caught.value.problem
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_a_cut_off_picture_is_refused_when_it_is_decoded(tmp_path: Path, form: str, part: float) -> None:
+    path = tmp_path / "a.jpg"
+    noise(64, 48).save(path, form)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    with pytest.raises(DataError) as caught:
+        decode(path)
+    assert caught.value.kind == "broken_image"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damage_anywhere_is_an_error_and_never_a_crash(tmp_path: Path, form: str) -> None:
+    path, random = tmp_path / "a", np.random.default_rng(0)
+    noise(24, 16).save(path, form)
+    whole = path.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 4):
+            damaged[place] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own about odd metadata
+                picture = decode(path)
+        except DataError:
+            continue
+        assert picture.mode == "RGB"
+
+
+def test_a_files_name_reaches_a_message_without_its_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\n.png"
+    path.write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        decode(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        *(("PNG", mode) for mode in ("L", "LA", "RGBA", "1", "P")),
+        *(("JPEG", mode) for mode in ("L", "CMYK", "YCbCr", "1")),
+        *(("TIFF", mode) for mode in ("L", "LA", "RGBA", "CMYK", "YCbCr", "1", "P")),
+        *(("GIF", mode) for mode in ("L", "RGBA", "1", "P")),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, form: str, mode: str) -> None:
+    Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(tmp_path / "a", form)
+    picture = decode(tmp_path / "a")
+    assert picture.mode == "RGB" and picture.size == (8, 6)
+    assert np.asarray(picture).min() >= 252
+
+
+def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    assert np.allclose(np.asarray(decode(tmp_path / "a.jpg")), (255, 0, 0), atol=4)
+
+
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+    source = Image.new("P", (4, 4), 1)
+    source.putpalette([0, 0, 0, 250, 120, 10])
+    source.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(tmp_path / "a.png").getpixel((0, 0)) == (250, 120, 10)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped_to_white(tmp_path: Path) -> None:
+    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    for form in ("PNG", "TIFF"):
+        Image.fromarray(values).save(tmp_path / "a", form)
+        assert np.asarray(decode(tmp_path / "a"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "a.gif").getpixel((0, 0)) == (250, 0, 0)

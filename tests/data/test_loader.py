@@ -1,0 +1,118 @@
+"""Micro-batches come in the order that was asked for, the same from any number of workers, bad pictures named."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from samples import IMAGE_ID, corpus, image_processor, record, write_pictures
+
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.images import Pictures
+from llava_accel.data.loader import Loaded, load_windows, where
+from llava_accel.data.problems import DataError
+from llava_accel.data.sampler import Order, Window, windows
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Corpus:
+    """Twelve records: every third of text alone, the others on five pictures."""
+    write_pictures(tmp_path, *(f"{n}.png" for n in range(5)))
+    records = [
+        record("Q?", "A" * n, id=f"id {n}")
+        if n % 3 == 0
+        else record("<image>\nQ?", "A" * n, image=f"{n % 5}.png", id=f"id {n}")
+        for n in range(12)
+    ]
+    return corpus(tmp_path, records)
+
+
+def refuse(error: DataError) -> None:
+    raise error
+
+
+def load(data: Corpus, asked: Sequence[Window] | Iterator[Window], workers: int = 0, on_error=refuse):
+    return load_windows(
+        data,
+        Pictures(image_processor(), "pad"),
+        asked,
+        workers=workers,
+        device=torch.device("cpu"),
+        on_error=on_error,
+    )
+
+
+def rows(window: list[Loaded]) -> Window:
+    return [batch["indices"].tolist() for batch in window]  # type: ignore[union-attr]
+
+
+ASKED = [[[0, 1], [2]], [[3, 4, 5]], [[], [6]], [[7], [], [8, 1]]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_come_whole_and_in_order(data: Corpus, workers: int) -> None:
+    assert [rows(window) for window in load(data, ASKED, workers)] == ASKED
+
+
+def test_any_number_of_workers_gives_the_same_batches(data: Corpus) -> None:
+    for one, two in zip(load(data, ASKED), load(data, ASKED, workers=2), strict=True):
+        for batch, other in zip(one, two, strict=True):
+            assert batch.keys() == other.keys()
+            for name, value in batch.items():
+                if isinstance(value, torch.Tensor):
+                    assert torch.equal(value, other[name]) and value.dtype == other[name].dtype  # type: ignore
+                else:
+                    assert value == other[name]
+
+
+def test_the_epochs_of_a_run_come_through_one_loader(data: Corpus) -> None:
+    lengths = np.array([len(data.encode(row).example.input_ids) for row in range(12)])
+    order = Order(lengths=lengths, seed=0, global_batch_size=5)
+    steps = [step[0] for step in windows(order, 1, 9, per_device_batch_size=2, num_ranks=1)]
+    found = [rows(window) for window in load(data, iter(steps), workers=2)]
+    assert found == steps
+    assert sorted(row for window in found[2:5] for batch in window for row in batch) == list(range(12))
+
+
+def test_a_picture_of_several_records_is_decoded_once_and_stands_in_each(data: Corpus) -> None:
+    ((batch,),) = load(data, [[[1, 11, 2, 0]]])
+    assert batch["pixel_values"].shape == (2, 3, 56, 56)  # type: ignore[union-attr]
+    assert batch["image_index"].tolist() == [0, 0, 1]  # type: ignore[union-attr]
+    ids, places = batch["input_ids"], batch["image_positions"]
+    assert isinstance(ids, torch.Tensor) and (ids.flatten()[places] == IMAGE_ID).all()
+
+
+def test_an_empty_micro_batch_is_a_batch_without_targets(data: Corpus) -> None:
+    ((batch,),) = load(data, [[[]]])
+    assert batch["input_ids"].shape == (1, 1) and len(batch["target_ids"]) == 0  # type: ignore
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_breaks_after_the_survey_is_named_and_its_record_left_out(
+    data: Corpus, tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "1.png").write_bytes(b"")  # of rows 1 and 11
+    (tmp_path / "2.png").unlink()  # of rows 2 and 7
+    errors: list[DataError] = []
+    found = [rows(window) for window in load(data, [[[0, 1], [2]], [[11, 4, 7]]], workers, errors.append)]
+    assert found == [[[0], []], [[4]]]
+    assert [(error.kind, error.row, error.id) for error in errors] == [
+        ("broken_image", 2, "id 1"),
+        ("missing_image", 3, "id 2"),
+        ("broken_image", 12, "id 11"),
+        ("missing_image", 8, "id 7"),
+    ]
+    assert {error.file for error in errors} == {str(tmp_path / "data.jsonl")}
+    assert "1.png" in str(errors[0]) and "2.png" in str(errors[1])
+
+
+def test_an_error_that_is_not_taken_stops_the_loop_with_its_own_message(data: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(DataError, match=r"row 2 \(id 'id 1'\): there is no picture '1.png'"):
+        list(load(data, [[[1]]], workers=2))
+
+
+def test_a_window_is_known_by_the_ids_of_its_records(data: Corpus) -> None:
+    ((first, second),) = load(data, [[[3, 1], [0]]])
+    assert where([first, second], data) == ["id 3", "id 1", "id 0"]

@@ -1,0 +1,193 @@
+"""The data is read once before the first step, whatever is wrong is found then, and a second start reads nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_pictures
+
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.problems import DataError
+from llava_accel.data.survey import Survey, cached_survey, survey
+
+LONG_TEXT = "word " * 60
+
+
+def mixed(folder: Path, **settings: object) -> Corpus:
+    """Good records between some of every kind of bad ones."""
+    write_pictures(folder, "a.png", "b.png")
+    (folder / "text.png").write_text("no picture")
+    records = [
+        record("Q", "A", id="good text"),
+        record("<image>\nQ", "A", "Q", "B", image="a.png", id="good picture"),
+        {"id": "bare"},
+        record("<image>\nQ", "A", image="none.png", id="missing"),
+        record("<image>\nQ", "A", image="text.png", id="broken"),
+        record("<image>\nQ", "A", image="../x.png", id="unsafe"),
+        record("Q", "A", image="a.png", id="no mark"),
+        record("Q", id="no answer"),
+        {"conversations": [], "id": "empty"},
+        record("Q", "A", "Q", LONG_TEXT, id="long"),
+        record("Q", "", id="end only"),
+    ]
+    return corpus(folder, records, **settings)
+
+
+GOOD = [0, 1, 10]
+
+
+def read(data: Corpus, workers: int = 0, decode: bool = False) -> Survey:
+    return survey(data, workers=workers, decode=decode)
+
+
+def test_unusable_rows_have_length_zero_and_their_kind(tmp_path: Path) -> None:
+    found = read(mixed(tmp_path, max_length=120))
+    assert found.usable.tolist() == GOOD
+    kinds = {row: error.kind for row, error in found.errors.items()}
+    assert kinds == {
+        2: "fields",
+        3: "missing_image",
+        4: "broken_image",
+        5: "unsafe_path",
+        6: "image_count",
+        7: "roles",
+        8: "empty",
+        9: "too_long",
+    }
+    assert found.errors_by_kind()["roles"] == 1 and found.errors_by_kind().total() == 8
+    for name in ("lengths", "num_targets", "num_images", "num_turns"):
+        column = getattr(found, name)
+        assert len(column) == 11 and not column[list(found.errors)].any()
+
+
+def test_every_error_names_file_row_and_id(tmp_path: Path) -> None:
+    found = read(mixed(tmp_path, max_length=120))
+    for row, error in found.errors.items():
+        assert str(error).startswith(f"{tmp_path / 'data.jsonl'}, row {row + 1} (id '")
+
+
+def test_the_numbers_are_those_of_the_examples(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    found = read(data)
+    for row in GOOD:
+        example = data.encode(row).example
+        assert found.lengths[row] == len(example.input_ids)
+        assert found.num_targets[row] == example.num_targets
+        assert found.num_images[row] == len(example.images)
+    assert found.lengths[1] > NUM_IMAGE_TOKENS
+    assert found.num_turns[GOOD].tolist() == [2, 4, 2]
+
+
+def test_turns_are_those_of_user_and_assistant_that_were_kept(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "S"}, *record("Q", "A", "Q", "", "Q", LONG_TEXT)["conversations"]]  # type: ignore
+    data = corpus(tmp_path, [{"conversations": turns}], max_length=60, on_too_long="drop_turns")
+    found = read(data)
+    assert found.num_turns.tolist() == [4] and found.num_dropped_turns == 2
+
+
+def test_a_dropped_turns_picture_is_dropped_with_it(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.png", "b.png")
+    records = [record("<image>\nQ", "A", f"<image>\n{LONG_TEXT}", "B", image=["a.png", "b.png"])]
+    data = corpus(tmp_path, records, max_length=120, on_too_long="drop_turns")
+    (name,) = data.encode(0).example.images
+    assert Path(name).name == "a.png" and read(data).num_images.tolist() == [1]
+
+
+def test_one_round_that_is_too_long_is_never_cut(tmp_path: Path) -> None:
+    data = corpus(tmp_path, [record("Q", LONG_TEXT)], max_length=100, on_too_long="drop_turns")
+    (error,) = read(data).errors.values()
+    assert error.kind == "too_long" and "data.max_length = 100" in str(error)
+
+
+def test_a_picture_that_breaks_off_is_found_only_by_decoding(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:6000])
+    data = corpus(tmp_path, [record("<image>", "A", image="a.png", id="x")])
+    assert read(data).usable.tolist() == [0]
+    assert read(data, decode=True).errors_by_kind() == {"broken_image": 1}
+
+
+def same(one: Survey, other: Survey) -> None:
+    for name in ("lengths", "num_targets", "num_images", "num_turns"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+    assert one.num_dropped_turns == other.num_dropped_turns
+    assert {row: str(error) for row, error in one.errors.items()} == {
+        row: str(error) for row, error in other.errors.items()
+    }
+    assert one.errors_by_kind() == other.errors_by_kind()
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.png")
+    kinds = [record("Q", "A"), record("<image>\nQ", "long answer", image="a.png"), {"id": "x"}, record("Q")]
+    data = corpus(tmp_path, [kinds[n % 4] for n in range(1300)])
+    steps: list[int] = []
+    found = survey(data, workers=2, decode=False, progress=steps.append)
+    same(found, read(data))
+    assert sum(steps) == 1300 and len(steps) > 1
+
+
+def counting(data: Corpus) -> list[int]:
+    """The rows of `data` that are read from now on."""
+    rows: list[int] = []
+    encode = data.encode
+
+    def counted(index: int):
+        rows.append(index)
+        return encode(index)
+
+    data.encode = counted  # type: ignore[method-assign]
+    return rows
+
+
+def test_a_second_start_reads_nothing_and_finds_the_same(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    rows = counting(data)
+    first = cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
+    assert len(rows) == 11
+    again = corpus_of(tmp_path / "data.jsonl")
+    rows = counting(again)
+    second = cached_survey(again, "key", tmp_path / "cache", lambda: pytest.fail("read again"))
+    assert set(rows) == {3, 4, 5}, "only what is wrong with pictures can have changed"
+    same(first, second)
+    assert isinstance(second.errors[2], DataError) and second.errors[2].id == "bare"
+
+
+def test_another_key_or_another_file_is_read_anew(tmp_path: Path) -> None:
+    data = corpus(tmp_path, [record("Q", "A")])
+    cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
+    rows = counting(data)
+    cached_survey(data, "other", tmp_path / "cache", lambda: read(data))
+    assert rows == [0]
+    (tmp_path / "data.jsonl").write_text("\n" + (tmp_path / "data.jsonl").read_text())
+    changed = corpus_of(tmp_path / "data.jsonl")
+    rows = counting(changed)
+    cached_survey(changed, "key", tmp_path / "cache", lambda: read(changed))
+    assert rows == [0]
+
+
+def test_a_picture_that_was_added_or_mended_is_found_by_the_next_start(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
+    write_pictures(tmp_path, "none.png", "text.png")
+    found = cached_survey(data, "key", tmp_path / "cache", lambda: pytest.fail("read again"))
+    assert set(found.usable) == {*GOOD, 3, 4, 9}
+    same(found, read(data))
+
+
+def test_nothing_to_read_is_an_empty_survey(tmp_path: Path) -> None:
+    found = read(corpus(tmp_path, []))
+    assert len(found.usable) == len(found.lengths) == 0 and found.errors == {}
+
+
+def test_a_survey_that_was_cut_short_leaves_no_cache(tmp_path: Path) -> None:
+    data = corpus(tmp_path, [record("Q", "A")])
+
+    def stopped() -> Survey:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_survey(data, "key", tmp_path / "cache", stopped)
+    assert len(cached_survey(data, "key", tmp_path / "cache", lambda: read(data)).usable) == 1

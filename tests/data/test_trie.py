@@ -1,0 +1,172 @@
+"""A row is the examples that went into it: each path, place and target can be read back, and no prefix stands twice."""
+
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_accel.data.labels import Example
+from llava_accel.data.trie import Row, build_row, chain
+
+IMAGE = 99
+PICTURE = 3  # tokens of one picture
+Drawn = list[tuple[list[str | list[int]], set[int]]]
+Key = tuple[int | tuple[str, int], ...]
+
+
+def make(*parts: str | list[int], targets: Collection[int] = (), index: int = -1) -> Example:
+    """An example of token lists and picture names."""
+    ids: list[int] = []
+    starts, images = [], []
+    for part in parts:
+        if isinstance(part, str):
+            starts.append(len(ids))
+            images.append(part)
+        ids += [IMAGE] * PICTURE if isinstance(part, str) else part
+    is_target = np.array([place in targets and id != IMAGE for place, id in enumerate(ids)])
+    return Example(
+        input_ids=np.array(ids), is_target=is_target, image_starts=tuple(starts), images=tuple(images), index=index
+    )
+
+
+tokens = st.lists(st.integers(1, 2), min_size=1, max_size=4)
+parts = st.lists(tokens | st.sampled_from(["a", "b"]), min_size=1, max_size=5)
+some = st.lists(st.tuples(parts, st.sets(st.integers(1, 20))), min_size=1, max_size=6)
+"""Parts and targets of examples, alike enough to share much."""
+
+
+def build(drawn: Drawn) -> list[Example]:
+    return [make(*parts, targets=targets, index=10 * place) for place, (parts, targets) in enumerate(drawn)]
+
+
+def keys(example: Example) -> Key:
+    """The tokens, with a picture's known by their file."""
+    result: list[int | tuple[str, int]] = example.input_ids.tolist()
+    for start, name in zip(example.image_starts, example.images, strict=True):
+        result[start : start + PICTURE] = [(name, place) for place in range(PICTURE)]
+    return tuple(result)
+
+
+def paths(row: Row) -> list[list[int]]:
+    """For every token of the row the tokens from its root to itself, from the depths alone."""
+    found: list[list[int]] = []
+    for token, depth in enumerate(row.position_ids.tolist()):
+        # In depth-first order the parent is the last token before that stands one step higher.
+        above = [] if depth == 0 else next(path for path in reversed(found) if len(path) == depth)
+        found.append([*above, token])
+    return found
+
+
+def keys_of_tokens(row: Row) -> list[int | tuple[str, int]]:
+    result: list[int | tuple[str, int]] = row.input_ids.tolist()
+    for start, name in zip(row.image_starts, row.images, strict=True):
+        result[start : start + PICTURE] = [(name, place) for place in range(PICTURE)]
+    assert IMAGE not in result, "a picture's token belongs to no picture"
+    return result
+
+
+def key_paths(row: Row) -> list[Key]:
+    tokens = keys_of_tokens(row)
+    return [tuple(tokens[place] for place in path) for path in paths(row)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(drawn=some, share=st.booleans())
+def test_every_example_is_a_path_of_the_row(drawn: Drawn, share: bool) -> None:
+    examples = build(drawn)
+    row = build_row(examples, share=share)
+    found = set(key_paths(row))
+    assert all(keys(example) in found for example in examples)
+    assert row.indices == tuple(example.index for example in examples)
+
+
+@settings(deadline=None, max_examples=150)
+@given(drawn=some, share=st.booleans())
+def test_a_token_attends_to_its_own_path_and_to_nothing_else(drawn: Drawn, share: bool) -> None:
+    examples = build(drawn)
+    row = build_row(examples, share=share)
+    place = np.arange(len(row))
+    attends = (place[None, :] <= place[:, None]) & (place[:, None] < row.subtree_end[None, :])
+    for token, path in enumerate(paths(row)):
+        assert np.flatnonzero(attends[token]).tolist() == path
+        assert row.position_ids[token] == len(path) - 1
+
+
+@settings(deadline=None, max_examples=150)
+@given(drawn=some, share=st.booleans(), data=st.data())
+def test_every_target_stands_once_behind_its_own_prefix_with_its_weight(
+    drawn: Drawn, share: bool, data: st.DataObject
+) -> None:
+    examples = build(drawn)
+    weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=len(examples), max_size=len(examples)))
+    row = build_row(examples, weights, share=share)
+    wanted = Counter(
+        (keys(example)[:place], int(example.input_ids[place]), weight)
+        for example, weight in zip(examples, weights, strict=True)
+        for place in np.flatnonzero(example.is_target)
+    )
+    behind = key_paths(row)
+    targets = zip(row.target_positions, row.target_ids, row.target_weights, strict=True)
+    assert Counter((behind[place], int(id), float(weight)) for place, id, weight in targets) == wanted
+
+
+@settings(deadline=None, max_examples=150)
+@given(drawn=some)
+def test_a_shared_row_holds_every_prefix_exactly_once(drawn: Drawn) -> None:
+    examples = build(drawn)
+    row = build_row(examples)
+    prefixes = {keys(example)[: end + 1] for example in examples for end in range(len(example.input_ids))}
+    assert Counter(key_paths(row)) == Counter(prefixes)
+    assert len(row) <= sum(len(example.input_ids) for example in examples)
+
+
+@settings(deadline=None, max_examples=100)
+@given(drawn=some)
+def test_a_pack_is_its_examples_side_by_side(drawn: Drawn) -> None:
+    examples = build(drawn)
+    row = build_row(examples, share=False)
+    assert row.input_ids.tolist() == [id for example in examples for id in example.input_ids.tolist()]
+    assert row.images == tuple(name for example in examples for name in example.images)
+    assert [n for n, depth in enumerate(row.position_ids) if depth == 0] == np.cumsum(
+        [0, *(len(example.input_ids) for example in examples[:-1])]
+    ).tolist()
+
+
+def test_a_chain_is_one_example_with_weight_one() -> None:
+    row = chain(make([1], "a", [2, 3], targets={4, 5}, index=7))
+    assert row.input_ids.tolist() == [1, 99, 99, 99, 2, 3]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    assert row.subtree_end.tolist() == [6] * 6
+    assert row.target_positions.tolist() == [3, 4] and row.target_ids.tolist() == [2, 3]
+    assert row.target_weights.tolist() == [1.0, 1.0]
+    assert (row.image_starts, row.images, row.indices) == ((1,), ("a",), (7,))
+
+
+def test_questions_on_one_picture_share_it_and_those_on_another_do_not() -> None:
+    questions = [make([1], "a", [5, 6]), make([1], "a", [7]), make([1], "b", [5, 6])]
+    row = build_row(questions)
+    assert row.images == ("a", "b")
+    assert len(row) == (1 + 3 + 2 + 1) + (3 + 2)
+
+
+def test_two_pictures_side_by_side_are_two_pictures() -> None:
+    row = build_row([make("a", "b", [1]), make("a", "a", [1]), make("a", [1])])
+    assert row.images == ("a", "b", "a")
+    assert len(row) == 3 + (3 + 1) + (3 + 1) + 1
+
+
+def test_annotators_answers_to_one_question_carry_their_weights() -> None:
+    answers = [make([1, 2], [5], targets={2}), make([1, 2], [6], targets={2}), make([1, 2], [5], targets={2})]
+    row = build_row(answers, [0.3, 0.5, 0.2])
+    assert len(row) == 4
+    assert row.target_positions.tolist() == [1, 1, 1]
+    assert row.target_ids.tolist() == [5, 6, 5]
+    assert np.allclose(row.target_weights, [0.3, 0.5, 0.2])
+
+
+def test_many_examples_that_each_go_on_from_the_last_fit_a_row() -> None:
+    """A conversation cut at each of its turns: every branch lies in the one before."""
+    row = build_row([make(list(range(1, 2 + n))) for n in range(1200)])
+    assert len(row) == 1200

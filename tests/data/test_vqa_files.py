@@ -1,0 +1,179 @@
+"""VQA's official files: what a record gets from them, and file, id and remedy of each flaw in them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_accel.data.problems import DataError
+from llava_accel.data.vqa_files import VqaPair, read_vqa_pair, vqa_records
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def _answers(*texts: str) -> list[dict[str, object]]:
+    return [{"answer": text, "answer_confidence": "yes", "answer_id": place} for place, text in enumerate(texts, 1)]
+
+
+def _pair(folder: Path, change_questions: Change = id, change_annotations: Change = id) -> VqaPair:
+    """Two questions in OK-VQA's form, each file changed as told, read back."""
+    questions: dict[str, Any] = {
+        "data_subtype": "val2014",
+        "questions": [
+            {"image_id": 9, "question": "What sport is this?", "question_id": 91},
+            {"image_id": 25, "question": "How many?", "question_id": 250},
+        ],
+    }
+    annotations: dict[str, Any] = {
+        "question_types": {"four": "Sports and Recreation"},
+        "annotations": [
+            {
+                "image_id": 25,
+                "question_id": 250,
+                "question_type": "count",
+                "answer_type": "number",
+                "answers": _answers("2"),
+            },
+            {
+                "image_id": 9,
+                "question_id": 91,
+                "question_type": "four",
+                "answer_type": "other",
+                "answers": _answers("ride", "race", "race", "ride", "polo"),
+            },
+        ],
+    }
+    change_questions(questions)
+    change_annotations(annotations)
+    (folder / "q.json").write_text(json.dumps(questions))
+    (folder / "a.json").write_text(json.dumps(annotations))
+    return read_vqa_pair(folder / "q.json", folder / "a.json")
+
+
+def _pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).touch()
+    return folder / "images"
+
+
+OFFICIAL = ("COCO_val2014_000000000009.jpg", "COCO_val2014_000000000025.jpg")
+
+
+def test_a_record_holds_question_majority_answer_and_all_counts(tmp_path: Path) -> None:
+    records = list(vqa_records(_pair(tmp_path), _pictures(tmp_path, *OFFICIAL), "Briefly."))
+    assert records[0] == {
+        "id": "91",
+        "image": "COCO_val2014_000000000009.jpg",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat sport is this?\nBriefly."},
+            {"from": "gpt", "value": "ride"},  # as frequent as "race", and first in the file
+        ],
+        "question": "What sport is this?",
+        "answers": {"ride": 2, "race": 2, "polo": 1},
+        "question_type": "Sports and Recreation",
+        "answer_type": "other",
+    }
+    assert isinstance(records[0]["answers"], dict) and list(records[0]["answers"]) == ["ride", "race", "polo"]
+    assert [record["id"] for record in records] == ["91", "250"]
+    assert records[1]["question_type"] == "count"
+
+
+def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path) -> None:
+    def blank(annotations: dict[str, Any]) -> None:
+        annotations["annotations"][1]["answers"] = _answers(" ", "polo", " ")
+
+    record = next(vqa_records(_pair(tmp_path, change_annotations=blank), _pictures(tmp_path, *OFFICIAL), ""))
+    assert record["conversations"] == [
+        {"from": "human", "value": "<image>\nWhat sport is this?"},
+        {"from": "gpt", "value": "polo"},
+    ]
+    assert record["answers"] == {" ": 2, "polo": 1}
+
+
+def test_pictures_are_found_under_either_name_and_one_folder_down(tmp_path: Path) -> None:
+    images = _pictures(tmp_path, "val2014/COCO_val2014_000000000009.jpg", "train2017/000000000025.jpg")
+    records = vqa_records(_pair(tmp_path), images, "")
+    assert [record["image"] for record in records] == [
+        "val2014/COCO_val2014_000000000009.jpg",
+        "train2017/000000000025.jpg",
+    ]
+
+
+def test_missing_pictures_are_counted_before_anything_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        list(vqa_records(_pair(tmp_path), _pictures(tmp_path, "other.jpg"), ""))
+    message = str(raised.value)
+    assert f"2 of 2 pictures are not in {tmp_path / 'images'}: {', '.join(OFFICIAL)}." in message
+    assert "--images" in message and "val2014.zip" in message and raised.value.kind == "missing_image"
+
+
+def test_a_picture_folder_that_leads_outside_is_refused_at_once(tmp_path: Path) -> None:
+    outside = _pictures(tmp_path / "elsewhere", *OFFICIAL)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "val2014").symlink_to(outside)
+    with pytest.raises(DataError, match="lies outside"):
+        list(vqa_records(_pair(tmp_path), tmp_path / "images", ""))
+
+
+@pytest.mark.parametrize(
+    ("subtype", "name", "split"),
+    [
+        ("train2014", "q.json", "train"),
+        (None, "my_val_questions.json", "val"),
+        ("test-dev2015", "q.json", "test-dev"),
+    ],
+)
+def test_the_split_is_the_files_own(subtype: str | None, name: str, split: str, tmp_path: Path) -> None:
+    pair = _pair(tmp_path, lambda questions: questions.update(data_subtype=subtype))
+    (tmp_path / "q.json").rename(tmp_path / name)
+    assert read_vqa_pair(tmp_path / name, tmp_path / "a.json").split == split
+    assert pair.subtype == (subtype or "")
+
+
+def test_a_split_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--split-name"):
+        assert _pair(tmp_path, lambda questions: questions.pop("data_subtype")).split
+
+
+def _first(kind: str, **changes: object) -> Change:
+    return lambda content: content[kind][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("in_questions", "in_annotations", "file", "told"),
+    [
+        (lambda q: q.pop("questions"), id, "q.json", "has no list 'questions'"),
+        (id, lambda a: a["annotations"].clear(), "a.json", "has no list 'annotations'"),
+        (_first("questions", question_id=None), id, "q.json", "entry 1 of 'questions' has no 'question_id'"),
+        (_first("questions", question_id=250), id, "q.json (id '250')", "occurs twice"),
+        (_first("questions", question=None), id, "q.json (id '91')", "it needs a text 'question'"),
+        (_first("questions", image_id="9"), id, "q.json (id '91')", "a number 'image_id'"),
+        (_first("questions", question_id=7), id, "q.json", "1 question(s) have no annotation in"),
+        (lambda q: q["questions"].pop(), id, "a.json", "1 question(s) have no question in"),
+        (id, _first("annotations", image_id=26), "a.json (id '250')", "the picture is 26, but 25"),
+        (id, _first("annotations", answers=[]), "a.json (id '250')", "there are no 'answers'"),
+        (id, _first("annotations", answers=["2"]), "a.json (id '250')", "no text 'answer'"),
+        (id, _first("annotations", answers=_answers(" ")), "q.json (id '250')", "every answer is blank"),
+        (_first("questions", question="\n"), id, "q.json (id '91')", "the question is blank"),
+        (_first("questions", question="<image>?"), id, "q.json (id '91')", "every question gets one <image>"),
+    ],
+)
+def test_every_flaw_is_told_with_file_and_id(
+    in_questions: Change, in_annotations: Change, file: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as raised:
+        list(vqa_records(_pair(tmp_path, in_questions, in_annotations), _pictures(tmp_path, *OFFICIAL), ""))
+    assert str(raised.value).startswith(f"{tmp_path / file}: ")
+    assert told in str(raised.value) and raised.value.remedy
+
+
+@pytest.mark.parametrize("content", [b"{oops", b"\xff\xfe", b"[]"])
+def test_a_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"q\.json: .*Give the official questions file"):
+        read_vqa_pair(tmp_path / "q.json", tmp_path / "a.json")
+    with pytest.raises(DataError, match=r"absent\.json: there is no such file"):
+        read_vqa_pair(tmp_path / "absent.json", tmp_path / "a.json")

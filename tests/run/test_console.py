@@ -1,0 +1,58 @@
+"""What the user sees."""
+
+import pytest
+
+from llava_accel.run.console import Screen
+
+
+def test_a_phase_prints_about_twenty_lines_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen().bar("read data", 1000) as bar:
+        for _ in range(1000):
+            bar.advance(1, "a note")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "read data 1,000/1,000 a note"
+    assert len(lines) == 20
+
+
+def test_a_short_phase_prints_every_step_and_an_empty_one_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    with screen.bar("evaluate", 3) as bar:
+        for _ in range(3):
+            bar.advance()
+    with screen.bar("nothing", 0):
+        pass
+    assert capsys.readouterr().out.splitlines() == ["evaluate 1/3", "evaluate 2/3", "evaluate 3/3"]
+
+
+def test_a_resumed_phase_goes_on_from_where_it_stood(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Screen().open_bar("train", 4, 2)
+    bar.advance()
+    bar.advance()
+    bar.close()
+    assert capsys.readouterr().out.splitlines() == ["train 3/4", "train 4/4"]
+
+
+def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(is_main=False)
+    screen.line("a line")
+    screen.table("a table", ["a"], [["b"]])
+    with screen.bar("a bar", 1) as bar:
+        bar.advance()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ["[red]no colour[/red]", "[/unbalanced]", "a [link=x]b[/link]", "[1, 2]"])
+def test_data_is_never_read_as_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    screen = Screen()
+    screen.line(text)
+    screen.table("a table", ["a"], [[text]])
+    printed = capsys.readouterr().out
+    assert printed.count(text) == 2
+
+
+def test_data_never_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.line("red \x1b[31m bell \x07")
+    screen.table("a table", ["a"], [["red \x1b[31m"]])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\x07" not in printed and "\\x1b[31m" in printed

@@ -1,0 +1,47 @@
+"""The bench counts the user's tokens, by a formula that is checked by hand, and runs both trainers on one recipe."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import mixed_records, recipe, write_records
+
+from llava_accel.bench import bench
+from llava_accel.model.processing import load_processing
+from llava_accel.run.flops import costs
+from llava_accel.run.plan_trace import build_meta
+from llava_accel.run.timing import Phases
+
+
+def test_both_trainers_run_and_are_compared(tmp_path: Path) -> None:
+    data = write_records(tmp_path / "data.json", mixed_records(9))
+    found = bench(recipe(tmp_path, data, train={"per_device_batch_size": 4}), 2, 2, "trainer")
+    assert found.keys() == {"tokens_per_s", "examples_per_s", "mfu", "overhead", "ratio", "ratio_cold"}
+    assert all(found[name] > 0 for name in found if name != "overhead")
+
+
+def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
+    table = recipe(tmp_path, model={"adapter": "", "train": "projector"})
+    processing = load_processing(table.model, "pad")
+    found = costs(build_meta(table, processing, torch.float32), processing)
+    text, vision = processing.base.text, processing.base.vision
+    width, inner = text.hidden_size, text.intermediate_size
+    heads = text.num_key_value_heads / text.num_attention_heads
+    a_layer = width * width * (2 + 2 * heads) + 3 * width * inner
+    assert found.token == 4 * text.num_hidden_layers * a_layer
+    assert found.square == 6 * width * text.num_hidden_layers
+    assert found.target == 4 * width * processing.num_rows
+    assert found.projector == 6 * (vision.hidden_size * width + width * width) * processing.num_image_tokens
+    assert found.batch([3, 5], 2, 1, 0) == 8 * found.token + 34 * found.square + 2 * found.target + found.projector
+
+
+def test_phases_add_up() -> None:
+    phases = Phases(torch.device("cpu"))
+    for _ in range(2):
+        with phases.phase("one"):
+            torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+    with phases.phase("data wait", on_host=True):
+        pass
+    found = phases.seconds()
+    assert found.keys() == {"one", "data wait"} and found["one"] > found["data wait"] > 0
+    assert phases.seconds() == pytest.approx(found)

@@ -1,0 +1,122 @@
+"""With stored features nothing is decoded, the tower does not run, and every number stays what it was."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import metrics, mixed_records, recipe, trained, without_times, write_records
+from torch import nn
+
+import llava_accel.train as verb
+from llava_accel.cache import cache
+from llava_accel.data import images
+from llava_accel.model import objective as objective_file
+from llava_accel.recipe import Recipe
+
+STEPS = 6
+PICTURES = 7  # different ones in the data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("data") / "data.json", mixed_records(12))
+
+
+@pytest.fixture
+def made(data: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe of two epochs with evaluation, in a run folder of its own and with one cache for all."""
+
+    def make(name: str, **changes: Any) -> Recipe:
+        where = {"cache_dir": str(tmp_path / "cache"), "eval_fraction": 0.25, "workers": 0}
+        return recipe(
+            tmp_path / name,
+            data,
+            data=where | changes.pop("data", {}),
+            train={"max_steps": STEPS, "per_device_batch_size": 3},
+            eval={"at_start": True, "every": 3, "blind_limit": 2},
+            **changes,
+        )
+
+    return make
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Counts pictures that are decoded and that run through the tower."""
+    counts = {"decoded": 0, "encoded": 0}
+    decode, encode = images.decode, objective_file.tower_features
+
+    def counting_decode(path: Path) -> Any:
+        counts["decoded"] += 1
+        return decode(path)
+
+    def counting_encode(tower: nn.Module, config: Any, pixels: torch.Tensor) -> torch.Tensor:
+        counts["encoded"] += len(pixels)
+        return encode(tower, config, pixels)
+
+    monkeypatch.setattr(images, "decode", counting_decode)
+    monkeypatch.setattr(objective_file, "tower_features", counting_encode)
+    return counts
+
+
+def outcome(run: Recipe) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    verb.train(run)
+    folder = Path(run.run.output_dir)
+    return without_times(metrics(folder)), trained(folder / "export")
+
+
+def test_cold_warm_and_no_cache_take_the_same_steps(made: Callable[..., Recipe], work: dict[str, int]) -> None:
+    lines, weights = outcome(made("none", data={"cache_features": False}))
+    without = dict(work)
+    for name in ("cold", "warm"):
+        work.update(decoded=0, encoded=0)
+        found, others = outcome(made(name))
+        for one, other in zip(lines, found, strict=True):
+            assert one.keys() == other.keys()
+            values, expected = ({**line, **line.get("eval", {})} for line in (other, one))
+            for key in set(expected) - {"eval"}:
+                assert values[key] == pytest.approx(expected[key], rel=1e-5), (name, key)
+        for key, tensor in weights.items():
+            assert torch.dist(others[key], tensor) <= 1e-5 * tensor.norm(), (name, key)
+        if name == "cold":
+            assert 0 < work["encoded"] < without["encoded"]
+    assert work == {"decoded": 0, "encoded": 0}, "everything was stored"
+
+
+def test_the_verb_fills_the_cache_for_training_and_evaluation(
+    made: Callable[..., Recipe], work: dict[str, int]
+) -> None:
+    assert cache(made("ahead")) == PICTURES
+    assert work["encoded"] == PICTURES
+    cache(made("ahead"))
+    assert work["encoded"] == PICTURES, "what is stored is not computed again"
+    verb.train(made("run"))
+    assert work["encoded"] == PICTURES
+
+
+def test_other_preprocessing_is_another_store(made: Callable[..., Recipe], work: dict[str, int]) -> None:
+    cache(made("one"))
+    cache(made("two", data={"image_aspect": "crop"}))
+    assert work["encoded"] == 2 * PICTURES
+
+
+def test_what_does_not_fit_is_computed(made: Callable[..., Recipe], work: dict[str, int], tmp_path: Path) -> None:
+    limited = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 160) * 1e-9}  # four records
+    assert 0 < cache(made("little", data=limited)) < PICTURES
+    work.update(encoded=0)
+    verb.train(made("run", data=limited))
+    assert work["encoded"] > 0
+    assert sum(file.stat().st_size for file in tmp_path.glob("cache/features/*/*")) <= limited["cache_max_gb"] * 1e9
+
+
+def test_auto_keeps_nothing_where_not_all_would_fit(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    verb.train(made("run", data={"cache_max_gb": 1e-6}))
+    assert not list(tmp_path.glob("cache/features/*/*.safetensors"))
+
+
+@pytest.mark.parametrize("changes", [{"data": {"cache_features": False}}, {"model": {"train_vision": True}}])
+def test_the_verb_refuses_a_recipe_without_a_cache(made: Callable[..., Recipe], changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"keeps no features.*Set data\.cache_features = true"):
+        cache(made("run", **changes))

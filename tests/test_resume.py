@@ -1,0 +1,112 @@
+"""A run that broke off goes on to the same numbers, bit for bit."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from drive_crash import EXIT_CODE
+from interrupted import STEPS, STEPS_PER_EPOCH, Killed, assert_same_run, checkpoints, settings, train, train_until
+from runs import PARITY, metrics, trained
+
+import llava_accel.train as verb
+from llava_accel.recipe import make_recipe
+from llava_accel.recipe.toml import to_toml
+from llava_accel.run import checkpoint
+
+
+def test_the_uninterrupted_run_is_what_these_tests_need(whole: Path) -> None:
+    lines = metrics(whole)
+    assert [line["step"] for line in lines if "eval" in line] == [0, 3, 6, 8]
+    assert [line["num_examples"] for line in lines if "loss" in line] == [4, 4, 4, 1] * 2
+
+
+@pytest.mark.parametrize("last", [1, 3, STEPS_PER_EPOCH, 5, 7])
+def test_a_run_that_breaks_off_ends_at_the_same_numbers(data: Path, whole: Path, tmp_path: Path, last: int) -> None:
+    run = train_until(settings(tmp_path, data), last)
+    assert not (run / "export").exists()
+    assert_same_run(train(settings(tmp_path, data)), whole)
+
+
+def test_a_killed_process_with_workers_ends_at_the_same_numbers(data: Path, whole: Path, tmp_path: Path) -> None:
+    recipe = settings(tmp_path, data, data={"workers": 2})
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
+    command = [sys.executable, str(PARITY.parent / "drive_crash.py"), str(tmp_path / "recipe.toml"), "7"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PARITY.parents[1])
+    assert done.returncode == EXIT_CODE, done.stderr
+    assert metrics(tmp_path / "run")[-1]["step"] == 7, "the step behind the last checkpoint was logged"
+    assert_same_run(train(recipe), whole)
+
+
+def test_a_cut_off_line_of_metrics_is_written_anew(data: Path, whole: Path, tmp_path: Path) -> None:
+    run = train_until(settings(tmp_path, data), 5)
+    file = run / "metrics.jsonl"
+    file.write_text(file.read_text()[:-20])
+    assert_same_run(train(settings(tmp_path, data)), whole)
+
+
+def test_an_unfinished_checkpoint_is_ignored(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = checkpoint.seal
+
+    def dying(folder: Path) -> None:
+        if folder.name == "step-000004.tmp":
+            raise Killed
+        seal(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "seal", dying)
+        with pytest.raises(Killed):
+            train(settings(tmp_path, data))
+    assert "step-000004.tmp" in checkpoints(tmp_path / "run")
+    assert "step-000004" not in checkpoints(tmp_path / "run")
+    run = train(settings(tmp_path, data))
+    assert_same_run(run, whole)
+    assert not [name for name in checkpoints(run) if name.endswith(".tmp")]
+
+
+def test_a_finished_run_takes_no_further_step(data: Path, whole: Path) -> None:
+    before, weights = (whole / "metrics.jsonl").read_text(), trained(whole / "export")
+    state = verb.train(make_recipe(settings(whole.parent, data)))
+    assert state.step == STEPS
+    assert (whole / "metrics.jsonl").read_text() == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained(whole / "export").items())
+
+
+def test_a_named_checkpoint_is_where_the_run_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
+    named = whole / "checkpoints" / "step-000006"
+    run = train(settings(tmp_path, data, run={"resume": str(named)}))
+    first, second = trained(run / "export"), trained(whole / "export")
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    assert [line["step"] for line in metrics(run) if "loss" in line] == [7, 8]
+
+
+def test_never_starts_anew_and_leaves_nothing_of_the_old_run_to_resume_from(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    run = train_until(settings(tmp_path, data, run={"resume": "never"}), 3)
+    steps = [line["step"] for line in metrics(run)]
+    assert steps == [0, 1, 2, 3, 3], "the evaluation at the start, three steps, the evaluation of the third"
+    assert checkpoints(run) == ["step-000002", "step-000003"]
+    assert_same_run(train(settings(tmp_path, data)), whole)
+
+
+def test_a_kill_between_checkpoint_and_best_is_mended_on_resume(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(self: checkpoint.Checkpoints) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "keep_best", dying)
+        with pytest.raises(Killed):
+            train(settings(tmp_path, data))
+    assert not (tmp_path / "run" / "best").exists()
+    recipe = settings(tmp_path, data)
+    recipe["train"]["max_steps"] = 3  # nothing is left to do but what was missed
+    train(recipe)
+    assert trained(tmp_path / "run" / "best")
