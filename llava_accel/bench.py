@@ -28,7 +28,7 @@ from llava_accel.run.flops import Costs, costs
 from llava_accel.run.objective import build_objective
 from llava_accel.run.optim import build_optimizer
 from llava_accel.run.plan_trace import build_meta
-from llava_accel.run.timing import matrix_rate
+from llava_accel.run.timing import PHASES, matrix_rate, waiting_note
 
 
 def bench(recipe: Recipe, steps: int, rounds: int, against: str | None) -> dict[str, float]:
@@ -128,7 +128,7 @@ def _report(
         ["examples/s", f"{found['examples_per_s']:,.1f}"],
         ["MFU", f"{found['mfu']:.1%} of {rate / 1e9:,.0f} GFLOP/s"],
         ["loop over bare steps", f"{found['overhead']:+.1%}"],
-        *[[f"  {name}", f"{_share(timed, name):.1%}"] for name in timed[0].phases],
+        *[[f"  {name.replace('_', ' ')}", f"{share:.1%}"] for name in PHASES if (share := _share(timed, name))],
     ]
     if accelerator.device.type == "cuda":
         rows.append(["peak memory", f"{torch.cuda.max_memory_allocated() / 2**30:,.2f} GiB"])
@@ -139,8 +139,8 @@ def _report(
         )
         rows.append(["faster than Trainer, first epoch", f"{found['ratio_cold']:.2f} x"])
     screen.table(f"{len(job.windows)} steps, {len(timed)} rounds", ["", ""], rows)
-    if (waited := _share(timed, "data wait")) > 0.1:
-        screen.line(f"{waited:.0%} of the time is spent waiting for data: raise data.workers")
+    if note := waiting_note({name: _share(timed, name) for name in PHASES}):
+        screen.line(note)
     return found
 
 

@@ -47,22 +47,25 @@ def train(recipe: Recipe) -> TrainState:
     checkpoints = Checkpoints(recipe, accelerator, model, optimizer, scheduler, loaded, processing, state, screen)
     checkpoints.resume(source)
     evaluator = Evaluator(recipe, accelerator, model, processing, held_out, checkpoints, screen)
-    meter = Meter(recipe, accelerator, state, screen)
+    meter = Meter(recipe, accelerator, objective, state, screen)
     memory = MemoryGuard(recipe, processing, training.corpus, accelerator)
     evaluator.before_training(state, meter)
 
     # Train.
     model.train()
-    for window in meter.waited(train_windows(recipe, training, order, state, accelerator)):
+    for window in meter.waited(train_windows(recipe, training, order, state, accelerator, meter.enter)):
         seed_step(recipe.run.seed, state.step, accelerator.process_index)
         num_targets = count_targets(window, accelerator)
         for micro_batch in window:
             with memory.explained(micro_batch), gradient_sync(accelerator, model, enabled=micro_batch is window[-1]):
+                meter.enter("forward")
                 loss = model(**micro_batch)
+                meter.enter("backward")
                 # The sum over this micro-batch by the count over the window and all ranks. Every backend averages
                 # gradients over ranks; the last factor makes that average a sum again.
                 accelerator.backward(loss / num_targets * accelerator.num_processes)
             meter.add(loss, micro_batch)
+        meter.enter("optimizer")
         rates = learning_rates(optimizer)
         grad_norm = clip_gradients(accelerator, model, recipe.optim.max_grad_norm)
         if allows_update(window, grad_norm, training.corpus, recipe, state, accelerator):
@@ -70,17 +73,15 @@ def train(recipe: Recipe) -> TrainState:
         scheduler.step()
         optimizer.zero_grad()
         state.step += 1
-
         if is_due(state.step, recipe.log.every, state.num_steps):
             meter.log(state, grad_norm, rates)
         if is_due(state.step, recipe.eval.every or state.steps_per_epoch, state.num_steps):
             evaluator(state, meter)
         if is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
-            checkpoints.save()
+            checkpoints.save(meter.enter)
         if state.is_stopped:
             break
-    objective.flush_features()
-    finish(recipe, accelerator, checkpoints, state, meter, screen)
+    finish(recipe, accelerator, objective, checkpoints, state, meter, screen)
     return state
 
 

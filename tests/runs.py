@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.run.timing import PHASES
 
 PARITY = Path(__file__).parent / "parity"
-TIMES = ("seconds", "tokens_per_s", "data_wait_s")
+MEASURED = ("seconds", "tokens_per_s", "peak_memory_gib", *(f"{phase}_s" for phase in PHASES))
 
 Tables = dict[str, dict[str, Any]]
 
@@ -90,8 +91,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def without_times(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Metric lines less what a clock decides."""
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    """Metric lines less what a clock and the machine's memory decide."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def losses(run: Path) -> list[float]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from backends.jobs import Lab, weights
 from backends.mutants import MUTANTS
-from runs import distance, metrics
+from runs import MEASURED, distance, metrics
 
 ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 TRAINED = ("lora", "projector", "full")
@@ -82,7 +82,7 @@ def difference(lab: Lab, name: str, reference: str) -> float:
 def flat_metrics(run: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl with the evaluation's values among the others, less what a clock decides."""
     lines = [{**line, **line.get("eval", {})} for line in metrics(run)]
-    return [{k: v for k, v in line.items() if k not in ("eval", "seconds") and not k.endswith("_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("eval", *MEASURED)} for line in lines]
 
 
 @pytest.mark.parametrize("train", TRAINED)

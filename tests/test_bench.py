@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from runs import mixed_records, recipe, write_records
 
@@ -10,7 +9,6 @@ from llava_accel.bench import bench
 from llava_accel.model.processing import load_processing
 from llava_accel.run.flops import costs
 from llava_accel.run.plan_trace import build_meta
-from llava_accel.run.timing import Phases
 
 
 def test_both_trainers_run_and_are_compared(tmp_path: Path) -> None:
@@ -33,15 +31,3 @@ def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
     assert found.target == 4 * width * processing.num_rows
     assert found.projector == 6 * (vision.hidden_size * width + width * width) * processing.num_image_tokens
     assert found.batch([3, 5], 2, 1, 0) == 8 * found.token + 34 * found.square + 2 * found.target + found.projector
-
-
-def test_phases_add_up() -> None:
-    phases = Phases(torch.device("cpu"))
-    for _ in range(2):
-        with phases.phase("one"):
-            torch.mm(torch.ones(64, 64), torch.ones(64, 64))
-    with phases.phase("data wait", on_host=True):
-        pass
-    found = phases.seconds()
-    assert found.keys() == {"one", "data wait"} and found["one"] > found["data wait"] > 0
-    assert phases.seconds() == pytest.approx(found)

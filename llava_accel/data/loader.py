@@ -51,6 +51,7 @@ def load_windows(
     device: torch.device,
     on_error: Callable[[DataError], None],
     share_up_to: int = 0,
+    enter: Callable[[str], None] | None = None,
 ) -> Iterator[list[Loaded]]:
     """Yield the micro-batches of each window on `device`.
 
@@ -60,6 +61,7 @@ def load_windows(
         on_error: Called for each record that the survey found in order and that is broken now; it raises, or the step
             goes on without that record.
         share_up_to: Join examples of the same pictures into rows of at most so many tokens; 0 = a row each.
+        enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
     """
     sizes: list[int] = []
 
@@ -79,7 +81,11 @@ def load_windows(
     for micro_batch, errors in loader:
         for error in errors:
             on_error(error)
+        if enter:
+            enter("copy")
         window.append({name: _moved(value, device) for name, value in micro_batch.items()})
+        if enter:
+            enter("data_wait")
         if len(window) == sizes[0]:
             del sizes[0]
             yield window

@@ -4,6 +4,8 @@ Nothing is computed that cannot change the gradient: each picture runs through t
 nothing that matters, and only the hidden states at target positions reach `lm_head`.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -39,6 +41,8 @@ class Objective(nn.Module):
         self.tower_name = ""
         """Tells this tower and its layer from others: see `run/features.py`."""
         self._parked: list[nn.Module] = []  # a list, so that it is no submodule: nobody moves, divides or saves it
+        self.enter: Callable[[str], None] = lambda phase: None
+        """Told in training which phase of a step begins, for the clock of the run (`run/timing.py`)."""
         self.is_sharded = False
         """Whether ranks hold parts of each weight (`run/backend.py` says so): then all run every module together."""
 
@@ -91,7 +95,9 @@ class Objective(nn.Module):
         """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`."""
         llava = self.llava
         embeds = llava.get_input_embeddings()(input_ids)
+        self._enter("vision")
         features = self.image_features(pixel_values, tower_features, picture_names)
+        self._enter("forward")
         embeds = place_features(embeds, features[image_index], image_positions)
         hidden = llava.model.language_model(
             inputs_embeds=embeds,
@@ -102,6 +108,10 @@ class Objective(nn.Module):
         loss = self._cross_entropy(hidden.flatten(0, 1)[target_positions], target_ids, target_weights)
         # The factor 0 ties the projector to the loss of a micro-batch without pictures: every rank needs its gradient.
         return loss + 0.0 * features.sum()
+
+    def _enter(self, phase: str) -> None:
+        if self.training:
+            self.enter(phase)
 
     def _cross_entropy(
         self,

@@ -1,7 +1,7 @@
 """The loop of train.py over a few windows, with the time of each phase; and the bare steps that it stands around."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,34 +51,38 @@ class Job:
 
     def loop(self) -> Timed:
         """As train.py does it, data included."""
-        return self._run(self._load())
-
-    def _run(self, windows: Iterator[list[Loaded]]) -> Timed:
         phases = Phases(self.accelerator.device)
+        return self._run(self._load(phases.enter), phases)
+
+    def _run(self, windows: Iterator[list[Loaded]], phases: Phases) -> Timed:
+        objective = self.accelerator.unwrap_model(self.model)
+        assert isinstance(objective, Objective)
+        objective.enter = phases.enter
         tokens = examples = 0
+        phases.take()
         begun = time.perf_counter()
         for step in range(len(self.windows)):
-            with phases.phase("data wait", on_host=True):
-                window = next(windows)
+            phases.enter("data_wait")
+            window = next(windows)
+            phases.enter("communication")
             seed_step(self.recipe.run.seed, step, self.accelerator.process_index)
             num_targets = count_targets(window, self.accelerator)
             for micro_batch in window:
                 with gradient_sync(self.accelerator, self.model, enabled=micro_batch is window[-1]):
-                    with phases.phase("forward"):
-                        loss = self.model(**micro_batch)
-                    with phases.phase("backward"):
-                        self.accelerator.backward(loss / num_targets * self.accelerator.num_processes)
+                    phases.enter("forward")
+                    loss = self.model(**micro_batch)
+                    phases.enter("backward")
+                    self.accelerator.backward(loss / num_targets * self.accelerator.num_processes)
                 tokens += int(_tensor(micro_batch, "num_tokens"))
                 examples += len(_tensor(micro_batch, "indices"))
-            with phases.phase("optimizer"):
-                norm = clip_gradients(self.accelerator, self.model, self.recipe.optim.max_grad_norm)
-                if torch.isfinite(norm):
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
+            phases.enter("optimizer")
+            norm = clip_gradients(self.accelerator, self.model, self.recipe.optim.max_grad_norm)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
         wait_for(self.accelerator.device)
         seconds = time.perf_counter() - begun
-        found = phases.seconds()
-        return Timed(seconds, found | {"rest": max(0.0, seconds - sum(found.values()))}, tokens, examples)
+        return Timed(seconds, phases.take(), tokens, examples)
 
     def bare(self) -> float:
         """Seconds of forward, backward and update alone, on batches that are there already."""
@@ -98,9 +102,9 @@ class Job:
 
     def loaded(self) -> float:
         """Seconds of the same steps in the loop's way, on batches that are there already: `bare` and the loop's own."""
-        return self._run(iter(list(self._load()))).seconds
+        return self._run(iter(list(self._load())), Phases(self.accelerator.device)).seconds
 
-    def _load(self) -> Iterator[list[Loaded]]:
+    def _load(self, enter: Callable[[str], None] | None = None) -> Iterator[list[Loaded]]:
         def on_error(error: DataError) -> None:
             raise error
 
@@ -112,6 +116,7 @@ class Job:
             device=self.accelerator.device,
             on_error=on_error,
             share_up_to=self.recipe.data.max_length if self.recipe.data.share_prefix else 0,
+            enter=enter,
         )
 
 

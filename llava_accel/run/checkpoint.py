@@ -7,6 +7,7 @@ Tensors are gathered by all ranks, one at a time, and written by the main proces
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -54,10 +55,15 @@ class Checkpoints:
         self._folder = self._run / "checkpoints"
         self._saved_step = -1
 
-    def save(self) -> None:
-        """Write a checkpoint of this step unless there is one. Every rank must call it."""
+    def save(self, enter: Callable[[str], None]) -> None:
+        """Write a checkpoint of this step unless there is one. Every rank must call it.
+
+        Args:
+            enter: Told the phase that begins (`run/timing.py`).
+        """
         if self._saved_step == self._state.step:
             return
+        enter("saving")
         target = self._folder / f"step-{self._state.step:06d}"
         unfinished = target.with_name(f"{target.name}.tmp")
         if self._accelerator.is_main_process:
@@ -74,6 +80,7 @@ class Checkpoints:
             self._rotate()
         self._saved_step = self._state.step
         self._accelerator.wait_for_everyone()
+        enter("other")
 
     def export(self, folder: Path) -> None:
         """Write what inference needs: weights, processor, template, recipe. Every rank must call it."""

@@ -1,7 +1,7 @@
 """The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,9 +151,14 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
 
 
 def train_windows(
-    recipe: Recipe, part: Part, order: Order, state: TrainState, accelerator: Accelerator
+    recipe: Recipe,
+    part: Part,
+    order: Order,
+    state: TrainState,
+    accelerator: Accelerator,
+    enter: Callable[[str], None],
 ) -> Iterator[list[Loaded]]:
-    """This rank's micro-batches of every step from where `state` stands to the end of the run."""
+    """This rank's micro-batches of every step from where `state` stands to the end; `enter` is told of each phase."""
     rank, size = accelerator.process_index, recipe.train.per_device_batch_size
     last = state.step if state.is_stopped else state.num_steps
     steps = windows(order, state.step, last, per_device_batch_size=size, num_ranks=accelerator.num_processes)
@@ -172,6 +177,7 @@ def train_windows(
         device=accelerator.device,
         on_error=on_error,
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
+        enter=enter,
     )
 
 

@@ -69,7 +69,7 @@ class Evaluator:
             state.best, state.best_step = value, state.step
         state.is_stopped = self._is_out_of_patience(state)
         if gained and self._recipe.checkpoint.best:
-            self._checkpoints.save()
+            self._checkpoints.save(meter.enter)
             self._checkpoints.keep_best()
         if state.is_stopped:
             best = "any number" if state.best is None else f"{state.best:.4f} at step {state.best_step}"
@@ -87,6 +87,7 @@ class Evaluator:
         if self._part is None:
             return None
         tokenizer, since = self._processing.processor.tokenizer, time.perf_counter()
+        meter.enter("evaluation")
         found = evaluate(self._model, self._part, self._recipe, self._accelerator, tokenizer, self._screen)
         if self._accelerator.is_main_process:
             write_predictions(self._folder / f"step-{state.step:06d}.jsonl", found.predictions)
@@ -95,9 +96,11 @@ class Evaluator:
         return found.metrics[self._recipe.eval.metric]
 
     def _report(self, state: TrainState, meter: Meter) -> None:
+        meter.enter("evaluation")  # saving the best may have come between
         if self._part is not None and self._accelerator.is_main_process:
             say_overfitting(self._recipe, self._screen)
             report_evaluation(self._recipe, state, meter.trackers, self._screen)
+        meter.enter("other")
 
 
 def describe(metrics: dict[str, float]) -> str:

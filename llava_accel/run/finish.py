@@ -1,19 +1,23 @@
 """The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.checkpoint import Checkpoints
 from llava_accel.run.console import Screen
 from llava_accel.run.meter import Meter
 from llava_accel.run.report.live import report_end
 from llava_accel.run.state import TrainState
+from llava_accel.run.timing import waiting_note
 
 _SHOWN_ANSWERS = 6
 _SHOWN_EVALUATIONS = 5
+_SHOWN_SHARE = 0.0005
 _COLUMNS = {
     "loss": "loss",
     "vqa_accuracy": "VQA accuracy",
@@ -26,25 +30,39 @@ _COLUMNS = {
 def finish(
     recipe: Recipe,
     accelerator: Accelerator,
+    objective: Objective,
     checkpoints: Checkpoints,
     state: TrainState,
     meter: Meter,
     screen: Screen,
 ) -> None:
     """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it."""
-    checkpoints.save()
     folder = Path(recipe.run.output_dir)
+    checkpoints.save(meter.enter)
+    meter.enter("saving")
     checkpoints.export(folder / "export")
+    objective.flush_features()
     meter.close()
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
+    show_times(meter.seconds, screen)
     show_evaluations(folder, state, screen)
     show_answers(folder / "predictions" / f"step-{state.step:06d}.jsonl", screen)
     screen.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
     report_end(recipe, state, screen)
     if recipe.model.train != "projector":
         screen.line(f"next: python -m llava_accel.chat --adapter {folder}")
+
+
+def show_times(seconds: Mapping[str, float], screen: Screen) -> None:
+    """Where the time of this process went, from its first step to its last save."""
+    total = sum(seconds.values())
+    shown = [phase for phase in seconds if seconds[phase] >= _SHOWN_SHARE * total]
+    rows = [[phase.replace("_", " "), f"{seconds[phase]:,.1f}", f"{seconds[phase] / total:.1%}"] for phase in shown]
+    screen.table("where the time went", ["", "seconds", "share"], [*rows, ["all", f"{total:,.1f}", ""]])
+    if note := waiting_note(seconds):
+        screen.line(note)
 
 
 def show_evaluations(folder: Path, state: TrainState, screen: Screen) -> None:
