@@ -8,7 +8,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.accumulation import count_targets, gradient_sync, seed_step
 from llava_accel.run.backend import build_accelerator, clip_gradients, prepare
-from llava_accel.run.checkpoint import Checkpoints, find_checkpoint
+from llava_accel.run.checkpoint import Checkpoints
 from llava_accel.run.cli import read_recipe, recipe_parser, run
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import build_order, open_data, train_windows
@@ -16,44 +16,49 @@ from llava_accel.run.evaluator import Evaluator
 from llava_accel.run.features import attach_features
 from llava_accel.run.finish import finish
 from llava_accel.run.folder import open_run
+from llava_accel.run.interruption import NEVER, Interruption
 from llava_accel.run.meter import Meter
-from llava_accel.run.nonfinite import allows_update
+from llava_accel.run.nonfinite import UpdateGuard
 from llava_accel.run.objective import build_objective
 from llava_accel.run.optim import build_optimizer, build_scheduler, learning_rates
 from llava_accel.run.out_of_memory import MemoryGuard
+from llava_accel.run.source import find_checkpoint
 from llava_accel.run.state import TrainState, is_due
 
 
-def train(recipe: Recipe) -> TrainState:
+def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     """Run one fine-tuning job, from a recipe to an adapter that can be used.
 
     Raises:
         ValueError: recipe, data or model cannot be used; the message says what to change.
+        Interrupted: the process was asked to end, and the run has saved.
     """
     # Build. The accelerator comes first: engines that shard weights while loading must be there before the weights.
     accelerator = build_accelerator(recipe)
     screen = Screen(accelerator.is_main_process)
+    source = find_checkpoint(recipe)
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(recipe, processing, accelerator, screen)
-    source = find_checkpoint(recipe)
     objective, loaded = build_objective(recipe, processing, accelerator, screen, source)
     attach_features(recipe, processing, objective, (training, held_out), accelerator, screen)
     order = build_order(recipe, training, accelerator.num_processes)
-    state = TrainState.of(recipe.train, order.steps_per_epoch)
+    state = TrainState.of(recipe.train, order)
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     model, optimizer, scheduler = prepare(recipe, accelerator, objective, optimizer, scheduler)
     checkpoints = Checkpoints(recipe, accelerator, model, optimizer, scheduler, loaded, processing, state, screen)
     checkpoints.resume(source)
-    evaluator = Evaluator(recipe, accelerator, model, processing, held_out, checkpoints, screen)
+    evaluator = Evaluator(recipe, accelerator, model, processing, held_out, checkpoints, screen, interruption)
     meter = Meter(recipe, accelerator, objective, state, screen)
+    guard = UpdateGuard(recipe, accelerator, model, training.corpus, state, screen)
     memory = MemoryGuard(recipe, processing, training.corpus, accelerator)
     evaluator.before_training(state, meter)
 
     # Train.
     model.train()
-    for window in meter.waited(train_windows(recipe, training, order, state, accelerator, meter.enter)):
+    windows = train_windows(recipe, training, order, state, accelerator, meter.enter, interruption)
+    for window in meter.waited(windows):
         seed_step(recipe.run.seed, state.step, accelerator.process_index)
         num_targets = count_targets(window, accelerator)
         for micro_batch in window:
@@ -68,7 +73,7 @@ def train(recipe: Recipe) -> TrainState:
         meter.enter("optimizer")
         rates = learning_rates(optimizer)
         grad_norm = clip_gradients(accelerator, model, recipe.optim.max_grad_norm)
-        if allows_update(window, grad_norm, training.corpus, recipe, state, accelerator):
+        if guard.allows(window, grad_norm, meter.step_sums):
             optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -79,9 +84,7 @@ def train(recipe: Recipe) -> TrainState:
             evaluator(state, meter)
         if is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
             checkpoints.save(meter.enter)
-        if state.is_stopped:
-            break
-    finish(recipe, accelerator, objective, checkpoints, state, meter, screen)
+    finish(recipe, accelerator, objective, checkpoints, state, meter, screen, interruption)
     return state
 
 
@@ -91,7 +94,7 @@ def main() -> None:
         "train", "Fine-tune a LLaVA.", "accelerate launch -m llava_accel.train recipes/quickstart.toml"
     )
     arguments = parser.parse_args()
-    run(lambda: train(read_recipe(arguments)))
+    run(lambda: train(read_recipe(arguments), Interruption().listen()))
 
 
 if __name__ == "__main__":

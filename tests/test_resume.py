@@ -50,15 +50,15 @@ def test_a_cut_off_line_of_metrics_is_written_anew(data: Path, whole: Path, tmp_
 def test_an_unfinished_checkpoint_is_ignored(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal = checkpoint.seal
+    put_in_place = checkpoint.put_in_place
 
-    def dying(folder: Path) -> None:
-        if folder.name == "step-000004.tmp":
+    def dying(unfinished: Path, target: Path) -> None:
+        if target.name == "step-000004":
             raise Killed
-        seal(folder)
+        put_in_place(unfinished, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "seal", dying)
+        patch.setattr(checkpoint, "put_in_place", dying)
         with pytest.raises(Killed):
             train(settings(tmp_path, data))
     assert "step-000004.tmp" in checkpoints(tmp_path / "run")
@@ -106,7 +106,5 @@ def test_a_kill_between_checkpoint_and_best_is_mended_on_resume(
         with pytest.raises(Killed):
             train(settings(tmp_path, data))
     assert not (tmp_path / "run" / "best").exists()
-    recipe = settings(tmp_path, data)
-    recipe["train"]["max_steps"] = 3  # nothing is left to do but what was missed
-    train(recipe)
-    assert trained(tmp_path / "run" / "best")
+    run = train_until(settings(tmp_path, data), 4)  # before another evaluation is due
+    assert trained(run / "best")

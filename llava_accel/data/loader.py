@@ -1,5 +1,6 @@
 """Micro-batches for one rank, decoded by workers ahead of the step that needs them."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def load_windows(
         sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_loop,
         pin_memory=device.type == "cuda",
     )
     window: list[Loaded] = []
@@ -92,6 +94,12 @@ def load_windows(
             window = []
 
 
+def _leave_signals_to_the_loop(_worker: int) -> None:
+    """Schedulers and terminals signal every process of a job: workers go on until the loop needs no more of them."""
+    for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)
+
+
 def _moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
@@ -100,6 +108,12 @@ def where(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[str]:
     """Ids of the records in these micro-batches, for reports."""
     indices = [index for batch in micro_batches if isinstance(index := batch["indices"], Tensor)]
     return [corpus.record(int(row)).id for rows in indices for row in rows]
+
+
+def lengths(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[int]:
+    """Tokens of the records in these micro-batches, in the order of `where`."""
+    indices = [index for batch in micro_batches if isinstance(index := batch["indices"], Tensor)]
+    return [len(corpus.encode(int(row)).example.input_ids) for rows in indices for row in rows]
 
 
 def cache_folder(cache_dir: str) -> Path:

@@ -15,7 +15,7 @@ def count_targets(window: Sequence[Loaded], accelerator: Accelerator) -> Float[T
     """Weight of all targets in the window, over all ranks. With unit weights it is their number.
 
     It stays on the device. It is 0 only if no record of the window could be loaded; then the loss is 0 / 0, and
-    `nonfinite.allows_update` says so.
+    `nonfinite.UpdateGuard` says so.
     """
     local = sum((_weights(micro_batch).sum() for micro_batch in window), torch.zeros((), device=accelerator.device))
     total = accelerator.reduce(local, reduction="sum")

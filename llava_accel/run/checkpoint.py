@@ -1,19 +1,21 @@
 """Checkpoints: complete or not there at all, enough to resume from and to use as they are.
 
 A folder `checkpoints/step-000100` holds the usable weights (`model/save.py`) and, under `engine/`, moments and position
-(`run/progress.py`). It is written beside its place, flushed, listed with hashes in `manifest.json`, and then renamed.
-Tensors are gathered by all ranks, one at a time, and written by the main process alone.
+(`run/progress.py`). It is written beside its place, flushed, listed with hashes in `manifest.json`, read back, and then
+renamed. Tensors are gathered by all ranks, one at a time, and written by the main process alone.
 """
 
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from torch import nn
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from llava_accel.model.build import LoadedModel
 from llava_accel.model.objective import Objective
@@ -23,8 +25,15 @@ from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.run.backend import gathered_moments, gathered_weights, put_moments
 from llava_accel.run.card import describe
 from llava_accel.run.console import Screen
-from llava_accel.run.progress import advance, read_moments, read_position, write_moments, write_position
-from llava_accel.run.sealed import MANIFEST, complete_checkpoints, is_complete, seal, step_of
+from llava_accel.run.progress import advance, all_taken, read_moments, read_position, write_moments, write_position
+from llava_accel.run.sealed import (
+    MANIFEST,
+    beside,
+    complete_checkpoints,
+    put_in_place,
+    recover,
+    step_of,
+)
 from llava_accel.run.state import TrainState
 
 
@@ -55,56 +64,73 @@ class Checkpoints:
         self._folder = self._run / "checkpoints"
         self._saved_step = -1
 
-    def save(self, enter: Callable[[str], None]) -> None:
+    def save(self, enter: Callable[[str], None]) -> bool:
         """Write a checkpoint of this step unless there is one. Every rank must call it.
 
         Args:
             enter: Told the phase that begins (`run/timing.py`).
+
+        Returns:
+            Whether there is one now. Where the disk is full or the folder cannot be written, the reason is printed, and
+            the run and its older checkpoints stay as they are.
         """
         if self._saved_step == self._state.step:
-            return
+            return True
         enter("saving")
         target = self._folder / f"step-{self._state.step:06d}"
-        unfinished = target.with_name(f"{target.name}.tmp")
-        if self._accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        self._accelerator.wait_for_everyone()
-        self._save_progress(unfinished / "engine")
-        self.export(unfinished)
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            seal(unfinished)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(unfinished, target)
-            self._rotate()
-        self._saved_step = self._state.step
-        self._accelerator.wait_for_everyone()
+        with self._failing_softly(target) as problem:
+            sums = self._accelerator.gather(self._state.unlogged[None])
+            assert isinstance(sums, Tensor)
+            weights = self._gathered()
+            with all_taken(gathered_moments(self._accelerator, self._model, self._optimizer)) as moments:
+                if self._accelerator.is_main_process:
+                    unfinished = beside(target)
+                    (unfinished / "engine").mkdir()
+                    write_moments(unfinished / "engine", moments)
+                    write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
+                    self._write(unfinished, weights)
+                    put_in_place(unfinished, target)
+                    self._rotate()
         enter("other")
+        if problem:
+            self._screen.line(
+                f"checkpoint: {target} could not be written ({problem[0]}). The run goes on with the checkpoints that it "
+                "has and tries again at the next interval; make room there, or make the folder writable"
+            )
+            return False
+        self._saved_step = self._state.step
+        return True
 
     def export(self, folder: Path) -> None:
-        """Write what inference needs: weights, processor, template, recipe. Every rank must call it."""
-        objective = self._accelerator.unwrap_model(self._model)
-        assert isinstance(objective, Objective)
-        keep = is_saved(objective, self._recipe)
-        weights = dict(gathered_weights(self._accelerator, self._model, keep))
-        if self._accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_model(folder, objective, weights, self._loaded, self._processing, self._recipe)
-            (folder / "recipe.toml").write_text(dump_recipe(self._recipe))
-            describe(folder, self._run, self._recipe, self._state.step)
+        """Write what inference needs: weights, processor, template, recipe. Every rank must call it.
+
+        Raises:
+            ValueError: the folder cannot be written.
+        """
+        with self._failing_softly(folder) as problem:
+            weights = self._gathered()
+            if self._accelerator.is_main_process:
+                unfinished = beside(folder)
+                self._write(unfinished, weights)
+                put_in_place(unfinished, folder)
+        if problem:
+            raise ValueError(
+                f"{folder} could not be written ({problem[0]}). Make room there, or make the folder writable, and repeat "
+                "the command: it goes on from the last checkpoint"
+            )
 
     def keep_best(self) -> None:
-        """Make `best/` a copy of the newest checkpoint without its engine folder, replaced in one rename."""
-        if not self._accelerator.is_main_process:
-            return
+        """Make `best/` a copy of the newest checkpoint without its engine folder."""
         source, target = self._folder / f"step-{self._state.step:06d}", self._run / "best"
-        unfinished = self._run / "best.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("engine", MANIFEST))
-        seal(unfinished)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(unfinished, target)
+        with self._failing_softly(target) as problem:
+            if self._accelerator.is_main_process:
+                unfinished = beside(target)
+                shutil.copytree(
+                    source, unfinished, ignore=shutil.ignore_patterns("engine", MANIFEST), dirs_exist_ok=True
+                )
+                put_in_place(unfinished, target)
+        if problem:
+            self._screen.line(f"checkpoint: {target} could not be written ({problem[0]}) and stays what it was")
 
     def resume(self, source: Path | None) -> None:
         """Go on from a checkpoint whose weights the model was built with; None starts anew.
@@ -124,15 +150,31 @@ class Checkpoints:
         self._saved_step = self._state.step
         self._screen.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
 
-    def _save_progress(self, folder: Path) -> None:
-        moments = gathered_moments(self._accelerator, self._model, self._optimizer)
-        if not self._accelerator.is_main_process:
-            for _ in moments:  # every rank takes part in the gathering
-                pass
-            return
-        folder.mkdir()
-        write_moments(folder, moments)
-        write_position(folder, self._recipe, self._accelerator, self._state)
+    def _gathered(self) -> Mapping[str, Tensor]:
+        keep = is_saved(self._objective(), self._recipe)
+        return dict(gathered_weights(self._accelerator, self._model, keep))
+
+    def _objective(self) -> Objective:
+        objective = self._accelerator.unwrap_model(self._model)
+        assert isinstance(objective, Objective)
+        return objective
+
+    def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_model(folder, self._objective(), weights, self._loaded, self._processing, self._recipe)
+        (folder / "recipe.toml").write_text(dump_recipe(self._recipe))
+        describe(folder, self._run, self._recipe, self._state.step)
+
+    @contextmanager
+    def _failing_softly(self, target: Path) -> Iterator[list[str]]:
+        """Around work of which the main process does the writing: what hinders it is known to all ranks afterwards."""
+        problem: list[str] = []
+        try:
+            yield problem
+        except (OSError, SafetensorError) as error:
+            problem.append((isinstance(error, OSError) and error.strerror) or str(error))
+            shutil.rmtree(target.with_name(f"{target.name}.tmp"), ignore_errors=True)
+        found = broadcast_object_list([problem])[0]
+        problem[:] = found
 
     def _remove_later(self) -> None:
         """Remove what the folder holds of steps that are taken anew: nothing may resume from it or count it."""
@@ -140,8 +182,10 @@ class Checkpoints:
             return
         later = [folder for folder in complete_checkpoints(self._folder) if step_of(folder) > self._state.step]
         leftovers = [self._run / "best", self._run / "export"] if self._state.step == 0 else []
-        for folder in [*later, *leftovers, *self._folder.glob("step-*.tmp")]:
+        for folder in [*later, *leftovers]:
             shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self._folder, self._run):
+            recover(folder)
         if later:
             self._screen.line(f"removed {len(later)} checkpoints of an earlier run behind step {self._state.step}")
 
@@ -149,30 +193,3 @@ class Checkpoints:
         complete = complete_checkpoints(self._folder)
         for folder in complete[: -self._recipe.checkpoint.keep]:
             shutil.rmtree(folder)
-
-
-def find_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint to resume from: "auto" takes the run's newest complete one, "never" none.
-
-    Raises:
-        ValueError: run.resume names a folder that is no complete checkpoint, or the run has none but damaged ones.
-    """
-    resume, folder = recipe.run.resume, Path(recipe.run.output_dir) / "checkpoints"
-    if resume == "never":
-        return None
-    if resume == "auto":
-        found = complete_checkpoints(folder)
-        intact = next((checkpoint for checkpoint in reversed(found) if is_complete(checkpoint)), None)
-        if found and intact is None:
-            raise ValueError(
-                f"run.resume: every checkpoint in {folder} is damaged (a file differs from its {MANIFEST}). "
-                'Put one back, or set run.resume = "never" to start anew'
-            )
-        return intact
-    source = Path(resume)
-    if not is_complete(source):
-        raise ValueError(
-            f"run.resume: {source} is no complete checkpoint (no {MANIFEST}, or a file differs from it). "
-            'Name a folder runs/NAME/checkpoints/step-N, or use "auto"'
-        )
-    return source

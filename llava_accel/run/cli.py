@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+from llava_accel.run.interruption import Interrupted
 
 
 def recipe_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -39,7 +40,10 @@ def read_recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def run(verb: Callable[[], object]) -> None:
-    """Run a verb. What the user can mend ends with its message and exit code 2; defects of ours keep their traceback."""
+    """Run a verb. What the user can mend ends with its message and exit code 2; defects of ours keep their traceback.
+
+    A run that saved and ended because it was asked to has exit code 75 (`interruption.EX_TEMPFAIL`), after Ctrl-C 130.
+    """
     try:
         verb()
     except ValueError as error:
@@ -47,5 +51,7 @@ def run(verb: Callable[[], object]) -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

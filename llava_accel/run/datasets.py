@@ -1,6 +1,7 @@
 """The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from llava_accel.data.survey import Survey, cached_survey, survey
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
 from llava_accel.run.console import Screen
-from llava_accel.run.left_out import list_skipped, report_left_out
+from llava_accel.run.interruption import NEVER, Interruption
+from llava_accel.run.left_out import list_skipped, refuse_bad, report_left_out
 from llava_accel.run.state import TrainState
 
 
@@ -112,30 +114,6 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
 
 
-def refuse_bad(data: DataTable, found: Survey) -> None:
-    """Stop on records that cannot be used, unless the recipe leaves them out and they are few.
-
-    Raises:
-        DataError: the first of them, with the number of the others.
-    """
-    # What is too long is left out by a key of its own, without a budget: its number is the user's choice of length.
-    bad = [e for e in found.errors.values() if e.kind != "too_long" or data.on_too_long != "skip"]
-    if not bad:
-        if not len(found.usable):
-            raise ValueError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
-        return
-    first, total = bad[0], len(found.lengths)
-    others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
-    if data.on_bad_record == "error":
-        raise first.with_note(
-            f'{others}. `python -m llava_accel.check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
-        )
-    if len(bad) > data.max_bad * total:
-        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
-    if not len(found.usable):
-        raise first.with_note(f"{others}, and none is left")
-
-
 def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
     """The order of the training data for this many ranks; the global batch is what counts, not how it is split."""
     weights = part.corpus.weights[part.rows]
@@ -157,11 +135,14 @@ def train_windows(
     state: TrainState,
     accelerator: Accelerator,
     enter: Callable[[str], None],
+    interruption: Interruption = NEVER,
 ) -> Iterator[list[Loaded]]:
-    """This rank's micro-batches of every step from where `state` stands to the end; `enter` is told of each phase."""
+    """This rank's micro-batches of every step from where `state` stands to the end; `enter` is told of each phase.
+
+    The end is the last step, or where `state.is_stopped` is set, or where the process is asked to end.
+    """
     rank, size = accelerator.process_index, recipe.train.per_device_batch_size
-    last = state.step if state.is_stopped else state.num_steps
-    steps = windows(order, state.step, last, per_device_batch_size=size, num_ranks=accelerator.num_processes)
+    steps = windows(order, state.step, state.num_steps, per_device_batch_size=size, num_ranks=accelerator.num_processes)
     mine = ([part.rows[micro_batch].tolist() for micro_batch in step[rank]] for step in steps)
 
     def on_error(error: DataError) -> None:
@@ -169,7 +150,7 @@ def train_windows(
             raise error
         list_skipped(Path(recipe.run.output_dir) / "skipped.txt", [error])
 
-    return load_windows(
+    loaded = load_windows(
         part.corpus,
         part.pictures,
         mine,
@@ -179,6 +160,7 @@ def train_windows(
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
         enter=enter,
     )
+    return itertools.takewhile(lambda _: not state.is_stopped, interruption.until(loaded, accelerator))
 
 
 def _picture_groups(part: Part) -> np.ndarray:

@@ -19,6 +19,7 @@ from llava_accel.run.answers import Prediction, answer, mean_scores
 from llava_accel.run.backend import autocast
 from llava_accel.run.console import Bar, Screen
 from llava_accel.run.datasets import Part
+from llava_accel.run.interruption import NEVER, CheckedBar, Interruption
 
 
 @dataclass
@@ -38,11 +39,15 @@ def evaluate(
     accelerator: Accelerator,
     tokenizer: PreTrainedTokenizerBase,
     screen: Screen,
+    interruption: Interruption = NEVER,
 ) -> Evaluation:
     """Loss and generated answers over (at most eval.limit of) the evaluation data, sharded over ranks.
 
     Args:
         model: The objective, prepared or not. Its mode is restored.
+
+    Raises:
+        Interrupted: the process was asked to end meanwhile; on every rank.
     """
     objective = accelerator.unwrap_model(model)
     assert isinstance(objective, Objective)
@@ -55,8 +60,9 @@ def evaluate(
     with (
         torch.no_grad(),
         autocast(recipe, accelerator),
-        screen.bar("evaluate", 2 * len(batches) + len(blind_batches)) as bar,
+        screen.bar("evaluate", 2 * len(batches) + len(blind_batches)) as plain_bar,
     ):
+        bar = CheckedBar(plain_bar, interruption, accelerator)
         metrics = {"loss": _loss(objective, part, batches, recipe, accelerator, bar)}
         predictions = answer(objective, part, batches, accelerator, tokenizer, bar, max_new_tokens=tokens)
         metrics |= mean_scores(predictions)

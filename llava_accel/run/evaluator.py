@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -9,13 +10,15 @@ from torch import nn
 
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
+from llava_accel.run.answers import Prediction
 from llava_accel.run.checkpoint import Checkpoints
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part
 from llava_accel.run.evaluation import evaluate, write_predictions
+from llava_accel.run.interruption import Interrupted, Interruption
 from llava_accel.run.meter import Meter
 from llava_accel.run.report.live import report_evaluation, say_overfitting
-from llava_accel.run.state import TrainState
+from llava_accel.run.state import TrainState, is_due
 
 
 class Evaluator:
@@ -35,29 +38,37 @@ class Evaluator:
         part: Part | None,
         checkpoints: Checkpoints,
         screen: Screen,
+        interruption: Interruption,
     ) -> None:
         self._recipe, self._accelerator, self._screen = recipe, accelerator, screen
         self._model, self._processing, self._part, self._checkpoints = model, processing, part, checkpoints
+        self._interruption = interruption
         self._folder = Path(recipe.run.output_dir) / "predictions"
 
     def before_training(self, state: TrainState, meter: Meter) -> None:
         """Score the base, so that every later score has something to stand beside; or take up where a run broke off.
 
-        After a resume the base is not scored again. `best/` is made once more if the run broke off before it had it,
-        and whether the run is over is asked again of the recipe, which may have more patience now.
+        After a resume the base is not scored again, but an evaluation that was broken off is. `best/` is made once more if
+        the run broke off before it had it, and whether the run is over is asked again of the recipe, which may have more
+        patience now.
         """
         if state.step == 0:
-            if self._recipe.eval.at_start:
-                self._measure(state, meter)
+            if self._recipe.eval.at_start and self._measure(state, meter) is not None:
                 self._report(state, meter)
             return
         state.is_stopped = self._is_out_of_patience(state)
         evaluated = Path(self._recipe.run.output_dir) / "checkpoints" / f"step-{state.best_step:06d}"
         if self._recipe.checkpoint.best and state.best_step == state.step and evaluated.is_dir():
             self._checkpoints.keep_best()
+        every = self._recipe.eval.every or state.steps_per_epoch
+        if state.evaluated_step < state.step and is_due(state.step, every, state.num_steps):
+            self(state, meter)
 
     def __call__(self, state: TrainState, meter: Meter) -> None:
-        """Evaluate, save the checkpoint that was evaluated, and keep it if it is the best. Every rank must call it."""
+        """Evaluate, save the checkpoint that was evaluated, and keep it if it is the best. Every rank must call it.
+
+        An evaluation in the middle of which the run is asked to end is given up; the resumed run makes it anew.
+        """
         value = self._measure(state, meter)
         if value is None:
             return
@@ -68,8 +79,7 @@ class Evaluator:
         if gained:
             state.best, state.best_step = value, state.step
         state.is_stopped = self._is_out_of_patience(state)
-        if gained and self._recipe.checkpoint.best:
-            self._checkpoints.save(meter.enter)
+        if gained and self._recipe.checkpoint.best and self._checkpoints.save(meter.enter):
             self._checkpoints.keep_best()
         if state.is_stopped:
             best = "any number" if state.best is None else f"{state.best:.4f} at step {state.best_step}"
@@ -88,12 +98,25 @@ class Evaluator:
             return None
         tokenizer, since = self._processing.processor.tokenizer, time.perf_counter()
         meter.enter("evaluation")
-        found = evaluate(self._model, self._part, self._recipe, self._accelerator, tokenizer, self._screen)
-        if self._accelerator.is_main_process:
-            write_predictions(self._folder / f"step-{state.step:06d}.jsonl", found.predictions)
+        try:
+            found = evaluate(
+                self._model, self._part, self._recipe, self._accelerator, tokenizer, self._screen, self._interruption
+            )
+        except Interrupted:
+            return None
+        state.evaluated_step = state.step
+        self._write(state, found.predictions)
         meter.log_eval(state, found.metrics, time.perf_counter() - since)
         self._screen.line(f"step {state.step}: {describe(found.metrics)}")
         return found.metrics[self._recipe.eval.metric]
+
+    def _write(self, state: TrainState, predictions: Sequence[Prediction]) -> None:
+        path = self._folder / f"step-{state.step:06d}.jsonl"
+        try:
+            if self._accelerator.is_main_process:
+                write_predictions(path, predictions)
+        except OSError as error:
+            self._screen.line(f"{path} could not be written ({error.strerror}). `evaluate` makes these answers again")
 
     def _report(self, state: TrainState, meter: Meter) -> None:
         meter.enter("evaluation")  # saving the best may have come between

@@ -10,6 +10,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.checkpoint import Checkpoints
 from llava_accel.run.console import Screen
+from llava_accel.run.interruption import Interrupted, Interruption
 from llava_accel.run.meter import Meter
 from llava_accel.run.report.live import report_end
 from llava_accel.run.state import TrainState
@@ -35,11 +36,28 @@ def finish(
     state: TrainState,
     meter: Meter,
     screen: Screen,
+    interruption: Interruption,
 ) -> None:
-    """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it."""
+    """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
+
+    Raises:
+        Interrupted: the run was asked to end, and has saved.
+        ValueError: it could not be saved.
+    """
     folder = Path(recipe.run.output_dir)
-    checkpoints.save(meter.enter)
+    received = interruption.agreed(accelerator)
+    # Before the first step there is nothing to save: the next start evaluates the base anew.
+    if (state.step or not received) and not checkpoints.save(meter.enter):
+        raise ValueError(f"run.output_dir: {folder} has no checkpoint of step {state.step}, for the reason above")
     meter.enter("saving")
+    if received:
+        objective.flush_features()
+        meter.close()
+        accelerator.end_training()
+        screen.line(
+            f"{received.name}: ended at step {state.step} of {state.num_steps}; the same command goes on from here"
+        )
+        raise Interrupted(received)
     checkpoints.export(folder / "export")
     objective.flush_features()
     meter.close()

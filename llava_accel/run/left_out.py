@@ -5,8 +5,32 @@ from pathlib import Path
 
 from llava_accel.data.problems import DataError
 from llava_accel.data.survey import Survey
-from llava_accel.recipe import Recipe
+from llava_accel.recipe import DataTable, Recipe
 from llava_accel.run.console import Screen
+
+
+def refuse_bad(data: DataTable, found: Survey) -> None:
+    """Stop on records that cannot be used, unless the recipe leaves them out and they are few.
+
+    Raises:
+        DataError: the first of them, with the number of the others.
+    """
+    # What is too long is left out by a key of its own, without a budget: its number is the user's choice of length.
+    bad = [e for e in found.errors.values() if e.kind != "too_long" or data.on_too_long != "skip"]
+    if not bad:
+        if not len(found.usable):
+            raise ValueError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
+        return
+    first, total = bad[0], len(found.lengths)
+    others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
+    if data.on_bad_record == "error":
+        raise first.with_note(
+            f'{others}. `python -m llava_accel.check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
+        )
+    if len(bad) > data.max_bad * total:
+        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
+    if not len(found.usable):
+        raise first.with_note(f"{others}, and none is left")
 
 
 def report_left_out(recipe: Recipe, found: Survey, screen: Screen) -> None:

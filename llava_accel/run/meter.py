@@ -1,7 +1,5 @@
 """What a run measures of itself: sums on the device, one reduction a log line, metrics.jsonl, trackers."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from llava_accel.data.loader import Loaded
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.console import Screen
+from llava_accel.run.lines import Lines, keep_lines_until
 from llava_accel.run.state import TrainState
 from llava_accel.run.timing import APART, Phases, take_peak, waiting_note
 from llava_accel.run.trackers import Trackers
@@ -32,19 +31,24 @@ class Meter:
     def __init__(
         self, recipe: Recipe, accelerator: Accelerator, objective: Objective, state: TrainState, screen: Screen
     ) -> None:
-        self._path = Path(recipe.run.output_dir) / "metrics.jsonl"
+        self._folder = Path(recipe.run.output_dir)
         self._accelerator, self._screen = accelerator, screen
         self._bar = screen.open_bar("train", state.num_steps, state.step)
         self._last_step = state.step
-        self._sums = self._zeros()
+        self._state = state
+        state.unlogged = state.unlogged.to(accelerator.device)
+        self.step_sums = torch.zeros_like(state.unlogged)
+        """What `add` has added in this step on this rank: loss, targets, tokens, examples."""
         self._phases = Phases(accelerator.device)
         self.enter = objective.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
         self.seconds: Counter[str] = Counter()
         """By phase, as far as it has been read from the device: up to the last line, and after `close` all of it."""
         self._has_said_waiting = False
+        self._lines = Lines(self._folder / "metrics.jsonl", screen)
         if accelerator.is_main_process:
-            keep_lines_until(self._path, state.step)
+            for name in ("metrics.jsonl", "nonfinite.jsonl", "spikes.jsonl"):
+                keep_lines_until(self._folder / name, state)
         self.trackers = Trackers(recipe, accelerator, screen)
 
     def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
@@ -59,6 +63,7 @@ class Meter:
             self.enter("communication")
             if window is None:
                 return
+            self.step_sums = torch.zeros_like(self.step_sums)
             yield window
 
     def add(self, loss: Tensor, micro_batch: Loaded) -> None:
@@ -66,9 +71,10 @@ class Meter:
         weights, tokens = micro_batch["target_weights"], micro_batch["num_tokens"]
         indices = micro_batch["indices"]
         assert isinstance(weights, Tensor) and isinstance(tokens, Tensor) and isinstance(indices, Tensor)
-        self._sums += torch.stack(
-            [loss.detach().float(), weights.sum(), tokens.float(), self._sums.new_tensor(float(len(indices)))]
-        )
+        sums = [loss.detach().double(), weights.sum(), tokens, torch.as_tensor(len(indices))]
+        added = torch.stack([value.to(self._state.unlogged) for value in sums])
+        self.step_sums = self.step_sums + added
+        self._state.unlogged = self._state.unlogged + added
 
     def log(self, state: TrainState, grad_norm: Tensor, rates: dict[str, float]) -> None:
         """Write one line for the steps since the last one. Takes part in a reduction: call it on every rank.
@@ -78,7 +84,7 @@ class Meter:
             rates: Learning rate of each part in the last step.
         """
         self.enter("communication")
-        total = self._accelerator.reduce(self._sums, reduction="sum")
+        total = self._accelerator.reduce(state.unlogged, reduction="sum")
         assert isinstance(total, Tensor)
         loss_sum, num_targets, num_tokens, num_examples = total.tolist()
         self.enter("other")
@@ -105,7 +111,7 @@ class Meter:
             state.step - self._last_step,
             f"loss {line['loss']:.4f}  rate {line['learning_rate']:.2e}  {line['tokens_per_s']:,.0f} tokens/s",
         )
-        self._last_step, self._sums = state.step, self._zeros()
+        self._last_step, state.unlogged = state.step, torch.zeros_like(state.unlogged)
 
     def log_eval(self, state: TrainState, values: dict[str, float], seconds: float) -> None:
         """Write the line of an evaluation that took `seconds`, which are not the training's."""
@@ -113,15 +119,19 @@ class Meter:
         take_peak(self._accelerator.device)  # that of generating answers is none of a step
 
     def close(self) -> None:
-        """Take the bar away, read the clock for the last time, and let the trackers finish."""
+        """Take the bar away, read the clock for the last time, and let the trackers finish.
+
+        Raises:
+            ValueError: there are lines that could not be written.
+        """
         self._take()
         self._bar.close()
         self.trackers.close()
+        self._lines.close()
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self._lines.append(line)
         if "eval" in line:
             values = {f"eval/{key}": value for key, value in line["eval"].items()}
             self.trackers.log({"epoch": line["epoch"], **values}, line["step"])
@@ -139,27 +149,3 @@ class Meter:
             return
         self._has_said_waiting = True
         self._screen.line(note)
-
-    def _zeros(self) -> Tensor:
-        return torch.zeros(4, dtype=torch.float64, device=self._accelerator.device)
-
-
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines behind `step` from a metrics file: a resumed run takes those steps again and writes them anew.
-
-    A run that starts at step 0 keeps none: it evaluates the base anew, too.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for text in path.read_text().splitlines() if step else []:
-        try:
-            line = json.loads(text)
-        except ValueError:  # the last line of a killed run may be cut off
-            break
-        if line["step"] > step:
-            break
-        kept.append(text + "\n")
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(kept))
-    os.replace(unfinished, path)

@@ -1,57 +1,120 @@
-"""What happens when a loss or a gradient is not finite: no update, the samples named, and the recipe decides."""
+"""What is done about bad numbers: no update where loss or gradient is not finite, and a word about loss spikes."""
 
 import json
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, where
+from llava_accel.data.loader import Loaded, lengths, where
 from llava_accel.recipe import Recipe
-from llava_accel.run.accumulation import count_targets
+from llava_accel.run.accumulation import count_targets, seed_step
+from llava_accel.run.console import Screen
+from llava_accel.run.first_nonfinite import first_nonfinite
 from llava_accel.run.state import TrainState
 
+_MEDIAN_OF = 50
+_MEDIAN_FROM = 10  # the loss of the first steps falls too fast to have a median
+_SHOWN = 8
 
-def allows_update(
-    window: Sequence[Loaded],
-    grad_norm: Tensor,
-    corpus: Corpus,
-    recipe: Recipe,
-    state: TrainState,
-    accelerator: Accelerator,
-) -> bool:
-    """Whether the step may update the weights.
 
-    The norm of the gradient, which all ranks share, is not finite as soon as one loss or gradient on one rank is not.
-    Reading it is the one point where a step waits for the device: the update must not run before it is known.
+class UpdateGuard:
+    """Looks at every step before its update is made.
 
-    Raises:
-        ValueError: it is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
-            window has no target, because every record of it was left out while it was loaded.
+    Args:
+        model: The prepared objective.
     """
-    norm = float(grad_norm)
-    if math.isfinite(norm):
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        model: nn.Module,
+        corpus: Corpus,
+        state: TrainState,
+        screen: Screen,
+    ) -> None:
+        self._recipe, self._accelerator, self._model = recipe, accelerator, model
+        self._corpus, self._state, self._screen = corpus, state, screen
+        self._folder = Path(recipe.run.output_dir)
+
+    def allows(self, window: Sequence[Loaded], grad_norm: Tensor, step_sums: Tensor) -> bool:
+        """Whether the step may update the weights. Every rank must call it.
+
+        The norm of the gradient, which all ranks share, is not finite as soon as one loss or gradient on one rank is not.
+        Reading it is the one point where a step waits for the device: the update must not run before it is known.
+
+        Args:
+            step_sums: `meter.Meter.step_sums`, this rank's loss and targets of the step in front.
+
+        Raises:
+            ValueError: it is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
+                window has no target, because every record of it was left out while it was loaded.
+        """
+        if not math.isfinite(norm := float(grad_norm)):
+            self._refuse(window, norm)
+            return False
+        if self._recipe.train.spike_factor:
+            self._look_for_spike(window, step_sums)
         return True
-    if not float(count_targets(window, accelerator)):
-        raise ValueError(
-            f"step {state.step + 1}: none of its records could be loaded, so there is nothing to learn from. "
-            f"They are listed in {Path(recipe.run.output_dir) / 'skipped.txt'}. Mend or remove them"
+
+    def _refuse(self, window: Sequence[Loaded], norm: float) -> None:
+        state, train = self._state, self._recipe.train
+        if not float(count_targets(window, self._accelerator)):
+            raise ValueError(
+                f"step {state.step + 1}: none of its records could be loaded, so there is nothing to learn from. "
+                f"They are listed in {self._folder / 'skipped.txt'}. Mend or remove them"
+            )
+        state.num_nonfinite += 1
+        seed_step(self._recipe.run.seed, state.step, self._accelerator.process_index)
+        first = first_nonfinite(self._model, window, self._accelerator)
+        samples = self._samples(window)
+        path = self._folder / "nonfinite.jsonl"
+        self._append(path, {"step": state.step + 1, "grad_norm": str(norm), "first": first, **samples})
+        found = (
+            f"step {state.step + 1}: the loss or gradient is not finite ({norm}), first in {first}; no update was made"
         )
-    ids = gather_object(where(window, corpus))
-    state.num_nonfinite += 1
-    path = Path(recipe.run.output_dir) / "nonfinite.jsonl"
-    if accelerator.is_main_process:
-        with path.open("a") as file:
-            file.write(json.dumps({"step": state.step + 1, "grad_norm": str(norm), "ids": ids}) + "\n")
-    train = recipe.train
-    if train.on_nonfinite == "stop" or state.num_nonfinite > train.max_nonfinite:
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise ValueError(
-            f"step {state.step + 1}: the loss or gradient is not finite ({norm}), so no update was made. Its samples: "
-            f'{shown} (all in {path}). Look at them, lower optim.learning_rate, or set train.on_nonfinite = "skip"'
+        if train.on_nonfinite == "stop" or state.num_nonfinite > train.max_nonfinite:
+            raise ValueError(
+                f"{found}. Its samples: {_shown(samples['ids'])} (all in {path}). Look at them, lower "
+                'optim.learning_rate, or set train.on_nonfinite = "skip"'
+            )
+        self._screen.line(
+            f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {path})"
         )
-    return False
+
+    def _look_for_spike(self, window: Sequence[Loaded], step_sums: Tensor) -> None:
+        total = self._accelerator.reduce(step_sums, reduction="sum")
+        assert isinstance(total, Tensor)
+        loss, recent = float(total[0] / total[1]), self._state.recent_losses
+        median = statistics.median(recent) if len(recent) >= _MEDIAN_FROM else math.inf
+        if loss > self._recipe.train.spike_factor * median:
+            samples, step = self._samples(window), self._state.step + 1
+            path = self._folder / "spikes.jsonl"
+            self._append(path, {"step": step, "loss": loss, "median": median, **samples})
+            self._screen.line(
+                f"note: step {step} has a loss of {loss:.4f}, {loss / median:.1f} times the median of the last "
+                f"{len(recent)} steps. Its samples: {_shown(samples['ids'])} (all in {path})"
+            )
+        self._state.recent_losses = [*recent, loss][-_MEDIAN_OF:]
+
+    def _samples(self, window: Sequence[Loaded]) -> dict[str, list[str] | list[int]]:
+        """Ids and lengths of the step's samples on all ranks."""
+        return {
+            "ids": gather_object(where(window, self._corpus)),
+            "lengths": gather_object(lengths(window, self._corpus)),
+        }
+
+    def _append(self, path: Path, line: Mapping[str, object]) -> None:
+        if self._accelerator.is_main_process:
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _shown(ids: Sequence[str | int]) -> str:
+    return ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")

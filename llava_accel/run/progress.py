@@ -8,8 +8,11 @@ ranks is written into.
 import json
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.scheduler import AcceleratedScheduler
 from safetensors import safe_open
@@ -17,11 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_accel.recipe import Recipe
+from llava_accel.run.backend import resolve_precision
 from llava_accel.run.state import TrainState
 
 PROGRESS = "progress.json"
 _FILE_BYTES = 2 << 30
 _SEPARATOR = "//"
+_T = TypeVar("_T")
 
 
 def write_moments(folder: Path, moments: Iterable[tuple[str, str, Tensor]]) -> None:
@@ -46,12 +51,18 @@ def read_moments(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
                 yield name, key, file.get_tensor(entry)
 
 
-def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState) -> None:
-    """Write where the run stands, and what its steps are made of."""
+def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState, sums: Tensor) -> None:
+    """Write where the run stands, and what its steps are made of.
+
+    Args:
+        sums: (ranks, sums) `state.unlogged` of every rank.
+    """
     facts = {
         "state": state.state_dict(),
+        "unlogged": sums.tolist(),
         "global_batch_size": global_batch_size(recipe, accelerator),
         "optimizer": recipe.optim.optimizer,
+        "precision": str(resolve_precision(recipe.run.precision, accelerator.device)),
         "written_by": {"engine": accelerator.distributed_type.value, "num_processes": accelerator.num_processes},
     }
     (folder / PROGRESS).write_text(json.dumps(facts, indent=2) + "\n")
@@ -61,7 +72,8 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
     """Put `state` where the run stood.
 
     Raises:
-        ValueError: the folder is of another format, or a step of this launch is another portion of the data.
+        ValueError: the folder is of another format, or a step of this launch is another portion of the data, or is
+            computed in another precision.
     """
     if not (folder / PROGRESS).is_file():
         raise ValueError(f"run.resume: {folder} has no {PROGRESS}. To start from its weights alone, set model.adapter")
@@ -80,7 +92,24 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
             f"run.resume: {folder.parent} holds the moments of optim.optimizer = {facts['optimizer']!r}, not of "
             f"{recipe.optim.optimizer!r}. Set it back, or start anew from its weights with model.adapter"
         )
+    precision = str(resolve_precision(recipe.run.precision, accelerator.device))
+    if facts["precision"] != precision:
+        raise ValueError(
+            f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
+            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start anew from its weights with "
+            "model.adapter"
+        )
+    if facts["state"]["data"] != state.data:
+        raise ValueError(
+            f"run.resume: the data of {folder.parent} were others: their number, lengths or pictures have changed since. "
+            "Put the files back, or start anew from its weights with model.adapter"
+        )
     state.load_state_dict(facts["state"])
+    of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)
+    if len(of_ranks) == accelerator.num_processes:
+        state.unlogged = of_ranks[accelerator.process_index]
+    elif accelerator.is_main_process:
+        state.unlogged = of_ranks.sum(0)
 
 
 def global_batch_size(recipe: Recipe, accelerator: Accelerator) -> int:
@@ -95,3 +124,13 @@ def advance(scheduler: AcceleratedScheduler, steps: int) -> None:
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for _ in range(steps):
             scheduler.step()
+
+
+@contextmanager
+def all_taken(items: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Take what is left of `items` on the way out, whatever happened: the other ranks take part in every one of them."""
+    try:
+        yield items
+    finally:
+        for _ in items:
+            pass

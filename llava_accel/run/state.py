@@ -1,43 +1,61 @@
 """Where a run stands. One number decides everything: data order and randomness are functions of the step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from llava_accel.data.sampler import Order
 from llava_accel.recipe import TrainTable
+
+NUM_SUMS = 4
+"""Loss, targets, tokens and examples: what `meter.Meter` adds up between two log lines."""
 
 
 @dataclass
 class TrainState:
-    """Registered with Accelerate, so it is saved and loaded with every checkpoint."""
+    """All that a resumed run has to know besides weights and moments; every checkpoint holds it."""
 
     num_steps: int
     """Optimizer steps of the whole run."""
     steps_per_epoch: int
+    data: str = ""
+    """What the order of the data was made from; see `Order.fingerprint`."""
     step: int = 0
     """Optimizer steps taken."""
     best: float | None = None
     """Value of the recipe's metric in the best evaluation so far."""
     best_step: int = 0
     evaluations_without_gain: int = 0
+    evaluated_step: int = -1
+    """The step of the last evaluation that came to its end."""
     num_nonfinite: int = 0
     """Steps whose update was left out because a loss or gradient was not finite."""
     is_stopped: bool = False
     """Whether the run ends before its last step, for want of improvement."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last steps, where spikes are looked for."""
+    unlogged: Tensor = field(default_factory=lambda: torch.zeros(NUM_SUMS, dtype=torch.float64))
+    """This rank's sums since the last log line."""
 
     @classmethod
-    def of(cls, train: TrainTable, steps_per_epoch: int) -> "TrainState":
+    def of(cls, train: TrainTable, order: Order) -> "TrainState":
         """The state before the first step: as many steps as the recipe says, or as its epochs have."""
-        return cls(num_steps=train.max_steps or train.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
+        steps = train.max_steps or train.epochs * order.steps_per_epoch
+        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=order.fingerprint())
 
     @property
     def epoch(self) -> float:
         """Passes over the data so far."""
         return self.step / self.steps_per_epoch
 
-    def state_dict(self) -> dict[str, int | float | None]:
-        return dict(vars(self))
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; `unlogged`, which differs between ranks, is stored apart."""
+        return {key: value for key, value in vars(self).items() if key != "unlogged"}
 
-    def load_state_dict(self, state: dict[str, int | float | None]) -> None:
-        # The length of the run is the recipe's business: training longer may go on from a shorter run's checkpoint.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # The length of the run is the recipe's business: with a constant rate, training longer may go on from here.
         vars(self).update({key: state[key] for key in state if key not in ("num_steps", "steps_per_epoch")})
 
 

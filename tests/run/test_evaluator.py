@@ -21,8 +21,9 @@ class Checkpoints:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def save(self) -> None:
+    def save(self) -> bool:
         self.calls.append("save")
+        return True
 
     def keep_best(self) -> None:
         self.calls.append("keep")

@@ -7,7 +7,8 @@ import pytest
 from runs import metrics, mixed_records, recipe, write_records
 
 import llava_accel.train as verb
-from llava_accel.run.meter import keep_lines_until
+from llava_accel.run.lines import keep_lines_until
+from llava_accel.run.state import TrainState
 
 STEPS = 7
 
@@ -61,11 +62,19 @@ def _lines(*steps: int) -> str:
 def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path: Path, text: str, step: int, kept: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    keep_lines_until(path, step)
+    keep_lines_until(path, TrainState(num_steps=9, steps_per_epoch=9, step=step, evaluated_step=step))
     assert path.read_text() == kept
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_an_evaluation_that_is_made_anew_leaves_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    evaluations = [json.dumps({"step": step, "eval": {}}) + "\n" for step in (0, 3)]
+    path.write_text(evaluations[0] + _lines(1, 2, 3) + evaluations[1])
+    keep_lines_until(path, TrainState(num_steps=9, steps_per_epoch=9, step=3, evaluated_step=0))
+    assert path.read_text() == evaluations[0] + _lines(1, 2, 3)
+
+
 def test_no_metrics_are_no_reason_to_fail(tmp_path: Path) -> None:
-    keep_lines_until(tmp_path / "metrics.jsonl", 3)
+    keep_lines_until(tmp_path / "metrics.jsonl", TrainState(num_steps=9, steps_per_epoch=9, step=3))
     assert not list(tmp_path.iterdir())
