@@ -21,7 +21,7 @@ class Checkpoints:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def save(self) -> bool:
+    def save(self, _enter: object) -> bool:
         self.calls.append("save")
         return True
 
@@ -34,14 +34,15 @@ def decide(
 ) -> list[tuple[bool, bool]]:
     """Show the evaluator one value a step; returns after each whether it kept the checkpoint and ended the run."""
     monkeypatch.setattr(Evaluator, "_report", lambda *_: None)
-    evaluator, checkpoints = object.__new__(Evaluator), Checkpoints()
+    evaluator, checkpoints, meter = object.__new__(Evaluator), Checkpoints(), object.__new__(Meter)
+    meter.enter = lambda _phase: None
     evaluator._recipe, evaluator._screen, evaluator._checkpoints = settings, Screen(False), checkpoints
     decisions = []
     for value in values:
         monkeypatch.setattr(Evaluator, "_measure", lambda *_, value=value: value)
         state.step += 1
         checkpoints.calls.clear()
-        evaluator(state, object.__new__(Meter))
+        evaluator(state, meter)
         assert checkpoints.calls in ([], ["save", "keep"]), "what is kept has been saved before"
         decisions.append((bool(checkpoints.calls), state.is_stopped))
     return decisions

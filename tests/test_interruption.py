@@ -1,0 +1,209 @@
+"""A run that is asked to end saves, says so by its exit code, and goes on to the same numbers."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interrupted import STEPS, assert_same_run, checkpoints, settings, train
+from runs import PARITY, Tables, metrics, trained
+
+import llava_accel.train as verb
+from llava_accel.data.images import Pictures
+from llava_accel.recipe import make_recipe
+from llava_accel.recipe.toml import to_toml
+from llava_accel.run import checkpoint, cli, evaluation
+from llava_accel.run.interruption import Interrupted, Interruption
+
+ROOT = PARITY.parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Any:
+    """Puts back what the process does with signals."""
+    known = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)}
+    yield
+    for one, handler in known.items():
+        signal.signal(one, handler)
+
+
+def _sent_at(function: Callable[..., Any], call: int, number: signal.Signals) -> Callable[..., Any]:
+    """The function, at whose n-th call this process gets a signal."""
+    calls = iter(range(1, 1000))
+
+    def sending(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return function(*arguments, **named)
+
+    return sending
+
+
+def _interrupted(recipe: Tables, number: signal.Signals) -> Interrupted:
+    since = time.monotonic()
+    with pytest.raises(Interrupted) as caught:
+        verb.train(make_recipe(recipe), Interruption().listen())
+    assert time.monotonic() - since < 30
+    assert caught.value.received == number
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "number", "steps", "evaluated"),
+    [
+        ((verb, "seed_step"), 4, signal.SIGTERM, 4, [0, 3]),
+        ((verb, "seed_step"), 1, signal.SIGUSR1, 1, [0]),
+        ((checkpoint, "put_in_place"), 1, signal.SIGTERM, 2, [0]),
+        ((evaluation, "answer"), 2, signal.SIGTERM, 3, [0]),
+        ((evaluation, "_loss"), 3, signal.SIGUSR1, 6, [0, 3]),
+        ((verb, "seed_step"), 5, signal.SIGINT, 5, [0, 3]),
+    ],
+    ids=["a step", "the first step", "a save", "answering", "an evaluation that comes with a save", "ctrl-c"],
+)
+def test_a_signal_in(
+    data: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: tuple[Any, str],
+    call: int,
+    number: signal.Signals,
+    steps: int,
+    evaluated: list[int],
+) -> None:
+    owner, name = place
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, _sent_at(getattr(owner, name), call, number))
+        interrupted = _interrupted(settings(tmp_path, data), number)
+    run = tmp_path / "run"
+    assert interrupted.exit_code == (130 if number == signal.SIGINT else 75)
+    assert checkpoints(run)[-1] == f"step-{steps:06d}"
+    assert [line["step"] for line in metrics(run) if "eval" in line] == evaluated
+    assert not (run / "export").exists()
+    assert_same_run(train(settings(tmp_path, data)), whole)
+
+
+def test_a_signal_before_the_first_step_leaves_nothing_to_resume_from(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_loss", _sent_at(evaluation._loss, 1, signal.SIGTERM))
+        _interrupted(settings(tmp_path, data), signal.SIGTERM)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert_same_run(train(settings(tmp_path, data)), whole)
+
+
+def test_a_signal_ends_the_wait_for_data(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, calls = Pictures.load, iter(range(1000))
+
+    def hanging(self: Pictures, path: Path) -> Any:
+        if next(calls) == 5:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            time.sleep(60)
+        return load(self, path)
+
+    unwatched = settings(tmp_path, data, data={"eval": "", "cache_features": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "load", hanging)
+        _interrupted(unwatched, signal.SIGTERM)
+    assert 0 < len(metrics(tmp_path / "run")) < STEPS
+    weights, expected = trained(train(unwatched) / "export"), trained(whole / "export")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_ctrl_c_twice_ends_at_once() -> None:
+    Interruption().listen()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # a launcher passes on what the terminal has sent already
+    time.sleep(0.6)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_exit_code_asks_for_another_start(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(interrupted)
+    assert caught.value.code == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == ""
+
+
+def _launched(command: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def _wait_for_steps(run: Path, count: int) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count('"loss"') >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run} has not come to {count} steps")
+
+
+def _long(folder: Path, data: Path, **changes: Any) -> Tables:
+    """More steps than a signal takes to arrive; all epochs alike."""
+    return settings(folder, data, data={"workers": 1}, train={"epochs": 10, **changes}, eval={"every": 40})
+
+
+def _file(folder: Path, tables: Tables) -> str:
+    (folder / "recipe.toml").write_text(to_toml(tables))
+    return str(folder / "recipe.toml")
+
+
+def test_a_scheduler_that_signals_every_process_of_the_job(data: Path, tmp_path: Path) -> None:
+    file = _file(tmp_path, _long(tmp_path, data))
+    process = _launched([sys.executable, "-m", "llava_accel.train", file])
+    _wait_for_steps(tmp_path / "run", 3)
+    os.killpg(process.pid, signal.SIGTERM)  # workers that decode pictures, too
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "SIGTERM: ended at step" in output and "Traceback" not in output
+    assert len(checkpoints(tmp_path / "run")) >= 1
+
+
+def test_one_of_two_ranks_is_asked_and_both_save_and_end(data: Path, tmp_path: Path) -> None:
+    """And what they go on to is what two ranks that nothing interrupted come to."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    profile = ["--config_file", "launch/ddp.yaml", "--num_processes", "2", "--main_process_port", "0"]
+    sizes = {"per_device_batch_size": 1}
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        file = _file(tmp_path / name, _long(tmp_path / name, data, **sizes))
+        process = _launched([*launcher, *profile, "-m", "llava_accel.train", file])
+        if name == "broken":
+            _wait_for_steps(tmp_path / name / "run", 3)
+            os.kill(_rank(process.pid, 1), signal.SIGUSR1)
+        output, _ = process.communicate(timeout=120)
+        assert ("SIGUSR1: ended at step" in output) == (name == "broken"), output
+        assert (process.returncode == 0) == (name == "whole"), output
+    again = _launched([*launcher, *profile, "-m", "llava_accel.train", str(tmp_path / "broken" / "recipe.toml")])
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and "resumed from" in output, output
+    assert_same_run(tmp_path / "broken" / "run", tmp_path / "whole" / "run")
+
+
+def _rank(launcher: int, rank: int) -> int:
+    """Process id of one rank of a launch."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise AssertionError(f"process {launcher} has started no rank {rank}")
