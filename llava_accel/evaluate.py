@@ -42,7 +42,7 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     model = prepare_frozen(accelerator, objective)
     found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, screen)
     objective.flush_features()
-    screen.line(describe(found.metrics))
+    screen.line(describe(found))
     for kind, table in by_type(found.predictions).items():
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         screen.table(kind.replace("_", " "), ["", "score", "questions"], rows)

@@ -16,7 +16,7 @@ from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.run.timing import PHASES
 
 PARITY = Path(__file__).parent / "parity"
-MEASURED = ("seconds", "tokens_per_s", "peak_memory_gib", *(f"{phase}_s" for phase in PHASES))
+MEASURED = ("seconds", "tokens_per_s", "answers_per_s", "peak_memory_gib", *(f"{phase}_s" for phase in PHASES))
 
 Tables = dict[str, dict[str, Any]]
 
@@ -93,6 +93,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def without_times(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Metric lines less what a clock and the machine's memory decide."""
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+def predictions(file: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    """The lines of a file of predictions, and apart from them their losses, which are rounded differently by batches."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return rows, [row.pop("loss") for row in rows]
 
 
 def losses(run: Path) -> list[float]:

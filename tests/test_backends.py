@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from backends.jobs import Lab, weights
+from backends.jobs import NUM_RECORDS, Lab, weights
 from backends.mutants import MUTANTS
-from runs import MEASURED, distance, metrics
+from runs import MEASURED, distance, metrics, predictions
 
 ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 TRAINED = ("lora", "projector", "full")
@@ -129,8 +129,10 @@ def test_losses_norms_and_evaluations_are_those_of_one_rank(lab: Lab, engine: st
     assert len(ours) == len(reference) == 7
     for line, expected in zip(ours, reference, strict=True):
         assert line == pytest.approx(expected, rel=TOLERANCE)
-    predictions = [lab.output(name) / "predictions/step-000005.jsonl" for name in (f"{engine}-lora", "reference-lora")]
-    assert predictions[0].read_text() == predictions[1].read_text()
+    found, losses = predictions(lab.output(f"{engine}-lora") / "predictions/step-000005.jsonl")
+    expected, expected_losses = predictions(lab.output("reference-lora") / "predictions/step-000005.jsonl")
+    assert found == expected and len({row["id"] for row in found}) == len(found) == NUM_RECORDS
+    assert losses == pytest.approx(expected_losses, rel=TOLERANCE, abs=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

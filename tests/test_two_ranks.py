@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PARITY, Tables, distance, metrics, mixed_records, tables, talk, trained, without_times, write_records
+from runs import (
+    PARITY,
+    Tables,
+    distance,
+    metrics,
+    mixed_records,
+    predictions,
+    tables,
+    talk,
+    trained,
+    without_times,
+    write_records,
+)
 
 from llava_accel.recipe import make_recipe
 from llava_accel.train import train
@@ -124,11 +136,9 @@ def test_a_rank_had_text_alone_and_a_rank_had_nothing(runs: Runs) -> None:
 def test_two_ranks_answer_every_row_once_and_like_one(runs: Runs) -> None:
     for step in (0, STEPS):
         file = f"predictions/step-{step:06d}.jsonl"
-        pair, alone = (
-            [json.loads(line) for line in (run / file).read_text().splitlines()] for run in (runs.pair, runs.alone)
-        )
+        (pair, losses), (alone, expected) = (predictions(run / file) for run in (runs.pair, runs.alone))
         assert [row["id"] for row in pair] == [f"r{number}" for number in range(NUM_EVALUATED)]
-        assert pair == alone
+        assert pair == alone and losses == pytest.approx(expected, rel=TOLERANCE, abs=1e-5)
     scores = [
         [line["eval"] for line in without_times(metrics(run)) if "eval" in line] for run in (runs.pair, runs.alone)
     ]

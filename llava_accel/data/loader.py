@@ -76,7 +76,7 @@ def load_windows(
         sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_loop,
+        worker_init_fn=leave_signals_to_the_loop,
         pin_memory=device.type == "cuda",
     )
     window: list[Loaded] = []
@@ -85,7 +85,7 @@ def load_windows(
             on_error(error)
         if enter:
             enter("copy")
-        window.append({name: _moved(value, device) for name, value in micro_batch.items()})
+        window.append({name: moved(value, device) for name, value in micro_batch.items()})
         if enter:
             enter("data_wait")
         if len(window) == sizes[0]:
@@ -94,13 +94,14 @@ def load_windows(
             window = []
 
 
-def _leave_signals_to_the_loop(_worker: int) -> None:
+def leave_signals_to_the_loop(_worker: int) -> None:
     """Schedulers and terminals signal every process of a job: workers go on until the loop needs no more of them."""
     for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(one, signal.SIG_IGN)
 
 
-def _moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
+def moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
+    """A field of a batch where it is computed with."""
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 

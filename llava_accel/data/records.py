@@ -2,15 +2,14 @@
 
 Accepted: `conversations` (or `messages`) of `{"from": human|gpt|user|assistant|system, "value": ...}` or
 `{"role": ..., "content": ...}`, `image` (a name or a list of names) or `images`, and what `prepare` adds: `question`,
-`answers` (text -> count), `question_type`, `answer_type`.
+`answers` (text -> count), `question_type`, `answer_type`; and `choices`, the options of a question whose answer is a letter.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
+from llava_accel.data.answer_fields import parse_answers, parse_choices
 from llava_accel.data.conversation import IMAGE, Role, Turn
 from llava_accel.data.problems import DataError, printable
 
@@ -21,7 +20,6 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-_MAX_COUNT = 1e6  # more annotators than any data set has: references() writes each answer out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +35,8 @@ class Record:
     """The annotators' answers and how many gave each; empty: the last turn is the only answer."""
     question_type: str = ""
     answer_type: str = ""
+    choices: tuple[str, ...] = ()
+    """Options A, B, C ...; the answer names one of them by its letter."""
 
     def references(self) -> list[str]:
         """Every annotator's answer, repeated as often as it was given."""
@@ -63,7 +63,8 @@ def parse_record(raw: bytes, row: int) -> Record:
         turns=turns,
         images=images,
         question=_text(fields, "question"),
-        answers=_answers(fields.get("answers")),
+        answers=(answers := parse_answers(fields.get("answers"))),
+        choices=parse_choices(fields.get("choices"), answers[0][0] if answers else turns[-1].text),
         question_type=_text(fields, "question_type"),
         answer_type=_text(fields, "answer_type"),
     )
@@ -166,29 +167,6 @@ def _turn(row: object, position: int) -> Turn:
     if not isinstance(text, str):
         raise DataError("fields", f"the text of turn {position} is {printable(text)}", "Write a string in 'value'")
     return Turn(_ROLES[speaker], text)
-
-
-def _answers(value: object) -> tuple[tuple[str, float], ...]:
-    if value is None:
-        return ()
-    counts: dict[str, object] = {}
-    if isinstance(value, dict):
-        # Parquet gives every row the keys of all rows, null where the row has none.
-        counts = {text: count for text, count in value.items() if count is not None}
-    elif isinstance(value, list):
-        entries = [entry.get("answer") if isinstance(entry, dict) else entry for entry in value]
-        texts = [entry for entry in entries if isinstance(entry, str)]
-        counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
-    found = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
-    if not counts or len(found) < len(counts):
-        raise DataError(
-            "fields", f"'answers' is {printable(value)}", 'Write {"answer": count} or a list of answers, or drop it'
-        )
-    return found
-
-
-def _is_count(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_COUNT
 
 
 def _text(fields: Mapping[str, object], key: str) -> str:

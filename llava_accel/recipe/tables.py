@@ -133,8 +133,8 @@ class EvalTable(Table):
 
     every: Count = 0
     """Steps between evaluations; 0 = at the end of each epoch."""
-    metric: Literal["loss", "vqa_accuracy", "exact_match"] = "loss"
-    """What chooses the best checkpoint and is watched by patience."""
+    metric: Literal["loss", "vqa_accuracy", "exact_match", "multiple_choice"] = "loss"
+    """What chooses the best checkpoint and is watched by patience; multiple_choice needs records with "choices"."""
     max_new_tokens: AtLeastOne = 16
     """Longest generated answer, in tokens."""
     limit: Count = 0

@@ -41,6 +41,8 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
 @contextmanager
 def whole_root(module: FSDPModule) -> Iterator[None]:
     """Gather the group outside the layers for the time of a block."""
+    # A root is set up by its first forward pass, and a layer that runs before would take itself for one.
+    module._get_fsdp_state()._lazy_init()
     module.unshard()
     try:
         yield

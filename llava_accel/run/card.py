@@ -13,6 +13,7 @@ from llava_accel.recipe.toml import toml_value
 from llava_accel.run.card_code import loading_code
 from llava_accel.run.console import printable
 from llava_accel.run.folder import versions
+from llava_accel.run.scoring import SCORES
 
 Form = Literal["checkpoint", "peft", "merged", "llava"]
 """What a run writes itself, and what `llava_accel.export` makes of it."""
@@ -20,10 +21,8 @@ Form = Literal["checkpoint", "peft", "merged", "llava"]
 _HIDDEN = ("run.output_dir", "run.resume", "data.cache_dir")  # they say nothing about the model
 _TITLES = {
     "loss": "loss, in nats a target",
-    "vqa_accuracy": "VQA accuracy",
-    "exact_match": "exact match",
-    "blind_vqa_accuracy": "VQA accuracy, pictures blanked",
-    "blind_exact_match": "exact match, pictures blanked",
+    **SCORES,
+    **{f"blind_{key}": f"{title}, pictures blanked" for key, title in SCORES.items()},
     "num_answers": "answers",
 }
 

@@ -1,6 +1,7 @@
 """Evaluation, in the loop and outside it: loss over targets, and generated answers scored as the field scores them."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from llava_accel.data.loader import load_windows
-from llava_accel.data.problems import DataError
+from llava_accel.data.questions import picture_batches
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.answers import Prediction, answer, mean_scores
 from llava_accel.run.backend import autocast
-from llava_accel.run.console import Bar, Screen
+from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part
 from llava_accel.run.interruption import NEVER, CheckedBar, Interruption
 
@@ -30,6 +30,13 @@ class Evaluation:
     """"loss", and with generation "vqa_accuracy", "exact_match", "num_answers" and the same for blanked pictures."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
+    seconds: float = 0.0
+    """What all of it took."""
+
+    @property
+    def answers_per_s(self) -> float:
+        """Answers a second over all ranks, those without a picture among them."""
+        return (self.metrics["num_answers"] + self.metrics.get("blind_num_answers", 0.0)) / self.seconds
 
 
 def evaluate(
@@ -51,28 +58,24 @@ def evaluate(
     """
     objective = accelerator.unwrap_model(model)
     assert isinstance(objective, Objective)
-    was_training = model.training
+    was_training, since = model.training, time.perf_counter()
     model.eval()
     rows = choose_rows(part.rows, recipe.eval.limit, recipe.run.seed)
     blind_rows = choose_rows(rows, recipe.eval.blind_limit, recipe.run.seed) if recipe.eval.blind_limit else rows[:0]
     batches, blind_batches = (_batches(some, part, recipe, accelerator) for some in (rows, blind_rows))
-    tokens = recipe.eval.max_new_tokens
     with (
         torch.no_grad(),
         autocast(recipe, accelerator),
-        screen.bar("evaluate", 2 * len(batches) + len(blind_batches)) as plain_bar,
+        screen.bar("evaluate", len(batches) + len(blind_batches)) as plain_bar,
     ):
         bar = CheckedBar(plain_bar, interruption, accelerator)
-        metrics = {"loss": _loss(objective, part, batches, recipe, accelerator, bar)}
-        predictions = answer(objective, part, batches, accelerator, tokenizer, bar, max_new_tokens=tokens)
-        metrics |= mean_scores(predictions)
+        predictions, loss = answer(objective, part, batches, recipe, accelerator, tokenizer, bar)
+        metrics = {"loss": loss, **mean_scores(predictions)}
         if len(blind_rows):
-            blind = answer(
-                objective, part, blind_batches, accelerator, tokenizer, bar, max_new_tokens=tokens, blind=True
-            )
+            blind, _ = answer(objective, part, blind_batches, recipe, accelerator, tokenizer, bar, blind=True)
             metrics |= {f"blind_{name}": value for name, value in mean_scores(blind).items()}
     model.train(was_training)
-    return Evaluation(metrics, predictions)
+    return Evaluation(metrics, predictions, time.perf_counter() - since)
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
@@ -89,45 +92,8 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelerator) -> list[list[int]]:
-    """This rank's batches: neighbours in length, longest first, so that a batch that does not fit fails at once.
-
-    Ranks get the same number, some of them empty: engines that gather weights need every rank in every forward pass.
-    """
+    """This rank's batches. All ranks get the same number: engines that gather weights need every rank every time."""
     size = 2 * recipe.train.per_device_batch_size  # no gradients are kept, so more fits than in training
-    ordered = rows[np.argsort(-part.survey.lengths[rows], kind="stable")]
-    batches = [ordered[start : start + size].tolist() for start in range(0, len(ordered), size)]
+    batches = picture_batches(rows, part.survey.lengths[rows], part.survey.image_keys[rows], size)
     batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]
     return batches[accelerator.process_index :: accelerator.num_processes]
-
-
-def _loss(
-    objective: Objective,
-    part: Part,
-    batches: list[list[int]],
-    recipe: Recipe,
-    accelerator: Accelerator,
-    bar: Bar,
-) -> float:
-    """Cross-entropy over all targets of all ranks, in nats a target."""
-
-    def on_error(error: DataError) -> None:
-        raise error
-
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    windows = load_windows(
-        part.corpus,
-        part.pictures,
-        [[batch] for batch in batches],
-        workers=recipe.data.workers,
-        device=accelerator.device,
-        on_error=on_error,
-    )
-    for (micro_batch,) in windows:
-        weights = micro_batch["target_weights"]
-        assert isinstance(weights, Tensor)
-        sums += torch.stack([objective(**micro_batch).double(), weights.sum().double()])
-        bar.advance()
-    total = accelerator.reduce(sums, reduction="sum")
-    assert isinstance(total, Tensor)
-    loss_sum, num_targets = total.tolist()
-    return loss_sum / num_targets

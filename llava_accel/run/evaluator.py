@@ -1,7 +1,6 @@
 """Evaluation as part of a run: when it is due, what it decides, what it leaves in the run folder."""
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from llava_accel.run.answers import Prediction
 from llava_accel.run.checkpoint import Checkpoints
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part
-from llava_accel.run.evaluation import evaluate, write_predictions
+from llava_accel.run.evaluation import Evaluation, evaluate, write_predictions
 from llava_accel.run.interruption import Interrupted, Interruption
 from llava_accel.run.meter import Meter
 from llava_accel.run.report.live import report_evaluation, say_overfitting
+from llava_accel.run.scoring import SCORES
 from llava_accel.run.state import TrainState, is_due
 
 
@@ -96,7 +96,7 @@ class Evaluator:
     def _measure(self, state: TrainState, meter: Meter) -> float | None:
         if self._part is None:
             return None
-        tokenizer, since = self._processing.processor.tokenizer, time.perf_counter()
+        tokenizer = self._processing.processor.tokenizer
         meter.enter("evaluation")
         try:
             found = evaluate(
@@ -106,9 +106,14 @@ class Evaluator:
             return None
         state.evaluated_step = state.step
         self._write(state, found.predictions)
-        meter.log_eval(state, found.metrics, time.perf_counter() - since)
-        self._screen.line(f"step {state.step}: {describe(found.metrics)}")
-        return found.metrics[self._recipe.eval.metric]
+        meter.log_eval(state, found)
+        self._screen.line(f"step {state.step}: {describe(found)}")
+        metric = self._recipe.eval.metric
+        if metric not in found.metrics:
+            raise ValueError(
+                f'eval.metric = "{metric}", and no evaluation record has "choices". Add them, or choose another metric'
+            )
+        return found.metrics[metric]
 
     def _write(self, state: TrainState, predictions: Sequence[Prediction]) -> None:
         path = self._folder / f"step-{state.step:06d}.jsonl"
@@ -126,14 +131,15 @@ class Evaluator:
         meter.enter("other")
 
 
-def describe(metrics: dict[str, float]) -> str:
+def describe(found: Evaluation) -> str:
     """The metrics in one line: losses as they are, scores in percent."""
+    metrics = found.metrics
     parts = [f"evaluation loss {metrics['loss']:.4f}"]
-    for name, title in (("vqa_accuracy", "VQA accuracy"), ("exact_match", "exact match")):
+    for name, title in SCORES.items():
         if name in metrics:
             blind = metrics.get(f"blind_{name}")
             beside = f" (blind {100 * blind:.1f} %)" if blind is not None else ""
             parts.append(f"{title} {100 * metrics[name]:.1f} %{beside}")
     if "num_answers" in metrics:
-        parts.append(f"{round(metrics['num_answers']):,} answers")
+        parts.append(f"{round(metrics['num_answers']):,} answers, {found.answers_per_s:,.0f} a second")
     return ", ".join(parts)

@@ -21,6 +21,8 @@ _SHOWN_EVALUATIONS = 5
 _SHOWN_SHARE = 0.0005
 _COLUMNS = {
     "loss": "loss",
+    "multiple_choice": "multiple choice",
+    "blind_multiple_choice": "blind",
     "vqa_accuracy": "VQA accuracy",
     "blind_vqa_accuracy": "blind",
     "exact_match": "exact match",
@@ -91,12 +93,12 @@ def show_evaluations(folder: Path, state: TrainState, screen: Screen) -> None:
         return
     shown = [line for line in found[-_SHOWN_EVALUATIONS:] if line is not found[0]]
     shown += [line for line in found if line["step"] == state.best_step and line not in (*shown, found[0])]
-    rows = []
+    rows, columns = [], {key: title for key, title in _COLUMNS.items() if any(key in line["eval"] for line in found)}
     for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
-        rows.append([name, *(_cell(column, line["eval"]) for column in _COLUMNS)])
-    screen.table("evaluations", ["", *_COLUMNS.values()], rows)
+        rows.append([name, *(_cell(column, line["eval"]) for column in columns)])
+    screen.table("evaluations", ["", *columns.values()], rows)
 
 
 def show_answers(path: Path, screen: Screen) -> None:

@@ -13,6 +13,7 @@ from llava_accel.data.loader import Loaded
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.console import Screen
+from llava_accel.run.evaluation import Evaluation
 from llava_accel.run.lines import Lines, keep_lines_until
 from llava_accel.run.state import TrainState
 from llava_accel.run.timing import APART, Phases, take_peak, waiting_note
@@ -113,9 +114,11 @@ class Meter:
         )
         self._last_step, state.unlogged = state.step, torch.zeros_like(state.unlogged)
 
-    def log_eval(self, state: TrainState, values: dict[str, float], seconds: float) -> None:
-        """Write the line of an evaluation that took `seconds`, which are not the training's."""
-        self._write({"step": state.step, "epoch": round(state.epoch, 6), "eval": values, "seconds": round(seconds, 4)})
+    def log_eval(self, state: TrainState, found: Evaluation) -> None:
+        """Write the line of an evaluation, whose seconds are not the training's."""
+        line = {"step": state.step, "epoch": round(state.epoch, 6), "eval": found.metrics}
+        speed = {"seconds": round(found.seconds, 4), "answers_per_s": round(found.answers_per_s, 1)}
+        self._write(line | speed)
         take_peak(self._accelerator.device)  # that of generating answers is none of a step
 
     def close(self) -> None:
@@ -133,7 +136,8 @@ class Meter:
         if self._accelerator.is_main_process:
             self._lines.append(line)
         if "eval" in line:
-            values = {f"eval/{key}": value for key, value in line["eval"].items()}
+            found = line["eval"] | {"answers_per_s": line["answers_per_s"]}
+            values = {f"eval/{key}": value for key, value in found.items()}
             self.trackers.log({"epoch": line["epoch"], **values}, line["step"])
         else:
             self.trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])

@@ -14,6 +14,8 @@ from llava_accel.data.problems import printable
 from llava_accel.run.vqa_normalize import normalize, trim
 
 Metric = Literal["vqa_accuracy", "exact_match"]
+SCORES = {"vqa_accuracy": "VQA accuracy", "exact_match": "exact match", "multiple_choice": "multiple choice"}
+"""Scores of an answer, 0..1, under the names that people read; the last only for records with choices."""
 Answers = Sequence[str] | Mapping[str, int] | Mapping[str, float] | Sequence[Mapping[str, object]]
 
 

@@ -137,7 +137,7 @@ def _answers(ready: Ready, part: Part, blind: bool) -> list[object]:
     accelerator, screen = build_accelerator(ready.recipe), Screen(False)
     with screen.bar("answer", 1) as bar:
         batches = [rows[::2], rows[1::2]]
-        found = answer(ready.objective, part, batches, accelerator, tokenizer, bar, max_new_tokens=TOKENS, blind=blind)
+        found, _ = answer(ready.objective, part, batches, ready.recipe, accelerator, tokenizer, bar, blind=blind)
     return [row["prediction"] for row in found]
 
 

@@ -5,13 +5,11 @@ from typing import Any
 
 from llava_accel.run.report.history import History
 from llava_accel.run.report.plots import Plot, Series, Shares
-
-SCORES = {"vqa_accuracy": "VQA accuracy", "exact_match": "exact match"}
-"""Scores in 0..1 under the names that people read; what is not in here goes by its key."""
+from llava_accel.run.scoring import SCORES
 
 
 def score_title(key: str) -> str:
-    """What people call a score."""
+    """What people call a score; what is none of those known goes by its key."""
     return SCORES.get(key, key.replace("_", " "))
 
 
@@ -103,14 +101,15 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
 
 
 def _scores(run: History) -> list[Series]:
-    """The score in front and its blind one; the other score where it is another number."""
+    """The score in front and its blind one; the other scores where they are other numbers."""
     front, lines = run.score or "exact_match", run.evaluations
     series = [
         _of_eval(lines, front, score_title(front), 1),
         _of_eval(lines, f"blind_{front}", "blind", 2, dashes=1),
     ]
     for number, other in enumerate((key for key in SCORES if key != front), start=3):
-        if any(abs(line["eval"].get(other, 0.0) - line["eval"].get(front, 0.0)) > 5e-4 for line in lines):
+        pairs = [(line["eval"][front], line["eval"][other]) for line in lines if {front, other} <= line["eval"].keys()]
+        if any(abs(one - another) > 5e-4 for one, another in pairs):
             series.append(_of_eval(lines, other, score_title(other), number))
     return series
 

@@ -11,9 +11,9 @@ from llava_accel.recipe.keys import DEFAULTS
 from llava_accel.recipe.toml import flatten, toml_value
 from llava_accel.run.report.curves import score_title
 from llava_accel.run.report.history import History, Prediction
-from llava_accel.run.scoring import by_type
+from llava_accel.run.scoring import SCORES, by_type
 
-_FIRST = ("loss", "vqa_accuracy", "blind_vqa_accuracy", "exact_match", "blind_exact_match", "num_answers")
+_FIRST = ("loss", *(key for score in SCORES for key in (score, f"blind_{score}")), "num_answers")
 _HIDDEN = {"blind_num_answers"}
 _ONE_PROCESS = "NO"  # what Accelerate calls it
 _SHARED = ("device", "cpu_count", "num_processes", "backend", "mixed_precision", "platform", "python", "git_commit")
@@ -54,7 +54,7 @@ def cell(key: str, value: Any) -> str:
         return ""
     if key.startswith("num_"):
         return f"{round(value):,}"
-    known = key.removeprefix("blind_") in ("vqa_accuracy", "exact_match", "multiple_choice")
+    known = key.removeprefix("blind_") in SCORES
     return f"{100 * value:.1f} %" if known else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
 

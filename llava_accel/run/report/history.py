@@ -69,9 +69,15 @@ class History:
 
     @property
     def score(self) -> str | None:
-        """The score that stands in front: the recipe's metric, or VQA accuracy where that is the loss; None without."""
-        wanted = "vqa_accuracy" if self.recipe.eval.metric == "loss" else self.recipe.eval.metric
-        return wanted if any(wanted in line["eval"] for line in self.evaluations) else None
+        """The score that stands in front: the recipe's metric, or where that is the loss multiple choice or VQA accuracy.
+
+        None where none was measured.
+        """
+        measured = {key for line in self.evaluations for key in line["eval"]}
+        ranked = (
+            ("multiple_choice", "vqa_accuracy") if self.recipe.eval.metric == "loss" else (self.recipe.eval.metric,)
+        )
+        return next((score for score in ranked if score in measured), None)
 
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""

@@ -1,0 +1,152 @@
+"""Batches to evaluate: questions on the same pictures share their prefix, and each knows where its answer begins."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch.utils.data import DataLoader, Dataset
+
+from llava_accel.data.collate import collate
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.images import Picture, Pictures
+from llava_accel.data.labels import Example
+from llava_accel.data.loader import Loaded, leave_signals_to_the_loop, moved
+from llava_accel.data.problems import DataError
+from llava_accel.data.records import Record
+from llava_accel.data.trie import Row, share_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What a batch asks; arrays have one entry a question, in the order in which the batch holds the targets."""
+
+    indices: Int[np.ndarray, "questions"]
+    """Places in the data."""
+    rows: Int[np.ndarray, "questions"]
+    """Row of the batch."""
+    places: Int[np.ndarray, "questions"]
+    """Place in the row of the token whose hidden state predicts the first token of the (last) answer."""
+    num_targets: Int[np.ndarray, "questions"]
+    stop_ids: frozenset[int]
+    """Tokens that end the answers of these examples: a chat template may choose its own."""
+    records: tuple[Record, ...]
+
+
+def picture_batches(
+    rows: Int[np.ndarray, "rows"],
+    lengths: Int[np.ndarray, "rows"],
+    image_keys: Int[np.ndarray, "rows"],
+    size: int,
+) -> list[list[int]]:
+    """Rows of the data in batches of at most `size`, those on the same pictures side by side.
+
+    The longest come first, so that a batch that does not fit into memory fails at once; neighbours are of nearly equal
+    length. More questions on a picture than `size` become several batches.
+
+    Args:
+        lengths, image_keys: See `Survey`; of these rows.
+    """
+    _, groups = np.unique(image_keys, return_inverse=True)
+    groups = np.where(image_keys == 0, len(rows) + np.arange(len(rows)), groups)  # text alone shares no picture
+    longest = np.zeros(2 * len(rows) + 1, dtype=np.int64)
+    np.maximum.at(longest, groups, lengths)
+    order = np.lexsort((groups, -longest[groups]))
+    edges = np.nonzero(np.diff(groups[order]))[0] + 1
+    batches: list[list[int]] = []
+    for group in np.split(rows[order], edges):
+        for start in range(0, len(group), size):
+            part = group[start : start + size].tolist()
+            if not batches or len(batches[-1]) + len(part) > size:
+                batches.append([])
+            batches[-1] += part
+    return batches
+
+
+def load_questions(
+    corpus: Corpus,
+    pictures: Pictures,
+    batches: Sequence[list[int]],
+    *,
+    workers: int,
+    device: torch.device,
+    max_length: int,
+    blind: bool = False,
+) -> Iterator[tuple[Loaded, Questions]]:
+    """Yield each batch on `device` with its questions.
+
+    Args:
+        batches: Rows of the corpus. An empty batch is one token of padding without a question.
+        workers: Processes that encode records and decode pictures; 0 does it here.
+        max_length: Tokens of a row in which questions share their prefix.
+        blind: Leave the pictures out; their places in the text stay.
+
+    Raises:
+        DataError: a record or picture that the survey found in order is broken now.
+    """
+    data = _Batches(corpus, pictures, batches, max_length, blind)
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_loop,
+    )
+    for loaded, questions in loader:
+        if isinstance(questions, DataError):
+            raise questions
+        yield {name: moved(value, device) for name, value in loaded.items()}, questions
+
+
+class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
+    """Errors travel as values: raised in a worker they would lose their message."""
+
+    def __init__(
+        self, corpus: Corpus, pictures: Pictures, batches: Sequence[list[int]], max_length: int, blind: bool
+    ) -> None:
+        self._corpus, self._pictures, self._batches = corpus, pictures, batches
+        self._max_length, self._blind = max_length, blind
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> tuple[Loaded, Questions | DataError]:
+        examples: dict[int, Example] = {}
+        pictures: dict[str, Picture] = {}
+        for index in self._batches[number]:
+            try:
+                examples[index] = self._corpus.encode(index).example
+                for name in () if self._blind else examples[index].images:
+                    if name not in pictures:
+                        pictures[name] = self._pictures.load(Path(name))
+            except DataError as error:
+                return {}, self._corpus.locate(error, index)
+        rows = share_rows(list(examples.values()), self._max_length)
+        seen = [replace(row, images=(), image_starts=()) for row in rows] if self._blind else rows
+        records = {index: self._corpus.record(index) for index in examples}
+        return collate(seen, pictures, self._pictures.shape), ask(rows, examples, records)
+
+
+def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Record]) -> Questions:
+    """Where the last answer of each example begins in its row, by the places of its targets."""
+    indices, numbers, places, counts = list[int](), list[int](), list[int](), list[int]()
+    for number, row in enumerate(rows):
+        before = 0
+        for index in row.indices:
+            example = examples[index]
+            first = int(example.is_target[: example.prompt_length()].sum())
+            indices.append(index)
+            numbers.append(number)
+            places.append(int(row.target_positions[before + first]))
+            counts.append(example.num_targets)
+            before += example.num_targets
+    return Questions(
+        indices=np.asarray(indices, dtype=np.int64),
+        rows=np.asarray(numbers, dtype=np.int64),
+        places=np.asarray(places, dtype=np.int64),
+        num_targets=np.asarray(counts, dtype=np.int64),
+        stop_ids=frozenset(int(example.input_ids[example.is_target][-1]) for example in examples.values()),
+        records=tuple(records[index] for index in indices),
+    )
