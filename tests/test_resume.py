@@ -1,5 +1,7 @@
 """A run that broke off goes on to the same numbers, bit for bit."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from runs import PARITY, metrics, trained
 
 import llava_accel.train as verb
 from llava_accel.recipe import make_recipe
-from llava_accel.recipe.toml import to_toml
+from llava_accel.recipe.toml import to_toml, toml_value
 from llava_accel.run import checkpoint
 
 
@@ -108,3 +110,63 @@ def test_a_kill_between_checkpoint_and_best_is_mended_on_resume(
     assert not (tmp_path / "run" / "best").exists()
     run = train_until(settings(tmp_path, data), 4)  # before another evaluation is due
     assert trained(run / "best")
+
+
+def test_what_no_line_has_told_yet_survives_a_kill(data: Path, tmp_path: Path) -> None:
+    """Lines for every third step, checkpoints at every second: the sums in between are part of the checkpoint."""
+    sparse = {"log": {"every": 3}, "eval": {"every": 1000, "at_start": False}}
+    expected = train(settings(tmp_path / "whole", data, **sparse))
+    for last in (5, 7):
+        train_until(settings(tmp_path / str(last), data, **sparse), last)
+        assert_same_run(train(settings(tmp_path / str(last), data, **sparse)), expected)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("run", "seed", 43),
+        ("optim", "learning_rate", 1e-3),
+        ("optim", "schedule", "linear"),
+        ("train", "epochs", 3),
+        ("model", "template", "plain"),
+        ("data", "group_by_length", False),
+        ("data", "max_length", 1024),
+        ("eval", "metric", "exact_match"),
+    ],
+)
+def test_a_recipe_with_other_numbers_is_refused_and_nothing_is_touched(
+    data: Path, whole: Path, table: str, key: str, value: object
+) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    changed = settings(whole.parent, data)
+    old = make_recipe(changed).model_dump()[table][key]
+    changed[table][key] = value
+    with pytest.raises(
+        ValueError, match=re.escape(f"{table}.{key}: {toml_value(old)} -> {toml_value(value)}")
+    ) as caught:
+        train(changed)
+    assert 'run.resume="never"' in str(caught.value)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_keys_that_change_no_number_may_change(data: Path, whole: Path, tmp_path: Path) -> None:
+    train_until(settings(tmp_path, data), 5)
+    free = {
+        "data": {"workers": 1, "cache_features": False},
+        "log": {"every": 1},
+        "eval": {"patience": 50},
+        "checkpoint": {"every": 3, "keep": 5},
+        "train": {"spike_factor": 5.0},
+        "model": {"gradient_checkpointing": True},
+    }
+    assert_same_run(train(settings(tmp_path, data, **free)), whole)
+
+
+def test_data_that_has_changed_under_the_same_name_is_refused(data: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(data, tmp_path / "data")
+    train_until(settings(tmp_path, own), 5)
+    records = json.loads((own / "train.json").read_text())
+    records[2]["conversations"][1]["value"] += " and more"
+    (own / "train.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match=r"run\.resume: the data of .* were others"):
+        train(settings(tmp_path, own))

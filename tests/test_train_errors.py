@@ -129,7 +129,10 @@ def test_a_loss_that_is_no_number_stops_before_the_update(run_poisoned: Callable
     assert [path.name for path in saved] == [f"step-{number:06d}" for number in range(1, step)]
     assert all(_finite(path) for path in saved)
     assert not (tmp_path / "run" / "export").exists()
-    assert json.loads((tmp_path / "run" / "nonfinite.jsonl").read_text())["ids"] == [BAD]
+    line = json.loads((tmp_path / "run" / "nonfinite.jsonl").read_text())
+    assert line["ids"] == [BAD] and line["lengths"][0] > 0
+    assert line["first"] == "model.language_model.embed_tokens"
+    assert f"first in {line['first']};" in str(caught.value)
 
 
 def test_a_skipped_step_leaves_the_weights_as_they_were(run_poisoned: Callable[..., Path]) -> None:
@@ -146,6 +149,38 @@ def test_skipping_ends_at_its_limit(run_poisoned: Callable[..., Path], tmp_path:
         run_poisoned(on_nonfinite="skip", max_nonfinite=1, epochs=2)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
     assert len(steps) == 2 and steps[0] <= 8 < steps[1]
+
+
+def test_the_module_whose_weights_have_run_away_is_named(tmp_path: Path) -> None:
+    data = write_records(tmp_path / "data.json", mixed_records(8))
+    keys = {"optim": {"learning_rate": 1e30}, "train": {"per_device_batch_size": 4, "max_steps": 4}}
+    with pytest.raises(
+        ValueError, match=r"not finite \(\w+\), first in model\.language_model\.layers\.0\.self_attn\.q_proj"
+    ):
+        verb.train(recipe(tmp_path, data, **keys))
+
+
+def test_a_loss_spike_is_reported_with_its_samples_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [talk(number, "Tell me.", "a word") for number in range(24)]
+    records[17] = talk(17, "Tell me.", "Ünïcödé zebra 7 ¿?")
+    data = write_records(tmp_path / "data.json", records)
+
+    def go(name: str, factor: float) -> Path:
+        keys = {
+            "train": {"per_device_batch_size": 1, "epochs": 2, "spike_factor": factor},
+            "data": {"group_by_length": False},
+        }
+        verb.train(recipe(tmp_path / name, data, **keys))
+        return tmp_path / name / "run"
+
+    watched, plain = go("watched", 1.05), go("plain", 0.0)
+    found = [json.loads(line) for line in (watched / "spikes.jsonl").read_text().splitlines()]
+    assert found and all(line["ids"] == ["r17"] for line in found)
+    assert found[0]["loss"] > 1.05 * found[0]["median"] and found[0]["lengths"][0] > 0
+    assert f"note: step {found[0]['step']} has a loss of" in capsys.readouterr().out
+    assert losses(watched) == losses(plain) and not (plain / "spikes.jsonl").exists()
 
 
 # Records that are left out.

@@ -25,7 +25,7 @@ def first_nonfinite(model: nn.Module, window: Sequence[Loaded], accelerator: Acc
             model(**micro_batch)
     if not found:
         gradients = ((name, parameter.grad) for name, parameter in whole.named_parameters())
-        found = [f"the gradient of {name}" for name, value in gradients if value is not None and not _finite(value)]
+        found = [f"the gradient of {plain(name)}" for name, value in gradients if value is not None and not _finite(value)]
     everywhere: list[str] = gather_object(found[:1])
     return everywhere[0] if everywhere else "the sum over micro-batches or ranks: every module's output is finite"
 
@@ -38,7 +38,7 @@ def _watched(model: nn.Module, found: list[str]) -> Iterator[None]:
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
             if not all(_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-                found.append(name)
+                found.append(plain(name))
 
         return module.register_forward_hook(look)
 
@@ -48,6 +48,11 @@ def _watched(model: nn.Module, found: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def plain(name: str) -> str:
+    """The name that a module has in transformers, without the wrappers around it."""
+    return name.removeprefix("model.").removeprefix("base_model.model.")
 
 
 def _finite(tensor: Tensor) -> bool:
