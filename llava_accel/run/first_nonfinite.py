@@ -25,7 +25,9 @@ def first_nonfinite(model: nn.Module, window: Sequence[Loaded], accelerator: Acc
             model(**micro_batch)
     if not found:
         gradients = ((name, parameter.grad) for name, parameter in whole.named_parameters())
-        found = [f"the gradient of {plain(name)}" for name, value in gradients if value is not None and not _finite(value)]
+        found = [
+            f"the gradient of {plain(name)}" for name, value in gradients if value is not None and not _finite(value)
+        ]
     everywhere: list[str] = gather_object(found[:1])
     return everywhere[0] if everywhere else "the sum over micro-batches or ranks: every module's output is finite"
 
