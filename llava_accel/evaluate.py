@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from llava_accel.model.processing import load_processing
+from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe
 from llava_accel.run.adapters import find_adapter
 from llava_accel.run.backend import build_accelerator, prepare_frozen
@@ -38,6 +39,7 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or data.eval_fraction"
         )
     objective, _ = build_objective(recipe, processing, accelerator, screen)
+    check_values(objective, recipe.model.base or recipe.model.language_model)
     attach_features(recipe, processing, objective, (part,), accelerator, screen)
     model = prepare_frozen(accelerator, objective)
     found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, screen)

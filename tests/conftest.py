@@ -53,3 +53,15 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from interrupted import settings, train
 
     return train(settings(tmp_path_factory.mktemp("whole"), data))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many broken inputs were tried, and how many ended as they should (tests/broken)."""
+    counts = {
+        outcome: sum("::test_broken_input" in report.nodeid for report in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    if any(counts.values()):
+        tried = counts["passed"] + counts["failed"] + counts["error"]
+        skipped = f", {counts['skipped']} cannot be made here" if counts["skipped"] else ""
+        terminalreporter.write_line(f"broken inputs: {tried} tried, {counts['passed']} passed{skipped}")

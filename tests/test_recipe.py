@@ -105,16 +105,16 @@ def test_schema_marks_what_the_loader_refuses() -> None:
     assert len(problems) == 3
 
 
-TEXT = st.text(st.characters(codec="utf-8"))
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 NUMBER = st.floats(0, 0.999) | st.just(0)
-SOURCE = {"path": st.text(st.characters(codec="utf-8"), min_size=1)}
+SOURCE = {"path": TEXT.filter(len)}
 SOURCES = st.lists(st.fixed_dictionaries(SOURCE, optional={"images": TEXT, "weight": st.floats(0.1, 9)}), min_size=1)
 TRAIN = SOURCE["path"] | SOURCES
 VALUES = {
     "run.output_dir": TEXT,
-    "run.seed": st.integers(min_value=0),
+    "run.seed": st.integers(0, 2**32 - 1),
     "model.base": TEXT,
-    "model.gradient_checkpointing": st.booleans() | st.integers(min_value=1),
+    "model.gradient_checkpointing": st.booleans() | st.integers(1, 10**9),
     "model.quantization.bits": st.sampled_from([4, 8, 16]),
     "model.lora.targets": st.just("auto") | st.just(["a\\.b$", "c"]),
     "data.cache_features": st.just("auto") | st.booleans(),

@@ -58,7 +58,7 @@ class ChatTemplate:
         self(_PROBE, has_images=False)
 
     def __call__(self, turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-        """Pieces of checked turns (`records.check_turns`).
+        """Pieces of checked turns (`conversation.check_turns`).
 
         Raises:
             DataError: the template refuses such a conversation. Without its place.

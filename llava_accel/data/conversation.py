@@ -51,6 +51,37 @@ _LLAMA_2 = (
 _CHATML = "Answer the questions."
 
 
+def check_turns(turns: Sequence[Turn], num_images: int) -> None:
+    """Hold the shape that templates rely on: [system] (user assistant)+, pictures in user turns only, counts equal."""
+    spoken = [turn for turn in turns if turn.role != "system"]
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise DataError("roles", "a system turn stands behind the first place", "Move it to the start")
+    if not spoken:
+        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
+    for position, turn in enumerate(spoken):
+        expected = "user" if position % 2 == 0 else "assistant"
+        if turn.role != expected:
+            raise DataError(
+                "roles",
+                f"turn {position + 1} is from {turn.role!r}, but user and assistant must alternate, user first",
+                "Merge neighbouring turns of one speaker, or drop a leading answer",
+            )
+    if len(spoken) % 2:
+        raise DataError(
+            "roles", "the conversation ends with a question", "Add its answer, or drop the last turn: it has no target"
+        )
+    in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
+    if in_answers and num_images:
+        raise DataError("image_count", f"{IMAGE} stands outside a user turn", "Pictures belong into questions")
+    marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
+    if marks != num_images:
+        raise DataError(
+            "image_count",
+            f"the text has {marks} {IMAGE}, but the record names {num_images} picture(s)",
+            f"Write one {IMAGE} for each picture, where it belongs" if num_images else "Name the picture in 'image'",
+        )
+
+
 def split_images(text: str, has_images: bool) -> list[Piece]:
     """Cut the text at its pictures. In a record without pictures `<image>` is plain text, as in LLaVA."""
     if not has_images:
@@ -139,7 +170,7 @@ TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
 
 
 def _rounds(turns: Sequence[Turn], default_system: str) -> tuple[str, list[tuple[str, str]]]:
-    """The system prompt and the (question, answer) pairs of checked turns (`records.check_turns`)."""
+    """The system prompt and the (question, answer) pairs of checked turns (`check_turns`)."""
     system = turns[0].text if turns[0].role == "system" else default_system
     spoken = [turn.text for turn in turns if turn.role != "system"]
     assert len(spoken) % 2 == 0, "records hold whole rounds"

@@ -1,13 +1,13 @@
 """The files of `data.train` or `data.eval` as one sequence of rows, and the dataset that loaders read."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from llava_accel.data.examples import Encoded, Encoder
+from llava_accel.data.examples import Encoded
 from llava_accel.data.images import check_header, decode
 from llava_accel.data.labels import Example
 from llava_accel.data.problems import DataError
@@ -32,10 +32,10 @@ class Corpus:
 
     Args:
         sources: At least one.
-        encoder: Turns records into examples.
+        encoder: Turns records into examples: an `Encoder`, or `find_pictures`.
     """
 
-    def __init__(self, sources: Sequence[Source], encoder: Encoder) -> None:
+    def __init__(self, sources: Sequence[Source], encoder: Callable[[Record, int, Path], Encoded]) -> None:
         self.sources = list(sources)
         self._encoder = encoder
         self._starts = np.cumsum([0, *(len(source.table) for source in sources)])
@@ -118,24 +118,45 @@ class Corpus:
         return self.sources[number], index - int(self._starts[number])
 
 
-def open_sources(entries: Sequence[tuple[str, str, float]], cache_dir: Path) -> list[Source]:
+def open_sources(
+    entries: Sequence[tuple[str, str, float]], cache_dir: Path, unreadable: list[DataError] | None = None
+) -> list[Source]:
     """Open files and folders of files.
 
     Args:
         entries: (path, folder of pictures or "" for the file's own folder, weight).
+        unreadable: Takes the errors of what cannot be opened, and the rest is opened nevertheless. By default the
+            first one is raised.
 
     Raises:
         DataError: a path does not exist, holds no data file, or is not readable.
     """
     sources: list[Source] = []
     for name, images, weight in entries:
-        path = Path(name)
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise DataError("json", f"the folder {path} holds no data file", f"Expected one of {', '.join(_SUFFIXES)}")
-        for file in files:
-            root = Path(images) if images else file.parent
-            if not root.is_dir():
-                raise DataError("missing_image", f"data.images: there is no folder {root}", "Check the path")
-            sources.append(Source(Table(file, cache_dir), root, weight))
-    return sources
+        for file in _files(Path(name)) or [Path(name)]:
+            try:
+                sources.append(_open(file, images, weight, cache_dir))
+            except DataError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(error)
+    if sources and not any(len(source.table) for source in sources):
+        error = DataError("empty", "there is no record in it", "Check the file", file=str(sources[0].table.path))
+        if unreadable is None:
+            raise error
+        unreadable.append(error)
+    return [source for source in sources if len(source.table)]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else []
+
+
+def _open(file: Path, images: str, weight: float, cache_dir: Path) -> Source:
+    if file.is_dir():
+        raise DataError("json", f"the folder {file} holds no data file", f"Expected one of {', '.join(_SUFFIXES)}")
+    root = Path(images) if images else file.parent
+    table = Table(file, cache_dir)
+    if not root.is_dir():
+        raise DataError("missing_image", f"data.images: there is no folder {root}", "Check the path", file=str(file))
+    return Source(table, root, weight)

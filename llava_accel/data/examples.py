@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.chat_template import ChatTemplate
@@ -99,3 +100,15 @@ def _without_last_round(record: Record) -> Record | None:
         return None
     num_images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
     return replace(record, turns=turns, images=record.images[:num_images] if record.images else ())
+
+
+def find_pictures(record: Record, index: int, root: Path) -> Encoded:
+    """Stands in for an `Encoder` where there is no tokenizer: the record's pictures are found, its text is not read.
+
+    Raises:
+        DataError: unsafe or missing picture. Without its place.
+    """
+    images = tuple(str(find_image(root, name)) for name in record.images)
+    num_turns = sum(turn.role != "system" for turn in record.turns)
+    ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])
+    return Encoded(Example(input_ids=ids, is_target=is_target, images=images, index=index), num_turns)

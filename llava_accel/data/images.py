@@ -40,10 +40,18 @@ def find_image(root: Path, name: str) -> Path:
             "Name it relative to data.images, or set data.images to a folder that holds all pictures",
         )
     if not os.path.isfile(path):  # false for a folder, a pipe and a dangling link too
-        raise DataError(
-            "missing_image", f"there is no picture {printable(name)} in {root}", "Add it, or set data.images"
-        )
+        raise DataError("missing_image", _absence(path, name, root), "Add it, or set data.images")
     return path
+
+
+def _absence(path: Path, name: str, root: Path) -> str:
+    if os.path.isdir(path):
+        return f"the picture {printable(name)} is a folder in {root}"
+    if os.path.exists(path):
+        return f"the picture {printable(name)} in {root} is a pipe or a device, which is never opened"
+    if os.path.islink(path):
+        return f"the picture {printable(name)} in {root} is a link that leads nowhere"
+    return f"there is no picture {printable(name)} in {root}"
 
 
 def check_header(path: Path) -> tuple[int, int]:

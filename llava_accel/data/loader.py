@@ -118,5 +118,17 @@ def lengths(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[int]:
 
 
 def cache_folder(cache_dir: str) -> Path:
-    """The recipe's cache folder, by default one of the user's cache."""
-    return Path(cache_dir) if cache_dir else Path.home() / ".cache" / "llava_accel"
+    """The recipe's cache folder, by default one of the user's cache. A new one is the user's alone.
+
+    Raises:
+        ValueError: it is not there and cannot be made.
+    """
+    folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "llava_accel"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"data.cache_dir: {folder} cannot be made ({error.strerror}). Name a folder that can be written"
+        ) from None
+    return folder

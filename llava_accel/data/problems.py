@@ -4,7 +4,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal[
-    "json", "fields", "roles", "empty", "image_count", "unsafe_path", "missing_image", "broken_image", "too_long"
+    "json",
+    "fields",
+    "roles",
+    "empty",
+    "image_count",
+    "unsafe_path",
+    "missing_image",
+    "broken_image",
+    "too_long",
+    "duplicate_id",
 ]
 
 

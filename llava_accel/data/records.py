@@ -6,11 +6,11 @@ Accepted: `conversations` (or `messages`) of `{"from": human|gpt|user|assistant|
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llava_accel.data.answer_fields import parse_answers, parse_choices
-from llava_accel.data.conversation import IMAGE, Role, Turn
+from llava_accel.data.conversation import Role, Turn, check_turns
 from llava_accel.data.problems import DataError, printable
 
 _ROLES: dict[str, Role] = {
@@ -20,6 +20,8 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
+MAX_BYTES = 16 << 20
+"""Longest row that is read: a line of hundreds of megabytes is no conversation, and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,38 +82,10 @@ def record_id(raw: bytes) -> str | None:
     return str(found) if isinstance(found, str | int) else None
 
 
-def check_turns(turns: Sequence[Turn], num_images: int) -> None:
-    """Hold the shape that templates rely on: [system] (user assistant)+, pictures in user turns only, counts equal."""
-    spoken = [turn for turn in turns if turn.role != "system"]
-    if any(turn.role == "system" for turn in turns[1:]):
-        raise DataError("roles", "a system turn stands behind the first place", "Move it to the start")
-    if not spoken:
-        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
-    for position, turn in enumerate(spoken):
-        expected = "user" if position % 2 == 0 else "assistant"
-        if turn.role != expected:
-            raise DataError(
-                "roles",
-                f"turn {position + 1} is from {turn.role!r}, but user and assistant must alternate, user first",
-                "Merge neighbouring turns of one speaker, or drop a leading answer",
-            )
-    if len(spoken) % 2:
-        raise DataError(
-            "roles", "the conversation ends with a question", "Add its answer, or drop the last turn: it has no target"
-        )
-    in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
-    if in_answers and num_images:
-        raise DataError("image_count", f"{IMAGE} stands outside a user turn", "Pictures belong into questions")
-    marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
-    if marks != num_images:
-        raise DataError(
-            "image_count",
-            f"the text has {marks} {IMAGE}, but the record names {num_images} picture(s)",
-            f"Write one {IMAGE} for each picture, where it belongs" if num_images else "Name the picture in 'image'",
-        )
-
-
 def _object(raw: bytes) -> Mapping[str, object]:
+    if len(raw) > MAX_BYTES:
+        problem = f"the row is longer than {MAX_BYTES >> 20} MiB and was not read"
+        raise DataError("json", problem, "Write one conversation a row; pictures are files, named in 'image'")
     try:
         fields = json.loads(raw.decode())
     except UnicodeDecodeError as error:

@@ -10,11 +10,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from llava_accel.data.problems import DataError
+from llava_accel.data.records import MAX_BYTES
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
 _BLOCK = 1 << 22  # characters read at once from a JSON array
@@ -104,11 +106,21 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file), start=1):
             # A byte order mark is no part of the first record.
-            line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line if len(line) > MAX_BYTES else line.strip()
             if line:
                 yield number, line
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long for a record only as much as shows that, never all of it."""
+    while line := file.readline(MAX_BYTES + 4):
+        end = line
+        while len(end) == MAX_BYTES + 4 and not end.endswith(b"\n"):
+            end = file.readline(MAX_BYTES + 4)
+        yield line
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -143,6 +155,10 @@ def _json_array(path: Path) -> Iterator[bytes]:
                     _, end = decoder.raw_decode(text, place)
                 except (ValueError, RecursionError) as error:
                     left, cut = text[place:], _may_be_cut(error, text)
+                    if cut and len(left) > MAX_BYTES:
+                        problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
+                        remedy = "Write one conversation a record; pictures are files, named in 'image'"
+                        raise DataError("json", problem, remedy, file=str(path), row=number) from None
                     block = file.read(max(_BLOCK, len(left))) if cut else ""  # doubling keeps a huge record linear
                     if not block:
                         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)

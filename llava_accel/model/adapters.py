@@ -17,6 +17,8 @@ from llava_accel.model import layouts
 from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.recipe import LoraTable
 
+_RUN = ". Name a run's best/ or export/, or another folder that peft has saved"
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -52,10 +54,14 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     _check_config(folder, lora)
     file = _first(folder, "adapter_model.safetensors", "adapter_model.bin")
     if file is None:
-        raise ValueError(f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin")
+        raise ValueError(
+            f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin. "
+            "Copy all of the adapter's folder"
+        )
     adapter, rest = {}, {}
     other = _first(folder, "non_lora_trainables.safetensors", "non_lora_trainables.bin")
     for tensor in read_tensors(file):
+        tensor.check_finite()
         if other is None and tensor.name.startswith(f"{layouts.PEFT_PREFIX}model.layers."):
             raise ValueError(
                 f"model.adapter: {folder} is LLaVA's own and has no non_lora_trainables.bin, so the projector that "
@@ -66,9 +72,10 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
         else:
             rest[_renamed(layouts.trainable_to_memory, tensor.name.replace(".base_layer.", "."), file)] = tensor.read()
     for tensor in read_tensors(other) if other else ():
+        tensor.check_finite()
         rest[_renamed(layouts.trainable_to_memory, tensor.name, other)] = tensor.read()
     if not adapter:
-        raise ValueError(f"model.adapter: {file} holds no LoRA weights")
+        raise ValueError(f"model.adapter: {file} holds no LoRA weights. Name another adapter")
     return Adapter(folder, adapter, rest)
 
 
@@ -142,11 +149,12 @@ def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
 def _check_config(folder: Path, lora: LoraTable) -> None:
     if not (folder / "adapter_config.json").is_file():
         hint = ". Name an mm_projector file in model.projector" if (folder / "mm_projector.bin").is_file() else ""
-        raise ValueError(f"model.adapter: {folder} has no adapter_config.json, so it is no adapter{hint}")
+        raise ValueError(f"model.adapter: {folder} has no adapter_config.json, so it is no adapter{hint or _RUN}")
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ValueError(
-            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and here only LoRA is trained"
+            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and here only LoRA is trained. "
+            "Merge it into its base with peft, and name the result in model.base"
         )
     theirs_of = lora_settings(config)
     ours_of = {"rank": lora.rank, "alpha": lora.alpha, "variant": lora.variant, "bias": lora.bias}

@@ -3,13 +3,15 @@
 Only configs are read here, so everything that a model cannot do is refused before any weight is touched.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
 
-from llava_accel.model.files import read_json, resolve_folder
+from llava_accel.model.files import first_line, read_json, resolve_folder
 from llava_accel.model.refusals import check_hub, check_original, no_llava
 from llava_accel.recipe import ModelTable
 
@@ -18,6 +20,8 @@ Layout = Literal["hub", "original", "parts"]
 _LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llama": "llama", "llava_mistral": "mistral"}
 _NOT_THE_LANGUAGE_MODELS = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "tokenizer_", "use_mm_", "_")
 _NOT_KEPT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache"}
+_UNREADABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+"""What the configs of transformers raise for values that they cannot hold: each model has its own habits."""
 _TOWERS = (CLIPVisionConfig, SiglipVisionConfig)
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
@@ -65,7 +69,7 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
         return _original(model, folder, raw, weights)
     if raw.get("model_type") != "llava":
         raise ValueError(no_llava(folder, raw))
-    config = LlavaConfig.from_pretrained(folder)
+    config = _read_config(folder, LlavaConfig.from_pretrained)
     if not isinstance(config.vision_config, _TOWERS):
         raise ValueError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP")
     check_hub(folder, config)
@@ -111,7 +115,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
     if not kept.get("rope_scaling"):
         kept.pop("rope_scaling", None)
-    text = AutoConfig.for_model(kind, **kept)
+    text = _read_config(folder, lambda *_, **__: AutoConfig.for_model(kind, **kept))
     if model.vision_tower:
         tower = _tower_folder(model.vision_tower, None, weights)
     else:
@@ -172,10 +176,18 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 def _auto_config(folder: Path) -> Any:
     raw = read_json(folder / "config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    if raw.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
             f"{folder}/config.json: transformers has no model_type {raw.get('model_type')!r} of its own, and code that "
             "comes with a model is never run. Name a model of a known type"
+        )
+    return _read_config(folder, AutoConfig.from_pretrained)
+
+
+def _read_config(folder: Path, read: Callable[..., Any]) -> Any:
+    try:
+        return read(folder, trust_remote_code=False)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{folder}/config.json cannot be used ({first_line(error)}). Copy the config.json that belongs to the weights"
         ) from error

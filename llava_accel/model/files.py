@@ -1,5 +1,4 @@
 """Model folders and the tensors in them. Every fault of a weights file is raised here, with its name and a remedy.
-
 Nothing here runs code from a checkpoint: safetensors, or pickles restricted to tensors.
 """
 
@@ -37,6 +36,16 @@ class StoredTensor:
         """The tensor itself, on the CPU."""
         return self.tensor if isinstance(self.tensor, Tensor) else self.tensor[...]
 
+    def check_finite(self) -> None:
+        """Read it once; ValueError where a number in it is none, or is infinite."""
+        tensor = self.read()
+        if tensor.is_meta or not tensor.numel():  # on the meta device only names and shapes are read
+            return
+        low, high = torch.aminmax(tensor)
+        if not (low.isfinite() and high.isfinite()):
+            problem = f"{self.file}: {self.name} holds values that are not finite (NaN or infinite)"
+            raise ValueError(f"{problem}. {_REMEDY}, or take an earlier checkpoint of it")
+
 
 def resolve_folder(name: str, key: str, beside: Path | None = None, weights: bool = True) -> Path:
     """The folder that `name` means: a folder, or else a model of the hub, which is downloaded.
@@ -60,7 +69,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
         return _download(name, weights)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
-            f"{key}: there is no folder {name!r}, and the hub gave no model of that name ({_first_line(error)}). "
+            f"{key}: there is no folder {name!r}, and the hub gave no model of that name ({first_line(error)}). "
             "Correct the name, log in with `hf auth login` if the model is gated, or download it to a folder"
         ) from error
 
@@ -99,7 +108,10 @@ def read_weights(folder: Path) -> Iterator[StoredTensor]:
     hint = ""
     if (folder / "mm_projector.bin").is_file():
         hint = ". It is the result of stage 1: name it in model.projector, and its base in model.language_model"
-    raise ValueError(f"{folder} has no weights (model.safetensors or pytorch_model.bin, single or with an index){hint}")
+    raise ValueError(
+        f"{folder} has no weights: no model.safetensors and no pytorch_model.bin, single or with an index{hint}. "
+        "Download or copy all of the model"
+    )
 
 
 def read_tensors(path: Path) -> Iterator[StoredTensor]:
@@ -115,7 +127,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
                 part = file.get_slice(name)
                 yield StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype() in _FLOATS, part)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({_first_line(error)}). {_REMEDY}") from error
+            raise ValueError(f"{path} is damaged ({first_line(error)}). {_REMEDY}") from error
     else:
         for name, tensor in load_pickle(path).items():
             yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype in _FLOATS, tensor)
@@ -131,11 +143,11 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, and unpickling it could run any program ({_first_line(error)}). "
+            f"{path} holds more than tensors, and unpickling it could run any program ({first_line(error)}). "
             "Convert it to safetensors where you trust it, and use that file"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch file ({_first_line(error)}). {_REMEDY}") from error
+        raise ValueError(f"{path} is damaged or no PyTorch file ({first_line(error)}). {_REMEDY}") from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise ValueError(f"{path} does not hold a mapping of names to tensors. Convert it to safetensors")
     return loaded
@@ -149,10 +161,12 @@ def _read_shards(index: Path) -> Iterator[StoredTensor]:
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{index} names the shard {name!r}, which lies outside its folder. {_REMEDY}")
-        if not (index.parent / name).is_file():
-            raise ValueError(
-                f"{index.parent / name} is missing: {index.name} names {len(names)} shards. Download the missing one"
-            )
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{index.parent} lacks {', '.join(missing)}: {index.name} names {len(names)} shards. "
+            "Download or copy what is missing"
+        )
     found: set[str] = set()
     for name in names:
         for tensor in read_tensors(index.parent / name):
@@ -177,5 +191,6 @@ def _download(name: str, weights: bool) -> Path:
     return Path(snapshot_download(name, allow_patterns=[*_TEXT_FILES, *_ADAPTER_FILES, kind]))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: BaseException) -> str:
+    """The gist of an error of a library, on one line, for a message of ours."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

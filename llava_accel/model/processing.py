@@ -16,7 +16,7 @@ from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDA
 from llava_accel.data.labels import TextEncoder
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
 from llava_accel.model.chat_templates import chat_template
-from llava_accel.model.files import read_json
+from llava_accel.model.files import first_line, read_json
 from llava_accel.recipe import ModelTable
 
 IMAGE_TOKEN = "<image>"
@@ -117,8 +117,11 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(
             base.folder, config=base.text, trust_remote_code=False, padding_side="right", **kwargs
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{base.folder} has no tokenizer that transformers can load ({error})") from error
+    except Exception as error:  # of files that it cannot read the tokenizers library says so with a bare Exception
+        raise ValueError(
+            f"{base.folder} has no tokenizer that can be loaded ({first_line(error)}). "
+            "Copy the files of the tokenizer (tokenizer.json or tokenizer.model, tokenizer_config.json) once more"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if isinstance(tokenizer, LlamaTokenizer):
@@ -136,7 +139,13 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
     side = int(vision.image_size)  # pyright: ignore[reportArgumentType]  a number in every CLIP and SigLIP
     square: Any = {"height": side, "width": side}
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        loaded = CLIPImageProcessorPil.from_pretrained(folder)
+        try:
+            loaded = CLIPImageProcessorPil.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"{folder} has no image processor that can be loaded ({first_line(error)}). "
+                "Copy preprocessor_config.json or processor_config.json once more"
+            ) from error
     elif isinstance(vision, CLIPVisionConfig):
         loaded = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
     else:

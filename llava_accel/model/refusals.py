@@ -53,9 +53,11 @@ def check_hub(folder: Path, config: LlavaConfig) -> None:
 def no_llava(folder: Path, raw: dict[str, Any]) -> str:
     """The message for a base that is no LLaVA of this kind."""
     kind = raw.get("model_type")
+    if kind is None:
+        return f"model.base: {folder}/config.json names no model_type, so it is no LLaVA's. Copy the model's own"
     if isinstance(kind, str) and kind.startswith("llava"):
         return f"model.base: {folder} is a {kind!r}, and here LLaVA-1.5 is trained (model_type llava or llava_llama)"
     return (
-        f"model.base: {folder} is a {kind!r} and no LLaVA. To build one on it, name it in model.language_model, and a "
-        "CLIP or SigLIP model in model.vision_tower"
+        f"model.base: {folder}/config.json says {kind!r}, which is no LLaVA. To build one on it, name it in "
+        "model.language_model, and a CLIP or SigLIP model in model.vision_tower"
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -81,6 +81,25 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     if left:
         names = _some(f"{stored[name].name} in {stored[name].file}" for name in left)
         raise ValueError(f"The model has no place for {len(left)} weights: {names}. The configs are another model's")
+
+
+def check_values(model: nn.Module, source: str) -> None:
+    """Hold that a model that is only used, and not trained, can give an answer; in training the first step finds out.
+
+    Args:
+        source: Names the model in the error.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            low, high = torch.aminmax(parameter.detach())
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(
+                    f"{source}: {name} holds values that are not finite (NaN or infinite). Download or copy the model "
+                    "again, or take an earlier checkpoint; llava_accel.check names the file"
+                )
 
 
 def grow_rows(tensor: Tensor, num_rows: int) -> Tensor:

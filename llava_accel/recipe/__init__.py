@@ -57,6 +57,9 @@ __all__ = [
 ]
 
 
+_LONGEST_LINE = 200  # characters of a line of the file in an error
+
+
 class RecipeWarning(UserWarning):
     """A key is set to something but has no effect in this recipe."""
 
@@ -102,7 +105,7 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Seq
     wrong = {key.partition("[")[0] for problem in problems for key in (*problem.given, *problem.nearest)}
     problems += [problem for problem in conflicts(recipe) if not _is_about(problem, wrong)]
     if problems:
-        raise RecipeError(source, problems)
+        raise RecipeError(source, problems, recipe)
     return recipe
 
 
@@ -139,7 +142,9 @@ def _read(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
         line = text.split("\n")[int(found[1]) - 1].strip() if found else "the end of the file"
-        raise refuse(f"Not TOML: {error}.", f"Correct this line: {line}") from error
+        raise refuse(f"Not TOML: {error}.", f"Correct this line: {line[:_LONGEST_LINE]}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise refuse(f"Not readable as TOML: {error}.", "Write numbers and lists that a person could read.") from error
 
 
 def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
@@ -162,7 +167,7 @@ def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
 def _value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 

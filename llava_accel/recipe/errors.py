@@ -26,10 +26,10 @@ _EXPECTED = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "model_type": "a table",
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "more than {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "less than {lt:g}",
+    "greater_than_equal": "at least {ge:,.12g}",
+    "greater_than": "more than {gt:,.12g}",
+    "less_than_equal": "at most {le:,.12g}",
+    "less_than": "less than {lt:,.12g}",
 }
 
 
@@ -54,12 +54,22 @@ class Problem:
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run. `problems` holds all that was found, `source` names the recipe."""
+    """A recipe that cannot be run. `problems` holds all that was found, `source` names the recipe.
 
-    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+    `rest` is the recipe with its wrong keys at their defaults, so that what they do not concern can still be looked at;
+    None where nothing could be read.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Problem], rest: Recipe | None = None) -> None:
         super().__init__(source, problems)
         self.source = source
         self.problems = tuple(problems)
+        self.rest = rest
+
+    def is_about(self, *names: str) -> bool:
+        """Whether a problem concerns one of these keys, or a table or an item of it."""
+        keys = {key.partition("[")[0] for problem in self.problems for key in problem.given}
+        return any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for key in keys for name in names)
 
     def __str__(self) -> str:
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"

@@ -3,13 +3,15 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+_MOST = 10**9  # what no run reaches is a slip of the hand, and would end as an overflow or a full memory
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+AtLeastOne = Annotated[int, Field(ge=1, le=_MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -21,6 +23,15 @@ class Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _has_no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise PydanticCustomError(
+                "refused", "No path and no name holds the character NUL.", {"remedy": "Write it without."}
+            )
+        return value
 
 
 def _compiles(pattern: str) -> str:
@@ -53,7 +64,7 @@ class QuantizationTable(Table):
 class LoraTable(Table):
     """The adapter of train = "lora"."""
 
-    rank: AtLeastOne = 128
+    rank: Annotated[int, Field(ge=1, le=65536)] = 128
     """Width of the two low-rank factors; 128 as LLaVA-1.5."""
     alpha: AtLeastOne = 256
     """Scale of the update: alpha / rank (alpha / sqrt(rank) with rslora)."""
@@ -156,7 +167,7 @@ class DataTable(Table):
     """Keep the frozen vision tower's features on disk; "auto" does so where they fit."""
     cache_dir: str = ""
     """Folder for features and for indexes of the data; empty = a folder of the user's cache."""
-    cache_max_gb: NotNegative = 50.0
+    cache_max_gb: Annotated[float, Field(ge=0, le=1e9)] = 50.0
     """Most disk that features may take, in GB."""
-    workers: Count = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Processes that load and decode, on each rank; 0 = in the training process."""

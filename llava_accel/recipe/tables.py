@@ -13,6 +13,7 @@ from llava_accel.recipe.inputs import (
     DataTable,
     ModelTable,
     NotNegative,
+    Seed,
     Table,
     Text,
 )
@@ -38,7 +39,7 @@ class RunTable(Table):
     """Name of the run and of its folder: letters, digits, dot, dash and underscore."""
     output_dir: Annotated[str, Field(validate_default=True, json_schema_extra={"default": "runs/<name>"})] = ""
     """The run folder; empty = runs/<name>."""
-    seed: Count = 42
+    seed: Seed = 42
     """Seed of the order, the dropout and the new weights."""
     precision: Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_no_fp16)] = "auto"
     """"auto" = bf16 where the device has it, else fp32."""

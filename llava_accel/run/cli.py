@@ -1,6 +1,7 @@
 """What all verbs share on the command line: recipe and overrides, and errors without a traceback."""
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Callable
 
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+from llava_accel.run.console import printable
 from llava_accel.run.interruption import Interrupted
 
 
@@ -39,6 +41,15 @@ def read_recipe(arguments: argparse.Namespace) -> Recipe:
     return recipe
 
 
+def say_error(error: ValueError | OSError) -> None:
+    """Print what is wrong on standard error, with control characters written out."""
+    text = str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        text = f"{place}{error.strerror}. Check that the path is right, can be written, and has space left"
+    print(f"error: {printable(text)}", file=sys.stderr)
+
+
 def run(verb: Callable[[], object]) -> None:
     """Run a verb. What the user can mend ends with its message and exit code 2; defects of ours keep their traceback.
 
@@ -46,10 +57,12 @@ def run(verb: Callable[[], object]) -> None:
     """
     try:
         verb()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno != errno.ENOSPC:
+            raise  # of no file of the user's: a defect of ours, or of a connection
         if os.environ.get("LLAVA_ACCEL_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         sys.exit(2)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)

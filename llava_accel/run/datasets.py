@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from llava_accel.data.corpus import Corpus, Source, open_sources
+from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.images import Pictures
 from llava_accel.data.loader import Loaded, cache_folder, load_windows
@@ -55,11 +55,8 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
     """The rows of data.train and of data.eval (None where the recipe names no file)."""
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
-    train = Corpus(open_sources(_train_entries(recipe.data), cache_dir), encoder)
-    if not recipe.data.eval:
-        return train, None
-    sources: list[Source] = open_sources([(recipe.data.eval, recipe.data.images, 1.0)], cache_dir)
-    return train, Corpus(sources, encoder)
+    train, *evaluation = (Corpus(open_sources(named, cache_dir), encoder) for named in entries(recipe.data).values())
+    return train, next(iter(evaluation), None)
 
 
 def open_data(
@@ -172,7 +169,10 @@ def _picture_groups(part: Part) -> np.ndarray:
     return groups
 
 
-def _train_entries(data: DataTable) -> list[tuple[str, str, float]]:
+def entries(data: DataTable) -> dict[str, list[tuple[str, str, float]]]:
+    """(path, folder of pictures, weight) of every source of data.train, and of data.eval where it is set."""
     if isinstance(data.train, str):
-        return [(data.train, data.images, 1.0)]
-    return [(source.path, source.images or data.images, source.weight) for source in data.train]
+        train = [(data.train, data.images, 1.0)]
+    else:
+        train = [(source.path, source.images or data.images, source.weight) for source in data.train]
+    return {"data.train": train} | ({"data.eval": [(data.eval, data.images, 1.0)]} if data.eval else {})

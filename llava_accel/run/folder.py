@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,11 +33,27 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
             (folder / "recipe.toml").write_text(dump_recipe(recipe))
             (folder / "environment.json").write_text(json.dumps(environment(accelerator), indent=2) + "\n")
         except OSError as error:
-            raise ValueError(
-                f"run.output_dir: {folder} cannot be written ({error.strerror}). Choose another folder"
-            ) from None
+            raise _not_writable(folder, error) from None
     accelerator.wait_for_everyone()
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether a run folder can be made and written, and leave nothing behind.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.is_symlink() or place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"run.output_dir: {folder} cannot be written ({error.strerror}). Choose another folder")
 
 
 def environment(accelerator: Accelerator) -> dict[str, object]:

@@ -15,8 +15,7 @@ def refuse_bad(data: DataTable, found: Survey) -> None:
     Raises:
         DataError: the first of them, with the number of the others.
     """
-    # What is too long is left out by a key of its own, without a budget: its number is the user's choice of length.
-    bad = [e for e in found.errors.values() if e.kind != "too_long" or data.on_too_long != "skip"]
+    bad = bad_records(data, found)
     if not bad:
         if not len(found.usable):
             raise ValueError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
@@ -31,6 +30,14 @@ def refuse_bad(data: DataTable, found: Survey) -> None:
         raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
     if not len(found.usable):
         raise first.with_note(f"{others}, and none is left")
+
+
+def bad_records(data: DataTable, found: Survey) -> list[DataError]:
+    """What is wrong with records, less those that are too long where the recipe leaves these out.
+
+    That key has no budget: their number is the user's choice of length.
+    """
+    return [error for error in found.errors.values() if error.kind != "too_long" or data.on_too_long != "skip"]
 
 
 def report_left_out(recipe: Recipe, found: Survey, screen: Screen) -> None:

@@ -16,6 +16,7 @@ from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
+from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe, make_recipe
 from llava_accel.run.adapters import find_adapter
 
@@ -107,6 +108,7 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
         file = find_projector(str(trained.folder))
         rest = {layouts.trainable_to_memory(tensor.name): tensor.read() for tensor in read_tensors(file)}
         put_rest(model, rest, str(file))
+    check_values(model, str(trained.folder))
     notes = []
     known = trained.facts.get("base_fingerprint")
     if trained.kind != "model" and known not in (None, base.fingerprint):

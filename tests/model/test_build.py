@@ -130,7 +130,7 @@ def test_pickled_and_sharded_checkpoints_load_alike(original: Path) -> None:
     (original / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert_same_weights(weights_of(load(base=original)), expected)
     (original / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is missing.*Download"):
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002.safetensors.*Download"):
         load(base=original)
 
 

@@ -1,0 +1,56 @@
+"""Records that share an id. They can be trained on, as LLaVA's own mixture is, but no report can tell them apart."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.problems import DataError
+from llava_accel.data.records import record_id
+from llava_accel.data.table import Table
+
+
+def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
+    """Row -> what is wrong, for every record whose id an earlier record of the same file has.
+
+    Records without an id are known by their row and share it with nobody. Eight bytes a record are held.
+    """
+    found: dict[int, DataError] = {}
+    start = 0
+    for source in corpus.sources:
+        for row, first in _repeated(source.table).items():
+            number = source.table.number(first)
+            error = DataError(
+                "duplicate_id",
+                f"row {number} has the same id",
+                "Give each record its own (--fix does): reports and predictions know records by their ids",
+            )
+            found[start + row] = corpus.locate(error, start + row)
+        start += len(source.table)
+    return found
+
+
+def with_own_id(raw: bytes, number: int) -> bytes:
+    """The record under an id that nobody else has: the old one and the number of its row."""
+    fields = json.loads(raw)
+    return json.dumps(fields | {"id": f"{record_id(raw)}-row{number}"}, ensure_ascii=False).encode()
+
+
+def _repeated(table: Table) -> dict[int, int]:
+    """Row -> the first row with its id, for all but the first."""
+    keys = np.fromiter((_key(record_id(table[row])) for row in range(len(table))), np.int64, len(table))
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    repeated: dict[int, int] = {}
+    for place in np.flatnonzero(same & (keys[order[1:]] != 0)):
+        before, row = int(order[place]), int(order[place + 1])
+        repeated[row] = repeated.get(before, before)
+    return dict(sorted(repeated.items()))
+
+
+def _key(name: str | None) -> int:
+    if name is None:
+        return 0
+    digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)

@@ -1,0 +1,109 @@
+"""Records and data files that cannot be used, each with the kind that it is counted under and a word of its error."""
+
+import json
+from collections.abc import Callable
+
+HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
+
+
+def record(*texts: str, **fields: object) -> dict[str, object]:
+    """A record of alternating questions and answers."""
+    turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+    return {"conversations": turns} | fields
+
+
+TEXT_ONLY = record("Q", "A")
+MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word of the message
+    "a number": (5, "json", "not a JSON object"),
+    "a list": ([1], "json", "not a JSON object"),
+    "null": (None, "json", "not a JSON object"),
+    "nothing": ({}, "fields", "'conversations' is missing"),
+    "turns are null": ({"conversations": None}, "fields", "missing"),
+    "turns are a string": ({"conversations": "Q"}, "fields", "'conversations' is 'Q'"),
+    "turns are an object": ({"conversations": HUMAN}, "fields", "'conversations' is"),
+    "no turns": ({"conversations": []}, "empty", "no turns"),
+    "only a system turn": ({"conversations": [{"from": "system", "value": "S"}]}, "empty", "no turns"),
+    "a turn is a string": ({"conversations": ["Q", GPT]}, "fields", "turn 1 is 'Q'"),
+    "a turn is null": ({"conversations": [HUMAN, None]}, "fields", "turn 2 is 'None'"),
+    "an unknown role": ({"conversations": [HUMAN, {"from": "bot", "value": "A"}]}, "roles", "turn 2 is from 'bot'"),
+    "a role in capitals": ({"conversations": [{"from": "Human", "value": "Q"}, GPT]}, "roles", "'Human'"),
+    "no role": ({"conversations": [{"value": "Q"}, GPT]}, "roles", "turn 1 is from 'None'"),
+    "a role is a number": ({"conversations": [{"from": 1, "value": "Q"}, GPT]}, "roles", "from '1'"),
+    "a role is a list": ({"conversations": [{"from": ["human"], "value": "Q"}, GPT]}, "roles", "turn 1"),
+    "a text is missing": ({"conversations": [HUMAN, {"from": "gpt"}]}, "fields", "text of turn 2 is 'None'"),
+    "a text is null": ({"conversations": [HUMAN, {"from": "gpt", "value": None}]}, "fields", "turn 2 is 'None'"),
+    "a text is a number": ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, "fields", "turn 2 is '3'"),
+    "a text is a list": ({"conversations": [HUMAN, {"from": "gpt", "value": ["A"]}]}, "fields", "turn 2"),
+    "two human turns": ({"conversations": [HUMAN, HUMAN, GPT]}, "roles", "turn 2 is from 'user'"),
+    "two answers": ({"conversations": [HUMAN, GPT, GPT]}, "roles", "turn 3 is from 'assistant'"),
+    "a leading answer": ({"conversations": [GPT, HUMAN, GPT]}, "roles", "leading answer"),
+    "a trailing question": ({"conversations": [HUMAN, GPT, HUMAN]}, "roles", "ends with a question"),
+    "a late system turn": ({"conversations": [HUMAN, {"from": "system", "value": "S"}, GPT]}, "roles", "system"),
+    "a picture without a mark": (record("Q", "A", image="a.png"), "image_count", "0 <image>"),
+    "a mark without a picture": (record("<image>\nQ", "A"), "image_count", "names 0 picture"),
+    "two marks, one picture": (record("<image><image>", "A", image="a.png"), "image_count", "2 <image>"),
+    "one mark, two pictures": (record("<image>", "A", image=["a", "b"]), "image_count", "names 2"),
+    "a mark in an answer": (record("<image>", "see <image>", image="a"), "image_count", "outside a user turn"),
+    "a picture is a number": (record("Q", "A", image=3), "fields", "'image' holds '3'"),
+    "a picture is an object": (record("<image>", "A", image=[{"bytes": "x"}]), "fields", "'image' holds"),
+    "a picture is null": (record("<image>", "A", image=["a", None]), "fields", "'image' holds 'None'"),
+    "a picture is empty": (record("<image>", "A", images=""), "fields", "'image' holds ''"),
+    "an id is a list": (TEXT_ONLY | {"id": ["x"]}, "fields", "'id'"),
+    "an id is true": (TEXT_ONLY | {"id": True}, "fields", "'id'"),
+    "an id is a fraction": (TEXT_ONLY | {"id": 1.5}, "fields", "'id'"),
+    "a question is a number": (TEXT_ONLY | {"question": 3}, "fields", "'question' is '3'"),
+    "a type is a list": (TEXT_ONLY | {"answer_type": []}, "fields", "'answer_type'"),
+    "answers are empty": (TEXT_ONLY | {"answers": []}, "fields", "'answers'"),
+    "answers are a number": (TEXT_ONLY | {"answers": 3}, "fields", "'answers'"),
+    "answers are nulls": (TEXT_ONLY | {"answers": {"red": None}}, "fields", "'answers'"),
+    "a count is a string": (TEXT_ONLY | {"answers": {"red": "3"}}, "fields", "'answers'"),
+    "a count is a list": (TEXT_ONLY | {"answers": {"red": [3]}}, "fields", "'answers'"),
+    "a count is zero": (TEXT_ONLY | {"answers": {"red": 0}}, "fields", "'answers'"),
+    "a count is true": (TEXT_ONLY | {"answers": {"red": True}}, "fields", "'answers'"),
+    "a count has no end": (TEXT_ONLY | {"answers": {"red": float("inf")}}, "fields", "'answers'"),
+    "a count is no number": (TEXT_ONLY | {"answers": {"red": float("nan")}}, "fields", "'answers'"),
+    "an answer is a number": (TEXT_ONLY | {"answers": ["red", 3]}, "fields", "'answers'"),
+    "an answer has no text": (TEXT_ONLY | {"answers": [{"answer_id": 3}]}, "fields", "'answers'"),
+}  # fmt: skip
+LINES: dict[str, tuple[bytes, str]] = {  # name -> line, a word of the message; all are counted as json
+    "an object is cut off": (b'{"id": "x", "conversations": [', "not valid JSON"),
+    "two objects": (b'{"id": "x"} {"id": "y"}', "not valid JSON"),
+    "single quotes": (b"{'id': 'x'}", "not valid JSON"),
+    "a comment": (b'{"id": "x"} // a cat', "not valid JSON"),
+    "a comma too many": (b'{"id": "x",}', "not valid JSON"),
+    "100,000 brackets": (b"[" * 100_000, "not valid JSON"),
+    "a number of 5000 digits": (b'{"id": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    "not UTF-8": (b'{"id": "\xff\xfe"}', "not UTF-8"),
+    "a NUL": (b"\x00", "not valid JSON"),
+    "half a character": (rb'{"conversations": [{"from": "human", "value": "\ud83d"}]}', "half a character"),
+    "halves in the wrong order": (
+        rb'{"conversations": [{"from": "human", "value": "\uDE00\uD83D"}]}', "half a character"
+    ),
+    "a byte order mark inside": (b'\xef\xbb\xbf{"id": "x"}', "not valid JSON"),
+    "plain text": (b"What is this? A cat.", "not valid JSON"),
+    "a line of CSV": (b'1,a.jpg,"What is this?",A cat', "not valid JSON"),
+}  # fmt: skip
+_WHOLE = json.dumps([record(f"Q{n}", "A", id=str(n)) for n in range(4)])
+FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file, content, words of the message
+    "an array without its end": ("a.json", lambda: _WHOLE[:-1].encode(), ["cut off", "Write it anew"]),
+    "an array cut off in a record": ("a.json", lambda: _WHOLE[:150].encode(), ["row 2", "cut off", "Write it anew"]),
+    "nothing": ("a.json", lambda: b"", ["no JSON array", ".jsonl"]),
+    "no line": ("a.jsonl", lambda: b"", ["no record", "Check the file"]),
+    "blank lines": ("a.jsonl", lambda: b"\n \n\t\n", ["no record", "Check the file"]),
+    "an empty array": ("a.json", lambda: b"[]", ["no record", "Check the file"]),
+    "one object": ("a.json", lambda: json.dumps(TEXT_ONLY).encode(), ["no JSON array", ".jsonl"]),
+    "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["no JSON array", ".jsonl"]),
+    "single quotes in an array": ("a.json", lambda: b"[{'id': 1}]" + b" " * 99, ["row 1", "not valid JSON"]),
+    "two arrays": ("a.json", lambda: f"{_WHOLE} {_WHOLE}".encode(), ["behind the end of the array", "one array"]),
+    "an array of 100,000 brackets": ("a.json", lambda: b"[" * 100_000, ["row 1", "not valid JSON"]),
+    "an array in Latin-1": ("a.json", lambda: '[{"id": "\xe9"}]'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
+    "an array in UTF-16": ("a.json", lambda: _WHOLE.encode("utf-16"), ["not UTF-8", "Save it as UTF-8"]),
+    "a record of 100 MB in an array": ("a.json", lambda: b'[{"id": "' + b"x" * 100_000_000 + b'"}]',
+        ["row 1", "longer than 16 MiB", "one conversation a record"]),
+    "a line of 100 MB": ("a.jsonl", lambda: b'{"id": "' + b"x" * 100_000_000 + b'"}',
+        ["row 1", "longer than 16 MiB", "one conversation a row"]),
+    "no Parquet": ("a.parquet", lambda: b"[]", ["no readable Parquet file", "Write it anew"]),
+    "an empty Parquet file": ("a.parquet", lambda: b"", ["no readable Parquet file", "Write it anew"]),
+    "a table of another kind": ("a.csv", lambda: b"id\n1\n", ["'.csv'", ".jsonl or .parquet"]),
+    "a file without a suffix": ("data", lambda: _WHOLE.encode(), ["''", ".jsonl or .parquet"]),
+}  # fmt: skip

@@ -1,0 +1,124 @@
+"""A run folder, a cache or an output that cannot be used is named before anything is computed for it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import PARITY
+from verbs import assert_refused, start, write_recipe
+
+
+def _file(path: Path) -> Path:
+    path.write_text("not a folder")
+    return path
+
+
+def _below_a_file(path: Path) -> Path:
+    return _file(path) / "run"
+
+
+PLACES: dict[str, Callable[[Path], Path]] = {
+    "a file": _file,
+    "a folder below a file": _below_a_file,
+    "a dangling link": lambda path: path.symlink_to("gone/for/good") or path,
+    "a place of the kernel": lambda path: Path("/proc/run"),
+    "a name of 300 letters": lambda path: path.with_name("x" * 300),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_broken_input_a_run_folder(tmp_path: Path, verb: str, name: str) -> None:
+    place = PLACES[name](tmp_path / "place")
+    ended = start(verb, str(write_recipe(tmp_path, run={"output_dir": str(place)})))
+    assert_refused(ended, [str(place)[:200], "run.output_dir", "Choose another folder"])
+
+
+@pytest.mark.parametrize("name", ["a file", "a folder below a file", "a place of the kernel"])
+@pytest.mark.parametrize("verb", ["check", "train", "evaluate"])
+def test_broken_input_a_cache(tmp_path: Path, verb: str, name: str) -> None:
+    place = PLACES[name](tmp_path / "place")
+    data = {"cache_dir": str(place), "eval_fraction": 0.5}
+    assert_refused(start(verb, str(write_recipe(tmp_path, data=data))), [str(place), "data.cache_dir"])
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A file system that nobody may write, root included."""
+    folder = tmp_path / "read only"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_broken_input_a_read_only_run_folder(tmp_path: Path, read_only: Path, verb: str) -> None:
+    ended = start(verb, str(write_recipe(tmp_path, run={"output_dir": str(read_only / "run")})))
+    assert_refused(ended, ["run.output_dir", str(read_only), "Read-only file system", "Choose another folder"])
+
+
+def _damage(run: Path) -> Path:
+    checkpoint = next((run / "checkpoints").iterdir())
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"")
+    return run / "checkpoints"
+
+
+def _unlisted(run: Path) -> Path:
+    checkpoint = next((run / "checkpoints").iterdir())
+    (checkpoint / "manifest.json").write_text("{")
+    return run / "checkpoints"
+
+
+def _half(run: Path) -> Path:
+    checkpoint = next((run / "checkpoints").iterdir())
+    shutil.rmtree(checkpoint / "engine")
+    return run / "checkpoints"
+
+
+@pytest.mark.parametrize("spoil", [_damage, _unlisted, _half])
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_broken_input_a_half_written_run(
+    tmp_path: Path, lora_run: Path, verb: str, spoil: Callable[[Path], Path]
+) -> None:
+    place = spoil(Path(shutil.copytree(lora_run, tmp_path / "run")))
+    ended = start(verb, str(write_recipe(tmp_path)))
+    assert_refused(ended, ["run.resume", str(place), "damaged", 'set run.resume = "never"'])
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+@pytest.mark.parametrize("named", ["nowhere", "."])
+def test_broken_input_a_checkpoint_that_is_none(tmp_path: Path, verb: str, named: str) -> None:
+    ended = start(verb, str(write_recipe(tmp_path, run={"resume": str(tmp_path / named)})))
+    assert_refused(ended, ["run.resume", str(tmp_path), "no complete checkpoint", "Name a folder"])
+
+
+def test_broken_input_an_export_to_a_place_that_is_taken(tmp_path: Path, lora_run: Path) -> None:
+    place = _file(tmp_path / "place")
+    for out in (place, place / "below", lora_run):
+        ended = start("export", str(lora_run), "--to", "merged", "--out", str(out))
+        assert_refused(ended, ["--out", str(out)])
+
+
+ONES = {
+    "a recipe": (["train", "{recipe}", "optim.lerning_rate=1"], "optim.lerning_rate"),
+    "a model": (["check", "{recipe}", "model.base=/nowhere"], "model.base"),
+    "a run folder": (["check", "{recipe}", "run.output_dir=/proc/run"], "run.output_dir"),
+}
+
+
+@pytest.mark.parametrize("name", ONES)
+def test_broken_input_in_a_process_of_its_own(tmp_path: Path, name: str) -> None:
+    """What the tests here see in one process is what a shell sees."""
+    (verb, *arguments), word = ONES[name]
+    file = write_recipe(tmp_path)
+    command = [sys.executable, "-m", f"llava_accel.{verb}", *(text.format(recipe=file) for text in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PARITY.parents[1])
+    assert done.returncode == 2
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert word in done.stderr and "Traceback" not in done.stdout + done.stderr, message
