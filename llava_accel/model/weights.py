@@ -93,7 +93,8 @@ def check_values(model: nn.Module, source: str) -> None:
         ValueError: a weight is not finite.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel():
+        # Quantised weights are of a class of their own: packed into floats, which may read as anything.
+        if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.numel():
             low, high = torch.aminmax(parameter.detach())
             if not (low.isfinite() and high.isfinite()):
                 raise ValueError(

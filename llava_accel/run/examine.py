@@ -74,7 +74,8 @@ def examine_run(recipe: Recipe) -> list[str]:
     """Whether the run folder can be written, and what it holds can be gone on from."""
     problems = Problems()
     problems.attempt(lambda: check_writable(Path(recipe.run.output_dir)))
-    problems.attempt(lambda: find_checkpoint(recipe))
+    if not problems.messages:
+        problems.attempt(lambda: find_checkpoint(recipe))
     return problems.messages
 
 
