@@ -19,7 +19,7 @@ from llava_accel.run.cli import read_recipe, recipe_parser, run
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part, build_order, open_data
 from llava_accel.run.features import may_park
-from llava_accel.run.flops import costs
+from llava_accel.run.flops import Work, costs
 from llava_accel.run.objective import build_objective
 from llava_accel.run.optim import build_optimizer
 from llava_accel.run.plan_memory import GIB, Plan, count_weights, layouts, plan_for
@@ -104,7 +104,7 @@ def _show_steps(screen: Screen, recipe: Recipe, processing: Processing, part: Pa
     tokens = lengths.mean() * order.global_batch_size
     pictures, targets = int(part.survey.num_images[part.rows].sum()), int(part.survey.num_targets[part.rows].sum())
     encoded = pictures if not may_park(recipe) else 0
-    epoch = costs(model, processing).batch(lengths.tolist(), targets, pictures, encoded)
+    epoch = costs(model, processing).of(Work.of_examples(lengths, targets, pictures, encoded))
     screen.line(
         f"{steps:,} steps of {order.global_batch_size} examples on one GPU, {tokens:,.0f} tokens a step; "
         f"{epoch / order.steps_per_epoch:.3g} floating-point operations a step, {epoch:.3g} an epoch"

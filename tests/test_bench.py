@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from runs import mixed_records, recipe, write_records
 
 from llava_accel.bench import bench
 from llava_accel.model.processing import load_processing
-from llava_accel.run.flops import costs
+from llava_accel.run.flops import Work, costs
 from llava_accel.run.plan_trace import build_meta
 
 
 def test_both_trainers_run_and_are_compared(tmp_path: Path) -> None:
     data = write_records(tmp_path / "data.json", mixed_records(9))
     found = bench(recipe(tmp_path, data, train={"per_device_batch_size": 4}), 2, 2, "trainer")
-    assert found.keys() == {"tokens_per_s", "examples_per_s", "mfu", "overhead", "ratio", "ratio_cold"}
+    ratios = {"ratio", "ratio_cold", "memory_ratio"}
+    assert found.keys() == {"tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes", *ratios}
     assert all(found[name] > 0 for name in found if name != "overhead")
 
 
@@ -27,7 +29,8 @@ def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
     heads = text.num_key_value_heads / text.num_attention_heads
     a_layer = width * width * (2 + 2 * heads) + 3 * width * inner
     assert found.token == 4 * text.num_hidden_layers * a_layer
-    assert found.square == 6 * width * text.num_hidden_layers
+    assert found.pair == 12 * width * text.num_hidden_layers
     assert found.target == 4 * width * processing.num_rows
     assert found.projector == 6 * (vision.hidden_size * width + width * width) * processing.num_image_tokens
-    assert found.batch([3, 5], 2, 1, 0) == 8 * found.token + 34 * found.square + 2 * found.target + found.projector
+    work = Work.of_examples(np.array([3, 5]), targets=2, pictures=1, encoded=0)
+    assert found.of(work) == 8 * found.token + 21 * found.pair + 2 * found.target + found.projector

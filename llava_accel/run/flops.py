@@ -1,15 +1,17 @@
 """Floating-point operations of a step, by a formula: what the mathematics takes, not what a kernel happens to do.
 
 With N weights in a matrix and T tokens, a product is 2 N T. A frozen matrix is used twice (forward, and the gradient of
-its input), a trained one three times. Attention over a sequence of length L in a layer of width H is 4 L^2 H, half of
-it below the diagonal, and its backward pass twice the forward pass. Embeddings, norms and softmax are left out, as is
-what gradient checkpointing computes again. Features that come from the cache cost nothing.
+its input), a trained one three times. A pair of a token and one that it attends to takes 4 H in a layer of width H, and
+twice as much in the backward pass. Embeddings, norms and softmax are left out, as are padding and what gradient
+checkpointing computes again. Features that come from the cache cost nothing; a shared prefix counts once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from llava_accel.model.lora import LANGUAGE_MODEL, PROJECTOR
 from llava_accel.model.processing import Processing
@@ -17,13 +19,48 @@ from llava_accel.model.tower import num_tower_layers
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What micro-batches hold."""
+
+    tokens: int
+    """Of all rows, without padding."""
+    pairs: int
+    """Of tokens and those they attend to, themselves included."""
+    targets: int
+    pictures: int
+    """Whose features are projected."""
+    encoded: int
+    """Pictures that the tower sees."""
+
+    @classmethod
+    def of(cls, batches: Iterable[Mapping[str, Tensor | bool]]) -> "Work":
+        """Counted in the fields of `collate.Batch`. Looks at values: it waits for the device."""
+        sums = torch.zeros(5, dtype=torch.int64)
+        for batch in batches:
+            ends, depths = batch["subtree_end"], batch["position_ids"]
+            counts = [batch[name] for name in ("target_ids", "pixel_values", "tower_features")]
+            assert isinstance(ends, Tensor) and isinstance(depths, Tensor)
+            targets, pixels, features = (len(value) for value in counts if isinstance(value, Tensor))
+            real = ends > 0
+            pairs = int((depths + 1)[real].sum())
+            sums += torch.tensor([int(real.sum()), pairs, targets, pixels + features, pixels])
+        return cls(*sums.tolist())
+
+    @classmethod
+    def of_examples(cls, lengths: np.ndarray, targets: int, pictures: int, encoded: int) -> "Work":
+        """Of examples that share nothing."""
+        whole = lengths.astype(np.int64)
+        return cls(int(whole.sum()), int((whole * (whole + 1) // 2).sum()), targets, pictures, encoded)
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
-    """What one token, one target and one picture cost, in floating-point operations."""
+    """What one token, one pair, one target and one picture cost, in floating-point operations."""
 
     token: int
     """In the matrices of the language model's layers, forward and backward."""
-    square: int
-    """Of a sequence's squared length, forward and backward, in all layers' attention."""
+    pair: int
+    """In all layers' attention, forward and backward."""
     target: int
     """In lm_head."""
     projector: int
@@ -31,18 +68,14 @@ class Costs:
     tower: int
     """In the tower up to the selected layer, a picture; forward only, where it is frozen."""
 
-    def batch(self, lengths: Sequence[int], num_targets: int, num_pictures: int, num_encoded: int) -> int:
-        """A step on sequences of these lengths.
-
-        Args:
-            num_encoded: Pictures that the tower saw.
-        """
+    def of(self, work: Work) -> int:
+        """Operations of a step, or of many."""
         return (
-            self.token * sum(lengths)
-            + self.square * sum(length * length for length in lengths)
-            + self.target * num_targets
-            + self.projector * num_pictures
-            + self.tower * num_encoded
+            self.token * work.tokens
+            + self.pair * work.pairs
+            + self.target * work.targets
+            + self.projector * work.pictures
+            + self.tower * work.encoded
         )
 
 
@@ -71,7 +104,7 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
     attention = int(text.num_attention_heads) * int(text.hidden_size // text.num_attention_heads)
     return Costs(
         token=token,
-        square=3 * 2 * attention * int(text.num_hidden_layers),
+        pair=3 * 4 * attention * int(text.num_hidden_layers),
         target=2 * head.weight.numel() * (3 if head.weight.requires_grad else 2),
         projector=projector,
         tower=tower * (3 if tower_trained else 1),

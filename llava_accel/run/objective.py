@@ -8,7 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.lora import prepare_trainable
-from llava_accel.model.memory import enable_checkpointing
+from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import load_saved
@@ -39,6 +39,7 @@ def build_objective(
     for note in loaded.notes:
         screen.line(note)
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
+    lighten_dropout(model)
     summary = trainable_summary(model)
     screen.table(
         "trained",

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, LlavaConfig, LlavaForConditionalGen
 
 from llava_accel.model.build import final_config
 from llava_accel.model.lora import prepare_trainable
+from llava_accel.model.memory import lighten_dropout
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
@@ -74,7 +75,9 @@ def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype, num_l
         lora = model_table.lora
         if lora.variant in ("pissa", "olora"):
             model_table = model_table.model_copy(update={"lora": lora.model_copy(update={"variant": "lora"})})
-        return prepare_trainable(model, recipe.model_copy(update={"model": model_table}))
+        prepared = prepare_trainable(model, recipe.model_copy(update={"model": model_table}))
+    lighten_dropout(prepared)
+    return prepared
 
 
 def activations(

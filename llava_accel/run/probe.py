@@ -1,6 +1,6 @@
 """One batch, run for real: what memory it takes at most."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -20,19 +20,29 @@ def measure_step(
 ) -> int:
     """Peak bytes of forward, backward and update, weights and moments included.
 
-    The second of two steps is measured, when the moments are there. On a GPU the allocator counts; on a CPU, where
-    nothing does, every allocation of the step is recorded and added to the tensors that were there before.
+    The second of two steps is measured, when the moments are there.
     """
     model.train()
     _step(model, optimizer, batch, recipe, accelerator)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        _step(model, optimizer, batch, recipe, accelerator)
-        return torch.cuda.max_memory_allocated()
-    before = _standing(model, optimizer)
+    return peak_of(
+        lambda: _step(model, optimizer, batch, recipe, accelerator), standing([model], optimizer), accelerator.device
+    )
+
+
+def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device) -> int:
+    """Peak bytes of `standing_bytes` and of all tensors that come and go while `run` runs, and of no other ones.
+
+    On a GPU the allocator counts; on a CPU, where nothing does, every allocation is recorded.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return standing_bytes + torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        _step(model, optimizer, batch, recipe, accelerator)
-    return before + _peak(found)
+        run()
+    return standing_bytes + _peak(found)
 
 
 def _step(
@@ -49,8 +59,9 @@ def _step(
     optimizer.zero_grad()
 
 
-def _standing(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    tensors = [*model.parameters(), *model.buffers()]
+def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of weights, buffers and moments; what several of them share counts once."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     for state in optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
