@@ -62,7 +62,7 @@ def _interrupted(recipe: Tables, number: signal.Signals) -> Interrupted:
         ((verb, "seed_step"), 1, signal.SIGUSR1, 1, [0]),
         ((checkpoint, "put_in_place"), 1, signal.SIGTERM, 2, [0]),
         ((evaluation, "answer"), 2, signal.SIGTERM, 3, [0]),
-        ((evaluation, "_loss"), 3, signal.SIGUSR1, 6, [0, 3]),
+        ((evaluation, "answer"), 3, signal.SIGUSR1, 6, [0, 3]),
         ((verb, "seed_step"), 5, signal.SIGINT, 5, [0, 3]),
     ],
     ids=["a step", "the first step", "a save", "answering", "an evaluation that comes with a save", "ctrl-c"],
@@ -94,7 +94,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_resume_from(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_loss", _sent_at(evaluation._loss, 1, signal.SIGTERM))
+        patch.setattr(evaluation, "answer", _sent_at(evaluation.answer, 1, signal.SIGTERM))
         _interrupted(settings(tmp_path, data), signal.SIGTERM)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert_same_run(train(settings(tmp_path, data)), whole)

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from llava_accel.model.build import LoadedModel
@@ -30,6 +29,7 @@ from llava_accel.run.sealed import (
     MANIFEST,
     beside,
     complete_checkpoints,
+    is_of_the_disk,
     put_in_place,
     recover,
     step_of,
@@ -62,7 +62,7 @@ class Checkpoints:
         self._loaded, self._processing, self._state = loaded, processing, state
         self._run = Path(recipe.run.output_dir)
         self._folder = self._run / "checkpoints"
-        self._saved_step = -1
+        self._saved_step = self._failed_step = -1
 
     def save(self, enter: Callable[[str], None]) -> bool:
         """Write a checkpoint of this step unless there is one. Every rank must call it.
@@ -74,8 +74,8 @@ class Checkpoints:
             Whether there is one now. Where the disk is full or the folder cannot be written, the reason is printed, and
             the run and its older checkpoints stay as they are.
         """
-        if self._saved_step == self._state.step:
-            return True
+        if self._state.step in (self._saved_step, self._failed_step):
+            return self._saved_step == self._state.step
         enter("saving")
         target = self._folder / f"step-{self._state.step:06d}"
         with self._failing_softly(target) as problem:
@@ -97,6 +97,7 @@ class Checkpoints:
                 f"checkpoint: {target} could not be written ({problem[0]}). The run goes on with the checkpoints that it "
                 "has and tries again at the next interval; make room there, or make the folder writable"
             )
+            self._failed_step = self._state.step
             return False
         self._saved_step = self._state.step
         return True
@@ -170,7 +171,9 @@ class Checkpoints:
         problem: list[str] = []
         try:
             yield problem
-        except (OSError, SafetensorError) as error:
+        except Exception as error:
+            if not is_of_the_disk(error):
+                raise
             problem.append((isinstance(error, OSError) and error.strerror) or str(error))
             shutil.rmtree(target.with_name(f"{target.name}.tmp"), ignore_errors=True)
         found = broadcast_object_list([problem])[0]

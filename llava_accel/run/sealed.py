@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -76,6 +78,11 @@ def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
     except ValueError:  # damaged itself
         return False
     return all((folder / name).is_file() and _hash(folder / name, from_disk) == hashes[name] for name in hashes)
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed. What tokenizers raises then is a bare Exception with the words of Rust's standard library."""
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "(os error " in str(error))
 
 
 def _seal(folder: Path) -> None:
