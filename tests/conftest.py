@@ -1,7 +1,9 @@
 """Fixtures that several rooms share. Nothing here needs a network, a hub or a GPU."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,3 +67,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         tried = counts["passed"] + counts["failed"] + counts["error"]
         skipped = f", {counts['skipped']} cannot be made here" if counts["skipped"] else ""
         terminalreporter.write_line(f"broken inputs: {tried} tried, {counts['passed']} passed{skipped}")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs on one process and on two, of any engine: see backends/jobs.py."""
+    from backends.jobs import Lab
+
+    lab = Lab(tmp_path_factory.mktemp("backends"))
+    yield lab
+    lab.end()

@@ -6,6 +6,7 @@ the same: what differs is done here, before the first step.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -37,7 +38,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         ValueError: the profile contradicts the recipe, or asks for what cannot work; key, value and remedy are named.
     """
     profile = read_profile()
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = profile.wants_cpu or not torch.cuda.is_available()
     dtype = resolve_precision(recipe.run.precision, torch.device("cpu" if on_cpu else "cuda"))
     profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
     if on_cpu:
@@ -45,8 +46,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     engine_plugin = backend_deepspeed.configured_plugin(recipe) if profile.engine == "deepspeed" else None
     if profile.engine == "fsdp" and on_cpu:
         backend_fsdp.start_rehearsal()
-    # Naming a communication backend makes Accelerate expect other processes.
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and profile.is_distributed else []
+    # Naming a communication backend makes Accelerate expect other processes. They wait for an hour, not the usual ten
+    # minutes: the first one reads all data through.
+    connection = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=1))
+    handlers = [connection] if profile.is_distributed else []
     accelerator = Accelerator(
         # DeepSpeed has its own notion of the device, and Accelerate forgets DeepSpeed where it is told to use the CPU.
         cpu=on_cpu and profile.engine != "deepspeed",
@@ -64,10 +67,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     if profile.engine == "deepspeed":
         backend_deepspeed.leave_loading_alone()
     if on_cpu and accelerator.num_processes > 1 and accelerator.is_main_process:
-        print(
-            f"rehearsal: no GPU here, so {profile.title} runs on {accelerator.num_processes} CPU processes over gloo. "
-            "Same numbers, no speed."
-        )
+        where = f"{accelerator.num_processes} CPU processes over gloo"
+        print(f"rehearsal: no GPU here, so {profile.title} runs on {where}. Same numbers, no speed.")
     return accelerator
 
 

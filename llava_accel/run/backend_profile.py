@@ -25,6 +25,11 @@ class Profile:
         return self.engine != "none"
 
     @property
+    def wants_cpu(self) -> bool:
+        """Whether GPUs are to be left alone (`use_cpu: true`)."""
+        return self._is_true("ACCELERATE_USE_CPU")
+
+    @property
     def title(self) -> str:
         """For messages."""
         stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")

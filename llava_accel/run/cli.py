@@ -11,6 +11,7 @@ from collections.abc import Callable
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
 from llava_accel.run.console import printable
 from llava_accel.run.interruption import Interrupted
+from llava_accel.run.voice import speaks
 
 
 def recipe_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -62,9 +63,14 @@ def run(verb: Callable[[], object]) -> None:
             raise  # of no file of the user's: a defect of ours, or of a connection
         if os.environ.get("LLAVA_ACCEL_TRACEBACK"):
             traceback.print_exc()
-        say_error(error)
+        if speaks():
+            say_error(error)
         sys.exit(2)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
+    except Exception:
+        if speaks():
+            raise
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

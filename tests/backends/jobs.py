@@ -1,24 +1,26 @@
-"""Jobs for the driver, and the runs that they leave behind."""
+"""Runs that tests ask for, made by processes that wait for them, each made once."""
 
 import copy
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 from typing import Any
 
-from runs import PARITY, Tables, mixed_records, write_records
+from runs import PARITY, Tables, mixed_records, talk, write_records
 from safetensors.torch import load_file
 from tiny import make_llava
 from torch import Tensor
 
 DRIVER = Path(__file__).parent / "driver.py"
 LAUNCH = Path(__file__).parents[2] / "launch"
+ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 GLOBAL_BATCH = 8
 NUM_RECORDS = 13
 """Five over one global batch: every second window is short, and not all its micro-batches are equally large."""
+TOLERANCE = 1e-5
 
 
 def environment() -> dict[str, str]:
@@ -26,30 +28,106 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
-@dataclass
+def launch_command(profile: str, ranks: int, *extra: str) -> list[str]:
+    """What a user types, without the script."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    port = ["--main_process_port", "0"]
+    return [*launcher, "--config_file", str(LAUNCH / f"{profile}.yaml"), "--num_processes", str(ranks), *port, *extra]
+
+
+class Workers:
+    """Processes that do one job after the other, together."""
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        folder.mkdir()
+        self._folder, self._ranks, self._number = folder, ranks, 0
+        script = [str(DRIVER), str(folder), str(os.getpid())]
+        command = [sys.executable, *script] if ranks == 1 else [*launch_command("ddp", ranks), *script]
+        self._output = (folder / "output.txt").open("w")
+        self._process = subprocess.Popen(command, env=environment(), stdout=self._output, stderr=subprocess.STDOUT)
+
+    def __call__(self, job: dict[str, Any], seconds: float = 120.0) -> list[str]:
+        """Do a job; returns what went wrong, a traceback for each rank that has one."""
+        self._write(job)
+        done = [self._folder / f"{self._number:04d}.{rank}.done" for rank in range(self._ranks)]
+        until = time.monotonic() + seconds
+        while not all(path.exists() for path in done):
+            late = time.monotonic() > until
+            assert self._process.poll() is None and not late, self._told(job, late)
+            time.sleep(0.01)
+        self._number += 1
+        return [text for path in done if (text := path.read_text())]
+
+    def end(self) -> None:
+        """Let them go."""
+        if self._process.poll() is None:
+            self._write(None)
+            self._process.wait(60)
+        self._output.close()
+
+    def _write(self, job: dict[str, Any] | None) -> None:
+        unfinished = self._folder / "next.tmp"
+        unfinished.write_text(json.dumps(job))
+        unfinished.rename(self._folder / f"{self._number:04d}.json")
+
+    def _told(self, job: dict[str, Any], late: bool) -> str:
+        self._process.terminate()
+        told = [path.read_text() for path in self._folder.glob(f"{self._number:04d}.*.done")]
+        tail = (self._folder / "output.txt").read_text()[-3000:]
+        return "\n".join([f"{job['name']}: {'no end' if late else 'the processes died'}", *told, tail])
+
+
 class Lab:
     """A tiny LLaVA, a file of records with unequal numbers of targets, and the runs made from them."""
 
-    folder: Path
-    jobs: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._workers: dict[int, Workers] = {}
+        self._done: dict[str, list[str]] = {}
+        make_llava(folder / "base")
+        write_records(folder / "data.json", mixed_records(NUM_RECORDS))
+        write_records(folder / "text.json", [talk(n, "Tell me.", "a word " * (1 + n % 5)) for n in range(NUM_RECORDS)])
 
-    def __post_init__(self) -> None:
-        make_llava(self.folder / "base")
-        write_records(self.folder / "data.json", mixed_records(NUM_RECORDS))
+    def run(
+        self, profile: str, ranks: int, micro_batches: int = 1, /, *, name: str = "", mutant: str = "", **changes: Any
+    ) -> Path:
+        """The folder of a run of five steps of 8 records, split over so many ranks and micro-batches.
 
-    def tables(self, name: str, ranks: int = 1, micro_batches: int = 1, **changes: dict[str, Any]) -> Tables:
-        """Five steps of 8 records, split over so many ranks and micro-batches; fp32, no evaluation."""
+        Args:
+            name: Tells apart runs of equal settings.
+            changes: Tables of the recipe that differ.
+
+        Raises:
+            AssertionError: the run failed; with its tracebacks.
+        """
+        key, errors = self._run(profile, ranks, micro_batches, name, mutant, changes)
+        assert not errors, "\n".join(errors)
+        return self.folder / "runs" / key
+
+    def errors(self, profile: str, ranks: int, micro_batches: int = 1, /, **changes: Any) -> list[str]:
+        """The traceback of every rank of a run that fails."""
+        return self._run(profile, ranks, micro_batches, "", "", changes)[1]
+
+    def reference(self, **changes: Any) -> Path:
+        """One process with one micro-batch a window."""
+        return self.run("cpu", 1, 1, **changes)
+
+    def end(self) -> None:
+        """Let all processes go."""
+        for workers in self._workers.values():
+            workers.end()
+        self._workers = {}
+
+    def tables(self, name: str, ranks: int, micro_batches: int, changes: dict[str, dict[str, Any]]) -> Tables:
+        """The recipe: fp32, no evaluation, the tower in every step."""
         tables: Tables = {
             "run": {"name": "run", "output_dir": str(self.folder / "runs" / name), "precision": "fp32"},
-            "model": {
-                "base": str(self.folder / "base"),
-                "template": "v1",
-                "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
-            },
+            "model": {"base": str(self.folder / "base"), "template": "v1"},
             "data": {
                 "train": str(self.folder / "data.json"),
                 "images": str(PARITY / "images"),
                 "cache_dir": str(self.folder / "cache"),
+                "cache_features": False,
                 "workers": 0,
             },
             "optim": {
@@ -70,43 +148,33 @@ class Lab:
         }
         for table, keys in changes.items():
             tables.setdefault(table, {}).update(copy.deepcopy(keys))
+        if tables["model"].get("train", "lora") == "lora":
+            tables["model"].setdefault("lora", {"rank": 4, "alpha": 8, "dropout": 0.0})
         return tables
 
-    def add(self, name: str, profile: str, tables: Tables, mutant: str | None = None) -> None:
-        """One more job for the next `run`."""
-        self.jobs.append({"name": name, "profile": profile, "tables": tables, "mutant": mutant})
+    def _run(
+        self, profile: str, ranks: int, micro_batches: int, name: str, mutant: str, changes: dict[str, Any]
+    ) -> tuple[str, list[str]]:
+        settings = json.dumps([profile, ranks, micro_batches, name, mutant, changes], sort_keys=True)
+        if settings not in self._done:
+            key = f"{len(self._done):03d}-{profile}-{ranks}x{micro_batches}{name}"
+            job = {"name": key, "profile": profile, "tables": self.tables(key, ranks, micro_batches, changes)}
+            self._done[settings] = [key, *self._do(ranks, job | {"mutant": mutant})]
+        return self._done[settings][0], self._done[settings][1:]
 
-    def run(self, ranks: int, launch: Path = LAUNCH, seconds: int = 600) -> None:
-        """Run the jobs that were added, in one start of so many processes."""
-        path = self.folder / f"jobs{ranks}.json"
-        path.write_text(json.dumps({"jobs": self.jobs, "launch": str(launch)}))
-        self.jobs = []
-        command = [sys.executable, str(DRIVER), str(path)]
-        if ranks > 1:
-            command = [*launch_command("ddp", ranks), str(DRIVER), str(path)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=seconds)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
-    def output(self, name: str) -> Path:
-        """The run folder of a job.
-
-        Raises:
-            AssertionError: the job failed; with its traceback.
-        """
-        for path in self.folder.glob(f"{name}.*.error"):
-            raise AssertionError(path.read_text())
-        return self.folder / "runs" / name
-
-    def error(self, name: str) -> str:
-        """The traceback of a job that failed on the main process."""
-        return (self.folder / f"{name}.0.error").read_text()
+    def _do(self, ranks: int, job: dict[str, Any]) -> list[str]:
+        if ranks not in self._workers:
+            self._workers[ranks] = Workers(self.folder / f"jobs-{ranks}-{time.monotonic_ns()}", ranks)
+        try:
+            return self._workers[ranks](job)
+        except AssertionError:
+            del self._workers[ranks]  # others will do the next job
+            raise
 
 
-def launch_command(profile: str, ranks: int, *extra: str) -> list[str]:
-    """What a user types, without the script."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    port = ["--main_process_port", "0"]
-    return [*launcher, "--config_file", str(LAUNCH / f"{profile}.yaml"), "--num_processes", str(ranks), *port, *extra]
+def trains(what: str, **model: Any) -> dict[str, Any]:
+    """The [model] table that trains this."""
+    return {"model": {"train": what, **model}}
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +59,21 @@ def sync_left_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_module, "gradient_sync", never)
 
 
+def note_pictures(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: every rank notes the (pictures, targets) of its micro-batches in FOLDER/seen-RANK.txt."""
+    forward, start = Objective.forward, train_module.open_run
+    folder: list[Path] = []
+
+    def noting(self: Objective, **batch: Any) -> torch.Tensor:
+        rank = torch.distributed.get_rank()
+        with (folder[0] / f"seen-{rank}.txt").open("a") as file:
+            file.write(f"{len(batch['pixel_values'])} {len(batch['target_ids'])}\n")
+        return forward(self, **batch)
+
+    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
+    patch.setattr(Objective, "forward", noting)
+
+
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (
@@ -75,5 +91,5 @@ def applied(name: str | None) -> Iterator[None]:
     """Break the code for the time of a block."""
     with pytest.MonkeyPatch.context() as patch:
         if name:
-            MUTANTS[name](patch)
+            (MUTANTS | {"note_pictures": note_pictures})[name](patch)
         yield

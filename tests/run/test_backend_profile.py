@@ -74,3 +74,13 @@ def test_the_recipes_clipping_is_written_out_even_when_there_is_none(
     assert config["gradient_clipping"] == 0.0
     assert config["gradient_accumulation_steps"] == 1
     assert config["zero_optimization"]["overlap_comm"] is False
+
+
+PROFILES = sorted((Path(__file__).parents[2] / "launch").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_explains_every_line(profile: Path) -> None:
+    lines = profile.read_text().splitlines()
+    assert not [line for line in lines if line and "#" not in line]
+    assert f"--config_file launch/{profile.name} " in "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Under every engine on two ranks: quantised bases, offloading, cached features, and data that ranks could hang on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backends.jobs import ENGINES, TOLERANCE, Lab, trains, weights
+from PIL import Image
+from runs import PARITY, distance, metrics, mixed_records, write_records
+from test_backends import assert_same_metrics, difference
+
+
+def bits(number: int, **more: Any) -> dict[str, Any]:
+    """A recipe with a quantised base."""
+    return trains("lora", quantization={"bits": number, **more})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_qlora_nf4_trains_under_every_engine_as_on_one_process(lab: Lab, engine: str) -> None:
+    run, reference = lab.run(engine, 2, 2, **bits(4)), lab.reference(**bits(4))
+    assert difference(run, reference) < TOLERANCE
+    assert_same_metrics(run, reference)
+    assert difference(reference, lab.reference(**trains("lora"))) > 100 * TOLERANCE, "the base was not quantised"
+
+
+def test_eight_bits_train_under_ddp_as_on_one_process(lab: Lab) -> None:
+    assert difference(lab.run("ddp", 2, 2, **bits(8)), lab.reference(**bits(8))) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_eight_bits_are_refused_before_loading_with_the_nearest_thing_that_works(lab: Lab, engine: str) -> None:
+    missing = bits(8)
+    missing["model"]["base"] = str(lab.folder / "nowhere")
+    for error in lab.errors(engine, 2, 2, **missing):
+        assert "model.quantization.bits = 8 does not work with" in error
+        assert "Set 4, or launch with launch/ddp.yaml" in error
+
+
+def test_what_waits_in_main_memory_is_updated_just_the_same(lab: Lab) -> None:
+    assert difference(lab.run("zero3_offload", 2, 4), lab.reference(**trains("lora"))) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(lab: Lab, engine: str) -> None:
+    cache = lab.folder / f"cache-{engine}"
+    cached = {"data": {"cache_features": True, "cache_dir": str(cache)}}
+    for name in ("-cold", "-warm"):
+        run = lab.run(engine, 2, 2, name=name, **cached)
+        assert difference(run, lab.reference(**trains("lora"))) < TOLERANCE
+        assert list((cache / "features").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine(lab: Lab, engine: str) -> None:
+    settings = trains("lora", train_vision=True, gradient_checkpointing=True)
+    settings["optim"] = {"vision_learning_rate": 1e-3}
+    assert difference(lab.run(engine, 2, 4, **settings), lab.reference(**settings)) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_data_without_a_picture_trains_on_two_ranks(lab: Lab, engine: str) -> None:
+    settings = {"data": {"train": str(lab.folder / "text.json")}}
+    assert difference(lab.run(engine, 2, 4, **settings), lab.reference(**settings)) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fewer_records_than_ranks_and_micro_batches_train(lab: Lab, engine: str) -> None:
+    few = write_records(lab.folder / "few.json", mixed_records(1))
+    settings = {"data": {"train": str(few)}}
+    run = lab.run(engine, 2, 4, **settings)
+    assert [line["num_examples"] for line in metrics(run)] == [1] * 5
+    assert difference(run, lab.reference(**settings)) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def broken(lab: Lab) -> dict[str, Any]:
+    """Data that was read through, and then one of its pictures broke."""
+    shutil.copytree(PARITY / "images", lab.folder / "images")
+    settings = {"data": {"images": str(lab.folder / "images"), "on_bad_record": "skip"}}
+    lab.reference(train={"max_steps": 1}, **settings)
+    picture = lab.folder / "images" / "t1.png"
+    Image.open(picture).save(picture, format="PNG")
+    picture.write_bytes(picture.read_bytes()[:-40])
+    return settings
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_picture_that_breaks_is_left_out_on_its_rank_and_all_go_on(
+    lab: Lab, broken: dict[str, Any], engine: str
+) -> None:
+    run, reference = lab.run(engine, 2, 4, **broken), lab.reference(**broken)
+    assert difference(run, reference) < TOLERANCE
+    skipped, expected = ({*(path / "skipped.txt").read_text().splitlines()} for path in (run, reference))
+    assert skipped == expected and all("t1.png" in line for line in skipped)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_without_a_finite_norm_makes_no_update(lab: Lab, engine: str) -> None:
+    settings = {"optim": {"learning_rate": 1e30}, "train": {"on_nonfinite": "skip"}}
+    run, reference = lab.run(engine, 2, 2, **settings), lab.reference(**settings)
+    lines = [json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 5]
+    ours, theirs = (weights(path / "export") for path in (run, reference))
+    assert all(bool(tensor.isfinite().all()) for tensor in ours.values())
+    assert distance(_smaller(ours), _smaller(theirs)) < TOLERANCE
+
+
+def _smaller(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In fp64: the squares of weights of this size have no place in fp32."""
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def test_the_folder_of_a_run_has_one_writer(lab: Lab) -> None:
+    run: Path = lab.run("zero3", 2, 4, **trains("lora"))
+    assert not [path for path in run.rglob("*") if ".tmp" in path.name]
+    steps = [line["step"] for line in metrics(run)]
+    assert steps == sorted(set(steps)), "no step was written twice"
