@@ -1,0 +1,174 @@
+"""Every profile from the command that a user types, on two CPU processes: to the end, to a mistake, to a killed rank."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from backends.jobs import TOLERANCE, Lab, environment, launch_command
+from PIL import Image
+from runs import PARITY, metrics
+from test_backends import assert_same_metrics, difference
+
+from llava_accel.recipe.toml import to_toml
+
+MINUTE = 60.0
+MULTINODE = "multinode_zero3"
+
+
+@dataclass
+class Launch:
+    """A launched training. `text` is all that it has printed."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def end(self, seconds: float) -> int:
+        """Wait for the exit code."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            for process in (*self._children(), self.process):
+                process.kill()
+
+    def worker(self, rank: int) -> psutil.Process:
+        """The process of a rank of this launcher's."""
+        return next(p for p in self._children() if p.environ().get("LOCAL_RANK") == str(rank))
+
+    def _children(self) -> list[psutil.Process]:
+        if self.process.poll() is not None:
+            return []
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+class Launches:
+    """Starts trainings on the lab's base and data, and ends what a test has left behind."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.lab, self.folder = lab, folder
+        self.run = folder / "run"
+        self._started: list[Launch] = []
+
+    def start(self, profile: str, *overrides: str, ranks: int = 2, extra: tuple[str, ...] = ()) -> Launch:
+        """`accelerate launch --config_file launch/PROFILE.yaml --num_processes 2 -m llava_accel.train RECIPE ...`"""
+        tables = self.lab.tables("", 2, 2, {})
+        tables["run"]["output_dir"] = str(self.run)
+        (self.folder / "recipe.toml").write_text(to_toml(tables))
+        command = [*launch_command(profile, ranks, *extra), "-m", "llava_accel.train", str(self.folder / "recipe.toml")]
+        log = self.folder / f"log-{len(self._started)}.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*command, *overrides], stdout=file, stderr=subprocess.STDOUT, text=True, env=environment()
+            )
+        self._started.append(Launch(process, log))
+        return self._started[-1]
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for launch in self._started:
+            launch.end(0) if launch.process.poll() is not None else launch.process.terminate()
+        for launch in self._started:
+            launch.end(MINUTE)
+
+
+@pytest.fixture
+def launches(lab: Lab, tmp_path: Path) -> Iterator[Launches]:
+    launches = Launches(lab, tmp_path)
+    yield launches
+    launches.end()
+
+
+@pytest.mark.parametrize("profile", ["cpu", "zero2", "zero3_offload", MULTINODE])
+def test_a_profile_is_rehearsed_by_the_command_that_a_user_types(launches: Launches, profile: str) -> None:
+    launch = launches.start(profile)
+    assert launch.end(3 * MINUTE) == 0, launch.text
+    assert launch.text.count("rehearsal: ") == 1
+    assert_same_metrics(launches.run, launches.lab.reference())
+    assert difference(launches.run, launches.lab.reference()) < TOLERANCE
+
+
+@pytest.mark.parametrize("profile", ["ddp", "fsdp2"])
+def test_a_killed_rank_ends_the_others_within_a_minute(launches: Launches, profile: str) -> None:
+    launch = launches.start(profile, "train.max_steps=1000000", 'optim.schedule="constant"')
+    until = time.monotonic() + 2 * MINUTE
+    while not (launches.run / "metrics.jsonl").exists() or len(metrics_so_far(launches.run)) < 3:
+        assert launch.process.poll() is None and time.monotonic() < until, launch.text
+        time.sleep(0.1)
+    os.kill(launch.worker(1).pid, signal.SIGKILL)
+    assert launch.end(MINUTE) != 0
+    assert launch.text.count("rehearsal: ") == 1 and "SIGKILL" in launch.text
+    # The same steps as with every other profile, up to there.
+    expected = [line["num_targets"] for line in metrics(launches.lab.reference())]
+    assert [line["num_targets"] for line in metrics_so_far(launches.run)[:3]] == expected[:3]
+
+
+def metrics_so_far(run: Path) -> list[dict[str, float]]:
+    """The whole lines of a file that is being written."""
+    text = (run / "metrics.jsonl").read_text()
+    (run / "so-far").mkdir(exist_ok=True)
+    (run / "so-far" / "metrics.jsonl").write_text(text[: text.rfind("\n") + 1])
+    return metrics(run / "so-far")
+
+
+@pytest.mark.parametrize("profile", ["ddp", "zero3"])
+def test_a_picture_that_breaks_on_one_rank_ends_all_with_one_message(
+    launches: Launches, profile: str, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "images"
+    pictures.mkdir()
+    for file in (PARITY / "images").iterdir():
+        (pictures / file.name).write_bytes(file.read_bytes())
+    moved = {"images": str(pictures), "cache_dir": str(tmp_path / "cache")}
+    launches.lab.reference(data=moved, train={"max_steps": 1})  # it reads all data through
+    broken = pictures / "t1.png"
+    Image.open(broken).save(broken, format="PNG")
+    broken.write_bytes(broken.read_bytes()[:-40])
+    launch = launches.start(profile, *(f'data.{key}="{value}"' for key, value in moved.items()))
+    assert launch.end(2 * MINUTE) != 0
+    (message,) = [line for line in launch.text.splitlines() if line.startswith("error:")]
+    assert "data.json, row" in message and "t1.png" in message
+    assert "llava_accel/run" not in launch.text, "another rank had something to add"
+
+
+def test_a_mistake_that_all_ranks_meet_is_said_once(launches: Launches) -> None:
+    launch = launches.start("ddp", "optim.learning_rat=1")
+    assert launch.end(2 * MINUTE) != 0
+    assert launch.text.count("learning_rat = 1") == 1 and "llava_accel/run" not in launch.text
+
+
+def test_two_machines_train_and_resume_and_one_of_them_writes(launches: Launches, tmp_path: Path) -> None:
+    port = str(20000 + os.getpid() % 20000)
+    # A rate that does not depend on the length of the run, so that the second start may be longer than the first.
+    optim = {"schedule": "constant", "warmup_fraction": 0.0, "optimizer": "sgd", "learning_rate": 0.5}
+    flat = [f"optim.{key}={json.dumps(value)}" for key, value in optim.items()]
+
+    def both(first: list[str], second: list[str]) -> list[Launch]:
+        address = ("--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port)
+        started = [
+            launches.start(MULTINODE, *flat, *overrides, extra=(*address, "--machine_rank", str(machine)))
+            for machine, overrides in enumerate((first, second))
+        ]
+        for launch in started:
+            assert launch.end(3 * MINUTE) == 0, launch.text
+        return started
+
+    # The folder is another one on the second machine: what it wrote would be there.
+    both(["train.max_steps=2"], ["train.max_steps=2", f"run.output_dir={json.dumps(str(tmp_path / 'second'))}"])
+    assert not (tmp_path / "second").exists()
+    assert [path.name for path in (launches.run / "checkpoints").iterdir()] == ["step-000002"]
+    first, second = both([], [])
+    assert first.text.count("rehearsal: ") == 1 and "rehearsal: " not in second.text
+    assert "resumed from" in first.text and "resumed from" not in second.text
+    reference = launches.lab.reference(optim=optim)
+    assert_same_metrics(launches.run, reference)
+    assert difference(launches.run, reference) < TOLERANCE
