@@ -1,14 +1,17 @@
 """Promises of the recipe's errors: everything wrong is said at once. Which keys: tests/broken/broken_recipes.py."""
 
 import pickle
+import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_accel.recipe import Recipe, RecipeError, load_recipe, make_recipe
+from llava_accel.recipe import Recipe, RecipeError, RecipeWarning, load_recipe, make_recipe
 from llava_accel.recipe.keys import KEYS, OTHER_NAMES
+from llava_accel.recipe.toml import to_toml
 
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
 
@@ -85,15 +88,53 @@ def test_the_error_crosses_processes(smallest: Path) -> None:
 
 
 NAMES = st.sampled_from([part for key in KEYS for part in key.split(".")]) | st.text(max_size=8)
-SCALARS = st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["auto", "null", "full"])
+SCALARS = (
+    st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec="utf-8"))
+    | st.sampled_from(["auto", "null", "full"])
+)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.dictionaries(NAMES, st.dictionaries(NAMES, VALUES, max_size=4) | VALUES, max_size=4))
 def test_whatever_a_file_holds_is_a_recipe_or_a_readable_refusal(tables: dict[str, object]) -> None:
     try:
         assert isinstance(make_recipe(tables), Recipe)
     except RecipeError as error:
         assert error.problems and str(error)
+        assert all(problem.given and problem.expected and problem.remedy for problem in error.problems)
+
+
+TOML_TEXT = st.sampled_from(
+    ["", "nan", "-inf", "1e999", "0x1F", "1_0", "07:32:00", "1979-05-27", "1979-05-27T07:32:00Z", "[1, 'a', [true]]",
+     "{a = {b = []}}", "'\\u0000'", '"\\u0000"', '"\\u001b[31m"', "9" * 5000, "[" * 3000, "\ud800", "true false"]
+) | st.text(max_size=12)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    values=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3),
+    overrides=st.lists(st.tuples(st.sampled_from(KEYS) | st.text(max_size=8), TOML_TEXT), max_size=3),
+)
+def test_any_value_of_any_key_is_a_recipe_or_a_readable_refusal(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object], overrides: list[tuple[str, str]]
+) -> None:
+    tables = tomllib.loads(SMALLEST)
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[name] = value
+    path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    path.write_bytes(to_toml(tables).encode("utf-8", "surrogateescape"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecipeWarning)
+            assert isinstance(load_recipe(path, [f"{key}={text}" for key, text in overrides]), Recipe)
+    except RecipeError as error:
+        assert error.problems and str(error).encode()
         assert all(problem.given and problem.expected and problem.remedy for problem in error.problems)

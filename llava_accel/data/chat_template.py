@@ -19,6 +19,9 @@ _MARKS = re.compile("\ue000(\\d+)\\.(\\d+)\ue001")
 _REMEDY = "Name one of LLaVA's templates: v1, plain, llava_llama_2, mistral_instruct, chatml"
 _PROBE = [Turn("user", "q"), Turn("assistant", "a")]
 
+_REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What a template raises on a conversation that it was not written for, or in its box (jinja2's sandbox)."""
+
 Message = dict[str, str | list[dict[str, str]]]
 
 
@@ -118,7 +121,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=generation,
             )
-        except (TemplateError, TypeError) as error:
+        except _REFUSALS as error:
             problem = f"the base's chat template refuses the conversation ({printable(error)})"
             raise DataError("roles", problem, "Change its turns, or choose another model.template") from None
         assert isinstance(text, str)

@@ -32,7 +32,10 @@ class Batch:
     image_positions: Int[Tensor, "places"]
     """Where the tokens of a picture begin; a picture may stand in several places."""
     image_index: Int[Tensor, "places"]
-    """Which of `pixel_values`, and behind them of `tower_features`, stands there."""
+    """Which picture stands there, counted in the order in which they first stand in the rows."""
+    picture_order: Int[Tensor, "different"]
+    """For each of these pictures its place among `pixel_values` and, behind them, `tower_features`. Sums over pictures
+    are taken in the order of the rows: were it that of the cache, it would depend on what the cache held already."""
     target_positions: Int[Tensor, "targets"]
     """Whose hidden states predict."""
     target_ids: Int[Tensor, "targets"]
@@ -64,7 +67,9 @@ def collate(
     # Padding goes on counting, so that no attention kernel takes it for the start of another packed sequence.
     position_ids = np.tile(np.arange(seq, dtype=np.int64), (shape[0], 1))
     subtree_end = np.zeros(shape, dtype=np.int64)
-    files = place_pictures((name for row in rows for name in row.images), pictures)
+    names = [name for row in rows for name in row.images]
+    files = place_pictures(names, pictures)
+    first = {name: place for place, name in enumerate(dict.fromkeys(names))}
     places: list[int] = []
     which: list[int] = []
     for number, row in enumerate(rows):
@@ -74,7 +79,7 @@ def collate(
         subtree_end[number, :length] = row.subtree_end
         for start, name in zip(row.image_starts, row.images, strict=True):
             places.append(number * seq + start)
-            which.append(files[name])
+            which.append(first[name])
     batch = Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
@@ -83,6 +88,7 @@ def collate(
         **stack_pictures([pictures[name] for name in files], image_shape),
         image_positions=torch.tensor(places, dtype=torch.int64),
         image_index=torch.tensor(which, dtype=torch.int64),
+        picture_order=torch.tensor([files[name] for name in first], dtype=torch.int64),
         target_positions=_joined([row.target_positions + n * seq for n, row in enumerate(rows)], torch.int64),
         target_ids=_joined([row.target_ids for row in rows], torch.int64),
         target_weights=_joined([row.target_weights for row in rows], torch.float32),

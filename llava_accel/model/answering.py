@@ -152,7 +152,7 @@ def _attention(objective: Objective, mask: Bool[Tensor, "rows 1 some keys"]) -> 
 def _embeds(objective: Objective, batch: Loaded, blind: bool) -> Float[Tensor, "rows seq hidden"]:
     input_ids = _tensor(batch, "input_ids")
     embeds = objective.llava.get_input_embeddings()(input_ids)
-    pictures = (_tensor(batch, name) for name in ("pixel_values", "tower_features", "picture_names"))
+    pictures = (_tensor(batch, name) for name in ("pixel_values", "tower_features", "picture_names", "picture_order"))
     # Also without pictures: ranks that share each weight run the same modules.
     features = objective.image_features(*pictures)
     if blind:

@@ -90,13 +90,14 @@ class Objective(nn.Module):
         target_weights: Float[Tensor, "targets"],
         tower_features: Float[Tensor, "cached tokens channels"],
         picture_names: UInt8[Tensor, "named digest"],
+        picture_order: Int[Tensor, "different"],
         **_: Tensor,
     ) -> Float[Tensor, ""]:
         """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`."""
         llava = self.llava
         embeds = llava.get_input_embeddings()(input_ids)
         self._enter("vision")
-        features = self.image_features(pixel_values, tower_features, picture_names)
+        features = self.image_features(pixel_values, tower_features, picture_names, picture_order)
         self._enter("forward")
         embeds = place_features(embeds, features[image_index], image_positions)
         hidden = llava.model.language_model(
@@ -143,8 +144,9 @@ class Objective(nn.Module):
         pixel_values: Float[Tensor, "pictures 3 h w"],
         tower_features: Float[Tensor, "cached tokens channels"],
         picture_names: UInt8[Tensor, "named digest"],
+        order: Int[Tensor, "different"] | None = None,
     ) -> Float[Tensor, "features tokens2 hidden"]:
-        """Projected features: of `pixel_values`, then of `tower_features`.
+        """Projected features: of `pixel_values`, then of `tower_features`, or in `order` (`Batch.picture_order`).
 
         Where there are neither, those of a blank picture, so that the graph is the same on every rank.
         """
@@ -159,7 +161,8 @@ class Objective(nn.Module):
             blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), picture_names)
             found = found or [blank]
         found = found or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
-        return projector(torch.cat([features.to(weight) for features in found]))
+        joined = torch.cat([features.to(weight) for features in found])
+        return projector(joined if order is None or len(found) == 1 else joined[order])
 
     def encode(
         self, pixel_values: Float[Tensor, "pictures 3 h w"], names: UInt8[Tensor, "named digest"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from llava_accel.data.json_lines import read_json_lines
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.checkpoint import Checkpoints
@@ -105,7 +106,7 @@ def show_answers(path: Path, screen: Screen) -> None:
     """A few answers, spread over the evaluation data."""
     if not path.exists():
         return
-    predictions = [json.loads(text) for text in path.read_text().splitlines()]
+    predictions = read_json_lines(path)
     shown = predictions[:: max(1, len(predictions) // _SHOWN_ANSWERS)][:_SHOWN_ANSWERS]
     rows = [
         [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]

@@ -22,6 +22,7 @@ from samples import (
     record,
     rounds,
     spans,
+    texts,
 )
 from transformers import PreTrainedTokenizerFast
 
@@ -100,10 +101,16 @@ def test_an_empty_answer_teaches_only_the_end(template: str) -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(rounds=rounds, template=st.sampled_from(list(TEMPLATES)), has_image=st.booleans(), legacy=st.booleans())
-@hypothesis_example(rounds=[("", ""), ("", "</s>")], template="v1", has_image=True, legacy=False)
+@given(
+    rounds=rounds,
+    system=st.none() | texts,
+    template=st.sampled_from(list(TEMPLATES)),
+    has_image=st.booleans(),
+    legacy=st.booleans(),
+)
+@hypothesis_example(rounds=[("", ""), ("", "</s>")], system="</s>", template="v1", has_image=True, legacy=False)
 def test_targets_are_exactly_the_answers_and_their_ends(
-    rounds: list[tuple[str, str]], template: str, has_image: bool, legacy: bool
+    rounds: list[tuple[str, str]], system: str | None, template: str, has_image: bool, legacy: bool
 ) -> None:
     tokenizer = byte_level() if template == "chatml" else llama(legacy)
     rounds = rounds[:1] if template == "plain" else rounds
@@ -111,7 +118,12 @@ def test_targets_are_exactly_the_answers_and_their_ends(
         rounds = [(question, answer.replace("<image>", "")) for question, answer in rounds]
         rounds[0] = (f"<image>\n{rounds[0][0]}", rounds[0][1])
     flat = [text for pair in rounds for text in pair]
-    example = encode(encoder(tokenizer, template), record(*flat, image="t0.png" if has_image else ()))
+    fields = record(*flat, image="t0.png" if has_image else ())
+    if system is not None:
+        turns = fields["conversations"]
+        assert isinstance(turns, list)
+        turns.insert(0, {"from": "system", "value": system.replace("<image>", "") if has_image else system})
+    example = encode(encoder(tokenizer, template), fields)
     found = spans(example)
     assert len(found) == len(rounds)
     for span, (_, answer) in zip(found, rounds, strict=True):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from samples import PARITY, corpus_of, encoder, record, write_lines
+from samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, llama, record, write_lines
 
+from llava_accel.data.conversation import TEMPLATES
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import parse_record
 
@@ -74,12 +75,17 @@ turn = st.fixed_dictionaries({"from": speaker, "value": st.sampled_from(["", "Q"
             "answers": json_values,
             "question": json_values,
         },
-    )
+    ),
+    template=st.sampled_from([*TEMPLATES, "auto"]),
 )
-@example(fields=record("<image>", "A", image="x" * 300))
-def test_any_json_is_an_example_or_a_data_error(fields: dict[str, object]) -> None:
+@example(fields=record("<image>", "A", image="x" * 300), template="v1")
+@example(fields=record("Q", "A", "Q", "A"), template="plain")
+def test_any_json_is_an_example_or_a_data_error(fields: dict[str, object], template: str) -> None:
+    tokenizer = byte_level() if template in ("chatml", "auto") else llama()
     try:
         checked = parse_record(json.dumps(fields).encode(), 1)
-        encoder()(checked, 0, PARITY / "images")
+        encode_any = encoder(tokenizer, template, chat_template=CHATML_PARTS if template == "auto" else None)
+        example = encode_any(checked, 0, PARITY / "images").example
+        assert example.num_targets and not example.is_target[0]
     except DataError as error:
         assert error.problem and error.remedy

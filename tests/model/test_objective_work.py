@@ -132,6 +132,25 @@ def test_the_selected_layer_is_transformers_own_and_those_behind_it_do_not_run(t
     assert torch.equal(found, expected[:, 1:] if tower == "clip" else expected)
 
 
+@pytest.mark.parametrize("known", ["a", "c", "ac", "bd", "abcd"])
+def test_which_pictures_are_stored_already_changes_no_bit(llava: LlavaForConditionalGeneration, known: str) -> None:
+    """A worker may read a picture before or after its features are stored, and so may a run that goes on."""
+    rows = [chain(example) for example in MIXED]
+    objective = Objective(llava, VOCABULARY)
+    llava.model.vision_tower.requires_grad_(False)
+    with torch.no_grad():
+        found = objective_file.tower_features(llava.model.vision_tower, llava.config, torch.stack([*PIXELS.values()]))
+    stored = {name: Picture(row) for name, row in zip(PIXELS, found, strict=True) if name in known}
+    gradients = []
+    for pictures in (PICTURES, PICTURES | stored):
+        llava.zero_grad()
+        objective(**collate(rows, pictures, (3, PX, PX))).backward()
+        gradients.append({name: p.grad for name, p in llava.named_parameters() if p.grad is not None})
+    first, second = gradients
+    assert first.keys() == second.keys() and any("projector" in name for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_stored_features_take_the_place_of_pixels(llava: LlavaForConditionalGeneration) -> None:
     rows = [chain(example) for example in MIXED]
     objective = Objective(llava, VOCABULARY)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_accel.data.json_lines import read_json_lines
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
 from llava_accel.run.choosing import Line, best_evaluation, read_lines
 from llava_accel.run.progress import PROGRESS
@@ -85,7 +86,7 @@ class History:
         if not path.is_file():
             return []
         try:
-            return [json.loads(text) for text in path.read_text().splitlines()]
+            return read_json_lines(path)
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
 
