@@ -1,6 +1,7 @@
 """What the user sees: rich on a terminal, plain lines elsewhere, nothing twice on several ranks."""
 
 import atexit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+_PATIENCE_S = 5.0
 
 
 @runtime_checkable
@@ -39,18 +42,21 @@ class _RichBar:
 
 
 class _PlainBar:
-    """About twenty lines a phase where the output is a file: a bar would fill it with control characters."""
+    """At most twenty lines a phase where the output is a file: a bar would fill it with control characters.
+
+    A line that says nothing but how far it is comes only where somebody may begin to wonder.
+    """
 
     def __init__(self, console: Console, name: str, total: int, done: int) -> None:
         self._console, self._name, self._total, self._done = console, name, total, done
         self._every = max(1, total // 20)
-        self._printed = done // self._every
+        self._printed, self._since = done // self._every, time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self._done += count
-        due = self._done // self._every
-        if due > self._printed or self._done == self._total:
-            self._printed = due
+        due, now = self._done // self._every, time.monotonic()
+        if (due > self._printed or self._done == self._total) and (note or now - self._since > _PATIENCE_S):
+            self._printed, self._since = due, now
             self._console.print(f"{self._name} {self._done:,}/{self._total:,} {note}".rstrip(), soft_wrap=True)
 
     def close(self) -> None:

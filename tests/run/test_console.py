@@ -14,22 +14,33 @@ def test_a_phase_prints_about_twenty_lines_where_the_output_is_no_terminal(capsy
     assert len(lines) == 20
 
 
-def test_a_short_phase_prints_every_step_and_an_empty_one_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen()
-    with screen.bar("evaluate", 3) as bar:
-        for _ in range(3):
+def test_a_phase_without_news_prints_nothing_before_somebody_wonders(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 5.5, 6.0, 11.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with Screen().bar("evaluate", 4) as bar:
+        for _ in range(4):
             bar.advance()
+    assert capsys.readouterr().out.splitlines() == ["evaluate 2/4", "evaluate 4/4"]
+
+
+def test_a_short_phase_prints_every_note_and_an_empty_one_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    with screen.bar("train", 3) as bar:
+        for _ in range(3):
+            bar.advance(1, "loss")
     with screen.bar("nothing", 0):
         pass
-    assert capsys.readouterr().out.splitlines() == ["evaluate 1/3", "evaluate 2/3", "evaluate 3/3"]
+    assert capsys.readouterr().out.splitlines() == ["train 1/3 loss", "train 2/3 loss", "train 3/3 loss"]
 
 
 def test_a_resumed_phase_goes_on_from_where_it_stood(capsys: pytest.CaptureFixture[str]) -> None:
     bar = Screen().open_bar("train", 4, 2)
-    bar.advance()
-    bar.advance()
+    bar.advance(1, "loss")
+    bar.advance(1, "loss")
     bar.close()
-    assert capsys.readouterr().out.splitlines() == ["train 3/4", "train 4/4"]
+    assert capsys.readouterr().out.splitlines() == ["train 3/4 loss", "train 4/4 loss"]
 
 
 def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
