@@ -40,6 +40,7 @@ def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> T
         targets = find_targets(model, table.lora.targets)
         if adapter and table.lora.targets == "auto":
             targets = adapter.choose(targets)
+        model.name_or_path = table.base or table.language_model  # peft writes down what the model calls itself
         config = lora_config(table.lora, compact(targets, model), table.base or table.language_model)
         with warnings.catch_warnings():
             # peft asks for an attribute that transformers 5 is about to rename.
