@@ -22,6 +22,7 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import build_accelerator, resolve_precision
 from llava_accel.run.bench_loop import Job, Timed
+from llava_accel.run.bench_ranks import compare_ranks
 from llava_accel.run.bench_trainer import PlainTrainer
 from llava_accel.run.cli import read_recipe, recipe_parser, run
 from llava_accel.run.console import Screen
@@ -174,11 +175,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="windows of a pass (10)")
     parser.add_argument("--rounds", type=int, default=5, help="passes (5)")
     parser.add_argument("--against", choices=["trainer"], help="compare with a plain transformers.Trainer")
+    parser.add_argument("--profiles", type=Path, nargs="+", help="launch profiles to run, each beside one process")
+    parser.add_argument("--processes", type=int, default=2, help="of each profile (2)")
     arguments = parser.parse_intermixed_args()
     run(lambda: _verb(arguments))
 
 
 def _verb(arguments: argparse.Namespace) -> None:
+    if arguments.profiles:
+        recipe, processes = read_recipe(arguments), arguments.processes
+        compare_ranks(recipe, arguments.profiles, processes, arguments.steps, arguments.rounds)
+        return
     bench(read_recipe(arguments), arguments.steps, arguments.rounds, arguments.against)
 
 

@@ -1,5 +1,6 @@
 """Wrong ways to scale and synchronise a step, each of which people have shipped. Exactness tests must fail on every one."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from llava_accel import train as train_module
 from llava_accel.model.objective import Objective
+from llava_accel.run.traffic import Traffic
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
 _count = train_module.count_targets
@@ -74,6 +76,24 @@ def note_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Objective, "forward", noting)
 
 
+def note_traffic(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: rank 0 notes in FOLDER/traffic.jsonl what it sends within each micro-batch, and if it is a last one."""
+    right, start = train_module.gradient_sync, train_module.open_run
+    folder: list[Path] = []
+
+    @contextmanager
+    def noting(accelerator: Any, model: Any, *, enabled: bool) -> Iterator[None]:
+        with right(accelerator, model, enabled=enabled), Traffic() as traffic:
+            yield
+        if accelerator.is_main_process:
+            with (folder[0] / "traffic.jsonl").open("a") as file:
+                file.write(json.dumps({"last": enabled, **traffic.sent}) + "\n")
+
+    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
+    patch.setattr(train_module, "gradient_sync", noting)
+
+
+NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_pictures, note_traffic)}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (
@@ -91,5 +111,5 @@ def applied(name: str | None) -> Iterator[None]:
     """Break the code for the time of a block."""
     with pytest.MonkeyPatch.context() as patch:
         if name:
-            (MUTANTS | {"note_pictures": note_pictures})[name](patch)
+            (MUTANTS | NOTES)[name](patch)
         yield

@@ -96,7 +96,8 @@ def measure(base: Path, naive: bool) -> None:
         if naive:
             if accelerator.deepspeed_plugin:
                 model._config.zero_config.gather_16bit_weights_on_model_save = True
-            state: dict[str, Tensor] = accelerator.get_state_dict(model)  # pyright: ignore[reportAssignmentType]
+            # Other ranks of ZeRO-3 get none.
+            state: dict[str, Tensor] = accelerator.get_state_dict(model) or {}  # pyright: ignore[reportAssignmentType]
         else:
             state = dict(gathered_weights(accelerator, model, is_saved(objective, settings)))
         found["naive gather" if naive else "gather"] = peak.take()
