@@ -2,23 +2,32 @@
 # Several machines under SLURM, started again after a preemption:
 #   sbatch --nodes 2 --gpus-per-node 8 launch/slurm.sh recipes/finetune_full.toml [table.key=value ...]
 # PROFILE=launch/fsdp2.yaml sbatch ... takes another profile. run.output_dir must be on a shared file system.
+# As the queue shows it:
 #SBATCH --job-name=llava-accel
+# One launcher a machine; it starts a process for each GPU:
 #SBATCH --ntasks-per-node=1
+# For the launcher, its processes, and their data.workers:
 #SBATCH --cpus-per-task=32
+# Of one start:
 #SBATCH --time=24:00:00
+# The job may be queued again, by SLURM and by the last lines of this script:
 #SBATCH --requeue
+# One log over all starts:
 #SBATCH --open-mode=append
+# Two minutes before the time is up, to this script alone: see `end`:
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
 profile=${PROFILE:-launch/multinode_zero3.yaml}
-host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+host=${hosts%%$'\n'*} # the first; `| head` would break the pipe, which ends this script
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one machine must not meet each other
 gpus=${SLURM_GPUS_ON_NODE:?ask for GPUs with --gpus-per-node}
 
 # The contract with the training: SIGTERM makes every rank finish its step, write a checkpoint within 30 seconds, the
-# time that the launcher leaves its processes, and end. What is started again takes up the newest complete checkpoint
-# (run.resume = "auto"). The launcher does not hand on the exit code, so who asked for the end decides about a new start.
+# time that the launcher leaves its processes, and end with code 75 (EX_TEMPFAIL: start the same command again). What is
+# started again takes up the newest complete checkpoint (run.resume = "auto"). The launcher makes 1 of any code, so it is
+# remembered here who asked for the end: then the job is queued again, and after an error of its own it is not.
 asked_to_end=false
 end() {
   asked_to_end=true

@@ -76,7 +76,7 @@ def _own(recipe: Recipe, folder: Path) -> Recipe:
     changes = {
         "data": recipe.data.model_copy(update={"cache_dir": str(folder)}),
         "run": recipe.run.model_copy(update={"output_dir": str(folder / "run")}),
-        "log": recipe.log.model_copy(update={"trackers": []}),
+        "log": recipe.log.model_copy(update={"trackers": ()}),
     }
     return recipe.model_copy(update=changes)
 

@@ -66,7 +66,7 @@ def _launch(recipe: Recipe, launcher: list[str], processes: int, threads: int, s
             update={
                 "run": recipe.run.model_copy(update={"output_dir": str(folder)}),
                 "train": recipe.train.model_copy(update={"per_device_batch_size": size}),
-                "log": recipe.log.model_copy(update={"trackers": []}),
+                "log": recipe.log.model_copy(update={"trackers": ()}),
             }
         )
         (folder / "recipe.toml").write_text(dump_recipe(own))
