@@ -41,9 +41,9 @@ class Batch:
     target_ids: Int[Tensor, "targets"]
     target_weights: Float[Tensor, "targets"]
     indices: Int[Tensor, "examples"]
-    """Places in the data of the examples, for reports."""
+    """Places in the data of the records, for reports."""
     num_tokens: Int[Tensor, ""]
-    """Tokens of the examples, without padding and with a shared prefix counted for each of them."""
+    """Tokens of the records, without padding and with a shared prefix counted for each of them."""
 
 
 def collate(

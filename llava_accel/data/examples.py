@@ -18,11 +18,17 @@ from llava_accel.data.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An example, the turns of user and assistant that it holds, and how many were dropped to make it fit."""
+    """A record's examples, the turns of user and assistant that each holds, and how many were dropped to make it fit."""
 
-    example: Example
+    examples: tuple[Example, ...]
+    """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1."""
     num_turns: int
     dropped_turns: int = 0
+
+    @property
+    def example(self) -> Example:
+        """The first. All have the same pictures and the same prompt."""
+        return self.examples[0]
 
 
 class Encoder:
@@ -33,7 +39,7 @@ class Encoder:
         image_token_id, num_image_tokens: See `Labeller`.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
-        image_placement, max_length, on_too_long: The recipe's keys of that name.
+        answers, image_placement, max_length, on_too_long: The recipe's keys of that name.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Encoder:
         *,
         template: str,
         chat_template: str | None = None,
+        answers: Literal["most_frequent", "weighted"] = "most_frequent",
         image_placement: Literal["start", "in_place"] = "start",
         max_length: int = 2048,
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
@@ -52,6 +59,7 @@ class Encoder:
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
+        self._is_weighted = answers == "weighted"
         self._placement = image_placement
         self._max_length = max_length
         self._on_too_long = on_too_long
@@ -76,13 +84,13 @@ class Encoder:
         dropped = 0
         images = [str(find_image(root, name)) for name in record.images]
         while True:
-            example = self._label(self.pieces(record), images[: len(record.images)], index)
-            if not example.num_targets:
+            examples = self._examples(record, images[: len(record.images)], index)
+            if not any(example.num_targets for example in examples):
                 raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
-            length = len(example.input_ids)
+            length = max(len(example.input_ids) for example in examples)
             if length <= self._max_length:
                 num_turns = sum(turn.role != "system" for turn in record.turns)
-                return Encoded(example, num_turns, dropped)
+                return Encoded(examples, num_turns, dropped)
             shorter = _without_last_round(record) if self._on_too_long == "drop_turns" else None
             if shorter is None:
                 raise DataError(
@@ -93,13 +101,32 @@ class Encoder:
             dropped += 2
             record = shorter
 
+    def _examples(self, record: Record, images: list[str], index: int) -> tuple[Example, ...]:
+        if not self._is_weighted or not record.answers:
+            return (self._label(self.pieces(record), images, index),)
+        total = sum(count for _, count in record.answers)
+        found: list[Example] = []
+        for text, count in sorted(record.answers, key=lambda answer: -answer[1]):
+            turns = (*record.turns[:-1], replace(record.turns[-1], text=text))
+            example = self._label(self.pieces(replace(record, turns=turns)), images, index)
+            repeated = max((_common(example, other) for other in found), default=0)
+            found.append(replace(example, weight=count / total, num_repeated=repeated))
+        return tuple(found)
+
+
+def _common(one: Example, other: Example) -> int:
+    """Leading tokens that two answers to one record have in common."""
+    length = min(len(one.input_ids), len(other.input_ids))
+    return int(np.argmin(np.append(one.input_ids[:length] == other.input_ids[:length], False)))
+
 
 def _without_last_round(record: Record) -> Record | None:
     turns = record.turns[:-2]
     if sum(turn.role != "system" for turn in turns) == 0:
         return None
     num_images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
-    return replace(record, turns=turns, images=record.images[:num_images] if record.images else ())
+    images = record.images[:num_images] if record.images else ()
+    return replace(record, turns=turns, images=images, answers=())  # the answers were to the round that is gone
 
 
 def find_pictures(record: Record, index: int, root: Path) -> Encoded:
@@ -111,4 +138,4 @@ def find_pictures(record: Record, index: int, root: Path) -> Encoded:
     images = tuple(str(find_image(root, name)) for name in record.images)
     num_turns = sum(turn.role != "system" for turn in record.turns)
     ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])
-    return Encoded(Example(input_ids=ids, is_target=is_target, images=images, index=index), num_turns)
+    return Encoded((Example(input_ids=ids, is_target=is_target, images=images, index=index),), num_turns)

@@ -39,6 +39,10 @@ class Example:
     """Picture files, one for each of `image_starts`."""
     index: int = -1
     """Place of the record in the data; -1 outside a data set."""
+    weight: float = 1.0
+    """Factor on the loss of its targets: the share of the annotators who gave this answer."""
+    num_repeated: int = 0
+    """Leading tokens that another answer to the same record holds already; 0 for a record's first answer."""
 
     @property
     def num_targets(self) -> int:

@@ -12,6 +12,7 @@ from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import Picture, Pictures
 from llava_accel.data.labels import Example
+from llava_accel.data.packing import pack_rows
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import MicroBatch, Window
 from llava_accel.data.trie import chain, share_rows
@@ -23,10 +24,11 @@ Loaded = dict[str, Tensor | bool]
 class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
     """Index: the rows of a micro-batch. Errors travel as values: raised in a worker they would lose their message."""
 
-    def __init__(self, corpus: Corpus, pictures: Pictures, share_up_to: int) -> None:
+    def __init__(self, corpus: Corpus, pictures: Pictures, share_up_to: int, pack: bool) -> None:
         self._corpus = corpus
         self._pictures = pictures
         self._share_up_to = share_up_to
+        self._pack = pack
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Loaded, list[DataError]]:
         examples: list[Example] = []
@@ -34,12 +36,14 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
         errors: list[DataError] = []
         for index in micro_batch:
             try:
-                example = self._corpus.encode(index).example
-                pictures |= {name: self._pictures.load(Path(name)) for name in example.images if name not in pictures}
-                examples.append(example)
+                found = self._corpus.encode(index)
+                names = found.example.images
+                pictures |= {name: self._pictures.load(Path(name)) for name in names if name not in pictures}
+                examples += found.examples
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))
         rows = share_rows(examples, self._share_up_to) if self._share_up_to else [chain(e) for e in examples]
+        rows = pack_rows(rows) if self._pack else rows
         return collate(rows, pictures, self._pictures.shape), errors
 
 
@@ -53,6 +57,7 @@ def load_windows(
     on_error: Callable[[DataError], None],
     share_up_to: int = 0,
     enter: Callable[[str], None] | None = None,
+    pack: bool = False,
 ) -> Iterator[list[Loaded]]:
     """Yield the micro-batches of each window on `device`.
 
@@ -63,6 +68,7 @@ def load_windows(
             goes on without that record.
         share_up_to: Join examples of the same pictures into rows of at most so many tokens; 0 = a row each.
         enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
+        pack: Put short rows side by side, where the attention kernel takes a mask that keeps them apart.
     """
     sizes: list[int] = []
 
@@ -72,7 +78,7 @@ def load_windows(
             yield from window
 
     loader = DataLoader(
-        _MicroBatches(corpus, pictures, share_up_to),
+        _MicroBatches(corpus, pictures, share_up_to, pack),
         sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
         batch_size=None,
         num_workers=workers,

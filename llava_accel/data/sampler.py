@@ -5,17 +5,45 @@ dealt out. Lengths are real tokens, picture tokens included.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 from jaxtyping import Int
 
 _WINDOWS_PER_POOL = 50  # examples of this many global batches are sorted by length together
+_SORTED_AT_ONCE = 1 << 20  # examples
 
 MicroBatch = list[int]
 Window = list[MicroBatch]
+
+
+class Batches(Sequence[Int[np.ndarray, "batch"]]):
+    """The global batches of an epoch: stretches of one array, as objects of their own only while they are looked at.
+
+    Args:
+        examples: All of them, batch after batch.
+        size: Examples of a batch; the last one may be smaller.
+        numbers: Which batch comes when.
+    """
+
+    def __init__(self, examples: Int[np.ndarray, "examples"], size: int, numbers: Int[np.ndarray, "batches"]) -> None:
+        self._examples, self._size, self._numbers = examples, size, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Int[np.ndarray, "batch"]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Int[np.ndarray, "batch"]]: ...
+    def __getitem__(self, place: int | slice) -> Int[np.ndarray, "batch"] | list[Int[np.ndarray, "batch"]]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        start = int(self._numbers[place]) * self._size
+        return self._examples[start : start + self._size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +72,13 @@ class Order:
         """What examples are brought together by: their own length, or that of their whole group."""
         if self.groups is None:
             return self.lengths
-        _, members = np.unique(self.groups, return_inverse=True)
+        members = self._members
         return np.bincount(members, weights=self.lengths).astype(np.int64)[members]
+
+    @cached_property
+    def _members(self) -> Int[np.ndarray, "examples"]:
+        """The groups, numbered from 0."""
+        return np.unique(self.groups, return_inverse=True)[1]
 
     @property
     def examples_per_epoch(self) -> int:
@@ -64,22 +97,21 @@ class Order:
             digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:20]
 
-    def epoch(self, epoch: int) -> list[Int[np.ndarray, "batch"]]:
+    def epoch(self, epoch: int) -> Batches:
         """The global batches of one epoch, in order; only the last may be short."""
         random = np.random.default_rng((self.seed, epoch))
         order = self._shuffled(self._population(random), random)
-        size, full = self.global_batch_size, len(order) // self.global_batch_size
-        batches = [order[start : start + size] for start in range(0, full * size, size)]
+        size, numbers = self.global_batch_size, np.arange(-(-len(order) // self.global_batch_size))
         if self.group_by_length:
-            batches = self._grouped(order[: full * size], random)
-        rest = order[full * size :]
-        return batches + ([rest] if len(rest) else [])
+            full = len(order) // size
+            self._group(order[: full * size])
+            numbers[:full] = random.permutation(full)
+        return Batches(order, size, numbers)
 
     def _shuffled(self, population: np.ndarray, random: np.random.Generator) -> np.ndarray:
         if self.groups is None:
             return random.permutation(population)
-        _, members = np.unique(self.groups, return_inverse=True)
-        places = random.permutation(members.max() + 1)[members[population]]
+        places = random.permutation(self._members.max() + 1)[self._members[population]]
         return population[np.argsort(places, kind="stable")]
 
     def _population(self, random: np.random.Generator) -> Int[np.ndarray, "examples"]:
@@ -95,15 +127,16 @@ class Order:
         extra = random.choice(indices, size=missing, replace=False, p=fractions / fractions.sum())
         return np.concatenate([population, extra])
 
-    def _grouped(self, order: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-        size, pool = self.global_batch_size, self.global_batch_size * _WINDOWS_PER_POOL
-        batches: list[np.ndarray] = []
-        for start in range(0, len(order), pool):
-            members = order[start : start + pool]
+    def _group(self, order: np.ndarray) -> None:
+        """Sort the examples of each pool by length, in place."""
+        pool = self.global_batch_size * _WINDOWS_PER_POOL
+        pools = order[: len(order) // pool * pool].reshape(-1, pool)
+        step = max(1, _SORTED_AT_ONCE // pool)
+        rest = order[pools.size :].reshape(1, -1)
+        for some in [*(pools[start : start + step] for start in range(0, len(pools), step)), rest]:
             # A stable sort keeps the random order among equal lengths, and groups together.
-            members = members[np.argsort(self.sort_lengths[members], kind="stable")]
-            batches += [members[place : place + size] for place in range(0, len(members), size)]
-        return [batches[number] for number in random.permutation(len(batches))]
+            places = np.argsort(self.sort_lengths[some], axis=1, kind="stable")
+            some[:] = np.take_along_axis(some, places, axis=1)
 
 
 def deal(
@@ -115,19 +148,26 @@ def deal(
 ) -> list[Window]:
     """Deal a global batch to the ranks: for each rank its micro-batches, all ranks the same number of them.
 
-    Neighbours in length share a micro-batch, and the ranks get micro-batches of similar length at the same time. A
-    short batch is spread evenly; a rank that has nothing left gets an empty micro-batch, which still takes part in
-    every collective operation.
+    Neighbours in length share a micro-batch, and the ranks get micro-batches of similar length at the same time: each
+    time the longest goes to the rank that has had the least. A short batch is spread evenly; a rank that has nothing
+    left gets an empty micro-batch, which still takes part in every collective operation.
     """
     batch = batch[np.argsort(lengths[batch], kind="stable")]
     num_turns = max(1, -(-len(batch) // (per_device_batch_size * num_ranks)))
     parts = np.array_split(batch, num_turns * num_ranks)
-    return [[parts[turn * num_ranks + rank].tolist() for turn in range(num_turns)] for rank in range(num_ranks)]
+    dealt: list[Window] = [[] for _ in range(num_ranks)]
+    work = np.zeros(num_ranks)
+    for turn in range(num_turns):
+        own = sorted(parts[turn * num_ranks : (turn + 1) * num_ranks], key=lambda part: -lengths[part].sum())
+        for rank, part in zip(np.argsort(work, kind="stable"), own, strict=True):
+            dealt[rank].append(part.tolist())
+            work[rank] += lengths[part].sum()
+    return dealt
 
 
 def windows(order: Order, first_step: int, num_steps: int, **sizes: int) -> Iterator[list[Window]]:
     """Every step's micro-batches for all ranks, from `first_step` to `num_steps`, over as many epochs as it takes."""
-    epoch, batches = -1, []
+    epoch, batches = -1, Batches(np.zeros(0, dtype=np.int64), 1, np.zeros(0, dtype=np.int64))
     for step in range(first_step, num_steps):
         if step // order.steps_per_epoch != epoch:
             epoch = step // order.steps_per_epoch

@@ -76,13 +76,13 @@ class _Reader(Dataset[_Facts]):
             self._corpus.check_images(encoded.example, whole=self._decode)
         except DataError as error:
             return _Facts(error=error)
-        example = encoded.example
+        images = encoded.example.images
         return _Facts(
-            length=len(example.input_ids),
-            num_targets=example.num_targets,
-            num_images=len(example.images),
+            length=sum(len(example.input_ids) - example.num_repeated for example in encoded.examples),
+            num_targets=sum(example.num_targets for example in encoded.examples),
+            num_images=len(images),
             num_turns=encoded.num_turns,
-            image_key=_image_key(example.images),
+            image_key=_image_key(images),
             num_dropped_turns=encoded.dropped_turns,
         )
 

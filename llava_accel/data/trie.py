@@ -27,9 +27,9 @@ class Row:
     image_starts: tuple[int, ...]
     images: tuple[str, ...]
     indices: tuple[int, ...]
-    """Places in the data of the examples in this row."""
+    """Places in the data of the records in this row; several answers to one record name it once."""
     num_example_tokens: int
-    """Tokens of the examples one by one: what the row stands for, however little of it is computed."""
+    """Tokens of the records one by one: what the row stands for, however little of it is computed."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -45,10 +45,10 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
 
     Args:
         examples: At least one. A picture is part of a shared prefix where its file and its place are the same.
-        weights: Factor on the loss of each example; 1 where absent.
+        weights: Factor on the loss of each example; its own weight where absent.
         share: Common prefixes stand once. False puts the examples side by side (a pack).
     """
-    weights = [1.0] * len(examples) if weights is None else weights
+    weights = [example.weight for example in examples] if weights is None else weights
     numbers: dict[str, int] = {}
     builder = _Builder([_keys(example, numbers) for example in examples])
     groups = [list(range(len(examples)))] if share else [[number] for number in range(len(examples))]
@@ -58,22 +58,38 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
 
 
 def share_rows(examples: Sequence[Example], max_length: int) -> list[Row]:
-    """Rows in which examples of the same pictures share their prefix; text-only examples get a row each.
+    """Rows in which examples of the same pictures, and answers to the same record, share their prefix.
 
-    A row longer than `max_length` is halved until it fits, so a prefix then stands more than once.
+    A row longer than `max_length` is split at branches, so a prefix then stands once in each of its parts.
     """
     groups: dict[object, list[Example]] = {}
-    for place, example in enumerate(examples):
-        groups.setdefault(example.images or place, []).append(example)
-    return [row for group in groups.values() for row in _fitting(group, max_length)]
+    for example in examples:
+        groups.setdefault(example.images or example.index, []).append(example)
+    return [build_row(part) for group in groups.values() for part in _split(group, max_length)]
 
 
-def _fitting(group: Sequence[Example], max_length: int) -> list[Row]:
-    row = build_row(group)
-    if len(row) <= max_length or len(group) == 1:
-        return [row]
-    half = len(group) // 2
-    return _fitting(group[:half], max_length) + _fitting(group[half:], max_length)
+def _split(group: Sequence[Example], max_length: int) -> list[list[Example]]:
+    """Parts of a group whose rows fit `max_length`, as far as its examples do. Branches stay together."""
+    numbers: dict[str, int] = {}
+    keys = [_keys(example, numbers) for example in group]
+    # Sorted by their tokens' bytes, examples stand as in the depth-first order of their tree, up to the order of
+    # branches: each then adds to the row what is behind its common prefix with the one before.
+    order = sorted(range(len(group)), key=lambda place: keys[place].tobytes())
+    parts: list[list[int]] = []
+    length = 0
+    for last, place in zip([-1, *order], order, strict=False):
+        added = len(keys[place]) - _common(keys[last], keys[place]) if parts else 0
+        if not parts or length + added > max_length:
+            parts.append([])
+            length, added = 0, len(keys[place])
+        parts[-1].append(place)
+        length += added
+    return [[group[place] for place in sorted(part)] for part in parts]
+
+
+def _common(one: Int[np.ndarray, "length"], other: Int[np.ndarray, "other"]) -> int:
+    length = min(len(one), len(other))
+    return int(np.argmin(np.append(one[:length] == other[:length], False)))
 
 
 def _keys(example: Example, numbers: dict[str, int]) -> Int[np.ndarray, "length"]:
@@ -146,6 +162,6 @@ class _Builder:
             target_weights=np.concatenate(factors),
             image_starts=tuple(starts),
             images=tuple(images[start] for start in starts),
-            indices=tuple(example.index for example in examples),
-            num_example_tokens=sum(len(example.input_ids) for example in examples),
+            indices=tuple(example.index for example in examples if not example.num_repeated),
+            num_example_tokens=sum(len(example.input_ids) - example.num_repeated for example in examples),
         )

@@ -131,8 +131,13 @@ def attention(name: str) -> str | dict[str, str]:
     """The recipe's kernel for the language model; the vision tower, whose sequences are short, takes sdpa or eager.
 
     Raises:
-        ValueError: flash_attention_2 is not installed.
+        ValueError: flash_attention_2 is not installed, or flex_attention has no GPU.
     """
+    if name == "flex_attention" and not torch.accelerator.is_available():
+        raise ValueError(
+            "model.attention: flex_attention computes no gradients on a CPU. Run it on a GPU, or set "
+            'model.attention = "sdpa"'
+        )
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
             "model.attention: flash_attention_2 needs the package flash-attn and a GPU that it supports. Install it, "

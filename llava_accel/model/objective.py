@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from llava_accel.data.features import FeatureWriter
+from llava_accel.model.masks import attention_mask
 from llava_accel.model.tower import tower_features
 
 LOGITS_AT_ONCE = 1 << 26
@@ -52,6 +53,10 @@ class Objective(nn.Module):
         model = self.model if isinstance(self.model, LlavaForConditionalGeneration) else self.model.get_base_model()  # pyright: ignore[reportCallIssue]
         assert isinstance(model, LlavaForConditionalGeneration)
         return model
+
+    @property
+    def _kernel(self) -> str:
+        return self.llava.config.text_config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
     def park_tower(self) -> None:
         """Take a frozen tower out of the model: it goes to the device only when a picture has no stored features.
@@ -102,7 +107,7 @@ class Objective(nn.Module):
         embeds = place_features(embeds, features[image_index], image_positions)
         hidden = llava.model.language_model(
             inputs_embeds=embeds,
-            attention_mask=self._mask(subtree_end, embeds.dtype) if branched else None,
+            attention_mask=attention_mask(subtree_end, self._kernel, embeds.dtype) if branched else None,
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
@@ -131,13 +136,6 @@ class Objective(nn.Module):
     def _part(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         logits = self.llava.lm_head(hidden)[:, : self.vocab_size]
         return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
-
-    def _mask(self, subtree_end: Int[Tensor, "rows seq"], dtype: torch.dtype) -> Shaped[Tensor, "rows 1 seq seq"]:
-        """The mask of branched rows in the form that the attention kernel takes: all but sdpa add it to their scores."""
-        mask = forest_mask(subtree_end)
-        if self.llava.config.text_config._attn_implementation == "sdpa":  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-            return mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def image_features(
         self,
@@ -190,11 +188,3 @@ def place_features(
     places = positions[:, None] + torch.arange(features.shape[1], device=positions.device)
     flat = embeds.reshape(rows * seq, hidden)
     return flat.index_copy(0, places.flatten(), features.flatten(0, 1).to(embeds.dtype)).view(rows, seq, hidden)
-
-
-def forest_mask(subtree_end: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows 1 seq seq"]:
-    """Token i may attend to j: `j <= i < subtree_end[j]`. Padding attends to itself alone, as a softmax needs one."""
-    place = torch.arange(subtree_end.shape[1], device=subtree_end.device)
-    query, key = place[:, None], place[None, :]
-    mask = (key <= query) & (query < subtree_end[:, None, :]) | (key == query)
-    return mask[:, None]

@@ -13,7 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
-from llava_accel.data.labels import TextEncoder
+from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
 from llava_accel.model.chat_templates import chat_template
 from llava_accel.model.files import first_line, read_json

@@ -159,6 +159,9 @@ class DataTable(Table):
     """How a picture becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
     image_placement: Literal["start", "in_place"] = "start"
     """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
+    answers: Literal["most_frequent", "weighted"] = "most_frequent"
+    """Learn each record's last turn as it is; or, where a record has `answers`, each of them in its place, weighted
+    by its count over that of all."""
     share_prefix: bool = False
     """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
     group_by_length: bool = True

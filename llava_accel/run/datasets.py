@@ -46,6 +46,7 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         processing.num_image_tokens,
         template=recipe.model.template,
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
+        answers=recipe.data.answers,
         image_placement=recipe.data.image_placement,
         max_length=recipe.data.max_length,
         on_too_long=recipe.data.on_too_long,
@@ -107,6 +108,7 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     settings = (
         processor.tokenizer.backend_tokenizer.to_str(), processing.image_token_id, processing.num_image_tokens,
         recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
+        data.answers,
     )  # fmt: skip
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
 
@@ -156,6 +158,7 @@ def train_windows(
         on_error=on_error,
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
         enter=enter,
+        pack=recipe.model.attention != "flash_attention_2",
     )
     return itertools.takewhile(lambda _: not state.is_stopped, interruption.until(loaded, accelerator))
 

@@ -22,18 +22,23 @@ def show_examples(screen: Screen, corpus: Corpus, found: Survey, processing: Pro
         return
     screen.line("examples (what the model learns to say stands between ⟦ and ⟧):")
     for place in np.linspace(0, len(found.usable) - 1, min(count, len(found.usable))).astype(int):
-        example = corpus.encode(int(found.usable[place])).example
-        prove_labels(example, processing.image_token_id)
-        text = Text("  ")
-        for ids, learned in runs(example, processing.image_token_id):
-            shown = (
-                str(processing.processor.tokenizer.decode(ids))
-                if len(ids)
-                else f"[{processing.num_image_tokens} image tokens]"
-            )
-            shown = printable(shown).replace("\n", "\\n")
-            text.append(f"⟦{shown}⟧" if learned else shown, style="bold green" if learned else "dim")
-        screen.console.print(text, soft_wrap=True)
+        for example in corpus.encode(int(found.usable[place])).examples:
+            prove_labels(example, processing.image_token_id)
+            screen.console.print(coloured(example, processing), soft_wrap=True)
+
+
+def coloured(example: Example, processing: Processing) -> Text:
+    """The example as text; behind an answer that is one of several stands its weight."""
+    text = Text("  ")
+    for ids, learned in runs(example, processing.image_token_id):
+        shown = (
+            str(processing.processor.tokenizer.decode(ids))
+            if len(ids)
+            else f"[{processing.num_image_tokens} image tokens]"
+        )
+        shown = printable(shown).replace("\n", "\\n")
+        text.append(f"⟦{shown}⟧" if learned else shown, style="bold green" if learned else "dim")
+    return text.append(f" x {example.weight:.2g}") if example.weight != 1 else text
 
 
 def runs(example: Example, image_token_id: int) -> Iterator[tuple[list[int], bool]]:
@@ -54,15 +59,19 @@ def prove_labels(example: Example, image_token_id: int) -> None:
 
 
 def write_labels(path: Path, corpus: Corpus, found: Survey) -> None:
-    """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 elsewhere, not shifted."""
+    """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 elsewhere, not shifted.
+
+    With data.answers = "weighted" a line for each answer, with its "weight".
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         for row in found.usable:
-            example = corpus.encode(int(row)).example
-            labels = np.where(example.is_target, example.input_ids, IGNORE_INDEX)
-            line = {
-                "id": corpus.record(int(row)).id,
-                "input_ids": example.input_ids.tolist(),
-                "labels": labels.tolist(),
-            }
-            file.write(json.dumps(line) + "\n")
+            for example in corpus.encode(int(row)).examples:
+                labels = np.where(example.is_target, example.input_ids, IGNORE_INDEX)
+                line = {
+                    "id": corpus.record(int(row)).id,
+                    "input_ids": example.input_ids.tolist(),
+                    "labels": labels.tolist(),
+                    **({"weight": example.weight} if example.weight != 1 else {}),
+                }
+                file.write(json.dumps(line) + "\n")

@@ -1,0 +1,52 @@
+"""A token attends to its own path in a row of branches, whatever kernel computes it."""
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention
+from toys import MIXED, VOCABULARY, about_one_picture, assert_same, batch_of, full_logits_loss, make_llava
+from transformers.integrations.flex_attention import WrappedFlexAttention
+
+from llava_accel.data.trie import build_row, chain
+from llava_accel.model.build import attention
+from llava_accel.model.masks import forest_blocks, forest_mask
+from llava_accel.model.objective import Objective
+
+
+def test_blocks_are_the_boolean_mask() -> None:
+    rows = [build_row(about_one_picture()), build_row(MIXED, share=False)]
+    subtree_end = batch_of(rows)["subtree_end"]
+    assert isinstance(subtree_end, torch.Tensor) and (subtree_end == 0).any()
+    blocks, mask = forest_blocks(subtree_end), forest_mask(subtree_end)
+    row, query, key = torch.meshgrid(*(torch.arange(n) for n in mask[:, 0].shape), indexing="ij")
+    assert torch.equal(blocks.mask_mod(row, torch.zeros_like(row), query, key), mask[:, 0])
+
+
+def test_empty_blocks_are_skipped() -> None:
+    """Three texts of 256 tokens side by side: 6 of 9 pairs of texts need no score, and half of the others."""
+    ends = torch.tensor([256, 512, 768]).repeat_interleave(256)[None]
+    blocks = forest_blocks(ends)
+    assert int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum()) == 3 * 3
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mathematics of FlexAttention, gradients included: on a CPU only its compiled kernel has none."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(WrappedFlexAttention, "__init__", lambda *_: None)
+    monkeypatch.setattr(WrappedFlexAttention, "_compiled_flex_attention", staticmethod(flex_attention.flex_attention))
+
+
+@pytest.mark.usefixtures("flex_on_cpu")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_equals_separate_rows() -> None:
+    model, examples = make_llava(attention="flex_attention"), about_one_picture()
+    row = build_row(examples, [1.0, 0.7, 0.3, 1.0, 2.0])
+    ours = Objective(model, VOCABULARY)(**batch_of([row, chain(MIXED[0])]))
+    model.set_attn_implementation("sdpa")
+    assert_same(model, ours, full_logits_loss(model, [*examples, MIXED[0]], [1.0, 0.7, 0.3, 1.0, 2.0, 1.0]))
+
+
+def test_flex_attention_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"model\.attention: flex_attention .*CPU.*sdpa"):
+        attention("flex_attention")
