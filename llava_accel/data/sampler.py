@@ -78,6 +78,7 @@ class Order:
     @cached_property
     def _members(self) -> Int[np.ndarray, "examples"]:
         """The groups, numbered from 0."""
+        assert self.groups is not None
         return np.unique(self.groups, return_inverse=True)[1]
 
     @property

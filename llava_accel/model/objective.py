@@ -56,7 +56,9 @@ class Objective(nn.Module):
 
     @property
     def _kernel(self) -> str:
-        return self.llava.config.text_config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        kernel = self.llava.config.text_config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        assert isinstance(kernel, str)
+        return kernel
 
     def park_tower(self) -> None:
         """Take a frozen tower out of the model: it goes to the device only when a picture has no stored features.

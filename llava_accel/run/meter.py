@@ -68,11 +68,13 @@ class Meter:
             yield window
 
     def add(self, loss: Tensor, micro_batch: Loaded) -> None:
-        """Add one micro-batch: its summed loss (detached here) and its tokens and examples."""
+        """Add one micro-batch: its summed loss (detached here), its tokens and examples, and positions without a token."""
         weights, tokens = micro_batch["target_weights"], micro_batch["num_tokens"]
-        indices = micro_batch["indices"]
-        assert isinstance(weights, Tensor) and isinstance(tokens, Tensor) and isinstance(indices, Tensor)
-        sums = [loss.detach().double(), weights.sum(), tokens, torch.as_tensor(len(indices))]
+        indices, ends = micro_batch["indices"], micro_batch["subtree_end"]
+        assert isinstance(weights, Tensor) and isinstance(tokens, Tensor)
+        assert isinstance(indices, Tensor) and isinstance(ends, Tensor)
+        counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
+        sums = [loss.detach().double(), weights.sum(), tokens, *counts]
         added = torch.stack([value.to(self._state.unlogged) for value in sums])
         self.step_sums = self.step_sums + added
         self._state.unlogged = self._state.unlogged + added
@@ -87,7 +89,7 @@ class Meter:
         self.enter("communication")
         total = self._accelerator.reduce(state.unlogged, reduction="sum")
         assert isinstance(total, Tensor)
-        loss_sum, num_targets, num_tokens, num_examples = total.tolist()
+        loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = total.tolist()
         self.enter("other")
         phases = self._take()
         seconds = sum(phases[phase] for phase in phases if phase not in APART)
@@ -101,6 +103,7 @@ class Meter:
             "num_targets": round(num_targets),
             "num_tokens": round(num_tokens),
             "num_examples": round(num_examples),
+            "padding": round(num_padding / num_positions, 5),
             "tokens_per_s": round(num_tokens / seconds, 1),
             "seconds": round(seconds, 4),
             **{f"{phase}_s": round(phases[phase], 4) for phase in phases},

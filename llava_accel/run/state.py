@@ -9,7 +9,7 @@ from torch import Tensor
 from llava_accel.data.sampler import Order
 from llava_accel.recipe import TrainTable
 
-NUM_SUMS = 4
+NUM_SUMS = 6
 """Loss, targets, tokens and examples: what `meter.Meter` adds up between two log lines."""
 
 

@@ -97,6 +97,13 @@ def test_ranks_work_on_alike_lengths_at_the_same_time() -> None:
         assert np.ptp(lengths[together]) < 16
 
 
+def test_ranks_have_equal_work_over_a_window() -> None:
+    lengths = 100 + np.arange(64)
+    dealt = deal(np.random.default_rng(0).permutation(64), lengths, per_device_batch_size=4, num_ranks=4)
+    work = [lengths[list(chain.from_iterable(window))].sum() for window in dealt]
+    assert max(work) < 1.005 * min(work), "dealt in one direction the last rank would have a tenth more than the first"
+
+
 @pytest.mark.parametrize("first", [0, 1, 5, 6, 7, 11, 12, 17])
 def test_resuming_at_any_step_gives_the_same_tail(first: int) -> None:
     data = order(45, repeats=np.full(45, 1.3))

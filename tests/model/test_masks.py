@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch.nn.attention import flex_attention
-from toys import MIXED, VOCABULARY, about_one_picture, assert_same, batch_of, full_logits_loss, make_llava
+from toys import MIXED, VOCABULARY, about_one_picture, assert_same, batch_of, full_logits_loss, make_llava, talk
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
+from llava_accel.data.packing import pack_rows
 from llava_accel.data.trie import build_row, chain
 from llava_accel.model.build import attention
 from llava_accel.model.masks import forest_blocks, forest_mask
@@ -26,6 +27,17 @@ def test_empty_blocks_are_skipped() -> None:
     ends = torch.tensor([256, 512, 768]).repeat_interleave(256)[None]
     blocks = forest_blocks(ends)
     assert int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum()) == 3 * 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_equal_separate_rows(attention: str) -> None:
+    short = [talk(30 + n, 3 + n % 3, 2, "ab"[n % 2] if n % 3 else "") for n in range(6)]
+    examples = [talk(20, 20, 9, "c", rounds=2), *short]
+    rows = [chain(example) for example in examples]
+    packed = pack_rows(rows)
+    assert len(packed) == 2
+    model = make_llava(attention=attention)
+    assert_same(model, Objective(model, VOCABULARY)(**batch_of(packed)), full_logits_loss(model, examples))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import metrics, mixed_records, recipe, write_records
+from runs import metrics, mixed_records, recipe, talk, write_records
 
 import llava_accel.train as verb
 from llava_accel.run.lines import keep_lines_until
@@ -37,6 +37,23 @@ def test_a_line_covers_all_steps_since_the_last_one(logged: dict[int, list[dict[
 def test_every_example_is_counted_once_an_epoch(logged: dict[int, list[dict[str, float]]]) -> None:
     assert [line["num_examples"] for line in logged[1]] == [4, 4, 1, 4, 4, 1, 4]
     assert [line["epoch"] for line in logged[1]] == pytest.approx([step / 3 for step in range(1, 8)], abs=1e-5)
+
+
+def test_padding_is_the_share_of_positions_without_a_token(tmp_path: Path) -> None:
+    """Two texts of unlike length in a micro-batch, then side by side with a third that fits behind the shorter one."""
+    texts = ["a b c d e f g h i j k l m n o p q r s t u v w x y z", "a b", "c d"]
+    shares = []
+    for number in (2, 3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        records = [{**talk(n, texts[n] if n else f"{texts[0]} " * 3, "yes")} for n in range(number)]
+        verb.train(recipe(folder, write_records(folder / "data.json", records), train={"max_steps": 1}))
+        (line,) = metrics(folder / "run")
+        shares.append((line["padding"], line["num_tokens"]))
+    (loose, tokens), (packed, more) = shares
+    longest = tokens / (2 * (1 - loose))
+    assert longest == pytest.approx(round(longest), abs=0.01) and 0.2 < loose < 0.5
+    assert packed == pytest.approx(1 - more / (2 * longest), abs=1e-4), "two rows hold three texts"
 
 
 def test_the_speed_is_tokens_by_time(logged: dict[int, list[dict[str, float]]]) -> None:
