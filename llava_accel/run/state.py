@@ -10,7 +10,7 @@ from llava_accel.data.sampler import Order
 from llava_accel.recipe import TrainTable
 
 NUM_SUMS = 6
-"""Loss, targets, tokens and examples: what `meter.Meter` adds up between two log lines."""
+"""Loss, targets, tokens, examples, padding and positions: what `meter.Meter` adds up between two log lines."""
 
 
 @dataclass
