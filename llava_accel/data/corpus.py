@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from llava_accel.data.examples import Encoded
-from llava_accel.data.images import check_header, decode
-from llava_accel.data.labels import Example
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record, parse_record, record_id
 from llava_accel.data.table import Table
@@ -85,18 +83,6 @@ class Corpus:
             return self._encoder(record, index, self.root(index))
         except DataError as error:
             raise self.locate(error, index) from None
-
-    def check_images(self, example: Example, whole: bool) -> None:
-        """Open the pictures of an encoded record: their headers, or all of them.
-
-        Raises:
-            DataError: with file, row and id.
-        """
-        try:
-            for path in map(Path, example.images):
-                decode(path) if whole else check_header(path)
-        except DataError as error:
-            raise self.locate(error, example.index) from None
 
     def image_files(self, index: int) -> list[Path]:
         """The record's picture files."""

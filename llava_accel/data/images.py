@@ -3,6 +3,7 @@
 import os
 import struct
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,6 +80,16 @@ def decode(path: Path) -> Image.Image:
             return image.convert("RGB")
         except _BROKEN as error:
             raise _broken(path, error) from None
+
+
+def check_pictures(paths: Iterable[Path], whole: bool) -> None:
+    """Open pictures: their headers, or all of them.
+
+    Raises:
+        DataError: of the first that cannot be used.
+    """
+    for path in paths:
+        decode(path) if whole else check_header(path)
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -6,22 +6,15 @@ the encoder here, not corrections of a count, so ids and targets agree with LLaV
 never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
 """
 
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import Piece
-
-Behind = Literal["start", "special", "text"]
-"""What a text follows: the start of a chunk (the conversation, or a picture's end), a special token, or text."""
-_CONTROL = re.compile(r"<\|.*\|>")
+from llava_accel.data.text_encoder import Behind, TextEncoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,61 +46,6 @@ class Example:
         (positions,) = np.nonzero(self.is_target)
         gaps = np.nonzero(np.diff(positions) > 1)[0]
         return int(positions[gaps[-1] + 1] if len(gaps) else positions[0])
-
-
-class TextEncoder:
-    """Plain text -> ids, with the leading space under our control and no special token ever parsed.
-
-    Args:
-        tokenizer: One with a `tokenizers` backend, else ValueError.
-        image_token_id: Never comes out of a text either, special or not in the tokenizer's own book.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int = -1) -> None:
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise ValueError(
-                f"model: the tokenizer {type(tokenizer).__name__} has no `tokenizers` backend. "
-                "Save it once with `tokenizer.save_pretrained` as tokenizer.json and put that file into the folder"
-            )
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._space, self.space_at_start, self.space_after_special = _take_over_spaces(spec)
-        # Some files carry the settings of their last use; here they would cut off or fill up every piece.
-        spec["truncation"] = spec["padding"] = None
-        for token in spec["added_tokens"]:
-            # Not all bases mark what structures a conversation as special. Other added tokens are words.
-            token["special"] |= token["id"] == image_token_id or bool(_CONTROL.fullmatch(token["content"]))
-        self._backend = Tokenizer.from_str(json.dumps(spec))
-        self._backend.encode_special_tokens = True
-
-    def __call__(self, text: str, behind: Behind) -> list[int]:
-        """Ids of `text`, given what it stands behind."""
-        if not text:
-            return []
-        lead = (behind == "start" and self.space_at_start) or (behind == "special" and self.space_after_special)
-        return self._backend.encode(f"{self._space}{text}" if lead else text, add_special_tokens=False).ids
-
-
-def _take_over_spaces(spec: dict) -> tuple[str, bool, bool]:
-    """Remove the automatic leading space from a tokenizer's description.
-
-    Returns:
-        The space, whether it stands at the start of a text, and whether it stands behind special tokens too.
-    """
-    normalizer, pre_tokenizer = spec.get("normalizer"), spec.get("pre_tokenizer")
-    parts = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
-    for part in parts:
-        if part["type"] == "Prepend":
-            kept = [other for other in parts if other is not part]
-            spec["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-            return part["prepend"], True, True
-    for part in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer] if pre_tokenizer else []):
-        if part["type"] == "Metaspace":
-            scheme, part["prepend_scheme"] = part["prepend_scheme"], "never"
-            return part["replacement"], scheme in ("first", "always"), scheme == "always"
-        if part["type"] == "ByteLevel" and part["add_prefix_space"]:
-            part["add_prefix_space"] = False
-            return " ", True, True
-    return "", False, False
 
 
 class Labeller:

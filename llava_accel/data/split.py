@@ -2,20 +2,26 @@
 
 import hashlib
 import os.path
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
 
 
 def held_out(
-    corpus: Corpus, rows: Int[np.ndarray, "rows"], fraction: float, seed: int
+    corpus: Corpus, rows: Int[np.ndarray, "rows"], fraction: float, seed: int, cache_dir: Path | None = None
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "eval"]]:
     """Split rows into training and evaluation.
 
     A picture's side is a hash of its name and the seed, so it does not change when records are added. Records that
     share pictures over several steps stay together; a text-only record goes by its own id.
+
+    Args:
+        cache_dir: Where the outcome is kept for the next start, which then reads no record.
 
     Returns:
         The rows that stay and those held out, each in the given order.
@@ -23,20 +29,8 @@ def held_out(
     Raises:
         ValueError: one of the sides would be empty.
     """
-    groups = _Groups()
-    names: list[str] = []
-    several_roots = len({source.images for source in corpus.sources}) > 1
-    names_of_files: dict[str, str] = {}
-    for row in rows:
-        record = corpus.record(int(row))
-        # One file has many spellings, as in a/../b.png, and another name in each folder that holds it.
-        images = [os.path.normpath(name) for name in record.images] or [f"\0{record.id}"]
-        names.append(images[0])
-        for other in images[1:]:
-            groups.join(images[0], other)
-        for name in images if several_roots and record.images else ():
-            groups.join(names_of_files.setdefault(os.path.normpath(corpus.root(int(row)) / name), name), name)
-    draws = np.array([_uniform(groups.find(name), seed) for name in names])
+    key = (corpus.fingerprint(), hashlib.sha256(rows.tobytes()).hexdigest(), seed)
+    draws = _kept(cache_dir, key, lambda: _draw(corpus, rows, seed))
     train, evaluation = rows[draws >= fraction], rows[draws < fraction]
     if not len(train) or not len(evaluation):
         raise ValueError(
@@ -44,6 +38,49 @@ def held_out(
             "evaluation. Choose another share, or name a file in data.eval"
         )
     return train, evaluation
+
+
+def _draw(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int) -> Float[np.ndarray, "rows"]:
+    """A number from 0 to 1 for each row, equal for rows whose pictures must stay together. Holds no names of files
+    but of those that stand beside others, or in several folders."""
+    groups = _Groups()
+    several_roots = len({source.images for source in corpus.sources}) > 1
+    names_of_files: dict[str, str] = {}
+    draws = np.empty(len(rows))
+    for place, row in enumerate(rows.tolist()):
+        name, *others = _names(corpus, row)
+        draws[place] = _uniform(name, seed)
+        for other in others:
+            groups.join(name, other)
+        for shown in (name, *others) if several_roots and not name.startswith("\0") else ():
+            groups.join(names_of_files.setdefault(os.path.normpath(corpus.root(row) / shown), shown), shown)
+    joined = np.array([_uniform(name, seed) for name in groups.names()])
+    for place in np.nonzero(np.isin(draws, joined))[0].tolist():
+        draws[place] = _uniform(groups.find(_names(corpus, int(rows[place]))[0]), seed)
+    return draws
+
+
+def _names(corpus: Corpus, row: int) -> list[str]:
+    """The record's pictures, or its own id where it has none."""
+    record = corpus.record(row)
+    # One file has many spellings, as in a/../b.png, and another name in each folder that holds it.
+    return [os.path.normpath(name) for name in record.images] or [f"\0{record.id}"]
+
+
+def _kept(
+    cache_dir: Path | None, key: tuple[object, ...], draw: Callable[[], Float[np.ndarray, "rows"]]
+) -> Float[np.ndarray, "rows"]:
+    """What an earlier start drew, else `draw()`, which is then kept."""
+    if cache_dir is None:
+        return draw()
+    path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, draw())
+        os.replace(unfinished, path)
+    return np.load(path, mmap_mode="r")
 
 
 def _uniform(name: str, seed: int) -> float:
@@ -61,6 +98,10 @@ class _Groups:
             self._parents[name] = self._parents.get(parent, parent)  # halves the way for the next one
             name = parent
         return name
+
+    def names(self) -> set[str]:
+        """All that were joined to another."""
+        return {*self._parents, *self._parents.values()}
 
     def join(self, one: str, other: str) -> None:
         first, second = sorted((self.find(one), self.find(other)))

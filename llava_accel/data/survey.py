@@ -1,29 +1,31 @@
-"""Reads every record once before the first step: lengths for the order, and everything that is wrong with the data.
-
-The outcome is kept in the cache, keyed by files, template, tokenizer and settings, so a second start reads nothing.
-"""
+"""Reads every record once before the first step: lengths for the order, and everything that is wrong with the data."""
 
 import hashlib
-import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.corpus import Corpus
+from llava_accel.data.images import check_pictures
 from llava_accel.data.problems import DataError
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
-_COLUMNS = ("lengths", "num_targets", "num_images", "num_turns", "image_keys")
-_FORMAT = 2
-_OF_PICTURES = ("missing_image", "broken_image", "unsafe_path")
+COLUMNS = {
+    "lengths": np.int32,
+    "num_targets": np.int32,
+    "num_images": np.int32,
+    "num_turns": np.int32,
+    "image_keys": np.int64,
+}
+"""What is kept of each row: few bytes, as there may be ten million."""
+_READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Survey:
     """What reading the data found. Arrays have one entry for each row; 0 where it cannot be used."""
 
     lengths: Int[np.ndarray, "rows"]
-    """Tokens, picture tokens included."""
+    """Tokens, picture tokens included; several answers to a record stand behind one prompt."""
     num_targets: Int[np.ndarray, "rows"]
     num_images: Int[np.ndarray, "rows"]
     num_turns: Int[np.ndarray, "rows"]
@@ -51,46 +53,30 @@ class Survey:
         return Counter(error.kind for error in self.errors.values())
 
 
-@dataclass(frozen=True)
-class _Facts:
-    length: int = 0
-    num_targets: int = 0
-    num_images: int = 0
-    num_turns: int = 0
-    image_key: int = 0
-    num_dropped_turns: int = 0
-    error: DataError | None = None
+Found = tuple[Shaped[np.ndarray, "rows"], dict[int, DataError]]
+"""Of some rows: their `COLUMNS` and "dropped_turns", and what is wrong with those that cannot be used."""
 
 
-class _Reader(Dataset[_Facts]):
-    def __init__(self, corpus: Corpus, decode: bool) -> None:
-        self._corpus = corpus
-        self._decode = decode
-
-    def __len__(self) -> int:
-        return len(self._corpus)
-
-    def __getitem__(self, index: int) -> _Facts:
+def read_rows(corpus: Corpus, rows: Sequence[int]) -> Found:
+    """Tokenise some rows. Their pictures are there; whether they can be read is not looked at."""
+    columns = np.zeros(len(rows), dtype=_READ)
+    errors: dict[int, DataError] = {}
+    for place, row in enumerate(rows):
         try:
-            encoded = self._corpus.encode(index)
-            self._corpus.check_images(encoded.example, whole=self._decode)
+            encoded = corpus.encode(row)
         except DataError as error:
-            return _Facts(error=error)
-        images = encoded.example.images
-        return _Facts(
-            length=sum(len(example.input_ids) - example.num_repeated for example in encoded.examples),
-            num_targets=sum(example.num_targets for example in encoded.examples),
-            num_images=len(images),
-            num_turns=encoded.num_turns,
-            image_key=_image_key(images),
-            num_dropped_turns=encoded.dropped_turns,
+            errors[row] = error
+            continue
+        images, examples = encoded.example.images, encoded.examples
+        columns[place] = (
+            sum(len(example.input_ids) - example.num_repeated for example in examples),
+            sum(example.num_targets for example in examples),
+            len(images),
+            encoded.num_turns,
+            _image_key(images),
+            encoded.dropped_turns,
         )
-
-    @staticmethod
-    def columns(chunk: list[_Facts]) -> Int[np.ndarray, "rows columns"]:
-        """The numbers of some records, in the order of `_COLUMNS`."""
-        rows = [[f.length, f.num_targets, f.num_images, f.num_turns, f.image_key] for f in chunk]
-        return np.array(rows, dtype=np.int64).reshape(len(chunk), len(_COLUMNS))
+    return columns, errors
 
 
 def _image_key(images: tuple[str, ...]) -> int:
@@ -99,77 +85,83 @@ def _image_key(images: tuple[str, ...]) -> int:
 
 
 def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[int], None] = lambda _: None) -> Survey:
-    """Read every record of the corpus.
+    """Read every record of the corpus, and every set of pictures that records show once, however many show it.
 
     Args:
         workers: Processes to read with.
         decode: Decode every picture whole; else only its header is read.
-        progress: Called with the number of records read since the last call.
+        progress: Called with the number of records that are done since the last call.
     """
-    blocks = [_Reader.columns([])]
+    columns = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in _READ.names or ()}
     errors: dict[int, DataError] = {}
-    num_dropped_turns = num_read = 0
-    for chunk in _read(corpus, workers, decode):
-        blocks.append(_Reader.columns(chunk))
-        errors |= {num_read + place: facts.error for place, facts in enumerate(chunk) if facts.error is not None}
-        num_dropped_turns += sum(facts.num_dropped_turns for facts in chunk)
-        num_read += len(chunk)
-        progress(len(chunk))
-    columns = np.concatenate(blocks)
-    found = {name: columns[:, place] for place, name in enumerate(_COLUMNS)}
-    return Survey(**found, num_dropped_turns=num_dropped_turns, errors=errors)
+    chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in range(0, len(corpus), _CHUNK)]
+    for rows, (found, bad) in zip(chunks, _in_parallel(_Records(corpus, chunks), workers), strict=True):
+        for name, column in columns.items():
+            column[rows.start : rows.stop] = found[name]
+        errors |= bad
+        progress(int(np.count_nonzero(found["num_images"] == 0)))
+    errors |= _broken_pictures(corpus, columns, workers, decode, progress)
+    for column in columns.values():
+        column[list(errors)] = 0
+    num_dropped_turns = int(columns.pop("dropped_turns").sum())
+    return Survey(**columns, num_dropped_turns=num_dropped_turns, errors=dict(sorted(errors.items())))
 
 
-def _read(corpus: Corpus, workers: int, decode: bool) -> Iterator[list[_Facts]]:
-    workers = workers if len(corpus) > _SMALL else 0
-    reader = _Reader(corpus, decode)
-    yield from DataLoader(reader, batch_size=_CHUNK, num_workers=workers, collate_fn=_as_list)
+def _broken_pictures(
+    corpus: Corpus,
+    columns: dict[str, np.ndarray],
+    workers: int,
+    decode: bool,
+    progress: Callable[[int], None],
+) -> dict[int, DataError]:
+    (shown,) = np.nonzero(columns["num_images"])
+    keys, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)
+    order = np.argsort(first)  # that of the data, in which neighbouring pictures lie side by side on the disk
+    keys, rows, counts = keys[order], shown[first][order], counts[order]
+    chunks = [range(start, min(start + _CHUNK // 8, len(rows))) for start in range(0, len(rows), _CHUNK // 8)]
+    broken: dict[int, DataError] = {}
+    reader = _Pictures(corpus, [rows[chunk.start : chunk.stop].tolist() for chunk in chunks], decode)
+    for chunk, found in zip(chunks, _in_parallel(reader, workers), strict=True):
+        broken |= {int(keys[chunk.start + place]): error for place, error in found.items()}
+        progress(int(counts[chunk.start : chunk.stop].sum()))
+    bad = shown[np.isin(columns["image_keys"][shown], list(broken))].tolist() if broken else []
+    return {row: corpus.locate(broken[int(columns["image_keys"][row])], row) for row in bad}
 
 
-def _as_list(facts: list[_Facts]) -> list[_Facts]:
-    return facts
+class _Records(Dataset[Found]):
+    def __init__(self, corpus: Corpus, chunks: Sequence[range]) -> None:
+        self._corpus, self._chunks = corpus, chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, number: int) -> Found:
+        return read_rows(self._corpus, self._chunks[number])
 
 
-def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], Survey]) -> Survey:
-    """The survey of an earlier start with the same data and settings, else `read()`, which is then kept.
+class _Pictures(Dataset[dict[int, DataError]]):
+    """Index: rows that stand for all with their pictures -> what is wrong, by place among these rows."""
 
-    Rows whose pictures were missing or broken are read again: pictures get mended without a change to the files.
+    def __init__(self, corpus: Corpus, chunks: Sequence[list[int]], decode: bool) -> None:
+        self._corpus, self._chunks, self._decode = corpus, chunks, decode
 
-    Args:
-        key: Fingerprint of everything besides the files that decides lengths: tokenizer, template, settings.
-    """
-    path = cache_dir / "surveys" / f"{corpus.fingerprint()}-{key}-{_FORMAT}.npz"
-    if path.exists():
-        return _mended(corpus, _load(path))
-    found = read()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        columns = {name: value for name, value in vars(found).items() if name != "errors"}
-        np.savez(file, errors=json.dumps({row: vars(error) for row, error in found.errors.items()}), **columns)
-    os.replace(unfinished, path)
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, number: int) -> dict[int, DataError]:
+        errors: dict[int, DataError] = {}
+        for place, row in enumerate(self._chunks[number]):
+            try:
+                check_pictures(map(Path, self._corpus.encode(row).example.images), self._decode)
+            except DataError as error:
+                errors[place] = error
+        return errors
+
+
+def _in_parallel(reader: _Records | _Pictures, workers: int) -> Iterator[Any]:
+    workers = workers if len(reader) * _CHUNK > _SMALL else 0
+    yield from DataLoader(reader, batch_size=None, num_workers=workers, collate_fn=_as_is)  # pyright: ignore[reportArgumentType]
+
+
+def _as_is(found: Any) -> Any:
     return found
-
-
-def _load(path: Path) -> Survey:
-    with np.load(path) as stored:
-        errors = json.loads(str(stored["errors"]))
-        return Survey(
-            **{name: stored[name] for name in _COLUMNS},
-            num_dropped_turns=int(stored["num_dropped_turns"]),
-            errors={int(row): DataError(**fields) for row, fields in errors.items()},
-        )
-
-
-def _mended(corpus: Corpus, found: Survey) -> Survey:
-    reader = _Reader(corpus, decode=True)
-    errors: dict[int, DataError] = {}
-    num_dropped_turns = found.num_dropped_turns
-    for row, error in found.errors.items():
-        facts = reader[row] if error.kind in _OF_PICTURES else _Facts(error=error)
-        if facts.error is not None:
-            errors[row] = facts.error
-        for name, value in zip(_COLUMNS, _Reader.columns([facts])[0], strict=True):
-            vars(found)[name][row] = value
-        num_dropped_turns += facts.num_dropped_turns
-    return replace(found, num_dropped_turns=num_dropped_turns, errors=errors)

@@ -17,7 +17,8 @@ from transformers import DynamicCache
 
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions
-from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, forest_mask, place_features
+from llava_accel.model.masks import forest_mask
+from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, place_features
 
 _TAKES_MASKS = ("sdpa", "eager")
 

@@ -16,7 +16,8 @@ from llava_accel.data.loader import Loaded, cache_folder, load_windows
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order, windows
 from llava_accel.data.split import held_out
-from llava_accel.data.survey import Survey, cached_survey, survey
+from llava_accel.data.survey import Survey, survey
+from llava_accel.data.survey_cache import cached_survey
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
 from llava_accel.run.console import Screen
@@ -78,7 +79,9 @@ def open_data(
     pictures = Pictures(processing.processor.image_processor, recipe.data.image_aspect)
     rows, eval_rows = found.usable, eval_found.usable
     if recipe.data.eval_fraction:
-        rows, eval_rows = held_out(train, rows, recipe.data.eval_fraction, recipe.run.seed)
+        cache_dir = cache_folder(recipe.data.cache_dir)
+        with accelerator.main_process_first():
+            rows, eval_rows = held_out(train, rows, recipe.data.eval_fraction, recipe.run.seed, cache_dir)
     training = Part(corpus=train, survey=found, rows=rows, pictures=pictures)
     if evaluation is None and not recipe.data.eval_fraction:
         return training, None
@@ -115,14 +118,14 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
 
 def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
     """The order of the training data for this many ranks; the global batch is what counts, not how it is split."""
-    weights = part.corpus.weights[part.rows]
+    is_weighted = any(source.weight != 1 for source in part.corpus.sources)
     train = recipe.train
     return Order(
         lengths=part.survey.lengths[part.rows],
         seed=recipe.run.seed,
         global_batch_size=train.per_device_batch_size * train.accumulation_steps * num_ranks,
         group_by_length=recipe.data.group_by_length,
-        repeats=None if np.all(weights == 1) else weights,
+        repeats=part.corpus.weights[part.rows] if is_weighted else None,
         groups=_picture_groups(part) if recipe.data.share_prefix else None,
     )
 

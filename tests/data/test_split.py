@@ -94,3 +94,13 @@ def test_long_chains_of_shared_pictures_take_no_long_walk() -> None:
     started = time.process_time()
     assert {groups.find(name) for name in names} == {"000000"}
     assert time.process_time() - started < 5, "the way to the root was walked again and again"
+
+
+def test_a_kept_split_is_the_same_and_reads_no_record(tmp_path: Path) -> None:
+    data = corpus(tmp_path, [on(*(f"{n}.png", f"{n + 1}.png")[: 1 + n % 2]) for n in range(60)])
+    rows = np.arange(60)
+    plain = held_out(data, rows, 0.3, 0)
+    held_out(data, rows, 0.3, 0, tmp_path / "cache")
+    data.record = lambda index: pytest.fail("read again")  # type: ignore[method-assign]
+    for one, other in zip(held_out(data, rows, 0.3, 0, tmp_path / "cache"), plain, strict=True):
+        assert np.array_equal(one, other)

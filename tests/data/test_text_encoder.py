@@ -1,5 +1,6 @@
 """Text becomes the ids that its tokenizer makes of it, with the leading space in its place and nothing ever parsed."""
 
+import copy
 import json
 from functools import cache
 
@@ -20,7 +21,8 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import TEMPLATES, Piece
-from llava_accel.data.labels import Labeller, TextEncoder
+from llava_accel.data.labels import Labeller
+from llava_accel.data.text_encoder import TextEncoder
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
 TOKENIZERS = {
@@ -144,3 +146,23 @@ def test_settings_of_the_tokenizers_last_use_neither_cut_nor_fill_a_piece() -> N
     assert TextEncoder(tokenizer)("What is in the picture?", "start") == expected
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@settings(deadline=None, max_examples=300)
+@given(text=st.text(st.sampled_from("ab▁ \n\t.'é你🙂<>/s\u0301\u00a0"), max_size=30) | texts)
+def test_words_apart_are_the_text_whole(legacy: bool, text: str) -> None:
+    found = TextEncoder(llama(legacy))
+    assert found._words is not None, "SentencePiece's tokens never reach over a space"
+    whole = found._backend.encode(text, add_special_tokens=False).ids
+    for _ in range(2):  # the second time from what is known
+        assert found(text, "text") == whole
+
+
+def test_a_tokenizer_whose_tokens_reach_over_spaces_takes_texts_whole() -> None:
+    assert TextEncoder(byte_level())._words is None
+    tokenizer = copy.deepcopy(llama())
+    tokenizer.add_tokens(["two words"])
+    with_phrase, plain = TextEncoder(tokenizer), TextEncoder(llama())
+    assert with_phrase._words is None
+    assert len(with_phrase("a two words b", "text")) < len(plain("a two words b", "text"))
