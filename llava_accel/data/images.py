@@ -83,11 +83,7 @@ def decode(path: Path) -> Image.Image:
 
 
 def check_pictures(paths: Iterable[Path], whole: bool) -> None:
-    """Open pictures: their headers, or all of them.
-
-    Raises:
-        DataError: of the first that cannot be used.
-    """
+    """Open pictures, their headers or all of them; raises the DataError of the first that cannot be used."""
     for path in paths:
         decode(path) if whole else check_header(path)
 
