@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from llava_accel.data.loader import Loaded, load_windows
 from llava_accel.data.problems import DataError
+from llava_accel.data.sampler import deal
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import build_accelerator, resolve_precision
@@ -25,6 +26,8 @@ from llava_accel.run.optim import build_optimizer
 from llava_accel.run.plan_memory import GIB, Plan, count_weights, layouts, plan_for
 from llava_accel.run.plan_trace import activations, build_meta
 from llava_accel.run.probe import measure_step
+
+_CANDIDATES = 8
 
 
 def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[Plan]:
@@ -42,14 +45,12 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     screen = Screen()
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, _ = open_data(recipe, processing, accelerator, screen)
-    dtype = _dtype(recipe)
+    dtype = _dtype(recipe, on_gpu=gpu_gb is not None and not probe)
     model = build_meta(recipe, processing, dtype)
     weights = count_weights(model, recipe)
     batch = worst_batch(recipe, training)
-    plans = [
-        plan_for(layout, weights, recipe, activations(recipe, processing, batch, dtype, layout.divides_weights))
-        for layout in layouts(ranks)
-    ]
+    kept = {divided: activations(recipe, processing, batch, dtype, divided) for divided in (False, True)}
+    plans = [plan_for(layout, weights, recipe, kept[layout.divides_weights]) for layout in layouts(ranks)]
     screen.line(
         f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "
         f"computed in {str(dtype).removeprefix('torch.')}"
@@ -64,24 +65,50 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     return plans
 
 
-def _dtype(recipe: Recipe) -> torch.dtype:
-    """Of the run on a GPU, which is what is planned; of this machine where the recipe says "auto" and has none."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return resolve_precision(recipe.run.precision, device)
+def _dtype(recipe: Recipe, on_gpu: bool) -> torch.dtype:
+    """Of the run on this machine; where a verdict on a GPU is wanted and none is here, what "auto" is on a GPU."""
+    if on_gpu and recipe.run.precision == "auto" and not torch.cuda.is_available():
+        return torch.bfloat16
+    return resolve_precision(recipe.run.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def worst_batch(recipe: Recipe, part: Part) -> Loaded:
-    """The micro-batch of the longest records: what a rank must be able to hold."""
+    """The largest micro-batch: what a rank must be able to hold.
+
+    It is that of the longest records. Where records share prefixes it is not, as those of a picture come together: then
+    it is the largest of the first epoch's micro-batches that have most tokens.
+    """
+    size = recipe.train.per_device_batch_size
     longest = part.rows[np.argsort(-part.survey.lengths[part.rows], kind="stable")]
-    rows = longest[: recipe.train.per_device_batch_size].tolist()
+    candidates = [longest[:size]]
+    if recipe.data.share_prefix:
+        order = build_order(recipe, part, 1)
+        dealt = [
+            part.rows[np.array(micro_batch)]
+            for batch in order.epoch(0)
+            for micro_batch in deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=1)[0]
+        ]
+        candidates = sorted(dealt, key=lambda rows: -int(part.survey.lengths[rows].sum()))[:_CANDIDATES]
 
     def on_error(error: DataError) -> None:
         raise error
 
     windows = load_windows(
-        part.corpus, part.pictures, [[rows]], workers=0, device=torch.device("cpu"), on_error=on_error
+        part.corpus,
+        part.pictures,
+        [[rows.tolist()] for rows in candidates],
+        workers=0,
+        device=torch.device("cpu"),
+        on_error=on_error,
+        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
     )
-    return next(windows)[0]
+    return max((window[0] for window in windows), key=lambda batch: _size(batch))
+
+
+def _size(batch: Loaded) -> int:
+    ids = batch["input_ids"]
+    assert isinstance(ids, torch.Tensor)
+    return ids.numel()
 
 
 def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:

@@ -5,14 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from gpu.figures import make_base, make_data
 from runs import mixed_records, recipe, write_records
 
 import llava_accel.train as verb
 from llava_accel import plan as plan_file
 from llava_accel.model.objective import Objective
-from llava_accel.plan import plan, verdict
-from llava_accel.run.plan_memory import GIB, Layout, Plan
-from llava_accel.run.plan_trace import Activations
+from llava_accel.model.processing import load_processing
+from llava_accel.plan import plan, verdict, worst_batch
+from llava_accel.recipe import Recipe
+from llava_accel.run.console import Screen
+from llava_accel.run.datasets import open_data
+from llava_accel.run.plan_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
+from llava_accel.run.plan_trace import Activations, activations, build_meta
 
 
 @pytest.mark.parametrize(
@@ -22,8 +28,10 @@ from llava_accel.run.plan_trace import Activations
         {"model": {"gradient_checkpointing": True}},
         {"model": {"train": "full", "adapter": ""}},
         {"model": {"train": "projector", "adapter": ""}},
+        {"model": {"quantization": {"bits": 4}, "adapter": "", "lora": {"dropout": 0.1}}},
+        {"data": {"share_prefix": True}},
     ],
-    ids=["lora", "checkpointed", "full", "projector"],
+    ids=["lora", "checkpointed", "full", "projector", "qlora", "shared"],
 )
 def test_the_plan_is_within_15_percent_of_what_a_step_takes(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -45,6 +53,62 @@ def test_nothing_is_loaded_for_a_plan(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(plan_file, "build_objective", None)
     for found in plan(recipe(tmp_path), None, 8, probe=False):
         assert found.total > 0
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Config, tokenizer and image processor of LLaVA-1.5-7B's shapes, no weights; and records with a picture."""
+    folder = tmp_path_factory.mktemp("seven_billion")
+    return make_base(folder / "base", tiny=False, weights=False), make_data(folder / "data", 40, 1, 336)
+
+
+def _big(base: Path, data: Path, folder: Path, batch: int, **model: Any) -> Recipe:
+    changes = {"base": str(base), "vision_tower": "", "adapter": "", **model, "lora": {"rank": 128, "alpha": 256}}
+    return recipe(folder, data, model=changes, data={"images": ""}, train={"per_device_batch_size": batch})
+
+
+def _planned(table: Recipe) -> Plan:
+    """As `plan` does it, for one GPU."""
+    processing = load_processing(table.model, "pad")
+    training, _ = open_data(table, processing, Accelerator(cpu=True), Screen(False))
+    weights = count_weights(build_meta(table, processing, torch.bfloat16), table)
+    kept = activations(table, processing, worst_batch(table, training), torch.bfloat16, False)
+    return plan_for(Layout("one GPU"), weights, table, kept)
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes"),
+    [({"quantization": {"bits": 4}, "gradient_checkpointing": True}, 24.0), ({"quantization": {"bits": 4}}, 40.0)],
+    ids=["checkpointed", "not"],
+)
+def test_the_largest_batch_of_a_7b_model_is_the_largest_that_fits(
+    seven_billion: tuple[Path, Path], tmp_path: Path, model: dict[str, Any], gigabytes: float
+) -> None:
+    found = _planned(_big(*seven_billion, tmp_path, 2, **model))
+    largest = found.largest_batch(gigabytes * 1e9, 2)
+    assert largest >= 2
+    assert verdict(found, gigabytes, 2) == f"one GPU: fits {gigabytes:g} GB with batch 2; largest batch {largest}"
+    for batch, expected in ((largest, True), (largest + 1, False)):
+        again = _planned(_big(*seven_billion, tmp_path, batch, **model))
+        assert (again.total + CONTEXT_BYTES <= USABLE * gigabytes * 1e9) == expected, batch
+
+
+def test_a_7b_model_in_full_fits_no_gpu(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
+    found = _planned(_big(*seven_billion, tmp_path, 1, train="full"))
+    assert found.fixed > 16 * 6.7e9, "weights, gradients and two moments, in fp32"
+    assert "none does" in verdict(found, 80.0, 1)
+
+
+def test_a_7b_model_has_the_weights_that_are_known_of_it(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
+    """LLaVA-1.5-7B: 6.74 billion of Vicuna, 304 million of CLIP-L/336, 21 million of the projector."""
+    table = _big(*seven_billion, tmp_path, 2, quantization={"bits": 4})
+    processing = load_processing(table.model, "pad")
+    found = count_weights(build_meta(table, processing, torch.bfloat16), table)
+    lora = 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert found.trained == lora + 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert found.quantised == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert found.quantised_bytes == pytest.approx(found.quantised * 0.516, rel=0.001)
+    assert found.total - lora == pytest.approx(7.06e9, rel=0.01)
 
 
 def _plan(fixed_gb: float, row_gb: float, batch: int = 4) -> Plan:

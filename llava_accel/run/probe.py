@@ -7,12 +7,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import autocast
 
 
 def measure_step(
-    model: nn.Module,
+    model: Objective,
     optimizer: torch.optim.Optimizer,
     batch: Mapping[str, Tensor | bool],
     recipe: Recipe,
@@ -24,9 +25,9 @@ def measure_step(
     """
     model.train()
     _step(model, optimizer, batch, recipe, accelerator)
-    return peak_of(
-        lambda: _step(model, optimizer, batch, recipe, accelerator), standing([model], optimizer), accelerator.device
-    )
+    # A frozen tower is no submodule, and there all the same as long as pictures have no stored features.
+    here = standing([model, model.tower], optimizer)
+    return peak_of(lambda: _step(model, optimizer, batch, recipe, accelerator), here, accelerator.device)
 
 
 def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device) -> int:
