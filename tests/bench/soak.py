@@ -129,7 +129,7 @@ class Forks:
         code = 1
         try:
             if engine != "none":
-                os.environ.update(profile_environment(engine, ROOT / "launch"))
+                os.environ.update(profile_environment(engine))
                 port = 20_000 + os.getpgrp() % 40_000
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
                 os.environ.update({key: str(value) for key, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"})
