@@ -92,7 +92,7 @@ def _easy_vqa(arguments: argparse.Namespace) -> None:
     files = {split: arguments.out / f"{split}.jsonl" for split in counts}
     for split, file in files.items():
         print(f"{file}: {counts[split]} questions")
-    _print_next("finetune_lora", files, arguments.out / "images")
+    _print_next("quickstart", files, arguments.out / "images")
 
 
 def _print_next(recipe: str, files: Mapping[str, Path], images: Path) -> None:

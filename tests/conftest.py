@@ -25,7 +25,7 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lora_run(tmp_path_factory: pytest.TempPathFactory, llava_folder: Path) -> Path:
     """A run of LoRA on that base, two steps long."""
-    return fine_tune(tmp_path_factory.mktemp("lora"), model={"base": str(llava_folder)})
+    return fine_tune(tmp_path_factory.mktemp("lora"), model={"base": str(llava_folder)}, checkpoint={"verify": True})
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,9 @@ def _line(step: int, num_steps: int, draw: random.Random) -> dict[str, Any]:
         "tokens_per_s": draw.gauss(4200, 180),
         "seconds": 2.4,
         "data_wait_s": 0.05,
+        "forward_s": 0.4,
+        "backward_s": 0.5,
+        "evaluation_s": 0.2,
         "peak_memory_gib": 17.25 if step > 30 else 16.5,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, without_us
+from exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, prove_here, without_us
 from runs import PARITY
 from tiny import make_llava
 from transformers import GenerationConfig
@@ -72,10 +72,15 @@ def test_merged_export_generates_sanely(lora_exports: dict[str, Path]) -> None:
 def test_quantised_run_is_merged_into_16_bits_and_measured_against_both(
     tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fine_tune(tmp_path, model={"base": str(llava_folder), "quantization": {"bits": 4}})
+    model = {"base": str(llava_folder), "quantization": {"bits": 4}}
+    run = fine_tune(tmp_path, model=model, checkpoint={"verify": True})
+    proved = capsys.readouterr().out
+    assert re.search(r"export in plain transformers and peft.*: \d+ trained weights loaded; logits differ by", proved)
+    assert "the adapter was trained over the base in 4 bits" not in proved
     merged = export(monkeypatch, run, "merged", tmp_path / "merged")
     assert_same(logits(run, bits=16), logits(merged))
     said = capsys.readouterr().out
+    assert "the adapter was trained over the base in 4 bits (nf4), and is merged into its 16-bit weights" in said
     close, far = (
         float(re.search(rf"against {name}.*?differ by (\S+)", said)[1])  # pyright: ignore[reportOptionalSubscript]
         for name in ("16-bit base", "4-bit base")
@@ -88,6 +93,7 @@ def test_quantised_run_is_merged_into_16_bits_and_measured_against_both(
 def test_variants_and_biases_and_towers_survive_every_form(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    prove_here(monkeypatch)
     base = make_llava(tmp_path / "base", biases=True)
     lora = {"variant": variant, "bias": "lora_only"}
     run = fine_tune(tmp_path, model={"base": str(base), "train_vision": True, "lora": lora})
@@ -111,6 +117,7 @@ def test_base_of_the_original_converts_to_the_hubs_layout(tmp_path: Path, monkey
 def test_failed_comparison_leaves_nothing(
     lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prove_here(monkeypatch)
     monkeypatch.setitem(agreement._TOLERANCE, torch.float32, -1.0)
     for form in ("merged", "peft"):
         with pytest.raises(SystemExit, match="2"):
@@ -122,6 +129,7 @@ def test_failed_comparison_leaves_nothing(
 def test_merge_that_rounds_the_adapter_away_is_refused(
     tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prove_here(monkeypatch)
     optim = {"learning_rate": 1e-7, "projector_learning_rate": 0.0}
     run = fine_tune(tmp_path, model={"base": str(llava_folder)}, optim=optim)
     with pytest.raises(SystemExit):

@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from llava_accel.data.labels import Example
 from llava_accel.model.processing import Processing
 
 _TEXT = (
     "What is in the picture? A red square on the left of two small circles, and behind them a tree. How many people "
     "are there? Three: a woman with a dog, and a child in a blue coat. Where was it taken? In a street at night."
 )
+_PROMPT = 8  # tokens
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
 
@@ -54,6 +57,16 @@ def probe_inputs(processing: Processing) -> dict[str, Tensor]:
     pixels = processing.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
     input_ids = torch.tensor([ids])
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixels}
+
+
+def probe_example(processing: Processing) -> tuple[Example, dict[str, Tensor]]:
+    """The same as an example whose answer is most of its text, and its picture's pixels."""
+    inputs = probe_inputs(processing)
+    ids = inputs["input_ids"][0].numpy()
+    start = int(np.argmax(ids == processing.image_token_id))
+    is_target = np.arange(len(ids)) > start + processing.num_image_tokens + _PROMPT
+    example = Example(input_ids=ids, is_target=is_target, image_starts=(start,), images=("probe",))
+    return example, {"probe": inputs["pixel_values"][0]}
 
 
 @torch.no_grad()

@@ -20,8 +20,6 @@ from llava_accel.data.questions import Questions
 from llava_accel.model.masks import forest_mask
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, place_features
 
-_TAKES_MASKS = ("sdpa", "eager")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
@@ -85,7 +83,20 @@ def answer_batch(
             ).last_hidden_state
             here = hidden[branches.rows, branches.slots]
     written = torch.stack(ids, dim=1).tolist()
-    return Answered(losses=losses, ids=[_until_stop(answer, stop_ids) for answer in written])
+    ends = [next((place for place, token in enumerate(answer) if token in stop_ids), None) for answer in written]
+    return Answered(losses=losses, ids=[answer[:end] for answer, end in zip(written, ends, strict=True)])
+
+
+@torch.no_grad()
+def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets vocab"]:
+    """The logits, in fp32, that predict the targets of a batch without shared prefixes: for comparisons of few."""
+    assert not batch["branched"]
+    hidden = objective.llava.model.language_model(
+        inputs_embeds=_embeds(objective, batch, blind=False),
+        position_ids=_tensor(batch, "position_ids"),
+        use_cache=False,
+    ).last_hidden_state
+    return _logits(objective, hidden.flatten(0, 1)[_tensor(batch, "target_positions")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +145,7 @@ def _masked_attention(objective: Objective) -> Iterator[None]:
     """Kernels that take no mask for each pair of tokens give way to one that does, for the time of a block."""
     config = objective.llava.model.language_model.config
     kept = config._attn_implementation
-    if kept not in _TAKES_MASKS:
+    if kept not in ("sdpa", "eager"):
         config._attn_implementation = "sdpa"
     try:
         yield
@@ -182,10 +193,6 @@ def _best(objective: Objective, hidden: Float[Tensor, "questions hidden"]) -> In
 def _logits(objective: Objective, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
     """In fp32; rows of lm_head behind the vocabulary are no words."""
     return objective.llava.lm_head(hidden)[:, : objective.vocab_size].float()
-
-
-def _until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
-    return next((ids[:place] for place, token in enumerate(ids) if token in stops), ids)
 
 
 def _tensor(batch: Loaded, name: str) -> Tensor:

@@ -155,6 +155,8 @@ class CheckpointTable(Table):
     """Newest checkpoints kept, besides the best."""
     best: bool = True
     """Keep the checkpoint that eval.metric liked best; without evaluation data there is none."""
+    verify: bool = True
+    """Load the finished export in a process with transformers and peft alone, and compare; it loads the base once more."""
 
 
 class LogTable(Table):

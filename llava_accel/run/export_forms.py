@@ -22,10 +22,12 @@ from llava_accel.model.export_original import (
 )
 from llava_accel.model.lora import Trainable
 from llava_accel.model.original_config import original_config, place_tower
+from llava_accel.model.processing import load_processing
 from llava_accel.recipe import ModelTable
 from llava_accel.run.card import Form
 from llava_accel.run.dialogue import stop_ids
 from llava_accel.run.exports import Job
+from llava_accel.run.proof import compute_elsewhere, prove
 from llava_accel.run.trained import Loaded
 
 
@@ -42,61 +44,72 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
         )
     loaded = job.load()
     facts, processing, dtype = _facts(job, loaded), loaded.processing, loaded.objective.llava.dtype
-    expected = probe(loaded.objective.llava, processing)
+    sample, expected = job.sample(loaded, *job.examples(processing)), probe(loaded.objective.llava, processing)
     assert isinstance(loaded.objective.model, PeftModel)
     save_peft(folder, loaded.objective.model, processing)
     del loaded
     _free()
+    name, use_gpu = "adapter over a fresh base, against the trained model", job.device.type == "cuda"
     if base.layout == "hub":
-        plain = LlavaForConditionalGeneration.from_pretrained(base.folder, dtype=dtype)
-    else:
-        plain = load_model(job.recipe, processing, dtype=dtype, device=None).model
-        job.screen.line(
-            f"note: transformers cannot load {table.base}, which is in the layout of LLaVA's own code. Convert it once "
-            f"and use the result as the base: python -m llava_accel.export {table.base} --to merged "
-            f"--out {Path(table.base).name}-hf"
-        )
+        found = compute_elsewhere(sample, folder, dtype=dtype, base=str(base.folder), use_gpu=use_gpu)
+        prove(sample, found, name, dtype, job.screen)
+        return facts
+    plain = load_model(job.recipe, processing, dtype=dtype, device=None).model
+    job.screen.line(
+        f"note: transformers cannot load {table.base}, which is in the layout of LLaVA's own code. Convert it once "
+        f"and use the result as the base: python -m llava_accel.export {table.base} --to merged "
+        f"--out {Path(table.base).name}-hf"
+    )
     with warnings.catch_warnings():
         # peft asks for an attribute that transformers 5 is about to rename.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         again = PeftModel.from_pretrained(plain, str(folder)).get_base_model()
     assert isinstance(again, LlavaForConditionalGeneration)
     found = probe(again.to(job.device), processing)  # pyright: ignore[reportArgumentType]
-    job.check("adapter over a fresh base, against the trained model", expected, found, dtype)
+    job.check(name, expected, found, dtype)
     return facts
 
 
 def write_merged(job: Job, folder: Path) -> dict[str, Any]:
     """One model folder of transformers, loaded again by transformers alone and compared."""
     bits, quantised, without = job.trained.recipe.model.quantization.bits, None, None
+    examples = job.examples(load_processing(job.recipe.model, job.recipe.data.image_aspect))
     if bits < 16:
         loaded = job.load(as_trained=True)
-        quantised = probe(loaded.objective.llava, loaded.processing)
+        quantised = job.sample(loaded, *examples).logits
         del loaded
         _free()
     loaded = job.load()
     model, processing, facts = loaded.objective.model, loaded.processing, _facts(job, loaded)
     assert isinstance(model, Trainable)
     computed, stored = loaded.objective.llava.dtype, job.dtype or job.stored
-    expected = probe(loaded.objective.llava, processing)
+    sample = job.sample(loaded, *examples)
     if isinstance(model, PeftModel) and job.recipe.model.lora.bias == "none":  # trained biases could not be disabled
         with model.disable_adapter():
-            without = probe(loaded.objective.llava, processing)
+            without = job.sample(loaded, *examples).logits
     save_merged(folder, model, processing, stored, stop_ids(job.recipe, processing))
     del loaded, model
     _free()
-    merged = LlavaForConditionalGeneration.from_pretrained(folder, dtype=computed).to(job.device)  # pyright: ignore
-    found = probe(merged, processing)
+    found = compute_elsewhere(sample, folder, dtype=computed, use_gpu=job.device.type == "cuda")
     is_merged = job.trained.kind == "lora"
     name = "merged model, against 16-bit base + adapter" if is_merged else "exported model, against its source"
-    difference = job.check(name, expected, found, stored)
-    if without is not None and stored != torch.float32 and 0 < compare(expected, without).difference < 2 * difference:
+    difference = prove(sample, found, name, stored, job.screen).difference
+    update = 0.0 if without is None else compare(sample.logits, without).difference
+    if stored != torch.float32 and 0 < update < 2 * difference:
         raise ValueError(
             f"the merged model is no nearer to the trained one than the base is: {str(stored).removeprefix('torch.')} "
             "is too coarse for so small an update. Use --dtype fp32, or --to peft"
         )
     if quantised is not None:
-        job.screen.line(f"merged model, against {bits}-bit base + adapter as trained: {compare(quantised, found)}")
+        table = job.trained.recipe.model.quantization
+        kind = f" ({table.type})" if bits == 4 else ""
+        job.screen.line(
+            f"the adapter was trained over the base in {bits} bits{kind}, and is merged into its 16-bit weights: what "
+            "rounding to so few bits had changed, and the adapter made up for, is not in them"
+        )
+        job.screen.line(
+            f"merged model, against {bits}-bit base + adapter as trained: {compare(quantised, found['logits'])}"
+        )
     return facts
 
 

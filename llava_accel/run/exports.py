@@ -12,14 +12,21 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from llava_accel.model.agreement import compare
+from llava_accel.data.images import Pictures
+from llava_accel.data.labels import Example
+from llava_accel.model.agreement import compare, probe_example
 from llava_accel.model.bases import find_base
 from llava_accel.model.files import read_weights
+from llava_accel.model.processing import Processing
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import Recipe
 from llava_accel.run.card import Form, write_model_card
 from llava_accel.run.console import Screen
+from llava_accel.run.datasets import open_corpora
+from llava_accel.run.proof import Sample, take_sample
 from llava_accel.run.trained import Loaded, Trained, load_trained, with_bits
+
+_MOST_EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,28 @@ class Job:
         trained = self.trained if as_trained else replace(self.trained, recipe=self.recipe)
         dtype = self.stored if self.device.type == "cuda" else torch.float32
         return load_trained(trained, dtype=dtype, device=self.device)
+
+    def examples(self, processing: Processing) -> tuple[list[Example], dict[str, Tensor]]:
+        """Examples to compare on, with their pictures' pixels: one that needs no data, and some of the recipe's if it is
+        still there, the held-out ones before those of training."""
+        example, pixels = probe_example(processing)
+        if self.trained.own is None:
+            return [example], pixels
+        try:
+            train, held_out = open_corpora(self.recipe, processing)
+            corpus = train if held_out is None else held_out
+            found = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
+            read = Pictures(processing.processor.image_processor, self.recipe.data.image_aspect)  # pyright: ignore[reportArgumentType]
+            pixels |= {name: read(Path(name)) for one in found for name in one.images}
+        except (ValueError, OSError) as error:
+            self.screen.line(f"note: compared on an example of no data set, as the recipe's data is not here: {error}")
+            return [example], pixels
+        return [example, *found], pixels
+
+    def sample(self, loaded: Loaded, examples: list[Example], pixels: dict[str, Tensor]) -> Sample:
+        """What a loaded model makes of these examples."""
+        side = int(loaded.processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
+        return take_sample(loaded.objective, examples, pixels, (3, side, side), self.device)
 
     def check(self, name: str, expected: Tensor, found: Tensor, dtype: torch.dtype) -> float:
         """Print how far two results of `probe` are apart, and return the largest difference.

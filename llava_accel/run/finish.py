@@ -11,11 +11,13 @@ from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.checkpoint import Checkpoints
 from llava_accel.run.console import Screen
+from llava_accel.run.datasets import Part
 from llava_accel.run.interruption import Interrupted, Interruption
 from llava_accel.run.meter import Meter
 from llava_accel.run.report.live import report_end
 from llava_accel.run.state import TrainState
 from llava_accel.run.timing import waiting_note
+from llava_accel.run.verify import claim_of, verify
 
 _SHOWN_ANSWERS = 6
 _SHOWN_EVALUATIONS = 5
@@ -35,6 +37,7 @@ def finish(
     recipe: Recipe,
     accelerator: Accelerator,
     objective: Objective,
+    part: Part,
     checkpoints: Checkpoints,
     state: TrainState,
     meter: Meter,
@@ -43,9 +46,12 @@ def finish(
 ) -> None:
     """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
 
+    Args:
+        part: Data with a few examples for which the export is compared with what was trained.
+
     Raises:
         Interrupted: the run was asked to end, and has saved.
-        ValueError: it could not be saved.
+        ValueError: it could not be saved, or its export does not load elsewhere as what was trained.
     """
     folder = Path(recipe.run.output_dir)
     received = interruption.agreed(accelerator)
@@ -62,6 +68,7 @@ def finish(
         )
         raise Interrupted(received)
     checkpoints.export(folder / "export")
+    claim = claim_of(recipe, objective, part, accelerator) if recipe.checkpoint.verify else None
     objective.flush_features()
     meter.close()
     accelerator.end_training()
@@ -69,6 +76,8 @@ def finish(
         return
     show_times(meter.seconds, screen)
     show_evaluations(folder, state, screen)
+    if claim:
+        verify(claim, folder / "export", recipe, screen)
     show_answers(folder / "predictions" / f"step-{state.step:06d}.jsonl", screen)
     screen.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
     report_end(recipe, state, screen)

@@ -144,7 +144,7 @@ class Lab:
                 "accumulation_steps": micro_batches,
             },
             "eval": {"at_start": False, "every": 1000, "max_new_tokens": 3},
-            "checkpoint": {"every": 1000},
+            "checkpoint": {"every": 1000, "verify": False},
         }
         for table, keys in changes.items():
             tables.setdefault(table, {}).update(copy.deepcopy(keys))

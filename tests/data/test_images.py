@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -152,12 +153,16 @@ def test_a_files_name_reaches_a_message_without_its_control_characters(tmp_path:
     assert str(caught.value).isprintable()
 
 
+_SINCE_13 = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 12 cannot read what it wrote")
+
+
 @pytest.mark.parametrize(
     ("form", "mode"),
     [
         *(("PNG", mode) for mode in ("L", "LA", "RGBA", "1", "P")),
         *(("JPEG", mode) for mode in ("L", "CMYK", "YCbCr", "1")),
-        *(("TIFF", mode) for mode in ("L", "LA", "RGBA", "CMYK", "YCbCr", "1", "P")),
+        *(("TIFF", mode) for mode in ("L", "LA", "RGBA", "CMYK", "1", "P")),
+        pytest.param("TIFF", "YCbCr", marks=_SINCE_13),
         *(("GIF", mode) for mode in ("L", "RGBA", "1", "P")),
     ],
 )

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from llava_accel.run.report.drawing import SERIES
 from llava_accel.run.report.history import History
 from llava_accel.run.report.plots import Plot, Series, Shares
 from llava_accel.run.scoring import SCORES
+from llava_accel.run.timing import PHASES
 
 
 def score_title(key: str) -> str:
@@ -115,15 +117,16 @@ def _scores(run: History) -> list[Series]:
 
 
 def _times(run: History) -> list[Shares]:
-    """Where the time went, of a run whose lines tell."""
-    training = sum((line["seconds"] for line in run.steps), 0.0)
-    waiting = sum((line.get("data_wait_s", 0.0) for line in run.steps), 0.0)
-    evaluating = sum((line.get("seconds", 0.0) for line in run.evaluations), 0.0)
-    parts = {"steps and saving": training - waiting, "evaluation": evaluating, "waiting for data": waiting}
-    if not training or not any("data_wait_s" in line for line in run.steps):
+    """Where the time went, of a run whose lines tell; what is less than a fiftieth goes under "other"."""
+    seconds = {phase: sum(line.get(f"{phase}_s", 0.0) for line in run.steps) for phase in PHASES}
+    whole = sum(seconds.values())
+    named = [(name, part) for name, part in seconds.items() if name != "other" and part > 0.02 * whole]
+    if not named:
         return []
+    largest = sorted(named, key=lambda pair: -pair[1])[: len(SERIES) - 1]
+    parts = {name.replace("_", " "): float(part) for name, part in largest}
+    parts["other"] = max(0.0, whole - sum(parts.values()))
     note = "On the main process. Reading data goes on beside the steps; only what they wait for it counts."
-    parts = {name: part for name, part in parts.items() if part > 0}
     return [Shares(title="Where the time went", note=note, parts=parts)]
 
 

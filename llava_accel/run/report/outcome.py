@@ -82,12 +82,14 @@ def tiles(run: History) -> list[Tile]:
         found.append(Tile(title="Evaluation loss", value=f"{chosen['eval']['loss']:.4f}", note=note))
     if steps := run.steps:
         total = f"of {run.num_steps:,}, " if run.num_steps and run.num_steps > run.step else ""
-        found.append(Tile(title="Steps", value=f"{run.step:,}", note=f"{total}{steps[-1]['epoch']:.3g} epochs"))
+        found.append(Tile(title="Steps", value=f"{run.step:,}", note=f"{total}{_epochs(steps[-1]['epoch'])}"))
         found.append(_time(run))
         speed, tokens = median(line["tokens_per_s"] for line in steps), sum(line["num_tokens"] for line in steps)
         found.append(Tile(title="Tokens a second", value=f"{speed:,.0f}", note=f"{tokens:,} in all"))
+        on_gpu = str(run.environment.get("device", "cuda")).startswith("cuda")
+        place = "on the first GPU" if on_gpu else "of the main process"
         if memory := [line["peak_memory_gib"] for line in steps if "peak_memory_gib" in line]:
-            found.append(Tile(title="Peak memory", value=f"{max(memory):.1f} GiB", note="on the first GPU"))
+            found.append(Tile(title="Peak memory", value=f"{max(memory):.1f} GiB", note=place))
     return found
 
 
@@ -149,6 +151,10 @@ def _value(key: str | None, value: Any) -> str:
 
 def _steps(count: int) -> str:
     return f"{count:,} step{'s' if count != 1 else ''}"
+
+
+def _epochs(count: float) -> str:
+    return f"{count:.3g} epoch{'s' if f'{count:.3g}' != '1' else ''}"
 
 
 def _capital(text: str) -> str:

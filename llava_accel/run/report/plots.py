@@ -88,9 +88,9 @@ class Shares:
             axes.set_axis_off()
             axes.set_xlim(0, 1)
             axes.set_ylim(-0.4, 0.4)
-            _legend(axes, 1.0, 1)
+            _legend(axes, 1.0, 2 if len(self.parts) > 3 else 1)
 
-        return drawn(self.title, _HEIGHT * 0.62, draw)
+        return drawn(self.title, _HEIGHT * 0.68, draw)
 
 
 def _legend(axes: Axes, height: float, columns: int) -> None:
@@ -134,7 +134,8 @@ def _scales(axes: Axes, plot: Plot) -> None:
         axes.axhline(plot.level, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
     if plot.is_log and len(positive) and positive.max() > _WIDE_RANGE * positive.min():
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        # Over many decades the steps between them would lie over one another.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if positive.max() < 200 * positive.min() else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     elif plot.from_zero:
