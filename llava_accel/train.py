@@ -84,7 +84,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
             evaluator(state, meter)
         if is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
             checkpoints.save(meter.enter)
-    finish(recipe, accelerator, objective, held_out or training, checkpoints, state, meter, screen, interruption)
+    finish(recipe, accelerator, objective, (training, held_out), checkpoints, state, meter, screen, interruption)
     return state
 
 

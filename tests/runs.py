@@ -45,7 +45,7 @@ def tables(folder: Path, records: Path | None = None, /, **changes: Mapping[str,
         },
         "optim": {"learning_rate": 2e-2, "projector_learning_rate": 2e-3, "warmup_fraction": 0.1},
         "train": {"per_device_batch_size": 8},
-        "eval": {"at_start": False, "every": 1000, "max_new_tokens": 4},
+        "eval": {"at_start": False, "every": 1000, "max_new_tokens": 4, "train_limit": 0},
         "checkpoint": {"every": 1000, "verify": False},
     }
     for table, keys in changes.items():

@@ -142,6 +142,8 @@ class EvalTable(Table):
     """Examples to evaluate; 0 = all."""
     blind_limit: Count = 500
     """Examples also answered with the picture blanked, to see how much of the score needs it; 0 = none."""
+    train_limit: Count = 200
+    """Training examples answered at the end, of which the report shows those with the highest loss; 0 = none."""
     patience: Count = 0
     """Evaluations without improvement before the run stops; 0 = never."""
 

@@ -59,7 +59,7 @@ class Checkpoints:
     ) -> None:
         self._recipe, self._accelerator, self._screen = recipe, accelerator, screen
         self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
-        self._loaded, self._processing, self._state = loaded, processing, state
+        self._loaded, self.processing, self._state = loaded, processing, state
         self._run = Path(recipe.run.output_dir)
         self._folder = self._run / "checkpoints"
         self._saved_step = self._failed_step = -1
@@ -161,7 +161,7 @@ class Checkpoints:
         return objective
 
     def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        save_model(folder, self._objective(), weights, self._loaded, self._processing, self._recipe)
+        save_model(folder, self._objective(), weights, self._loaded, self.processing, self._recipe)
         (folder / "recipe.toml").write_text(dump_recipe(self._recipe))
         describe(folder, self._run, self._recipe, self._state.step)
 

@@ -17,6 +17,7 @@ from llava_accel.run.meter import Meter
 from llava_accel.run.report.live import report_end
 from llava_accel.run.state import TrainState
 from llava_accel.run.timing import waiting_note
+from llava_accel.run.training_losses import score_training
 from llava_accel.run.verify import claim_of, verify
 
 _SHOWN_ANSWERS = 6
@@ -37,7 +38,7 @@ def finish(
     recipe: Recipe,
     accelerator: Accelerator,
     objective: Objective,
-    part: Part,
+    parts: tuple[Part, Part | None],
     checkpoints: Checkpoints,
     state: TrainState,
     meter: Meter,
@@ -47,7 +48,7 @@ def finish(
     """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
 
     Args:
-        part: Data with a few examples for which the export is compared with what was trained.
+        parts: Training data, of which the report shows the hardest examples, and held-out data.
 
     Raises:
         Interrupted: the run was asked to end, and has saved.
@@ -68,7 +69,11 @@ def finish(
         )
         raise Interrupted(received)
     checkpoints.export(folder / "export")
-    claim = claim_of(recipe, objective, part, accelerator) if recipe.checkpoint.verify else None
+    training, held_out = parts
+    if recipe.eval.train_limit:
+        meter.enter("evaluation")
+        score_training(recipe, accelerator, objective, training, checkpoints.processing.processor.tokenizer, screen)
+    claim = claim_of(recipe, objective, held_out or training, accelerator) if recipe.checkpoint.verify else None
     objective.flush_features()
     meter.close()
     accelerator.end_training()

@@ -143,7 +143,7 @@ class Lab:
                 "per_device_batch_size": GLOBAL_BATCH // ranks // micro_batches,
                 "accumulation_steps": micro_batches,
             },
-            "eval": {"at_start": False, "every": 1000, "max_new_tokens": 3},
+            "eval": {"at_start": False, "every": 1000, "max_new_tokens": 3, "train_limit": 0},
             "checkpoint": {"every": 1000, "verify": False},
         }
         for table, keys in changes.items():

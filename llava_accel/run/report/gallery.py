@@ -76,6 +76,13 @@ def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data:
     ]
 
 
+def training_cards(predictions: Sequence[Prediction], data: DataTable, metric: str) -> list[Card]:
+    """The training examples with the highest loss, the highest first."""
+    roots = training_roots(data)
+    ranked = sorted(hardest(predictions), key=lambda number: -predictions[number]["loss"])
+    return [_card(predictions[number], None, True, roots, metric) for number in ranked]
+
+
 def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
     """Numbers of the answers to show: half of them right as far as there are, each picture once as far as there are.
 
@@ -104,10 +111,17 @@ def hardest(predictions: Sequence[Prediction]) -> set[int]:
 
 def picture_roots(data: DataTable) -> list[Path]:
     """The folders that names of held-out pictures are relative to."""
-    if data.eval or isinstance(data.train, str):
-        named = [(data.eval or str(data.train), data.images)]
-    else:
-        named = [(source.path, source.images or data.images) for source in data.train]
+    return _roots([(data.eval, data.images)]) if data.eval else training_roots(data)
+
+
+def training_roots(data: DataTable) -> list[Path]:
+    """The folders that names of training pictures are relative to."""
+    if isinstance(data.train, str):
+        return _roots([(data.train, data.images)])
+    return _roots([(source.path, source.images or data.images) for source in data.train])
+
+
+def _roots(named: Sequence[tuple[str, str]]) -> list[Path]:
     roots = [Path(images or (path if Path(path).is_dir() else Path(path).parent)) for path, images in named]
     return list(dict.fromkeys(roots))
 

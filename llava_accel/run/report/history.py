@@ -13,6 +13,7 @@ from llava_accel.run.choosing import Line, best_evaluation, read_lines
 from llava_accel.run.progress import PROGRESS
 from llava_accel.run.sealed import complete_checkpoints
 from llava_accel.run.state import TrainState
+from llava_accel.run.training_losses import FILE
 
 Prediction = dict[str, Any]
 
@@ -82,7 +83,15 @@ class History:
 
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""
-        path = self.folder / "predictions" / f"step-{step:06d}.jsonl"
+        return self._read_predictions(f"step-{step:06d}.jsonl")
+
+    @property
+    def training_predictions(self) -> list[Prediction]:
+        """The answers to some training examples after the last step; none before it."""
+        return self._read_predictions(FILE)
+
+    def _read_predictions(self, name: str) -> list[Prediction]:
+        path = self.folder / "predictions" / name
         if not path.is_file():
             return []
         try:

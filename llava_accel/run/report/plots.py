@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from llava_accel.run.report.drawing import INK, SERIES, drawn
 
@@ -120,6 +120,9 @@ def _line(axes: Axes, series: Series) -> None:
     if series.is_sparse:
         axes.plot(steps, values, color=color, label=series.label, marker="o", markersize=3.6, linestyle=dashes)
         return
+    if len(steps) == 1:  # a line of one point would not be seen
+        axes.plot(steps, values, color=color, label=series.label, marker="o", markersize=3.6)
+        return
     mean = values if series.is_exact else smoothed(values)
     thin = max(1, -(-len(steps) // _MOST_POINTS))
     if len(values) >= 80 and not series.is_exact:  # from here on a mean differs from the values
@@ -146,7 +149,8 @@ def _scales(axes: Axes, plot: Plot) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
     elif len(positive) and positive.max() < 0.01:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: _scientific(value)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    steps = {step for series in plot.series for step in series.steps}
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6) if len(steps) > 1 else FixedLocator(list(steps)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("step")

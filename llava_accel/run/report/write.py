@@ -1,8 +1,4 @@
-"""The pages: of one run, which is written into its folder, and of several.
-
-The worst examples by loss are taken from the held-out data: their losses are there from the evaluation, whereas those
-of training would have to be kept apart, example by example, in the loop itself.
-"""
+"""The pages: of one run, which is written into its folder, and of several."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +7,7 @@ from pathlib import Path
 from llava_accel.run.report import details
 from llava_accel.run.report.compare import comparison
 from llava_accel.run.report.curves import curves, score_title
-from llava_accel.run.report.gallery import cards
+from llava_accel.run.report.gallery import cards, training_cards
 from llava_accel.run.report.history import History, read_run
 from llava_accel.run.report.outcome import notes, sentence, tiles
 from llava_accel.run.report.page import render, write_page
@@ -63,6 +59,7 @@ def _context(run: History) -> dict[str, object]:
         "cell": details.cell,
         "chosen": chosen,
         "cards": shown,
+        "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
         "num_predictions": len(predictions),
         "score_title": score_title(metric),
         "types": details.type_tables(predictions, earlier, metric),
