@@ -46,6 +46,7 @@ assert not found.unexpected_keys
 {adapter}processor = AutoProcessor.from_pretrained(folder)
 """
 
+_VLLM = "vLLM takes nothing but LoRA weights from an adapter, and this one holds the projector: serve a merged model with it."
 _EXPORT = "python -m llava_accel.export {source} --to {form} --out {out}"
 
 
@@ -81,7 +82,8 @@ def loading_code(form: str, recipe: Recipe | None, facts: Mapping[str, Any]) -> 
             peft="from peft import PeftModel\n" if train == "lora" else "",
             adapter="model = PeftModel.from_pretrained(model, folder).eval()\n" if train == "lora" else "",
         )
-    return lead + _python(code.replace('folder = "."', f'{setting}folder = "."', 1))
+    behind = f"\n\n{_VLLM}" if form == "peft" else ""
+    return lead + _python(code.replace('folder = "."', f'{setting}folder = "."', 1)) + behind
 
 
 def _quantised(recipe: Recipe | None) -> tuple[str, str, str]:
