@@ -46,7 +46,7 @@ assert not found.unexpected_keys
 {adapter}processor = AutoProcessor.from_pretrained(folder)
 """
 
-_VLLM = "vLLM takes nothing but LoRA weights from an adapter, and this one holds the projector: serve a merged model with it."
+_VLLM = "vLLM takes nothing but LoRA weights from an adapter, and this one holds the projector. Serve a merged model."
 _EXPORT = "python -m llava_accel.export {source} --to {form} --out {out}"
 
 
