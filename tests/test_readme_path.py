@@ -1,10 +1,11 @@
 """The README's way from the OK-VQA files to an adapter that talks: its own commands, on small files of the official form."""
 
+import importlib
 import io
 import json
 import re
-import runpy
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -38,9 +39,12 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     module = words[words.index("-m") + 1]
     assert words[: words.index("-m")] in (["python"], ["accelerate", "launch"])
     monkeypatch.setattr(sys, "argv", words[words.index("-m") + 1 :])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sys.modules, module, raising=False)  # else runpy warns of a second copy
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    try:
+        importlib.import_module(module).main()
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def write_official_files(subtype: str, num_pictures: int) -> None:
