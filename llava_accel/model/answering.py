@@ -68,10 +68,9 @@ def answer_batch(
         ids: list[Tensor] = []
         here = hidden[branches.rows, branches.places]
         is_done = torch.zeros(len(here), dtype=torch.bool, device=here.device)
-        stops = torch.tensor(sorted(stop_ids), device=here.device)
         while True:
             ids.append(_best(objective, here))
-            is_done |= torch.isin(ids[-1], stops)
+            is_done |= torch.isin(ids[-1], torch.tensor(sorted(stop_ids), device=here.device))
             if len(ids) == max_new_tokens or is_over(bool(is_done.all())):
                 break
             hidden = language_model(
