@@ -11,22 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from accelerate import Accelerator
 
-from llava_accel.data.sampler import Window, deal
+from llava_accel.data.sampler import Window
 from llava_accel.model.build import load_model
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import build_accelerator, resolve_precision
-from llava_accel.run.bench_loop import Job, Timed
+from llava_accel.run.bench_loop import Job, Timed, first_windows
 from llava_accel.run.bench_ranks import compare_ranks
 from llava_accel.run.bench_trainer import PlainTrainer
 from llava_accel.run.cli import read_recipe, recipe_parser, run
 from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part, build_order, open_data
+from llava_accel.run.datasets import Part, open_data
 from llava_accel.run.flops import costs
 from llava_accel.run.objective import build_objective
 from llava_accel.run.plan_trace import build_meta
@@ -62,7 +61,7 @@ def bench(recipe: Recipe, steps: int, rounds: int, against: str | None) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         own = _own(recipe, Path(folder))
         training, _ = open_data(own, processing, accelerator, screen)
-        windows = first_windows(own, training, steps)
+        windows = first_windows(own, training, steps, accelerator)
         objective, _ = build_objective(own, processing, accelerator, screen)
         job = Job(own, processing, accelerator, objective, training, windows)
         plainly = _trainer(own, processing, training, accelerator, windows) if against else None
@@ -79,15 +78,6 @@ def _own(recipe: Recipe, folder: Path) -> Recipe:
         "log": recipe.log.model_copy(update={"trackers": ()}),
     }
     return recipe.model_copy(update=changes)
-
-
-def first_windows(recipe: Recipe, part: Part, steps: int) -> list[Window]:
-    """Rows of the corpus for the first steps of a run on one device."""
-    order = build_order(recipe, part, 1)
-    size = recipe.train.per_device_batch_size
-    batches = order.epoch(0)[:steps]
-    dealt = [deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=1)[0] for batch in batches]
-    return [[part.rows[np.array(micro_batch)].tolist() for micro_batch in window] for window in dealt]
 
 
 def _trainer(

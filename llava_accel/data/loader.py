@@ -19,6 +19,9 @@ from llava_accel.data.trie import chain, share_rows
 
 Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+"""What schedulers, terminals and people end a job with."""
+_SHOWN_IDS = 8
 
 
 class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
@@ -102,7 +105,7 @@ def load_windows(
 
 def leave_signals_to_the_loop(_worker: int) -> None:
     """Schedulers and terminals signal every process of a job: workers go on until the loop needs no more of them."""
-    for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+    for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
 
 
@@ -111,16 +114,27 @@ def moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
+def tensor(batch: Loaded, name: str) -> Tensor:
+    """A field of a batch that is no flag."""
+    value = batch[name]
+    assert isinstance(value, Tensor)
+    return value
+
+
 def where(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[str]:
     """Ids of the records in these micro-batches, for reports."""
-    indices = [index for batch in micro_batches if isinstance(index := batch["indices"], Tensor)]
-    return [corpus.record(int(row)).id for rows in indices for row in rows]
+    return [corpus.record(row).id for batch in micro_batches for row in tensor(batch, "indices").tolist()]
 
 
-def lengths(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[int]:
+def lengths_of(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[int]:
     """Tokens of the records in these micro-batches, in the order of `where`."""
-    indices = [index for batch in micro_batches if isinstance(index := batch["indices"], Tensor)]
-    return [len(corpus.encode(int(row)).example.input_ids) for rows in indices for row in rows]
+    rows = (row for batch in micro_batches for row in tensor(batch, "indices").tolist())
+    return [len(corpus.encode(row).example.input_ids) for row in rows]
+
+
+def shown(ids: Sequence[str]) -> str:
+    """The first few ids and how many more there are, for messages."""
+    return ", ".join(ids[:_SHOWN_IDS]) + (f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else "")
 
 
 def cache_folder(cache_dir: str) -> Path:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
 
-from llava_accel.data.loader import Loaded
+from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.questions import Questions
 from llava_accel.model.masks import forest_mask
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, place_features
@@ -53,7 +53,7 @@ def answer_batch(
             together.
     """
     language_model, cache = objective.llava.model.language_model, DynamicCache()
-    position_ids, subtree_end = _tensor(batch, "position_ids"), _tensor(batch, "subtree_end")
+    position_ids, subtree_end = tensor(batch, "position_ids"), tensor(batch, "subtree_end")
     with _masked_attention(objective):
         hidden = language_model(
             inputs_embeds=_embeds(objective, batch, blind),
@@ -62,8 +62,8 @@ def answer_batch(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        targets = hidden.flatten(0, 1)[_tensor(batch, "target_positions")]
-        losses = _losses(objective, targets, _tensor(batch, "target_ids"))
+        targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
+        losses = _losses(objective, targets, tensor(batch, "target_ids"))
         branches = _Branches.behind(questions, position_ids, subtree_end)
         ids: list[Tensor] = []
         here = hidden[branches.rows, branches.places]
@@ -92,10 +92,10 @@ def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets
     assert not batch["branched"]
     hidden = objective.llava.model.language_model(
         inputs_embeds=_embeds(objective, batch, blind=False),
-        position_ids=_tensor(batch, "position_ids"),
+        position_ids=tensor(batch, "position_ids"),
         use_cache=False,
     ).last_hidden_state
-    return _logits(objective, hidden.flatten(0, 1)[_tensor(batch, "target_positions")])
+    return _logits(objective, hidden.flatten(0, 1)[tensor(batch, "target_positions")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +161,15 @@ def _attention(objective: Objective, mask: Bool[Tensor, "rows 1 some keys"]) -> 
 
 
 def _embeds(objective: Objective, batch: Loaded, blind: bool) -> Float[Tensor, "rows seq hidden"]:
-    input_ids = _tensor(batch, "input_ids")
+    input_ids = tensor(batch, "input_ids")
     embeds = objective.llava.get_input_embeddings()(input_ids)
-    pictures = (_tensor(batch, name) for name in ("pixel_values", "tower_features", "picture_names", "picture_order"))
+    pictures = (tensor(batch, name) for name in ("pixel_values", "tower_features", "picture_names", "picture_order"))
     # Also without pictures: ranks that share each weight run the same modules.
     features = objective.image_features(*pictures)
     if blind:
         # Only a picture's places hold this token, whatever the text is (`data/labels.py`).
         return embeds * (input_ids != objective.llava.config.image_token_index)[..., None]
-    return place_features(embeds, features[_tensor(batch, "image_index")], _tensor(batch, "image_positions"))
+    return place_features(embeds, features[tensor(batch, "image_index")], tensor(batch, "image_positions"))
 
 
 def _losses(
@@ -192,9 +192,3 @@ def _best(objective: Objective, hidden: Float[Tensor, "questions hidden"]) -> In
 def _logits(objective: Objective, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
     """In fp32; rows of lm_head behind the vocabulary are no words."""
     return objective.llava.lm_head(hidden)[:, : objective.vocab_size].float()
-
-
-def _tensor(batch: Loaded, name: str) -> Tensor:
-    value = batch[name]
-    assert isinstance(value, Tensor)
-    return value

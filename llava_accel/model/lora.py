@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_accel.model.adapters import load_adapter, put_lora, put_rest, read_adapter
 from llava_accel.model.layouts import PEFT_PREFIX
-from llava_accel.recipe import LoraTable, Recipe
+from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
 Trainable = LlavaForConditionalGeneration | PeftModel
 """A LLaVA, or peft's wrapper around one."""
@@ -133,6 +133,13 @@ def used_tower_parameters(model: LlavaForConditionalGeneration) -> list[nn.Param
     used = layer if layer >= 0 else depth + 1 + layer
     unused = (*(f"encoder.layers.{index}." for index in range(used, depth)), "post_layernorm.", "head.")
     return [p for name, p in model.model.vision_tower.named_parameters() if not name.startswith(unused)]
+
+
+def without_starting_values(table: ModelTable) -> ModelTable:
+    """The settings with LoRA layers that need no weights to start from, for a model that has none; sizes are the same."""
+    if table.lora.variant not in ("pissa", "olora"):
+        return table
+    return table.model_copy(update={"lora": table.lora.model_copy(update={"variant": "lora"})})
 
 
 def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

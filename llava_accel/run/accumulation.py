@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llava_accel.data.loader import Loaded
+from llava_accel.data.loader import Loaded, tensor
 
 
 def count_targets(window: Sequence[Loaded], accelerator: Accelerator) -> Float[Tensor, ""]:
@@ -17,16 +17,13 @@ def count_targets(window: Sequence[Loaded], accelerator: Accelerator) -> Float[T
     It stays on the device. It is 0 only if no record of the window could be loaded; then the loss is 0 / 0, and
     `nonfinite.UpdateGuard` says so.
     """
-    local = sum((_weights(micro_batch).sum() for micro_batch in window), torch.zeros((), device=accelerator.device))
+    local = sum(
+        (tensor(micro_batch, "target_weights").sum() for micro_batch in window),
+        torch.zeros((), device=accelerator.device),
+    )
     total = accelerator.reduce(local, reduction="sum")
     assert isinstance(total, Tensor)
     return total
-
-
-def _weights(micro_batch: Loaded) -> Tensor:
-    weights = micro_batch["target_weights"]
-    assert isinstance(weights, Tensor)
-    return weights
 
 
 @contextmanager

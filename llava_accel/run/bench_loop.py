@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from llava_accel.data.loader import Loaded, load_windows
+from llava_accel.data.loader import Loaded, load_windows, tensor
 from llava_accel.data.problems import DataError
-from llava_accel.data.sampler import Window
+from llava_accel.data.sampler import Window, windows
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.accumulation import count_targets, gradient_sync, seed_step
 from llava_accel.run.backend import autocast, clip_gradients, prepare
 from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part
+from llava_accel.run.datasets import Part, build_order
 from llava_accel.run.features import attach_features, may_cache
 from llava_accel.run.flops import Work
 from llava_accel.run.meter import Meter
@@ -116,8 +115,8 @@ class Job:
         wait_for(accelerator.device)
         seconds = time.perf_counter() - begun
         meter.close()
-        tokens = sum(int(_tensor(batch, "num_tokens")) for batch in seen)
-        examples = sum(len(_tensor(batch, "indices")) for batch in seen)
+        tokens = sum(int(tensor(batch, "num_tokens")) for batch in seen)
+        examples = sum(len(tensor(batch, "indices")) for batch in seen)
         return Timed(seconds, dict(meter.seconds), tokens, examples, Work.of(seen))
 
     def bare(self) -> float:
@@ -160,13 +159,16 @@ class Job:
         )
 
 
+def first_windows(recipe: Recipe, part: Part, steps: int, accelerator: Accelerator) -> list[Window]:
+    """Rows of the corpus for the first steps of a run (of its first epoch, at most) on this rank."""
+    ranks, size = accelerator.num_processes, recipe.train.per_device_batch_size
+    order = build_order(recipe, part, ranks)
+    last = min(steps, order.steps_per_epoch)
+    dealt = windows(order, 0, last, per_device_batch_size=size, num_ranks=ranks)
+    return [[part.rows[batch].tolist() for batch in window[accelerator.process_index]] for window in dealt]
+
+
 def _shapes(batch: Loaded) -> Loaded:
     """Without the pictures themselves, which need not be kept to be counted."""
-    large = {name: _tensor(batch, name).to("meta") for name in ("pixel_values", "tower_features")}
+    large = {name: tensor(batch, name).to("meta") for name in ("pixel_values", "tower_features")}
     return {**batch, **large}
-
-
-def _tensor(batch: Loaded, name: str) -> Tensor:
-    value = batch[name]
-    assert isinstance(value, Tensor)
-    return value

@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
-from llava_accel.data.sampler import Window, deal
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe, dump_recipe, load_recipe
 from llava_accel.run.backend import build_accelerator
-from llava_accel.run.bench_loop import Job
+from llava_accel.run.bench_loop import Job, first_windows
 from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part, build_order, open_data
+from llava_accel.run.datasets import open_data
 from llava_accel.run.objective import build_objective
 from llava_accel.run.traffic import Traffic
 
@@ -88,7 +85,7 @@ def measure(folder: Path, steps: int, rounds: int) -> None:
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, _ = open_data(recipe, processing, accelerator, screen)
     objective, _ = build_objective(recipe, processing, accelerator, screen)
-    windows = _windows(recipe, training, steps, accelerator.num_processes, accelerator.process_index)
+    windows = first_windows(recipe, training, steps, accelerator)
     job = Job(recipe, processing, accelerator, objective, training, windows)
     job.forget_features(0)
     job.loop()  # fills the cache of features
@@ -101,15 +98,6 @@ def measure(folder: Path, steps: int, rounds: int) -> None:
         (folder / "measured.json").write_text(json.dumps(found))
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def _windows(recipe: Recipe, part: Part, steps: int, ranks: int, rank: int) -> list[Window]:
-    order, size = build_order(recipe, part, ranks), recipe.train.per_device_batch_size
-    dealt = [
-        deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=ranks)[rank]
-        for batch in order.epoch(0)[:steps]
-    ]
-    return [[part.rows[np.array(micro_batch, dtype=np.int64)].tolist() for micro_batch in window] for window in dealt]
 
 
 if __name__ == "__main__":

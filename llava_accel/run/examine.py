@@ -16,7 +16,7 @@ from llava_accel.model.adapters import read_adapter
 from llava_accel.model.bases import Base, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import StoredTensor
-from llava_accel.model.lora import prepare_trainable
+from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.console import Screen
@@ -100,9 +100,9 @@ def _check_trainable(recipe: Recipe, processing: Processing) -> None:
     table = recipe.model
     if table.adapter:
         read_adapter(table.adapter, table.lora)
-    if table.lora.variant in ("pissa", "olora"):  # they need the weights to start from
-        plain = table.lora.model_copy(update={"variant": "lora"})
-        table = table.model_copy(update={"lora": plain, "adapter": ""})
+    plain = without_starting_values(table)
+    if plain is not table:  # an adapter of another variant would be refused
+        table = plain.model_copy(update={"adapter": ""})
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is a no-op")  # so it is: only names and shapes count here
         model = LlavaForConditionalGeneration(final_config(processing))

@@ -13,12 +13,12 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 
+from llava_accel.data.loader import SIGNALS
 from llava_accel.run.console import Bar
 
 EX_TEMPFAIL = 75
 """Exit code of a run that saved and ended because it was asked to: start the same command again (sysexits.h)."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 # A launcher passes on the Ctrl-C that the terminal has sent to its workers already: that is not a second one.
 _SAME_CTRL_C_S = 0.5
 _T = TypeVar("_T")
@@ -52,18 +52,20 @@ class Interruption:
 
     def listen(self) -> "Interruption":
         """Take note of signals from now on. Ctrl-C a second time ends the process at once."""
-        for wanted in _SIGNALS:
+        for wanted in SIGNALS:
             if signal.getsignal(wanted) != signal.SIG_IGN:  # nohup, and shells for what runs in the background
                 signal.signal(wanted, self._note)
         return self
 
     def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
         """The signal that ends the run, the same on every rank. Every rank must call it at the same point."""
-        if self._agreed is None:
-            asked = torch.tensor([float(self._received == one) for one in _SIGNALS], device=accelerator.device)
+        if accelerator.num_processes == 1:  # nobody to ask, and no reason to wait for the device in every step
+            self._agreed = self._agreed or self._received
+        elif self._agreed is None:
+            asked = torch.tensor([float(self._received == one) for one in SIGNALS], device=accelerator.device)
             total = accelerator.reduce(asked, reduction="sum")
             assert isinstance(total, torch.Tensor)
-            self._agreed = next((one for one, count in zip(_SIGNALS, total.tolist(), strict=True) if count), None)
+            self._agreed = next((one for one, count in zip(SIGNALS, total.tolist(), strict=True) if count), None)
         return self._agreed
 
     def check(self, accelerator: Accelerator) -> None:

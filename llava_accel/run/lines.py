@@ -14,22 +14,22 @@ class Lines:
     """A file that grows by whole lines; those that a full disk keeps back are written when it has room again."""
 
     def __init__(self, path: Path, screen: Screen) -> None:
-        self._path, self._screen = path, screen
+        self.path, self._screen = path, screen
         self._unwritten: list[str] = []
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one more line."""
         self._unwritten.append(json.dumps(line) + "\n")
-        end = self._path.stat().st_size if self._path.exists() else 0
+        end = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with self._path.open("a") as file:
+            with self.path.open("a") as file:
                 file.write("".join(self._unwritten))
             self._unwritten = []
         except OSError as error:
-            if self._path.exists():
-                os.truncate(self._path, end)  # no half lines
+            if self.path.exists():
+                os.truncate(self.path, end)  # no half lines
             if len(self._unwritten) == 1:
-                self._screen.line(f"{self._path} cannot be written ({error.strerror}); its lines are kept until it can")
+                self._screen.line(f"{self.path} cannot be written ({error.strerror}); its lines are kept until it can")
 
     def close(self) -> None:
         """Make sure that nothing is left.
@@ -39,7 +39,7 @@ class Lines:
         """
         if self._unwritten:
             raise ValueError(
-                f"{self._path} lacks its last {len(self._unwritten)} lines: the disk is full or the file cannot be "
+                f"{self.path} lacks its last {len(self._unwritten)} lines: the disk is full or the file cannot be "
                 "written. Make room and repeat the command: it goes on from the last checkpoint and writes them anew"
             )
 

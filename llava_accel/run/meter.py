@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llava_accel.data.loader import Loaded
+from llava_accel.data.loader import Loaded, tensor
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.run.console import Screen
@@ -69,10 +69,8 @@ class Meter:
 
     def add(self, loss: Tensor, micro_batch: Loaded) -> None:
         """Add one micro-batch: its summed loss (detached here), its tokens and examples, and positions without a token."""
-        weights, tokens = micro_batch["target_weights"], micro_batch["num_tokens"]
-        indices, ends = micro_batch["indices"], micro_batch["subtree_end"]
-        assert isinstance(weights, Tensor) and isinstance(tokens, Tensor)
-        assert isinstance(indices, Tensor) and isinstance(ends, Tensor)
+        names = ("target_weights", "num_tokens", "indices", "subtree_end")
+        weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
         counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
         sums = [loss.detach().double(), weights.sum(), tokens, *counts]
         added = torch.stack([value.to(self._state.unlogged) for value in sums])

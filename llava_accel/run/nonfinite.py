@@ -1,6 +1,5 @@
 """What is done about bad numbers: no update where loss or gradient is not finite, and a word about loss spikes."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,16 +10,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, lengths, where
+from llava_accel.data.loader import Loaded, lengths_of, shown, where
 from llava_accel.recipe import Recipe
 from llava_accel.run.accumulation import count_targets, seed_step
 from llava_accel.run.console import Screen
 from llava_accel.run.first_nonfinite import first_nonfinite
+from llava_accel.run.lines import Lines
 from llava_accel.run.state import TrainState
 
 _MEDIAN_OF = 50
 _MEDIAN_FROM = 10  # the loss of the first steps falls too fast to have a median
-_SHOWN = 8
 
 
 class UpdateGuard:
@@ -42,6 +41,8 @@ class UpdateGuard:
         self._recipe, self._accelerator, self._model = recipe, accelerator, model
         self._corpus, self._state, self._screen = corpus, state, screen
         self._folder = Path(recipe.run.output_dir)
+        self._nonfinite = Lines(self._folder / "nonfinite.jsonl", screen)
+        self._spikes = Lines(self._folder / "spikes.jsonl", screen)
 
     def allows(self, window: Sequence[Loaded], grad_norm: Tensor, step_sums: Tensor) -> bool:
         """Whether the step may update the weights. Every rank must call it.
@@ -73,19 +74,19 @@ class UpdateGuard:
         state.num_nonfinite += 1
         seed_step(self._recipe.run.seed, state.step, self._accelerator.process_index)
         first = first_nonfinite(self._model, window, self._accelerator)
-        samples = self._samples(window)
-        path = self._folder / "nonfinite.jsonl"
-        self._append(path, {"step": state.step + 1, "grad_norm": str(norm), "first": first, **samples})
+        ids, lengths = self._samples(window)
+        line = {"step": state.step + 1, "grad_norm": str(norm), "first": first, "ids": ids, "lengths": lengths}
+        self._append(self._nonfinite, line)
         found = (
             f"step {state.step + 1}: the loss or gradient is not finite ({norm}), first in {first}; no update was made"
         )
         if train.on_nonfinite == "stop" or state.num_nonfinite > train.max_nonfinite:
             raise ValueError(
-                f"{found}. Its samples: {_shown(samples['ids'])} (all in {path}). Look at them, lower "
+                f"{found}. Its samples: {shown(ids)} (all in {self._nonfinite.path}). Look at them, lower "
                 'optim.learning_rate, or set train.on_nonfinite = "skip"'
             )
         self._screen.line(
-            f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {path})"
+            f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
         )
 
     def _look_for_spike(self, window: Sequence[Loaded], step_sums: Tensor) -> None:
@@ -94,27 +95,18 @@ class UpdateGuard:
         loss, recent = float(total[0] / total[1]), self._state.recent_losses
         median = statistics.median(recent) if len(recent) >= _MEDIAN_FROM else math.inf
         if loss > self._recipe.train.spike_factor * median:
-            samples, step = self._samples(window), self._state.step + 1
-            path = self._folder / "spikes.jsonl"
-            self._append(path, {"step": step, "loss": loss, "median": median, **samples})
+            (ids, lengths), step = self._samples(window), self._state.step + 1
+            self._append(self._spikes, {"step": step, "loss": loss, "median": median, "ids": ids, "lengths": lengths})
             self._screen.line(
                 f"note: step {step} has a loss of {loss:.4f}, {loss / median:.1f} times the median of the last "
-                f"{len(recent)} steps. Its samples: {_shown(samples['ids'])} (all in {path})"
+                f"{len(recent)} steps. Its samples: {shown(ids)} (all in {self._spikes.path})"
             )
         self._state.recent_losses = [*recent, loss][-_MEDIAN_OF:]
 
-    def _samples(self, window: Sequence[Loaded]) -> dict[str, list[str] | list[int]]:
+    def _samples(self, window: Sequence[Loaded]) -> tuple[list[str], list[int]]:
         """Ids and lengths of the step's samples on all ranks."""
-        return {
-            "ids": gather_object(where(window, self._corpus)),
-            "lengths": gather_object(lengths(window, self._corpus)),
-        }
+        return gather_object(where(window, self._corpus)), gather_object(lengths_of(window, self._corpus))
 
-    def _append(self, path: Path, line: Mapping[str, object]) -> None:
+    def _append(self, lines: Lines, line: Mapping[str, object]) -> None:
         if self._accelerator.is_main_process:
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-
-def _shown(ids: Sequence[str | int]) -> str:
-    return ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+            lines.append(line)

@@ -5,17 +5,14 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, where
+from llava_accel.data.loader import Loaded, shown, tensor, where
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import is_sharded, resolve_precision
 from llava_accel.run.plan_memory import GIB, Layout, count_weights, plan_for
 from llava_accel.run.plan_trace import activations, build_meta
-
-_SHOWN = 8
 
 
 class MemoryGuard:
@@ -41,8 +38,8 @@ class MemoryGuard:
 def _message(
     micro_batch: Loaded, corpus: Corpus, recipe: Recipe, processing: Processing, accelerator: Accelerator
 ) -> str:
-    ids, tokens, targets = where([micro_batch], corpus), micro_batch["input_ids"], micro_batch["target_ids"]
-    assert isinstance(tokens, Tensor) and isinstance(targets, Tensor)
+    ids = where([micro_batch], corpus)
+    tokens, targets = tensor(micro_batch, "input_ids"), tensor(micro_batch, "target_ids")
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
     layout = Layout("run", accelerator.num_processes, divides_weights=shares, divides_moments=shares)
     planned = plan_for(
@@ -51,10 +48,9 @@ def _message(
         recipe,
         activations(recipe, processing, micro_batch, dtype, shares),
     )
-    shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
     text = (
         f"out of memory in a micro-batch of {tokens.shape[0]} rows of {tokens.shape[1]} tokens with {len(targets)} "
-        f"targets: {shown}. Planned: {planned.fixed / GIB:,.2f} GiB stay, {planned.activations.peak / GIB:,.2f} "
+        f"targets: {shown(ids)}. Planned: {planned.fixed / GIB:,.2f} GiB stay, {planned.activations.peak / GIB:,.2f} "
         "GiB for this batch"
     )
     return f"{text}. {_remedy(planned.largest_batch(_device_bytes(accelerator), len(ids)), recipe, len(ids))}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_accel.model.build import final_config
-from llava_accel.model.lora import prepare_trainable
+from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.memory import lighten_dropout
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective
 from llava_accel.model.processing import Processing
@@ -68,14 +68,10 @@ def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype, num_l
     config = copy.deepcopy(final_config(processing))
     if num_layers is not None:
         config.text_config.num_hidden_layers = num_layers  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    model_table = recipe.model.model_copy(update={"adapter": ""})
+    table = without_starting_values(recipe.model).model_copy(update={"adapter": ""})
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config).to(dtype)  # pyright: ignore[reportArgumentType]
-        # Starting values other than the plain ones need weights to start from; sizes are the same.
-        lora = model_table.lora
-        if lora.variant in ("pissa", "olora"):
-            model_table = model_table.model_copy(update={"lora": lora.model_copy(update={"variant": "lora"})})
-        prepared = prepare_trainable(model, recipe.model_copy(update={"model": model_table}))
+        prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     lighten_dropout(prepared)
     return prepared
 
