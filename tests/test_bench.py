@@ -27,10 +27,12 @@ def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
     text, vision = processing.base.text, processing.base.vision
     width, inner = text.hidden_size, text.intermediate_size
     heads = text.num_key_value_heads / text.num_attention_heads
-    a_layer = width * width * (2 + 2 * heads) + 3 * width * inner
-    assert found.token == 4 * text.num_hidden_layers * a_layer
+    attention, mlp = width * width * (2 + 2 * heads), 3 * width * inner
+    assert found.token == 4 * (text.num_hidden_layers * (attention + mlp) - mlp)
+    assert found.read == 4 * mlp
     assert found.pair == 12 * width * text.num_hidden_layers
     assert found.target == 4 * width * processing.num_rows
     assert found.projector == 6 * (vision.hidden_size * width + width * width) * processing.num_image_tokens
     work = Work.of_examples(np.array([3, 5]), targets=2, pictures=1, encoded=0)
-    assert found.of(work) == 8 * found.token + 21 * found.pair + 2 * found.target + found.projector
+    by_target = 2 * (found.target + found.read)
+    assert found.of(work) == 8 * found.token + 21 * found.pair + by_target + found.projector

@@ -40,6 +40,8 @@ class Batch:
     """Whose hidden states predict."""
     target_ids: Int[Tensor, "targets"]
     target_weights: Float[Tensor, "targets"]
+    read_positions: Int[Tensor, "read"]
+    """`target_positions`, each once: the answers to one question begin at the same place."""
     indices: Int[Tensor, "examples"]
     """Places in the data of the records, for reports."""
     num_tokens: Int[Tensor, ""]
@@ -80,6 +82,7 @@ def collate(
         for start, name in zip(row.image_starts, row.images, strict=True):
             places.append(number * seq + start)
             which.append(first[name])
+    positions = _joined([row.target_positions + n * seq for n, row in enumerate(rows)], torch.int64)
     batch = Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
@@ -89,9 +92,10 @@ def collate(
         image_positions=torch.tensor(places, dtype=torch.int64),
         image_index=torch.tensor(which, dtype=torch.int64),
         picture_order=torch.tensor([files[name] for name in first], dtype=torch.int64),
-        target_positions=_joined([row.target_positions + n * seq for n, row in enumerate(rows)], torch.int64),
+        target_positions=positions,
         target_ids=_joined([row.target_ids for row in rows], torch.int64),
         target_weights=_joined([row.target_weights for row in rows], torch.float32),
+        read_positions=positions.unique(),
         indices=torch.tensor([index for row in rows for index in row.indices], dtype=torch.int64),
         num_tokens=torch.tensor(sum(row.num_example_tokens for row in rows), dtype=torch.int64),
     )

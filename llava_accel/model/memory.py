@@ -11,11 +11,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
     """Checkpoint every k-th layer of the language model, and all of the vision tower's layers that are trained.
 
-    Not reentrant, so it works above frozen embeddings, whose output has no gradient.
+    Not reentrant, so it works above frozen embeddings, whose output has no gradient. The language model's last layer is
+    never among them: its backward pass comes first, so it would be computed twice in a row and nothing be saved.
 
     Args:
         model: The LLaVA, in peft's wrapper or not.
-        every: False or 0 = no layer, True = every layer, k = layers 0, k, 2k, ...
+        every: False or 0 = no layer, True = every layer, k = layers 0, k, 2k, ...; always without the last.
 
     Returns:
         The number of layers of the language model that are checkpointed.
@@ -23,7 +24,7 @@ def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
     language_model = [module for name, module in layers if "language_model." in name]
     tower = [module for name, module in layers if "vision_tower." in name]
-    chosen = language_model[:: int(every)] if every else []
+    chosen = language_model[: -1 : int(every)] if every else []
     again = partial(checkpoint, use_reentrant=False)
     for module in chosen + ([module for module in tower if _is_trained(module)] if every else []):
         # What transformers' own switch sets, which knows nothing between all layers and none in its older versions.

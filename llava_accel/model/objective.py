@@ -1,7 +1,7 @@
 """The module that is trained: a batch in, the summed cross-entropy over its targets out.
 
 Nothing is computed that cannot change the gradient: each picture runs through the tower once, padding attends to
-nothing that matters, and only the hidden states at target positions reach `lm_head`.
+nothing that matters, and only the hidden states at target positions reach the last MLP and `lm_head`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from llava_accel.data.features import FeatureWriter
+from llava_accel.model.last_layer import last_mlp_at
 from llava_accel.model.masks import attention_mask
 from llava_accel.model.tower import tower_features
 
@@ -95,6 +96,7 @@ class Objective(nn.Module):
         target_positions: Int[Tensor, "targets"],
         target_ids: Int[Tensor, "targets"],
         target_weights: Float[Tensor, "targets"],
+        read_positions: Int[Tensor, "read"],
         tower_features: Float[Tensor, "cached tokens channels"],
         picture_names: UInt8[Tensor, "named digest"],
         picture_order: Int[Tensor, "different"],
@@ -107,12 +109,13 @@ class Objective(nn.Module):
         features = self.image_features(pixel_values, tower_features, picture_names, picture_order)
         self._enter("forward")
         embeds = place_features(embeds, features[image_index], image_positions)
-        hidden = llava.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask(subtree_end, self._kernel, embeds.dtype) if branched else None,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        with last_mlp_at(llava.model.language_model, read_positions):
+            hidden = llava.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask(subtree_end, self._kernel, embeds.dtype) if branched else None,
+                position_ids=position_ids,
+                use_cache=False,
+            ).last_hidden_state
         loss = self._cross_entropy(hidden.flatten(0, 1)[target_positions], target_ids, target_weights)
         # The factor 0 ties the projector to the loss of a micro-batch without pictures: every rank needs its gradient.
         return loss + 0.0 * features.sum()

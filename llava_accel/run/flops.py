@@ -3,7 +3,8 @@
 With N weights in a matrix and T tokens, a product is 2 N T. A frozen matrix is used twice (forward, and the gradient of
 its input), a trained one three times. A pair of a token and one that it attends to takes 4 H in a layer of width H, and
 twice as much in the backward pass. Embeddings, norms and softmax are left out, as are padding and what gradient
-checkpointing computes again. Features that come from the cache cost nothing; a shared prefix counts once.
+checkpointing computes again. The last MLP counts where its output is read, a shared prefix once, and features that come
+from the cache nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,8 @@ class Work:
     pairs: int
     """Of tokens and those they attend to, themselves included."""
     targets: int
+    read: int
+    """Positions that predict them, whose output the last MLP computes."""
     pictures: int
     """Whose features are projected."""
     encoded: int
@@ -35,22 +38,22 @@ class Work:
     @classmethod
     def of(cls, batches: Iterable[Mapping[str, Tensor | bool]]) -> "Work":
         """Counted in the fields of `collate.Batch`. Looks at values: it waits for the device."""
-        sums = torch.zeros(5, dtype=torch.int64)
+        sums = torch.zeros(6, dtype=torch.int64)
         for batch in batches:
             ends, depths = batch["subtree_end"], batch["position_ids"]
-            counts = [batch[name] for name in ("target_ids", "pixel_values", "tower_features")]
+            names = ("target_ids", "read_positions", "pixel_values", "tower_features")
             assert isinstance(ends, Tensor) and isinstance(depths, Tensor)
-            targets, pixels, features = (len(value) for value in counts if isinstance(value, Tensor))
+            targets, read, pixels, features = (len(value) for name in names if isinstance(value := batch[name], Tensor))
             real = ends > 0
             pairs = int((depths + 1)[real].sum())
-            sums += torch.tensor([int(real.sum()), pairs, targets, pixels + features, pixels])
+            sums += torch.tensor([int(real.sum()), pairs, targets, read, pixels + features, pixels])
         return cls(*sums.tolist())
 
     @classmethod
     def of_examples(cls, lengths: np.ndarray, targets: int, pictures: int, encoded: int) -> "Work":
         """Of examples that share nothing."""
         whole = lengths.astype(np.int64)
-        return cls(int(whole.sum()), int((whole * (whole + 1) // 2).sum()), targets, pictures, encoded)
+        return cls(int(whole.sum()), int((whole * (whole + 1) // 2).sum()), targets, targets, pictures, encoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class Costs:
     """What one token, one pair, one target and one picture cost, in floating-point operations."""
 
     token: int
-    """In the matrices of the language model's layers, forward and backward."""
+    """In the matrices of the language model's layers but the last MLP, forward and backward."""
+    read: int
+    """In the last MLP."""
     pair: int
     """In all layers' attention, forward and backward."""
     target: int
@@ -74,6 +79,7 @@ class Costs:
             self.token * work.tokens
             + self.pair * work.pairs
             + self.target * work.targets
+            + self.read * work.read
             + self.projector * work.pictures
             + self.tower * work.encoded
         )
@@ -82,7 +88,8 @@ class Costs:
 def costs(model: nn.Module, processing: Processing) -> Costs:
     """Of a model, be it on the meta device; 4-bit weights must not be packed."""
     text, vision, config = processing.base.text, processing.base.vision, processing.base.config
-    token = projector = 0
+    token = read = projector = 0
+    last_mlp = f"layers.{int(text.num_hidden_layers) - 1}.mlp."
     layers, positions = num_tower_layers(config), processing.num_image_tokens
     tower_linear = 0
     tower_trained = False
@@ -90,7 +97,9 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
         if not isinstance(module, nn.Linear):
             continue
         uses = 3 if module.weight.requires_grad else 2
-        if LANGUAGE_MODEL in name:
+        if LANGUAGE_MODEL in name and last_mlp in name:
+            read += 2 * module.weight.numel() * uses
+        elif LANGUAGE_MODEL in name:
             token += 2 * module.weight.numel() * uses
         elif PROJECTOR in name:
             projector += 2 * module.weight.numel() * uses * positions
@@ -104,6 +113,7 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
     attention = int(text.num_attention_heads) * int(text.hidden_size // text.num_attention_heads)
     return Costs(
         token=token,
+        read=read,
         pair=3 * 4 * attention * int(text.num_hidden_layers),
         target=2 * head.weight.numel() * (3 if head.weight.requires_grad else 2),
         projector=projector,

@@ -1,7 +1,7 @@
 """How much of a forward pass is kept for the backward pass: counted on the meta device, without weights.
 
-The objective itself runs, with the shapes of a real batch. Layers of the language model are alike, so one and two of
-them are run, and the difference is what each further one adds.
+The objective itself runs, with the shapes of a real batch. Layers of the language model but the last are alike, so one
+and two of them are run, and the difference is what each further one adds.
 """
 
 import copy
@@ -90,12 +90,12 @@ def activations(
     text, vocabulary = processing.base.text, processing.vocab_size
     ids, targets = batch["input_ids"], batch["target_ids"]
     assert isinstance(ids, Tensor) and isinstance(targets, Tensor)
-    layer, depth = two - one, int(text.num_hidden_layers)
+    layer, others = two - one, int(text.num_hidden_layers) - 1
     every = int(recipe.model.gradient_checkpointing)
-    again = -(-depth // every) if every else 0
+    again = -(-others // every) if every else 0
     inputs = ids.numel() * int(text.hidden_size) * dtype.itemsize
     softmax = len(targets) * vocabulary * 4
-    kept = one - layer - softmax + (depth - again) * layer + again * inputs
+    kept = one - softmax + (others - again) * layer + again * inputs
     at_once = len(targets) if is_sharded else min(len(targets), max(1, LOGITS_AT_ONCE // vocabulary))
     return Activations(
         kept=max(0, kept),

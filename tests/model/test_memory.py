@@ -23,8 +23,10 @@ def gradients(model: LlavaForConditionalGeneration) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize(("every", "expected"), [(False, []), (True, [0, 1]), (1, [0, 1]), (2, [0]), (5, [0])])
-def test_every_k_th_layer_is_checkpointed(llava_folder: Path, every: bool | int, expected: list[int]) -> None:
+@pytest.mark.parametrize(("every", "expected"), [(False, []), (True, [0]), (1, [0]), (2, [0])])
+def test_every_k_th_layer_but_the_last_is_checkpointed(
+    llava_folder: Path, every: bool | int, expected: list[int]
+) -> None:
     model = load(llava_folder)
     assert enable_checkpointing(model, every) == len(expected)
     layers = model.model.language_model.layers

@@ -5,7 +5,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from toys import MIXED, PICTURES, PIXELS, PX, VOCABULARY, assert_same, batch_of, make_llava, talk, watch
+from toys import (
+    MIXED,
+    PICTURES,
+    PIXELS,
+    PX,
+    VOCABULARY,
+    about_one_picture,
+    assert_same,
+    batch_of,
+    make_llava,
+    talk,
+    watch,
+)
 from transformers import LlavaForConditionalGeneration
 
 from llava_accel.data.collate import collate
@@ -62,6 +74,19 @@ def test_only_target_positions_reach_the_head(llava: LlavaForConditionalGenerati
     watch(llava.lm_head, seen)
     Objective(llava, VOCABULARY)(**batch_of([chain(example) for example in MIXED]))
     assert seen == [sum(example.num_targets for example in MIXED)]
+
+
+def test_only_target_positions_reach_the_last_mlp(llava: LlavaForConditionalGeneration) -> None:
+    row = build_row(about_one_picture())
+    assert len(set(row.target_positions)) < len(row.target_positions), "two answers begin at one place"
+    seen: list[tuple[int, ...]] = []
+    mlp = llava.model.language_model.layers[-1].mlp
+    mlp.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    hooks = len(mlp._forward_pre_hooks), len(mlp._forward_hooks)
+    mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    Objective(llava, VOCABULARY)(**batch_of([row]))
+    assert seen == [(1, len(row)), (1, len(set(row.target_positions)))]
+    assert hooks == (len(mlp._forward_pre_hooks), len(mlp._forward_hooks)), "nothing stays behind"
 
 
 def test_each_picture_runs_through_the_tower_once(llava: LlavaForConditionalGeneration, seen: list[int]) -> None:
