@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,32 @@ torch.set_num_threads(1)
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained LLaVA in the hub's layout, whose layers 4 bits can pack."""
     return make_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture
+def tower_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the vision tower's weights as they are read whole from a base's files. Fingerprints read a row of each."""
+    from llava_accel.model import weights
+
+    reads: list[str] = []
+
+    class Watched:
+        def __init__(self, name: str, tensor: Any) -> None:
+            self.name, self.tensor = name, tensor
+
+        def __getitem__(self, key: object) -> Any:
+            if key is Ellipsis:
+                reads.append(self.name)
+            return self.tensor[key]
+
+    def gather(*arguments: Any) -> weights.Stored:
+        found = original(*arguments)
+        tower = {name: tensor for name, tensor in found.items() if name.startswith("model.vision_tower.")}
+        return found | {name: replace(each, tensor=Watched(name, each.tensor)) for name, each in tower.items()}
+
+    original = weights.gather
+    monkeypatch.setattr(weights, "gather", gather)
+    return reads
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,15 @@ def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_each_rank_reads_the_tower_for_its_own_pictures_without_cached_features(lab: Lab, engine: str) -> None:
+    cache = lab.folder / f"cache-few-{engine}"
+    few = {"data": {"cache_features": True, "cache_dir": str(cache), "cache_max_gb": 10e-6}}  # two records
+    for name in ("-cold", "-warm"):
+        assert difference(lab.run(engine, 2, 4, name=name, **few), lab.reference(**trains("lora"))) < TOLERANCE
+    assert len(list((cache / "towers").iterdir())) == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine(lab: Lab, engine: str) -> None:
     settings = trains("lora", train_vision=True, gradient_checkpointing=True)
     settings["optim"] = {"vision_learning_rate": 1e-3}

@@ -17,6 +17,8 @@ from llava_accel.recipe import Recipe
 
 STEPS = 6
 PICTURES = 7  # different ones in the data
+FOUR = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 160) * 1e-9}
+"""[data] with room for four records."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def made(data: Path, tmp_path: Path) -> Callable[..., Recipe]:
             tmp_path / name,
             data,
             data=where | changes.pop("data", {}),
-            train={"max_steps": STEPS, "per_device_batch_size": 3},
+            train={"max_steps": STEPS, "per_device_batch_size": 3} | changes.pop("train", {}),
             eval={"at_start": True, "every": 3, "blind_limit": 2},
             **changes,
         )
@@ -67,11 +69,14 @@ def outcome(run: Recipe) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
     return without_times(metrics(folder)), trained(folder / "export")
 
 
-def test_cold_warm_and_no_cache_take_the_same_steps(made: Callable[..., Recipe], work: dict[str, int]) -> None:
+def test_cold_warm_and_no_cache_take_the_same_steps(
+    made: Callable[..., Recipe], work: dict[str, int], tower_reads: list[str]
+) -> None:
     lines, weights = outcome(made("none", data={"cache_features": False}))
     without = dict(work)
     for name in ("cold", "warm"):
         work.update(decoded=0, encoded=0)
+        tower_reads.clear()
         found, others = outcome(made(name))
         for one, other in zip(lines, found, strict=True):
             assert one.keys() == other.keys()
@@ -82,7 +87,40 @@ def test_cold_warm_and_no_cache_take_the_same_steps(made: Callable[..., Recipe],
             assert torch.dist(others[key], tensor) <= 1e-5 * tensor.norm(), (name, key)
         if name == "cold":
             assert 0 < work["encoded"] < without["encoded"]
-    assert work == {"decoded": 0, "encoded": 0}, "everything was stored"
+    assert work == {"decoded": 0, "encoded": 0} and tower_reads == [], "everything was stored"
+
+
+def test_a_picture_without_features_has_the_tower_read_and_the_same_losses_bit_by_bit(
+    made: Callable[..., Recipe], tower_reads: list[str], work: dict[str, int]
+) -> None:
+    # A tower that sees several pictures at once sums in another order. Dropout would tell if reading drew numbers.
+    alone = {"train": {"per_device_batch_size": 1}, "model": {"adapter": "", "lora": {"dropout": 0.1}}}
+
+    def steps(name: str, **data: Any) -> list[dict[str, Any]]:
+        tower_reads.clear()
+        work.update(encoded=0)
+        return [line for line in outcome(made(name, data=data, **alone))[0] if "loss" in line]
+
+    expected = steps("none", cache_features=False)
+    without = work["encoded"]
+    assert steps("cold", **FOUR) == expected
+    assert steps("some are stored", **FOUR) == expected
+    assert 0 < work["encoded"] < without
+    assert tower_reads and len(tower_reads) == len(set(tower_reads)), "it is read once, and its name is known"
+
+
+def test_features_are_those_of_the_tower_that_an_adapter_brings(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    trains = {"model": {"train_vision": True}, "optim": {"vision_learning_rate": 1e-2}}
+    verb.train(made("tower", **trains))
+    verb.train(made("base"))
+    adapter = {"model": {"adapter": str(tmp_path / "tower" / "run" / "export")}}
+    lines, _ = outcome(made("none", data={"cache_features": False}, **adapter))
+    for name in ("cold", "warm"):
+        found, _ = outcome(made(name, **adapter))
+        assert [line["loss"] for line in found if "loss" in line] == pytest.approx(
+            [line["loss"] for line in lines if "loss" in line], rel=1e-5
+        )
+    assert len([*(tmp_path / "cache" / "features").glob("*/")]) == 2, "the base's tower and the trained one"
 
 
 def test_the_verb_fills_the_cache_for_training_and_evaluation(
@@ -103,12 +141,11 @@ def test_other_preprocessing_is_another_store(made: Callable[..., Recipe], work:
 
 
 def test_what_does_not_fit_is_computed(made: Callable[..., Recipe], work: dict[str, int], tmp_path: Path) -> None:
-    limited = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 160) * 1e-9}  # four records
-    assert 0 < cache(made("little", data=limited)) < PICTURES
+    assert 0 < cache(made("little", data=FOUR)) < PICTURES
     work.update(encoded=0)
-    verb.train(made("run", data=limited))
+    verb.train(made("run", data=FOUR))
     assert work["encoded"] > 0
-    assert sum(file.stat().st_size for file in tmp_path.glob("cache/features/*/*")) <= limited["cache_max_gb"] * 1e9
+    assert sum(file.stat().st_size for file in tmp_path.glob("cache/features/*/*")) <= FOUR["cache_max_gb"] * 1e9
 
 
 def test_auto_keeps_nothing_where_not_all_would_fit(made: Callable[..., Recipe], tmp_path: Path) -> None:

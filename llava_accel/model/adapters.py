@@ -17,6 +17,8 @@ from llava_accel.model import layouts
 from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.recipe import LoraTable
 
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+_OTHER = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 _RUN = ". Name a run's best/ or export/, or another folder that peft has saved"
 
 
@@ -52,14 +54,14 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     """
     folder = resolve_folder(name, "model.adapter")
     _check_config(folder, lora)
-    file = _first(folder, "adapter_model.safetensors", "adapter_model.bin")
+    file = _first(folder, *_ADAPTER)
     if file is None:
         raise ValueError(
             f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin. "
             "Copy all of the adapter's folder"
         )
     adapter, rest = {}, {}
-    other = _first(folder, "non_lora_trainables.safetensors", "non_lora_trainables.bin")
+    other = _first(folder, *_OTHER)
     for tensor in read_tensors(file):
         tensor.check_finite()
         if other is None and tensor.name.startswith(f"{layouts.PEFT_PREFIX}model.layers."):
@@ -77,6 +79,17 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     if not adapter:
         raise ValueError(f"model.adapter: {file} holds no LoRA weights. Name another adapter")
     return Adapter(folder, adapter, rest)
+
+
+def has_tower(name: str) -> bool:
+    """Whether the adapter of that name brings weights of the vision tower with it. Only names are read.
+
+    Raises:
+        ValueError: there is no such folder, or a file in it is damaged.
+    """
+    folder = resolve_folder(name, "model.adapter")
+    files = (_first(folder, *_ADAPTER), _first(folder, *_OTHER))
+    return any("vision_tower." in tensor.name for file in files if file for tensor in read_tensors(file))
 
 
 def load_adapter(model: PeftModel, adapter: Adapter) -> None:

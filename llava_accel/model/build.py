@@ -11,6 +11,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from llava_accel.model import weights
 from llava_accel.model.bases import find_base
 from llava_accel.model.files import read_json
+from llava_accel.model.parked_tower import ParkedTower
 from llava_accel.model.processing import Processing
 from llava_accel.model.quantize import keep_storage_format, quantization_config
 from llava_accel.recipe import Recipe
@@ -23,17 +24,24 @@ class LoadedModel:
     """A model on its device, and what is known about it.
 
     `vocab_size` is the number of `lm_head` rows that take part in the softmax; rows behind them hold tokens that were
-    added and are never predicted. `fingerprint` is that of the base on disk. `notes` are lines for the console.
+    added and are never predicted. `fingerprint` is that of the base on disk. `notes` are lines for the console. `tower` is
+    the vision tower where it was left on disk: then there is none in `model`.
     """
 
     model: LlavaForConditionalGeneration
     vocab_size: int
     fingerprint: str
     notes: list[str]
+    tower: ParkedTower | None
 
 
 def load_model(
-    recipe: Recipe, processing: Processing, *, dtype: torch.dtype, device: torch.device | None
+    recipe: Recipe,
+    processing: Processing,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    leave_tower: bool = False,
 ) -> LoadedModel:
     """Load the weights of `processing.base`.
 
@@ -41,6 +49,7 @@ def load_model(
         dtype: Float type of the weights.
         device: Where they go. None leaves that to the backend, as one that shards the model demands: they stay on the
             CPU. With 4 and 8 bits they always go to the current accelerator, which quantises them.
+        leave_tower: Leave the vision tower's weights on disk, for a model that runs without them.
 
     Raises:
         ValueError: a file is damaged, missing, or belongs to another model.
@@ -54,6 +63,8 @@ def load_model(
     if is_fresh:
         state |= weights.fresh_projector(base, recipe.run.seed)
         notes.append(f"The projector is new: random weights from seed {recipe.run.seed}.")
+    if leave_tower:
+        state |= weights.tower_stand_ins(stored, dtype)
     config = final_config(processing)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         None,
@@ -68,6 +79,7 @@ def load_model(
     assert isinstance(model, LlavaForConditionalGeneration)
     keep_storage_format(model)
     assert not any(info.values()), info  # `check` has compared every name and shape
+    tower = ParkedTower(model, weights.tower_part(stored)) if leave_tower else None
     if processing.num_rows > base.text.vocab_size:
         notes.append(
             f"<image> is token {processing.image_token_id}: the embeddings grew from "
@@ -78,7 +90,7 @@ def load_model(
     model.generation_config = generation_config(processing)
     if device and recipe.model.quantization.bits == 16:
         model.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
-    return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes)
+    return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes, tower)
 
 
 def final_config(processing: Processing) -> LlavaConfig:

@@ -3,6 +3,7 @@ Nothing here runs code from a checkpoint: safetensors, or pickles restricted to 
 """
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -24,13 +25,14 @@ _REMEDY = "Download or copy it again"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that is still on disk. `tensor` is a lazy slice of a safetensors file or a memory-mapped tensor."""
+    """A tensor on disk: a lazy slice of a safetensors file, or memory-mapped. `status` is the file's before its opening."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     is_float: bool
     tensor: Any
+    status: os.stat_result
 
     def read(self) -> Tensor:
         """The tensor itself, on the CPU."""
@@ -120,17 +122,18 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
     Raises:
         ValueError: the file is damaged, needs code to be unpickled, or holds something else than tensors.
     """
+    status = path.stat()
     if path.suffix == ".safetensors":
         try:
             file = safe_open(path, framework="pt")
             for name in file.keys():
                 part = file.get_slice(name)
-                yield StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype() in _FLOATS, part)
+                yield StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype() in _FLOATS, part, status)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged ({first_line(error)}). {_REMEDY}") from error
     else:
         for name, tensor in load_pickle(path).items():
-            yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype in _FLOATS, tensor)
+            yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype in _FLOATS, tensor, status)
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:

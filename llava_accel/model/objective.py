@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from llava_accel.data.features import FeatureWriter
 from llava_accel.model.last_layer import last_mlp_at
 from llava_accel.model.masks import attention_mask
+from llava_accel.model.parked_tower import ParkedTower
 from llava_accel.model.tower import tower_features
 
 LOGITS_AT_ONCE = 1 << 26
@@ -41,8 +42,9 @@ class Objective(nn.Module):
         self.features: FeatureWriter | None = None
         """Keeps what a frozen tower computes, for later epochs and runs."""
         self.tower_name = ""
-        """Tells this tower and its layer from others: see `run/features.py`."""
-        self._parked: list[nn.Module] = []  # a list, so that it is no submodule: nobody moves, divides or saves it
+        """Tells this tower and its layer from others: see `run/tower_name.py`."""
+        self.parked: ParkedTower | None = None
+        """A frozen tower that was taken out of the model; it runs when a picture has no stored features."""
         self.enter: Callable[[str], None] = lambda phase: None
         """Told in training which phase of a step begins, for the clock of the run (`run/timing.py`)."""
         self.is_sharded = False
@@ -61,16 +63,6 @@ class Objective(nn.Module):
         assert isinstance(kernel, str)
         return kernel
 
-    def park_tower(self) -> None:
-        """Take a frozen tower out of the model: it goes to the device only when a picture has no stored features.
-
-        Every rank keeps it whole and runs it on its own, so ranks need not agree on which pictures are stored.
-        """
-        tower = self.llava.model.vision_tower
-        assert not any(parameter.requires_grad for parameter in tower.parameters())
-        self._parked = [tower.to("cpu")]
-        self.llava.model.vision_tower = nn.Module()
-
     def flush_features(self) -> None:
         """Write the features that still wait in memory."""
         if self.features is not None:
@@ -78,8 +70,8 @@ class Objective(nn.Module):
 
     @property
     def tower(self) -> PreTrainedModel:
-        """The vision tower, wherever it is."""
-        tower = self._parked[0] if self._parked else self.llava.model.vision_tower
+        """The vision tower, wherever it is: on the meta device if its weights have not been read."""
+        tower = self.parked.module if self.parked else self.llava.model.vision_tower
         assert isinstance(tower, PreTrainedModel)
         return tower
 
@@ -158,7 +150,7 @@ class Objective(nn.Module):
         found = [tower_features] if len(tower_features) else []
         if len(pixel_values):
             found.insert(0, self.encode(pixel_values, picture_names))
-        elif self.tower_on_every_rank and not self._parked:
+        elif self.tower_on_every_rank and not self.parked:
             # The tower's own size: a batch of text alone cannot know it.
             side = self.llava.config.vision_config.image_size  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
             blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), picture_names)
@@ -172,9 +164,8 @@ class Objective(nn.Module):
     ) -> Float[Tensor, "pictures tokens channels"]:
         """The tower's features, which are kept where there is a cache and the pictures have names."""
         device = self.llava.device
-        if self._parked and self.tower.device != device:
-            self.tower.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
-        features = tower_features(self.tower, self.llava.config, pixel_values.to(device))
+        tower = self.parked.on(device) if self.parked else self.tower
+        features = tower_features(tower, self.llava.config, pixel_values.to(device))
         if self.features is not None and len(names):
             self.features.put(names, features)
         return features

@@ -45,17 +45,24 @@ class TrainableSummary:
         return parts + types
 
 
-def trainable_summary(model: nn.Module) -> TrainableSummary:
-    """Count the weights of a model before the backend shards it."""
+def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> TrainableSummary:
+    """Count the weights of a model before the backend shards it.
+
+    Args:
+        tower: A vision tower that is not in the model; on the meta device it takes no memory.
+    """
     trained: Counter[str] = Counter()
     total: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     size: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
+    apart = tower.named_parameters(prefix="vision_tower") if tower else ()
+    for name, parameter in (*model.named_parameters(), *apart):
         count, kind = num_weights(parameter), type_name(parameter)
         part = _part_of(name)
         total[part] += count
         trained[part] += count if parameter.requires_grad else 0
+        if parameter.is_meta:
+            continue
         weights[kind] += count
         size[kind] += parameter.numel() * parameter.element_size()
     everything = sum(total.values())

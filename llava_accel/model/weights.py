@@ -122,6 +122,20 @@ def to_state_dict(stored: Mapping[str, StoredTensor], num_rows: int) -> dict[str
     }
 
 
+def tower_stand_ins(stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[str, object]:
+    """For the state dict, a single number in the shape of each of the tower's weights, which then stay on disk.
+
+    `from_pretrained` makes random weights, of full size, in place of those that it is not given.
+    """
+    number = torch.zeros((), dtype=dtype)
+    return {layouts.to_hub(_TOWER + name): number.expand(t.shape) for name, t in tower_part(stored).items()}
+
+
+def tower_part(stored: Mapping[str, StoredTensor]) -> Stored:
+    """The vision tower's weights, by their names in it."""
+    return {name.removeprefix(_TOWER): tensor for name, tensor in stored.items() if name.startswith(_TOWER)}
+
+
 def fresh_projector(base: Base, seed: int) -> dict[str, object]:
     """A random projector for the state dict: PyTorch's own initialisation, as LLaVA's have, the same on every rank."""
     with torch.random.fork_rng(devices=[]):

@@ -140,8 +140,8 @@ class Job:
 
     def peak_bytes(self) -> int:
         """The most memory of a pass: weights, gradients, moments and activations, of tensors alone."""
-        modules = [self._objective, *([] if self.has_cache else [self._objective.tower])]
-        return peak_of(self.loop, standing(modules, self.optimizer.optimizer), self.accelerator.device)
+        here = standing([self._objective], self.optimizer.optimizer)
+        return peak_of(self.loop, here, self.accelerator.device)
 
     def _load(self, enter: Callable[[str], None] | None) -> Iterator[list[Loaded]]:
         def on_error(error: DataError) -> None:

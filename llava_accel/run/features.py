@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from llava_accel.data.features import FeatureStore, FeatureWriter
 from llava_accel.data.loader import cache_folder
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.tower import num_tower_layers
 from llava_accel.recipe import Recipe
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part
@@ -64,27 +62,6 @@ def attach_features(
         part.pictures.store = store
     objective.features = FeatureWriter(store, limit)
     screen.line(f"vision features: {len(store):,} pictures in {store.folder}")
-
-
-def name_tower(objective: Objective) -> str:
-    """A SHA-256 over the part of the tower that features depend on: every weight, the layer, and the type."""
-    tower, config = objective.tower, objective.llava.config
-    depth = num_tower_layers(config)
-    facts = {
-        "config": {key: value for key, value in tower.config.to_dict().items() if key not in _NO_MATTER},
-        "layers": depth,
-        "select": config.vision_feature_select_strategy,
-    }
-    found = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    unused = tuple(f"encoder.layers.{number}." for number in range(depth, len(tower.encoder.layers)))  # pyright: ignore
-    for name, parameter in sorted(tower.named_parameters()):
-        if not name.startswith((*unused, "post_layernorm.", "head.")):
-            found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            found.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-_NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "num_hidden_layers"}
 
 
 def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str:

@@ -65,7 +65,8 @@ def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> 
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     for state in optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
-    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]  # those have not been read
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _peak(found: profile) -> int:

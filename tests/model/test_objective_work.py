@@ -25,6 +25,7 @@ from llava_accel.data.images import Picture
 from llava_accel.data.trie import build_row, chain
 from llava_accel.model import objective as objective_file
 from llava_accel.model.objective import Objective
+from llava_accel.model.parked_tower import ParkedTower
 
 
 @pytest.fixture(params=["clip", "siglip"])
@@ -186,7 +187,7 @@ def test_stored_features_take_the_place_of_pixels(llava: LlavaForConditionalGene
             for name in "ac"
         }
     expected = objective(**batch_of(rows))
-    objective.park_tower()
+    objective.parked = ParkedTower(llava)
     batch = collate(rows, PICTURES | stored, (3, PX, PX))
     assert len(batch["pixel_values"]) == len(batch["tower_features"]) == 2
     assert_same(llava, objective(**batch), expected)
