@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from llava_accel.data.loader import Loaded, load_windows
 from llava_accel.data.problems import DataError
@@ -16,15 +15,14 @@ from llava_accel.data.sampler import deal
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import build_accelerator, resolve_precision
+from llava_accel.run.backend_profile import read_profile
 from llava_accel.run.cli import read_recipe, recipe_parser, run
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part, build_order, open_data
 from llava_accel.run.features import may_park
 from llava_accel.run.flops import Work, costs
-from llava_accel.run.objective import build_objective
-from llava_accel.run.optim import build_optimizer
-from llava_accel.run.plan_memory import GIB, Plan, count_weights, layouts, plan_for
-from llava_accel.run.plan_trace import activations, build_meta
+from llava_accel.run.plan_memory import Plan, count_weights, layouts, plan_for, unit_of
+from llava_accel.run.plan_trace import build_meta, trace_step
 from llava_accel.run.probe import measure_step
 
 _CANDIDATES = 8
@@ -42,15 +40,18 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
         ValueError: recipe, data or model cannot be used.
     """
     accelerator = build_accelerator(recipe)
-    screen = Screen()
+    screen = Screen(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, _ = open_data(recipe, processing, accelerator, screen)
-    dtype = _dtype(recipe, on_gpu=gpu_gb is not None and not probe)
+    profile = read_profile()
+    ranks = accelerator.num_processes if profile.is_distributed else ranks
+    on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
+    dtype = _dtype(recipe, on_gpu)
     model = build_meta(recipe, processing, dtype)
     weights = count_weights(model, recipe)
     batch = worst_batch(recipe, training)
-    kept = {divided: activations(recipe, processing, batch, dtype, divided) for divided in (False, True)}
-    plans = [plan_for(layout, weights, recipe, kept[layout.divides_weights]) for layout in layouts(ranks)]
+    moments = {divided: trace_step(recipe, processing, batch, dtype, divided) for divided in (False, True)}
+    plans = [plan_for(layout, weights, recipe, moments[layout.divides_weights], on_gpu) for layout in layouts(ranks)]
     screen.line(
         f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "
         f"computed in {str(dtype).removeprefix('torch.')}"
@@ -61,7 +62,9 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
         for found in plans:
             screen.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
     if probe:
-        _show_probe(screen, recipe, processing, accelerator, batch, plans[0])
+        planned = next(found for found in plans if found.layout.name == profile.layout)
+        _show_probe(screen, planned, measure_step(recipe, processing, accelerator, batch))
+        accelerator.end_training()
     return plans
 
 
@@ -141,35 +144,32 @@ def _show_steps(screen: Screen, recipe: Recipe, processing: Processing, part: Pa
 
 def _show_memory(screen: Screen, plans: list[Plan], batch: Loaded) -> None:
     kinds: dict[str, Callable[[Plan], float]] = {
-        "weights": lambda plan: plan.weights,
+        "weights": lambda plan: plan.weights + plan.peak.copies,
         "quantised": lambda plan: plan.quantised,
-        "gradients": lambda plan: plan.gradients,
+        "gradients": lambda plan: plan.peak.gradients,
         "optimizer": lambda plan: plan.optimizer,
-        "activations": lambda plan: plan.activations.kept + max(0, plan.activations.working - plan.activations.logits),
-        "logits": lambda plan: plan.activations.logits,
+        "activations": lambda plan: plan.peak.activations,
+        "logits": lambda plan: plan.peak.logits,
         "peak": lambda plan: plan.total,
     }
     ids = batch["input_ids"]
     assert isinstance(ids, torch.Tensor)
-    unit, name = (GIB, "GiB") if max(plan.total for plan in plans) >= GIB else (2**20, "MiB")
+    unit, name = unit_of(max(plan.total for plan in plans))
     rows = [
         [f"{plan.layout.name} x {plan.layout.ranks}", *(f"{value(plan) / unit:,.2f}" for value in kinds.values())]
         for plan in plans
     ]
-    title = f"{name} on one rank, for the longest batch of this data ({ids.shape[0]} rows of {ids.shape[1]} tokens)"
+    shape = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
+    title = f"{name} on one rank at the moment of its peak, for the longest batch of this data ({shape})"
     screen.table(title, ["", *kinds], rows)
 
 
-def _show_probe(
-    screen: Screen, recipe: Recipe, processing: Processing, accelerator: Accelerator, batch: Loaded, planned: Plan
-) -> None:
-    objective, _ = build_objective(recipe, processing, accelerator, screen)
-    objective.to(accelerator.device)
-    here = {k: v.to(accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    measured = measure_step(objective, build_optimizer(objective, recipe.optim), here, recipe, accelerator)
-    away = planned.total / measured - 1
+def _show_probe(screen: Screen, planned: Plan, measured: int) -> None:
+    unit, name = unit_of(planned.total)
+    where = f"{planned.layout.name} x {planned.layout.ranks}"
     screen.line(
-        f"measured: {measured / GIB:,.3f} GiB at most; planned for one GPU: {planned.total / GIB:,.3f} GiB ({away:+.1%})"
+        f"{where}: measured {measured / unit:,.2f} {name} at most, planned {planned.total / unit:,.2f} "
+        f"({planned.total / measured - 1:+.1%})"
     )
 
 

@@ -37,6 +37,14 @@ class Profile:
             self.engine
         ]
 
+    @property
+    def layout(self) -> str:
+        """The name of what it divides among ranks (`plan_memory.layouts`)."""
+        stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+        offload = self.variables.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
+        zero = f"zero{stage}" + ("" if offload == "none" else "_offload")
+        return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.engine]
+
     def check(self, recipe: Recipe, mixed_precision: str) -> None:
         """Refuse what contradicts the recipe: the recipe decides how a step is computed, the profile where.
 

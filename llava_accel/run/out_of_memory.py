@@ -12,7 +12,7 @@ from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import is_sharded, resolve_precision
 from llava_accel.run.plan_memory import GIB, Layout, count_weights, plan_for
-from llava_accel.run.plan_trace import activations, build_meta
+from llava_accel.run.plan_trace import build_meta, trace_step
 
 
 class MemoryGuard:
@@ -46,12 +46,12 @@ def _message(
         layout,
         count_weights(build_meta(recipe, processing, dtype), recipe),
         recipe,
-        activations(recipe, processing, micro_batch, dtype, shares),
+        trace_step(recipe, processing, micro_batch, dtype, shares),
     )
     text = (
         f"out of memory in a micro-batch of {tokens.shape[0]} rows of {tokens.shape[1]} tokens with {len(targets)} "
-        f"targets: {shown(ids)}. Planned: {planned.fixed / GIB:,.2f} GiB stay, {planned.activations.peak / GIB:,.2f} "
-        "GiB for this batch"
+        f"targets: {shown(ids)}. Planned: {planned.standing / GIB:,.2f} GiB stay, "
+        f"{(planned.total - planned.standing) / GIB:,.2f} GiB for this step"
     )
     return f"{text}. {_remedy(planned.largest_batch(_device_bytes(accelerator), len(ids)), recipe, len(ids))}"
 

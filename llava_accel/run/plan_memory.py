@@ -3,13 +3,14 @@
 Trained weights, their gradients and moments are fp32. What an engine divides is divided by the number of ranks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from llava_accel.model.lora import LANGUAGE_MODEL
 from llava_accel.recipe import Recipe
-from llava_accel.run.plan_trace import Activations
+from llava_accel.run.ledger import Moment
 
 GIB = 2**30
 CONTEXT_BYTES = 0.7 * GIB
@@ -29,6 +30,8 @@ class Weights:
     frozen_bytes: int
     quantised_bytes: int
     largest_layer_bytes: int
+    largest_trained: int
+    """Weights of the largest tensor that is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +52,45 @@ class Plan:
     layout: Layout
     weights: int
     quantised: int
-    gradients: int
     optimizer: int
-    activations: Activations
+    gradients: int
+    """All of them, on this rank."""
+    update: int
+    """What the optimizer's step works with."""
+    moments: tuple[Moment, ...]
+    """Of forward and backward pass; gradients are this rank's."""
 
     @property
-    def fixed(self) -> int:
-        """What is there whatever the batch."""
-        return self.weights + self.quantised + self.gradients + self.optimizer
+    def standing(self) -> int:
+        """What is there all the time, whatever the batch."""
+        return self.weights + self.quantised + self.optimizer
+
+    @property
+    def peak(self) -> Moment:
+        """The moment that has most beside what stands: in the backward pass, or when the optimizer takes its step.
+
+        Gradients come as activations go, so that the sum of both kinds' own peaks would be too much.
+        """
+        update = Moment(self.update, gradients=self.gradients)
+        return max((*self.moments, update), key=lambda moment: moment.by_rows + moment.by_weights)
 
     @property
     def total(self) -> int:
         """The peak."""
-        return self.fixed + self.activations.peak
+        return self.standing + self.peak.by_rows + self.peak.by_weights
 
     def largest_batch(self, gpu_bytes: float, batch: int) -> int:
-        """Rows of the worst kind that fit beside what is fixed, if `batch` of them take `activations`."""
-        left = gpu_bytes * USABLE - CONTEXT_BYTES - self.fixed
-        return max(0, int(left / (self.activations.peak / batch)))
+        """Rows of the worst kind that fit, if `moments` are those of `batch` rows; 0 if none does."""
+        left = gpu_bytes * USABLE - CONTEXT_BYTES - self.standing
+        if left < self.update + self.gradients:
+            return 0
+        rows = [(left - moment.by_weights) * batch / moment.by_rows for moment in self.moments if moment.by_rows]
+        return max(0, int(min(rows)))
+
+
+def unit_of(size: float) -> tuple[int, str]:
+    """The unit to show it in."""
+    return (GIB, "GiB") if size >= GIB else (2**20, "MiB")
 
 
 def layouts(ranks: int) -> list[Layout]:
@@ -89,7 +113,7 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and LANGUAGE_MODEL in f"{name}." and ".lora_" not in name
     }
-    total = trained = quantised = frozen_bytes = 0
+    total = trained = quantised = frozen_bytes = largest = 0
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         total += parameter.numel()
@@ -100,12 +124,14 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
             own = round(parameter.numel() * _bits(recipe) / 8)
         elif parameter.requires_grad:
             trained += parameter.numel()
+            largest = max(largest, parameter.numel())
         else:
             frozen_bytes += own
         before, _, behind = name.partition(".layers.")
         key = f"{before}.{behind.split('.')[0]}" if behind else "outside the layers"
         sizes[key] = sizes.get(key, 0) + own
-    return Weights(total, trained, quantised, frozen_bytes, round(quantised * _bits(recipe) / 8), max(sizes.values()))
+    packed = round(quantised * _bits(recipe) / 8)
+    return Weights(total, trained, quantised, frozen_bytes, packed, max(sizes.values()), largest)
 
 
 def _bits(recipe: Recipe) -> float:
@@ -116,24 +142,39 @@ def _bits(recipe: Recipe) -> float:
     return 4 + (8 / 64 + 32 / (64 * 256) if table.double else 32 / 64)
 
 
-def plan_for(layout: Layout, weights: Weights, recipe: Recipe, activations: Activations) -> Plan:
-    """Memory of one rank."""
+def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence[Moment], on_gpu: bool = True) -> Plan:
+    """Memory of one rank.
+
+    Args:
+        moments: Of a step on one process (`plan_trace.trace_step`).
+        on_gpu: The optimizer there works on all tensors at once, and on a CPU on one after the other.
+    """
     gathered = weights.largest_layer_bytes if layout.divides_weights and layout.ranks > 1 else 0
     if layout.offloads:
-        return Plan(layout, gathered, 0, 0, 0, activations)
+        waiting = tuple(replace(moment, gradients=0) for moment in moments)
+        return Plan(layout, gathered, 0, 0, 0, 0, waiting)
     parts = layout.ranks if layout.divides_weights else 1
     moment_parts = layout.ranks if layout.divides_moments else 1
-    gradients = 4 * weights.trained / moment_parts
-    moments = weights.trained * _MOMENTS[recipe.optim.optimizer] / moment_parts
+    state = weights.trained * _MOMENTS[recipe.optim.optimizer] / moment_parts
+    buckets = 0
     if layout.name == "ddp" and layout.ranks > 1:
-        gradients *= 2  # the buckets in which they are summed
+        buckets = 4 * weights.trained  # in which gradients are summed
     if layout.name.startswith("zero"):
-        moments += 4 * weights.trained / moment_parts  # DeepSpeed's own fp32 copy
+        state += 4 * weights.trained / moment_parts  # DeepSpeed's own fp32 copy
     return Plan(
         layout=layout,
-        weights=round((weights.frozen_bytes + 4 * weights.trained) / parts) + gathered,
+        weights=round((weights.frozen_bytes + 4 * weights.trained) / parts) + gathered + buckets,
         quantised=round(weights.quantised_bytes / parts),
-        gradients=round(gradients),
-        optimizer=round(moments),
-        activations=activations,
+        optimizer=round(state),
+        gradients=round(4 * weights.trained / moment_parts),
+        update=_update_bytes(weights, recipe, on_gpu) // moment_parts,
+        moments=tuple(replace(moment, gradients=moment.gradients // moment_parts) for moment in moments),
     )
+
+
+def _update_bytes(weights: Weights, recipe: Recipe, on_gpu: bool) -> int:
+    """On a GPU a root of all second moments at once; on a CPU what one tensor takes, its 8-bit moments in fp32 included."""
+    in_8_bits = recipe.optim.optimizer.endswith("8bit")
+    if on_gpu:
+        return 0 if in_8_bits else 4 * weights.trained
+    return 4 * weights.largest_trained * (5 if in_8_bits else 2)

@@ -1,33 +1,69 @@
-"""One batch, run for real: what memory it takes at most."""
+"""One step, taken for real: what memory it takes at most."""
 
-from collections.abc import Callable, Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
-from llava_accel.model.objective import Objective
+from llava_accel.data.loader import Loaded
+from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.backend import autocast
+from llava_accel.run.accumulation import gradient_sync
+from llava_accel.run.backend import clip_gradients, prepare
+from llava_accel.run.backend_ddp import bucket_bytes
+from llava_accel.run.console import Screen
+from llava_accel.run.objective import build_objective
+from llava_accel.run.optim import build_optimizer, build_scheduler
 
 
-def measure_step(
-    model: Objective,
-    optimizer: torch.optim.Optimizer,
-    batch: Mapping[str, Tensor | bool],
-    recipe: Recipe,
-    accelerator: Accelerator,
-) -> int:
-    """Peak bytes of forward, backward and update, weights and moments included.
+def measure_step(recipe: Recipe, processing: Processing, accelerator: Accelerator, batch: Loaded) -> int:
+    """Peak bytes of tensors in a step of train.py, weights and optimizer's state included, on the rank that has most.
 
-    The second of two steps is measured, when the moments are there.
+    A window of as many micro-batches as the recipe accumulates, each of them `batch`. The third of three steps is
+    measured: by then the moments are there, and the engines have settled.
     """
+    before, silent = living_bytes(accelerator.device), Screen(False)
+    here: Loaded = {
+        key: value.to(accelerator.device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+    objective, _ = build_objective(recipe, processing, accelerator, silent)
+    optimizer = build_optimizer(objective, recipe.optim)
+    scheduler = build_scheduler(optimizer, recipe.optim, 10)
+    model, optimizer, _ = prepare(recipe, accelerator, objective, optimizer, scheduler)
     model.train()
-    _step(model, optimizer, batch, recipe, accelerator)
-    # A frozen tower is no submodule, and there all the same as long as pictures have no stored features.
-    here = standing([model, model.tower], optimizer)
-    return peak_of(lambda: _step(model, optimizer, batch, recipe, accelerator), here, accelerator.device)
+
+    def step() -> None:
+        for number in range(recipe.train.accumulation_steps):
+            with gradient_sync(accelerator, model, enabled=number == recipe.train.accumulation_steps - 1):
+                accelerator.backward(model(**here))
+        clip_gradients(accelerator, model, recipe.optim.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    step()
+    standing_bytes = living_bytes(accelerator.device) - before + bucket_bytes(model)
+    peak = torch.tensor([peak_of(step, standing_bytes, accelerator.device)], device=accelerator.device)
+    return int(torch.as_tensor(accelerator.gather(peak)).max())
+
+
+def living_bytes(device: torch.device) -> int:
+    """Bytes of all tensors on a device: on a GPU by its allocator, on a CPU of those that Python knows."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), Tensor) and found.layout == torch.strided and type(found) is not DTensor:
+            storage = found.untyped_storage()
+            if storage.device.type == device.type:
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device) -> int:
@@ -44,20 +80,6 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     return standing_bytes + _peak(found)
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Mapping[str, Tensor | bool],
-    recipe: Recipe,
-    accelerator: Accelerator,
-) -> None:
-    with autocast(recipe, accelerator):
-        loss = model(**batch)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> int:
