@@ -21,8 +21,9 @@ from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part, build_order, open_data
 from llava_accel.run.features import may_park
 from llava_accel.run.flops import Work, costs
-from llava_accel.run.plan_memory import Plan, count_weights, layouts, plan_for, unit_of
-from llava_accel.run.plan_trace import build_meta, trace_step
+from llava_accel.run.plan_memory import Plan, layouts, plan_for, unit_of
+from llava_accel.run.plan_trace import build_meta, trace_layouts
+from llava_accel.run.plan_weights import count_weights
 from llava_accel.run.probe import measure_step
 
 _CANDIDATES = 8
@@ -50,7 +51,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     model = build_meta(recipe, processing, dtype)
     weights = count_weights(model, recipe)
     batch = worst_batch(recipe, training)
-    moments = {divided: trace_step(recipe, processing, batch, dtype, divided) for divided in (False, True)}
+    moments = trace_layouts(recipe, processing, batch, dtype)
     plans = [plan_for(layout, weights, recipe, moments[layout.divides_weights], on_gpu) for layout in layouts(ranks)]
     screen.line(
         f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "

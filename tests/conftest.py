@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from exported import export, fine_tune
 from tiny import make_llava
 
@@ -15,6 +16,14 @@ from tiny import make_llava
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """For a test in another precision than those around it: accelerate keeps one for the whole process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """What is planned is what a run takes, without a weight being loaded."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from gpu.figures import make_base, make_data
 from runs import mixed_records, recipe, write_records
+from torch._subclasses.fake_tensor import FakeTensor
 
 import llava_accel.train as verb
 from llava_accel import plan as plan_file
@@ -19,8 +22,9 @@ from llava_accel.recipe import Recipe
 from llava_accel.run.console import Screen
 from llava_accel.run.datasets import open_data
 from llava_accel.run.ledger import Moment
-from llava_accel.run.plan_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
+from llava_accel.run.plan_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, plan_for
 from llava_accel.run.plan_trace import build_meta, trace_step
+from llava_accel.run.plan_weights import count_weights
 
 FULL = {"train": "full", "adapter": ""}
 QLORA = {"quantization": {"bits": 4}, "adapter": "", "lora": {"dropout": 0.1}}
@@ -33,21 +37,21 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "lora, bf16": {"run": {"precision": "bf16"}},
     "lora, questions share pictures": {"data": {"share_prefix": True}},
     "qlora": {"model": QLORA},
-    "qlora, all layers again": {"model": QLORA | {"gradient_checkpointing": True}},
     "qlora, every second layer again, accumulated": {"model": QLORA | {"gradient_checkpointing": 2}, "train": TWICE},
     "projector": {"model": {"train": "projector", "adapter": ""}},
     "full": {"model": FULL},
     "full, accumulated": {"model": FULL, "train": TWICE},
-    "full, all layers again": {"model": FULL | {"gradient_checkpointing": True}},
-    "full, every second layer again, accumulated": {"model": FULL | {"gradient_checkpointing": 2}, "train": TWICE},
     "full, bf16": {"model": FULL, "run": {"precision": "bf16"}},
     "full, 8-bit moments": {"model": FULL, "optim": {"optimizer": "adamw_8bit"}},
     "full, tower trained": {"model": FULL | {"train_vision": True}},
-    "full, tower trained, accumulated": {"model": FULL | {"train_vision": True}, "train": TWICE},
-    "full, tower trained, all again": {"model": FULL | {"train_vision": True, "gradient_checkpointing": True}},
+    "full, tower trained, all again, accumulated": {
+        "model": FULL | {"train_vision": True, "gradient_checkpointing": True},
+        "train": TWICE,
+    },
 }
 
 
+@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_the_plan_is_within_15_percent_of_what_a_step_takes(
     tmp_path: Path, changes: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
@@ -94,18 +98,23 @@ def _planned(table: Recipe) -> Plan:
 
 @pytest.mark.parametrize(
     ("model", "gigabytes"),
-    [({"quantization": {"bits": 4}, "gradient_checkpointing": True}, 24.0), ({"quantization": {"bits": 4}}, 40.0)],
+    [({"quantization": {"bits": 4}, "gradient_checkpointing": True}, 8.0), ({"quantization": {"bits": 4}}, 12.0)],
     ids=["checkpointed", "not"],
 )
-def test_the_largest_batch_of_a_7b_model_is_the_largest_that_fits(
+def test_the_largest_batch_of_a_large_model_is_the_largest_that_fits(
     seven_billion: tuple[Path, Path], tmp_path: Path, model: dict[str, Any], gigabytes: float
 ) -> None:
-    found = _planned(_big(*seven_billion, tmp_path, 2, **model))
+    """Of 7B's shapes, and a quarter of its layers: three plans of it are quicker."""
+    base = Path(shutil.copytree(seven_billion[0], tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"], config["vision_config"]["num_hidden_layers"] = 8, 6
+    (base / "config.json").write_text(json.dumps(config))
+    found = _planned(_big(base, seven_billion[1], tmp_path, 2, **model))
     largest = found.largest_batch(gigabytes * 1e9, 2)
-    assert largest >= 2
+    assert largest > 2
     assert verdict(found, gigabytes, 2) == f"one GPU: fits {gigabytes:g} GB with batch 2; largest batch {largest}"
     for batch, expected in ((largest, True), (largest + 1, False)):
-        again = _planned(_big(*seven_billion, tmp_path, batch, **model))
+        again = _planned(_big(base, seven_billion[1], tmp_path, batch, **model))
         assert (again.total + CONTEXT_BYTES <= USABLE * gigabytes * 1e9) == expected, batch
 
 
@@ -141,7 +150,7 @@ def test_out_of_memory_names_batch_plan_and_setting(tmp_path: Path, monkeypatch:
     forward = Objective.forward
 
     def full(self: Objective, **batch: Any) -> torch.Tensor:
-        if batch["input_ids"].device.type == "meta":  # the plan's own pass takes no memory
+        if isinstance(batch["input_ids"], FakeTensor):  # the plan's own pass takes no memory
             return forward(self, **batch)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -177,9 +186,12 @@ def test_logits_in_parts_take_the_memory_of_a_part(tmp_path: Path, monkeypatch: 
     batch = worst_batch(table, training)
     targets = batch["target_ids"]
     assert isinstance(targets, torch.Tensor)
-    row, most = 4 * processing.vocab_size, []
+    row, found = 4 * processing.vocab_size, []
     for rows in (len(targets), 4):
         monkeypatch.setattr(objective_file, "LOGITS_AT_ONCE", rows * processing.vocab_size)
-        most.append(max(moment.logits for moment in trace_step(table, processing, batch, torch.float32, False)))
-    assert 3 * row * len(targets) <= most[0] <= 4 * row * len(targets)
-    assert 3 * row * 4 <= most[1] <= 4 * row * 4 and len(targets) > 16
+        found.append(trace_step(table, processing, batch, torch.float32, False))
+    whole, parts = (max(moment.logits for moment in moments) for moments in found)
+    assert 3 * row * len(targets) <= whole <= 4 * row * len(targets)
+    assert parts <= 4 * row * 4 and len(targets) > 16
+    whole, parts = (max(moment.by_rows for moment in moments) for moments in found)
+    assert parts < whole - row * len(targets)

@@ -112,6 +112,8 @@ def prepare(
     if accelerator.distributed_type == DistributedType.FSDP:
         # Accelerate's own preparation would shard; matching parameters by address, it mixes up those that are empty here.
         return objective, accelerator.prepare_optimizer(optimizer), accelerator.prepare_scheduler(scheduler)  # pyright: ignore[reportReturnType]
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        backend_deepspeed.fit_buckets(accelerator, objective)
     return accelerator.prepare(objective, optimizer, scheduler)
 
 

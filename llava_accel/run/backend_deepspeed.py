@@ -18,6 +18,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_accel.recipe import Recipe
 
+REDUCE_BUCKET_SIZE = 500_000_000
+"""Gradients that DeepSpeed sums at once unless it is told otherwise."""
 _MICRO_BATCH = "train_micro_batch_size_per_gpu"
 
 
@@ -73,6 +75,18 @@ def configured_plugin(recipe: Recipe) -> DeepSpeedPlugin:
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
     return plugin
+
+
+def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
+    """Let the buffer in which gradients are summed be no larger than all of them: DeepSpeed takes 2 GB, needed or not."""
+    assert accelerator.deepspeed_plugin is not None
+    zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    trained = sum(map(_numel, (parameter for parameter in module.parameters() if parameter.requires_grad)))
+    zero["reduce_bucket_size"] = min(trained, int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)))
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return whole_shape(parameter).numel()
 
 
 def leave_loading_alone() -> None:

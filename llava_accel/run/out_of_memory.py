@@ -11,8 +11,9 @@ from llava_accel.data.loader import Loaded, shown, tensor, where
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.backend import is_sharded, resolve_precision
-from llava_accel.run.plan_memory import GIB, Layout, count_weights, plan_for
+from llava_accel.run.plan_memory import GIB, Layout, plan_for
 from llava_accel.run.plan_trace import build_meta, trace_step
+from llava_accel.run.plan_weights import count_weights
 
 
 class MemoryGuard:

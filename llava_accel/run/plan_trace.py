@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from llava_accel.model.build import final_config
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
-from llava_accel.model.objective import Objective
+from llava_accel.model.objective import LOGITS_AT_ONCE, Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.run.ledger import Ledger, Moment, highest
@@ -67,14 +67,23 @@ def trace_step(
     return highest(ledger.moments)
 
 
+def trace_layouts(
+    recipe: Recipe, processing: Processing, batch: Mapping[str, Tensor | bool], dtype: torch.dtype
+) -> dict[bool, tuple[Moment, ...]]:
+    """`trace_step` by whether ranks share each weight, which makes a difference where logits are many."""
+    targets = batch["target_ids"]
+    assert isinstance(targets, Tensor)
+    alone = trace_step(recipe, processing, batch, dtype, False)
+    is_split = len(targets) * processing.vocab_size > LOGITS_AT_ONCE
+    return {False: alone, True: trace_step(recipe, processing, batch, dtype, True) if is_split else alone}
+
+
 def _fake(batch: Mapping[str, Tensor | bool], objective: Objective) -> dict[str, Any]:
     fields: dict[str, Any] = {
         key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
         for key, value in batch.items()
     }
     if not fields["branched"]:
-        # Without a mask transformers looks at the values of positions, which are not there: it gets one, of no size, that
-        # the kernel then leaves aside.
+        # transformers makes no mask for a kernel that it does not know; for its own it looks at values, which are not there.
         objective.llava.model.language_model.config._attn_implementation = "llava_accel_plan"
-        fields |= {"branched": True, "subtree_end": torch.empty((1, 1), dtype=torch.long)}
     return fields

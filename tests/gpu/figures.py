@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConf
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava_accel.bench import bench
-from llava_accel.recipe import make_recipe
+from llava_accel.recipe import Recipe, make_recipe
 
 QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"
 WORDS = "what colour is the shape in this picture and how many of them are there on the left".split()
@@ -106,23 +106,40 @@ def make_data(folder: Path, num_questions: int, a_picture: int, side: int) -> Pa
     return path
 
 
+def make_recipe_for(
+    folder: Path, base: Path, tiny: bool, batch: int, bits: int, again: bool, a_picture: int = 1, share: bool = False
+) -> Recipe:
+    """One figure's recipe, and its data.
+
+    Args:
+        again: Checkpoint every layer.
+        a_picture: Questions on each picture.
+        share: Run a picture's prefix once for all of its questions.
+    """
+    data = make_data(folder / f"{a_picture}", batch * _steps(tiny), a_picture, 56 if tiny else 336)
+    model: dict[str, Any] = {"base": str(base), "gradient_checkpointing": again, "quantization": {"bits": bits}}
+    return make_recipe(
+        {
+            "run": {"name": "gpu", "output_dir": str(folder / "run"), "precision": "fp32" if tiny else "bf16"},
+            "model": {**model, "lora": {"rank": 8 if tiny else 128, "alpha": 16 if tiny else 256}},
+            "data": {"train": str(data), "workers": 0 if tiny else 4, "share_prefix": share},
+            "train": {"per_device_batch_size": batch},
+        }
+    )
+
+
+def _steps(tiny: bool) -> int:
+    return 1 if tiny else 4
+
+
 def measure(folder: Path, tiny: bool, rounds: int) -> list[Row]:
     """All figures, each by `bench` on a recipe of its own."""
-    base, steps = make_base(folder / "base", tiny), 1 if tiny else 4
-    side = 56 if tiny else 336
+    base = make_base(folder / "base", tiny)
 
     def run(batch: int, bits: int, again: bool, a_picture: int = 1, share: bool = False) -> dict[str, float]:
-        model: dict[str, Any] = {"base": str(base), "gradient_checkpointing": again, "quantization": {"bits": bits}}
-        data = make_data(folder / f"{a_picture}", batch * steps, a_picture, side)
-        recipe = make_recipe(
-            {
-                "run": {"name": "gpu", "output_dir": str(folder / "run"), "precision": "fp32" if tiny else "bf16"},
-                "model": {**model, "lora": {"rank": 8 if tiny else 128, "alpha": 16 if tiny else 256}},
-                "data": {"train": str(data), "workers": 0 if tiny else 4, "share_prefix": share},
-                "train": {"per_device_batch_size": batch},
-            }
+        return bench(
+            make_recipe_for(folder, base, tiny, batch, bits, again, a_picture, share), _steps(tiny), rounds, None
         )
-        return bench(recipe, steps, rounds, None)
 
     half, many, few = (2, 4, 2) if tiny else (8, 25, 2)
     lora = run(half, 16, False)
