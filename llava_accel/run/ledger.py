@@ -89,9 +89,12 @@ class Ledger(TorchDispatchMode):
 
 
 def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
-    """Those that can be the peak: no other one has more of both what grows with the rows and what does not."""
+    """Those that can be the peak, whatever share of the gradients a rank keeps and however many rows there are.
+
+    No other moment has as much of what grows with the rows, of gradients and of copies.
+    """
     found: list[Moment] = []
-    for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.by_weights)):
-        if not found or moment.by_weights > found[-1].by_weights:
+    for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.gradients, -moment.copies)):
+        if not any(other.gradients >= moment.gradients and other.copies >= moment.copies for other in reversed(found)):
             found.append(moment)
     return tuple(found)
