@@ -21,7 +21,7 @@ from llava_accel.run.console import Screen
 from llava_accel.run.datasets import Part, build_order, open_data
 from llava_accel.run.features import may_park
 from llava_accel.run.flops import Work, costs
-from llava_accel.run.plan_memory import Plan, layouts, plan_for, unit_of
+from llava_accel.run.plan_memory import MIB, Plan, layouts, plan_for, unit_of
 from llava_accel.run.plan_trace import build_meta, trace_layouts
 from llava_accel.run.plan_weights import count_weights
 from llava_accel.run.probe import measure_step
@@ -166,11 +166,9 @@ def _show_memory(screen: Screen, plans: list[Plan], batch: Loaded) -> None:
 
 
 def _show_probe(screen: Screen, planned: Plan, measured: int) -> None:
-    unit, name = unit_of(planned.total)
-    where = f"{planned.layout.name} x {planned.layout.ranks}"
     screen.line(
-        f"{where}: measured {measured / unit:,.2f} {name} at most, planned {planned.total / unit:,.2f} "
-        f"({planned.total / measured - 1:+.1%})"
+        f"{planned.layout.name} x {planned.layout.ranks}: measured {measured / MIB:,.1f} MiB at most, "
+        f"planned {planned.total / MIB:,.1f} ({planned.total / measured - 1:+.1%})"
     )
 
 

@@ -162,21 +162,20 @@ def test_out_of_memory_names_batch_plan_and_setting(tmp_path: Path, monkeypatch:
         verb.train(recipe(tmp_path, data))
 
 
-def _peaks(folder: Path, values: list[Any], key: str) -> list[int]:
-    """What a step of LoRA takes beside weights for each value of a key of [model]."""
-    found = []
-    for value in values:
-        table = recipe(folder, write_records(folder / "data.json", mixed_records(8)), model={key: value})
+def test_the_more_layers_are_computed_again_the_less_is_kept(tmp_path: Path, llava_folder: Path) -> None:
+    base = Path(shutil.copytree(llava_folder, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 7
+    (base / "config.json").write_text(json.dumps(config))
+    data, found = write_records(tmp_path / "data.json", mixed_records(8)), []
+    for every in (False, 2, True):
+        model = {"base": str(base), "vision_tower": "", "adapter": "", "gradient_checkpointing": every}
+        table = recipe(tmp_path, data, model=model)
         processing = load_processing(table.model, "pad")
         training, _ = open_data(table, processing, Accelerator(cpu=True), Screen(False))
-        batch = worst_batch(table, training)
-        found.append(max(m.by_rows + m.by_weights for m in trace_step(table, processing, batch, torch.float32, False)))
-    return found
-
-
-def test_the_more_layers_are_computed_again_the_less_is_kept(tmp_path: Path) -> None:
-    none, some, all_layers = _peaks(tmp_path, [False, 2, True], "gradient_checkpointing")
-    assert none > 1.1 * some > 1.1**2 * all_layers
+        moments = trace_step(table, processing, worst_batch(table, training), torch.float32, False)
+        found.append(max(moment.by_rows for moment in moments))
+    assert found[0] > 1.4 * found[1] > 1.4**2 * found[2]
 
 
 def test_logits_in_parts_take_the_memory_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from llava_accel.run.backend_deepspeed import REDUCE_BUCKET_SIZE
 from llava_accel.run.ledger import Moment
 from llava_accel.run.plan_weights import Weights
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = 0.7 * GIB
 """What the driver and the kernels' libraries take of a GPU."""
 USABLE = 0.95
@@ -77,7 +77,7 @@ class Plan:
 
 def unit_of(size: int) -> tuple[int, str]:
     """The unit to show it in."""
-    return (GIB, "GiB") if size >= GIB else (2**20, "MiB")
+    return (GIB, "GiB") if size >= GIB else (MIB, "MiB")
 
 
 def layouts(ranks: int) -> list[Layout]:

@@ -1,6 +1,7 @@
 """One step, taken for real: what memory it takes at most."""
 
 import gc
+import os
 from collections.abc import Callable, Iterable
 
 import torch
@@ -77,6 +78,7 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
         before = torch.cuda.memory_allocated(device)
         run()
         return standing_bytes + torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write its stages among the user's lines
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     return standing_bytes + _peak(found)

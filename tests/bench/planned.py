@@ -46,7 +46,7 @@ RANKS = {
         "full, 2 micro-batches": [FULL, "train.accumulation_steps=2"],
     }.items()
 }
-_FOUND = re.compile(r"measured ([\d.,]+) (GiB|MiB) at most, planned ([\d.,]+) \((.*)\)")
+_FOUND = re.compile(r"measured ([\d.,]+) MiB at most, planned ([\d.,]+) \((.*)\)")
 
 
 def row(recipe: Path, profile: str, overrides: list[str]) -> list[str]:
@@ -60,9 +60,8 @@ def row(recipe: Path, profile: str, overrides: list[str]) -> list[str]:
     found = _FOUND.search(done.stdout)
     if found is None:
         raise SystemExit(done.stdout + done.stderr)
-    measured, unit, planned, away = found.groups()
-    factor = 1024 if unit == "GiB" else 1
-    return [f"{float(number.replace(',', '')) * factor:,.0f}" for number in (planned, measured)] + [away]
+    measured, planned, away = found.groups()
+    return [f"{float(number.replace(',', '')):,.0f}" for number in (planned, measured)] + [away]
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ ROWS, WIDTH, VOCABULARY = 7, 64, 100
 
 def test_every_tensor_counts_once_as_what_it_is_until_it_is_gone() -> None:
     with FakeTensorMode():
-        model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.ReLU(), nn.Linear(WIDTH, VOCABULARY, bias=False))
-        model[0].bfloat16()
+        first = nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16)
+        model = nn.Sequential(first, nn.ReLU(), nn.Linear(WIDTH, VOCABULARY, bias=False))
         with Ledger(model, [VOCABULARY]) as ledger:
             inputs = torch.empty(ROWS, WIDTH)
             logits = model[2](model[1](model[0](inputs.bfloat16())).float())
@@ -28,6 +28,7 @@ def test_every_tensor_counts_once_as_what_it_is_until_it_is_gone() -> None:
     # Inputs in both types, what ReLU keeps, and that in fp32.
     assert forward.activations == (4 + 2 + 2 + 4) * ROWS * WIDTH
     assert end.gradients == 2 * WIDTH * WIDTH + 4 * WIDTH * VOCABULARY and end.logits == 0
+    assert end.activations < forward.activations
 
 
 def test_copies_of_weights_are_told_from_activations() -> None:
