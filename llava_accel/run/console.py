@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _PATIENCE_S = 5.0
+_FILE_WIDTH = 120  # columns of a table where there is no terminal to be as wide as
 
 
 @runtime_checkable
@@ -81,6 +82,8 @@ class Screen:
     def __init__(self, is_main: bool = True) -> None:
         self._is_main = is_main
         self.console = Console(highlight=False, quiet=not is_main)
+        if not self.console.is_terminal:
+            self.console.width = _FILE_WIDTH
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
