@@ -17,6 +17,7 @@ from runs import PARITY, Tables, metrics, trained
 
 import llava_accel.train as verb
 from llava_accel.data.images import Pictures
+from llava_accel.data.loader import SIGNALS
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
 from llava_accel.run import checkpoint, cli, evaluation
@@ -27,8 +28,10 @@ ROOT = PARITY.parents[1]
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Any:
-    """Puts back what the process does with signals."""
-    known = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)}
+    """A process that ignores no signal, as one in the background of a shell does; afterwards all is as it was."""
+    known = {one: signal.getsignal(one) for one in SIGNALS}
+    for one in SIGNALS:
+        signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
     yield
     for one, handler in known.items():
         signal.signal(one, handler)
