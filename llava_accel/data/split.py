@@ -2,7 +2,6 @@
 
 import hashlib
 import os.path
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
+from llava_accel.data.whole_file import whole_file
 
 
 def held_out(
@@ -75,11 +75,8 @@ def _kept(
         return draw()
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, draw())
-        os.replace(unfinished, path)
     return np.load(path, mmap_mode="r")
 
 

@@ -4,8 +4,6 @@ Its columns are mapped into memory: what ten million rows take is shared by all 
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_pictures
 from llava_accel.data.problems import DataError
 from llava_accel.data.survey import COLUMNS, Survey, read_rows
+from llava_accel.data.whole_file import whole_file
 
 _FORMAT = 3
 _OF_PICTURES = ("missing_image", "broken_image", "unsafe_path")
@@ -38,15 +37,15 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
 
 
 def _write(found: Survey, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
     errors = json.dumps({row: vars(error) for row, error in found.errors.items()})
     batch = pa.record_batch({name: getattr(found, name) for name in COLUMNS})
     batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(found.num_dropped_turns)})
-    with pa.OSFile(unfinished, "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+    with (
+        whole_file(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
-    os.replace(unfinished, path)
 
 
 def _load(path: Path) -> Survey:

@@ -6,8 +6,6 @@ change; every later start and every rank maps the same file.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +15,7 @@ import pyarrow.parquet as parquet
 
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import MAX_BYTES
+from llava_accel.data.whole_file import whole_file
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
 _BLOCK = 1 << 22  # characters read at once from a JSON array
@@ -67,25 +66,21 @@ class Table:
 
 
 def _write_arrow(source: Path, target: Path) -> None:
-    """Write beside the target and rename, so that ranks and kills never meet half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        with pa.OSFile(unfinished, "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-            numbers: list[int] = []
-            rows: list[bytes] = []
-            for number, row in _rows(source):
-                numbers.append(number)
-                rows.append(row)
-                if len(rows) == _ROWS_PER_CHUNK:
-                    writer.write_batch(_batch(numbers, rows))
-                    numbers, rows = [], []
-            if rows:
+    with (
+        whole_file(target) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as file,
+        pa.ipc.new_file(file, _SCHEMA) as writer,
+    ):
+        numbers: list[int] = []
+        rows: list[bytes] = []
+        for number, row in _rows(source):
+            numbers.append(number)
+            rows.append(row)
+            if len(rows) == _ROWS_PER_CHUNK:
                 writer.write_batch(_batch(numbers, rows))
-        os.replace(unfinished, target)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+                numbers, rows = [], []
+        if rows:
+            writer.write_batch(_batch(numbers, rows))
 
 
 def _batch(numbers: list[int], rows: list[bytes]) -> pa.RecordBatch:

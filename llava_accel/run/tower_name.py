@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from llava_accel.data.whole_file import whole_file
 from llava_accel.model.objective import Objective
 from llava_accel.model.parked_tower import ParkedTower
 from llava_accel.model.tower import num_tower_layers
@@ -28,7 +27,8 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
     path = cache_dir / "towers" / _files_key(objective, parked)
     with accelerator.local_main_process_first():
         if not path.exists():
-            _write_whole(path, _read_through(objective))
+            with whole_file(path) as unfinished:
+                unfinished.write_text(_read_through(objective))
     return path.read_text()
 
 
@@ -63,13 +63,3 @@ def _facts(objective: Objective) -> bytes:
         "select": config.vision_feature_select_strategy,
     }
     return json.dumps(facts, sort_keys=True, default=str).encode()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
