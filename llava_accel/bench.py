@@ -1,10 +1,9 @@
-"""How fast a recipe trains here, and where its time goes; beside a plain transformers.Trainer with `--against trainer`.
+"""How fast a recipe trains here, and where its time goes.
 
-Tokens are those of the user's examples, however few of them had to be computed. MFU is the operations of run/flops.py
+Tokens are those of the user's examples, however few of them had to be computed. MFU is the operations of estimate/flops.py
 for what was computed, by the time, over the rate of large matrix products on the same device.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,23 +12,17 @@ from statistics import median
 
 from accelerate import Accelerator
 
-from llava_accel.data.sampler import Window
-from llava_accel.model.build import load_model
-from llava_accel.model.lora import prepare_trainable
-from llava_accel.model.memory import enable_checkpointing
+from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.output import Console
+from llava_accel.estimate.flops import costs
+from llava_accel.estimate.trace import build_meta
+from llava_accel.measurement.timed_loop import Job, Timed, first_windows
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.backend import build_accelerator, resolve_precision
-from llava_accel.run.bench_loop import Job, Timed, first_windows
-from llava_accel.run.bench_ranks import compare_ranks
-from llava_accel.run.bench_trainer import PlainTrainer
-from llava_accel.run.cli import read_recipe, recipe_parser, run
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part, open_data
-from llava_accel.run.flops import costs
-from llava_accel.run.objective import build_objective
-from llava_accel.run.plan_trace import build_meta
-from llava_accel.run.timing import APART, PHASES, matrix_rate, waiting_note
+from llava_accel.runtime.engines import build_accelerator, resolve_precision
+from llava_accel.runtime.timing import APART, PHASES, matrix_rate, waiting_note
+from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.datasets import open_data
 
 
 @dataclass
@@ -41,35 +34,28 @@ class Rounds:
     warm: list[Timed] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
     loaded: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
     peak: int = 0
-    their_peak: int = 0
 
 
-def bench(recipe: Recipe, steps: int, rounds: int, against: str | None) -> dict[str, float]:
-    """Time `rounds` passes over the first `steps` windows of the recipe, and print what was found.
-
-    Args:
-        against: "trainer" runs the same examples through a plain Trainer, in turn with ours.
+def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
+    """Time `rounds` passes over the first `steps` windows of the recipe, and print the results.
 
     Returns:
-        Medians: "tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes", and with `against` "ratio",
-        "ratio_cold" (where there is a cache) and "memory_ratio".
+        Medians: "tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes".
     """
-    accelerator, screen = build_accelerator(recipe), Screen()
+    accelerator, console = build_accelerator(recipe), Console()
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     with tempfile.TemporaryDirectory() as folder:
-        own = _own(recipe, Path(folder))
-        training, _ = open_data(own, processing, accelerator, screen)
+        own = with_own_folders(recipe, Path(folder))
+        training, _ = open_data(own, processing, accelerator, console)
         windows = first_windows(own, training, steps, accelerator)
-        objective, _ = build_objective(own, processing, accelerator, screen)
+        objective, _ = build_objective(own, processing, accelerator, console)
         job = Job(own, processing, accelerator, objective, training, windows)
-        plainly = _trainer(own, processing, training, accelerator, windows) if against else None
-        found = _measure(job, plainly, rounds)
-    return _report(screen, own, processing, accelerator, len(windows), found)
+        found = _measure(job, rounds)
+    return _report(console, own, processing, accelerator, len(windows), found)
 
 
-def _own(recipe: Recipe, folder: Path) -> Recipe:
+def with_own_folders(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with a cache and a log of the bench's own: it leaves the run's alone."""
     (folder / "run").mkdir()
     changes = {
@@ -80,24 +66,11 @@ def _own(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _trainer(
-    recipe: Recipe, processing: Processing, part: Part, accelerator: Accelerator, windows: Sequence[Window]
-) -> PlainTrainer:
-    dtype = resolve_precision(recipe.run.precision, accelerator.device)
-    loaded = load_model(recipe, processing, dtype=dtype, device=accelerator.device)
-    model = prepare_trainable(loaded.model, recipe)
-    enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
-    rows = [row for window in windows for micro_batch in window for row in micro_batch]
-    return PlainTrainer(recipe, accelerator, model, part, rows, Path(recipe.run.output_dir) / "trainer")
-
-
-def _measure(job: Job, plainly: PlainTrainer | None, rounds: int) -> Rounds:
+def _measure(job: Job, rounds: int) -> Rounds:
     found = Rounds()
     job.forget_features(-1)
     job.loop()  # kernels, and the allocator
     found.peak = job.peak_bytes()
-    if plainly is not None:
-        found.their_peak = plainly.peak_bytes()
     for number in range(rounds):
         if job.has_cache:
             job.forget_features(number)
@@ -105,13 +78,11 @@ def _measure(job: Job, plainly: PlainTrainer | None, rounds: int) -> Rounds:
         found.warm.append(job.loop())
         found.bare.append(job.bare())
         found.loaded.append(job.loaded())
-        if plainly is not None:
-            found.theirs.append(plainly())
     return found
 
 
 def _report(
-    screen: Screen, recipe: Recipe, processing: Processing, accelerator: Accelerator, steps: int, rounds: Rounds
+    console: Console, recipe: Recipe, processing: Processing, accelerator: Accelerator, steps: int, rounds: Rounds
 ) -> dict[str, float]:
     warm = rounds.warm
     seconds = median(each.seconds for each in warm)
@@ -134,24 +105,10 @@ def _report(
         ["peak memory of tensors", f"{rounds.peak / 2**30:,.2f} GiB"],
         *[[f"  {name.replace('_', ' ')}", f"{share:.1%}"] for name in PHASES if (share := _share(warm, name))],
     ]
-    if rounds.theirs:
-        title = "faster than Trainer, features cached" if rounds.cold else "faster than Trainer"
-        found["ratio"] = _compare(rows, title, rounds.theirs, warm)
-        if rounds.cold:
-            found["ratio_cold"] = _compare(rows, "faster than Trainer, first epoch", rounds.theirs, rounds.cold)
-        found["memory_ratio"] = rounds.peak / rounds.their_peak
-        their_gib = rounds.their_peak / 2**30
-        rows.append(["peak memory over Trainer's", f"{found['memory_ratio']:.2f} x of {their_gib:,.2f} GiB"])
-    screen.table(f"{steps} steps, {len(warm)} rounds", ["", ""], rows)
+    console.table(f"{steps} steps, {len(warm)} rounds", ["", ""], rows)
     if note := waiting_note({name: _share(warm, name) for name in PHASES if name not in APART}):
-        screen.line(note)
+        console.line(note)
     return found
-
-
-def _compare(rows: list[list[str]], title: str, theirs: Sequence[float], ours: Sequence[Timed]) -> float:
-    ratios = [their_s / each.seconds for their_s, each in zip(theirs, ours, strict=True)]
-    rows.append([title, f"{median(ratios):.2f} x (median of {len(ratios)}; {min(ratios):.2f} to {max(ratios):.2f})"])
-    return median(ratios)
 
 
 def _share(timed: Sequence[Timed], phase: str) -> float:
@@ -160,23 +117,11 @@ def _share(timed: Sequence[Timed], phase: str) -> float:
 
 def main() -> None:
     """Entry point of `python -m llava_accel.bench`."""
-    example = "python -m llava_accel.bench recipes/quickstart.toml --against trainer"
-    parser = recipe_parser("bench", (__doc__ or "").splitlines()[0], example)
+    parser = recipe_parser("bench", (__doc__ or "").splitlines()[0], "llava-accel bench recipes/quickstart.toml")
     parser.add_argument("--steps", type=int, default=10, help="windows of a pass (10)")
     parser.add_argument("--rounds", type=int, default=5, help="passes (5)")
-    parser.add_argument("--against", choices=["trainer"], help="compare with a plain transformers.Trainer")
-    parser.add_argument("--profiles", type=Path, nargs="+", help="launch profiles to run, each beside one process")
-    parser.add_argument("--processes", type=int, default=2, help="of each profile (2)")
     arguments = parser.parse_intermixed_args()
-    run(lambda: _verb(arguments))
-
-
-def _verb(arguments: argparse.Namespace) -> None:
-    if arguments.profiles:
-        recipe, processes = read_recipe(arguments), arguments.processes
-        compare_ranks(recipe, arguments.profiles, processes, arguments.steps, arguments.rounds)
-        return
-    bench(read_recipe(arguments), arguments.steps, arguments.rounds, arguments.against)
+    run(lambda: bench(read_recipe(arguments), arguments.steps, arguments.rounds))
 
 
 if __name__ == "__main__":

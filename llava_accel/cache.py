@@ -1,7 +1,7 @@
-"""Write the vision tower's features of all pictures to disk, ahead of the run.
+"""Write the vision tower's features of all images to disk, ahead of the run.
 
 Training and evaluation fill the same cache by themselves, in their first pass over the data. Doing it before frees the
-first epoch of the tower; on several ranks each takes its part of the pictures.
+first epoch of the tower; on several ranks each takes its part of the images.
 """
 
 from collections.abc import Iterator
@@ -11,33 +11,34 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from llava_accel.data.collate import stack_pictures
-from llava_accel.data.images import Picture, Pictures
+from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.output import Console
+from llava_accel.data.collate import stack_images
+from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.problems import DataError
+from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.backend import autocast, build_accelerator
-from llava_accel.run.cli import read_recipe, recipe_parser, run
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part, open_data
-from llava_accel.run.features import attach_features, may_cache
-from llava_accel.run.objective import build_objective
+from llava_accel.runtime.engines import autocast, build_accelerator
+from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.datasets import Part, open_data
+from llava_accel.setup.vision_cache import attach_features, may_cache
 
-_AT_ONCE = 32  # pictures
+_AT_ONCE = 32  # images
 
 
 def cache(recipe: Recipe) -> int:
-    """Compute and keep the features of every picture of the recipe that has none yet, as far as they fit.
+    """Compute and keep the features of every image of the recipe that has none yet, as far as they fit.
 
     Returns:
-        Pictures whose features are stored now.
+        Images whose features are stored now.
 
     Raises:
-        ValueError: the recipe trains the tower or switches the cache off; or a picture is broken.
+        UserError: the recipe trains the tower or switches the cache off; or an image is broken.
     """
     if not may_cache(recipe):
-        raise ValueError(
+        raise UserError(
             f"data.cache_features = {str(recipe.data.cache_features).lower()}, model.train_vision = "
             f"{str(recipe.model.train_vision).lower()}: this recipe keeps no features. Set data.cache_features = true "
             "and model.train_vision = false"
@@ -45,29 +46,29 @@ def cache(recipe: Recipe) -> int:
     # Whoever calls this wants as many as fit, be they all or not.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_features": True})})
     accelerator = build_accelerator(recipe)
-    screen = Screen(accelerator.is_main_process)
+    console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    parts = [part for part in open_data(recipe, processing, accelerator, screen) if part is not None]
-    objective, _ = build_objective(recipe, processing, accelerator, screen)
+    parts = [part for part in open_data(recipe, processing, accelerator, console) if part is not None]
+    objective, _ = build_objective(recipe, processing, accelerator, console)
     objective.to(accelerator.device)
-    attach_features(recipe, processing, objective, parts, accelerator, screen)
-    store, writer = parts[0].pictures.store, objective.features
+    attach_features(recipe, processing, objective, parts, accelerator, console)
+    store, writer = parts[0].image_reader.store, objective.features
     assert store is not None and writer is not None
-    files = picture_files(parts)
-    _fill(recipe, objective, files, parts[0].pictures, accelerator, screen)
+    files = image_files(parts)
+    _fill(recipe, objective, files, parts[0].image_reader, accelerator, console)
     objective.flush_features()
     accelerator.wait_for_everyone()
-    screen.line(f"vision features: {len(store):,} pictures, {store.num_bytes() / 1e9:,.2f} GB in {store.folder}")
+    console.line(f"vision features: {len(store):,} images, {store.num_bytes() / 1e9:,.2f} GB in {store.folder}")
     if writer.is_full:
-        screen.line(
+        console.line(
             f"they do not all fit into data.cache_max_gb = {recipe.data.cache_max_gb:g}: the others are computed in "
             f"every epoch. Features of other towers lie in {store.root}, too, and may be deleted"
         )
     return len(store)
 
 
-def picture_files(parts: list[Part]) -> list[str]:
-    """Every different picture file that is used."""
+def image_files(parts: list[Part]) -> list[str]:
+    """Every different image file that is used."""
     found: dict[str, None] = {}
     for part in parts:
         for row in part.rows[part.survey.num_images[part.rows] > 0]:
@@ -79,41 +80,41 @@ def _fill(
     recipe: Recipe,
     objective: Objective,
     files: list[str],
-    pictures: Pictures,
+    image_reader: ImageReader,
     accelerator: Accelerator,
-    screen: Screen,
+    console: Console,
 ) -> None:
     mine = files[accelerator.process_index :: accelerator.num_processes]
-    with torch.no_grad(), autocast(recipe, accelerator), screen.bar("vision features", len(mine)) as bar:
-        for found in _load(mine, pictures, recipe):
-            missing = [picture for picture in found if not picture.is_encoded]
+    with torch.no_grad(), autocast(recipe, accelerator), console.bar("vision features", len(mine)) as bar:
+        for found in _load(mine, image_reader, recipe):
+            missing = [image for image in found if not image.is_encoded]
             if missing and objective.features is not None and not objective.features.is_full:
-                fields = stack_pictures(missing, pictures.shape)
-                objective.encode(fields["pixel_values"], fields["picture_names"].to(accelerator.device))
+                fields = stack_images(missing, image_reader.shape)
+                objective.encode(fields["pixel_values"], fields["image_names"].to(accelerator.device))
             bar.advance(len(found))
 
 
-class _Files(Dataset[Picture | DataError]):
-    def __init__(self, files: list[str], pictures: Pictures) -> None:
-        self._files, self._pictures = files, pictures
+class _Files(Dataset[LoadedImage | DataError]):
+    def __init__(self, files: list[str], image_reader: ImageReader) -> None:
+        self._files, self._image_reader = files, image_reader
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, place: int) -> Picture | DataError:
+    def __getitem__(self, place: int) -> LoadedImage | DataError:
         try:
-            return self._pictures.load(Path(self._files[place]))
+            return self._image_reader.load(Path(self._files[place]))
         except DataError as error:  # raised in a worker it would lose its message
             return error
 
 
-def _load(files: list[str], pictures: Pictures, recipe: Recipe) -> Iterator[list[Picture]]:
-    loader = DataLoader(_Files(files, pictures), _AT_ONCE, num_workers=recipe.data.workers, collate_fn=list)
+def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterator[list[LoadedImage]]:
+    loader = DataLoader(_Files(files, image_reader), _AT_ONCE, num_workers=recipe.data.workers, collate_fn=list)
     for found in loader:
         for error in [each for each in found if isinstance(each, DataError)]:
             if recipe.data.on_bad_record == "error":
                 raise error
-        yield [each for each in found if isinstance(each, Picture)]
+        yield [each for each in found if isinstance(each, LoadedImage)]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Talk to a base or an adapter in the terminal, with pictures, in exactly the prompts that it was trained on.
+"""Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.
 
-Commands: /image FILE puts a picture at the start of the next question, /reset begins anew, /quit ends.
+Commands: /image FILE puts an image at the start of the next question, /reset begins anew, /quit ends.
 """
 
 import argparse
@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from llava_accel.run.backend import resolve_precision
-from llava_accel.run.cli import run
-from llava_accel.run.console import printable
-from llava_accel.run.dialogue import Dialogue
-from llava_accel.run.trained import find_trained, load_trained
+from llava_accel.console.command_line import run
+from llava_accel.console.output import printable
+from llava_accel.exceptions import UserError
+from llava_accel.inference.dialogue import Dialogue
+from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.runtime.engines import resolve_precision
 
 
 def open_dialogue(arguments: argparse.Namespace) -> Dialogue:
-    """Load what the command line names, with its picture if there is one.
+    """Load what the command line names, with its image if there is one.
 
     Raises:
-        ValueError: model, adapter or picture cannot be used.
+        UserError: model, adapter or image cannot be used.
     """
     trained = find_trained(
         arguments.adapter, base=arguments.base, template=arguments.template, bits=arguments.bits or 0
@@ -43,7 +44,7 @@ def talk(dialogue: Dialogue) -> None:
     """Read questions and commands until the end of the input."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        print("Ask something. /image FILE shows a picture, /reset begins anew, /quit ends.")
+        print("Ask something. /image FILE shows an image, /reset begins anew, /quit ends.")
     while True:
         try:
             line = input("> " if is_terminal else "").strip()
@@ -55,7 +56,7 @@ def talk(dialogue: Dialogue) -> None:
             continue
         try:
             _obey(dialogue, line)
-        except ValueError as error:
+        except UserError as error:
             print(printable(f"error: {error}"))
         except KeyboardInterrupt:
             print("\n(stopped; the question is forgotten)")
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m llava_accel.chat",
         description=__doc__,
-        epilog="example:\n  python -m llava_accel.chat --adapter runs/quickstart --image picture.jpg",
+        epilog="example:\n  python -m llava_accel.chat --adapter runs/quickstart --image image.jpg",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter"
     )
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture for the first question")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
     parser.add_argument("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
     parser.add_argument(
         "--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training"
@@ -105,7 +106,7 @@ def _obey(dialogue: Dialogue, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
         dialogue.show(Path(rest.strip()))
-        print("(the picture goes with the next question)")
+        print("(the image goes with the next question)")
     elif command == "/reset":
         dialogue.reset()
         print("(begun anew)")

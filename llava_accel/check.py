@@ -1,6 +1,6 @@
 """Read all that a recipe names without building the model: what is in it, what is wrong with it, what is learned from it.
 
-Every record is tokenised and every picture decoded, in parallel; configs, tokenizer, names, shapes and values of
+Every record is tokenised and every image decoded, in parallel; configs, tokenizer, names, shapes and values of
 weights are looked at; so is the run folder. All problems are reported in one pass. The examples that are shown are
 coloured by what the model is trained to say: answers, and nothing else.
 """
@@ -11,21 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
+from llava_accel.console.command_line import read_recipe, recipe_parser, run, say_error
+from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.duplicates import duplicate_ids
-from llava_accel.data.examples import find_pictures
+from llava_accel.data.examples import find_images
 from llava_accel.data.loader import cache_folder
 from llava_accel.data.problems import DataError
 from llava_accel.data.survey import Survey, survey
+from llava_accel.exceptions import UserError
+from llava_accel.inspection.clean_copy import write_clean_copy
+from llava_accel.inspection.preflight import Problems, examine_model, examine_run
+from llava_accel.inspection.shown_labels import show_examples, write_labels
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
-from llava_accel.run.clean_copy import write_clean_copy
-from llava_accel.run.cli import read_recipe, recipe_parser, run, say_error
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import build_encoder, entries
-from llava_accel.run.examine import Problems, examine_model, examine_run
-from llava_accel.run.left_out import bad_records, refuse_bad
-from llava_accel.run.shown_labels import show_examples, write_labels
+from llava_accel.setup.datasets import build_encoder, entries
+from llava_accel.setup.left_out import bad_records, refuse_bad
 
 _SHOWN_ERRORS = 500
 _MODEL = ("model.base", "model.language_model", "model.vision_tower", "model.projector", "model.adapter", "model.train")
@@ -38,7 +39,7 @@ def check(arguments: argparse.Namespace) -> int:
         The exit code: 0 where all can be trained on (or is left out by the recipe's own word), 1 where records are
         wrong, 2 where anything else is.
     """
-    screen, wrong = Screen(), None
+    console, wrong = Console(), None
     try:
         recipe = read_recipe(arguments)
     except RecipeError as error:
@@ -49,30 +50,30 @@ def check(arguments: argparse.Namespace) -> int:
     problems = [] if wrong and wrong.is_about("run.name", "run.output_dir", "run.resume") else examine_run(recipe)
     processing = None
     if not (wrong and wrong.is_about(*_MODEL)):
-        processing, found = examine_model(recipe, screen)
+        processing, found = examine_model(recipe, console)
         problems += found
     for message in problems:
-        say_error(ValueError(message))
+        say_error(UserError(message))
     if wrong and wrong.is_about("data.train", "data.images", "data.eval", "data.cache_dir"):
         return 2
-    unreadable, bad_rows = check_data(recipe, processing, arguments, screen)
+    unreadable, bad_rows = check_data(recipe, processing, arguments, console)
     if wrong or problems or unreadable:
         return 2
     if not bad_rows:
-        screen.line(f"next: accelerate launch -m llava_accel.train {arguments.recipe}")
+        console.line(f"next: accelerate launch -m llava_accel.train {arguments.recipe}")
     elif not arguments.fix:
         remedy = f"write a copy without them: python -m llava_accel.check {arguments.recipe} --fix DIR"
-        screen.line(f"next: mend the records, or {remedy}")
+        console.line(f"next: mend the records, or {remedy}")
     return 1 if bad_rows else 0
 
 
 def check_data(
-    recipe: Recipe, processing: Processing | None, arguments: argparse.Namespace, screen: Screen
+    recipe: Recipe, processing: Processing | None, arguments: argparse.Namespace, console: Console
 ) -> tuple[bool, bool]:
     """Read all records.
 
     Args:
-        processing: None where the model cannot be used; then records and pictures are read, and nothing is tokenised.
+        processing: None where the model cannot be used; then records and images are read, and nothing is tokenised.
 
     Returns:
         Whether a file, the cache or the template cannot be used; and whether records cannot, or share an id.
@@ -84,12 +85,12 @@ def check_data(
         cache_dir = problems.attempt(lambda: cache_folder(recipe.data.cache_dir)) or Path(spare)
         for name, named in entries(recipe.data).items():
             if sources := open_sources(named, cache_dir, unreadable):
-                corpus = Corpus(sources, encoder or find_pictures)
+                corpus = Corpus(sources, encoder or find_images)
                 bad_rows |= check_corpus(
-                    recipe, name, corpus, processing if encoder else None, arguments, problems, screen
+                    recipe, name, corpus, processing if encoder else None, arguments, problems, console
                 )
     for message in (*map(str, unreadable), *problems.messages):
-        say_error(ValueError(message))
+        say_error(UserError(message))
     return bool(unreadable or problems.messages), bad_rows
 
 
@@ -100,43 +101,43 @@ def check_corpus(
     processing: Processing | None,
     arguments: argparse.Namespace,
     problems: Problems,
-    screen: Screen,
+    console: Console,
 ) -> bool:
     """Read the records of `data.train` or `data.eval`; whether some are wrong, beyond what the recipe leaves out."""
-    found = problems.attempt(lambda: read(recipe, corpus, name, screen))
+    found = problems.attempt(lambda: read(recipe, corpus, name, console))
     if found is None:  # the template cannot be used with this tokenizer
-        corpus, processing = Corpus(corpus.sources, find_pictures), None
-        found = read(recipe, corpus, name, screen)
+        corpus, processing = Corpus(corpus.sources, find_images), None
+        found = read(recipe, corpus, name, console)
     repeated = duplicate_ids(corpus)
-    summarise(screen, name, corpus, found, repeated, tokenised=processing is not None)
+    summarise(console, name, corpus, found, repeated, tokenised=processing is not None)
     if processing:
-        show_examples(screen, corpus, found, processing, arguments.show)
+        show_examples(console, corpus, found, processing, arguments.show)
     if processing and arguments.labels and name == "data.train":
         write_labels(Path(arguments.labels), corpus, found)
-        screen.line(f"labels of {len(found.usable)} records: {arguments.labels}")
+        console.line(f"labels of {len(found.usable)} records: {arguments.labels}")
     if arguments.fix:
-        write_clean_copy(Path(arguments.fix), corpus, found, repeated, screen)
+        write_clean_copy(Path(arguments.fix), corpus, found, repeated, console)
     if recipe.data.on_bad_record == "error":
         return bool(repeated or bad_records(recipe.data, found))
     problems.attempt(lambda: refuse_bad(recipe.data, found))
     return bool(repeated)
 
 
-def read(recipe: Recipe, corpus: Corpus, name: str, screen: Screen) -> Survey:
-    """Every record and every picture, with a bar."""
-    with screen.bar(f"reading {name}", len(corpus)) as bar:
+def read(recipe: Recipe, corpus: Corpus, name: str, console: Console) -> Survey:
+    """Every record and every image, with a bar."""
+    with console.bar(f"reading {name}", len(corpus)) as bar:
         return survey(corpus, workers=recipe.data.workers, decode=True, progress=bar.advance)
 
 
 def summarise(
-    screen: Screen, name: str, corpus: Corpus, found: Survey, repeated: dict[int, DataError], *, tokenised: bool
+    console: Console, name: str, corpus: Corpus, found: Survey, repeated: dict[int, DataError], *, tokenised: bool
 ) -> None:
     """Print the table of counts, and the errors in full."""
     lengths = found.lengths[found.usable]
     rows = [
         ["records", f"{len(corpus):,}"],
         ["usable", f"{len(found.usable):,}"],
-        ["pictures", f"{int(found.num_images.sum()):,}"],
+        ["images", f"{int(found.num_images.sum()):,}"],
         ["turns", f"{int(found.num_turns.sum()):,}"],
         ["turns dropped to fit", f"{found.num_dropped_turns:,}"],
         ["targets", f"{int(found.num_targets.sum()):,}" if tokenised else "not tokenised"],
@@ -146,12 +147,12 @@ def summarise(
         rows.append(["tokens: least, median, 95 %, most", ", ".join(f"{q:,}" for q in quantiles)])
     rows += [[f"unusable: {kind}", f"{count:,}"] for kind, count in sorted(found.errors_by_kind().items())]
     rows += [["usable, with the id of another", f"{len(repeated):,}"]] if repeated else []
-    screen.table(name, ["", ""], rows)
+    console.table(name, ["", ""], rows)
     errors = [*found.errors.values(), *repeated.values()]
     for error in errors[:_SHOWN_ERRORS]:
-        screen.line(f"  {error}")
+        console.line(f"  {error}")
     if len(errors) > _SHOWN_ERRORS:
-        screen.line(f"  and {len(errors) - _SHOWN_ERRORS:,} more, all listed by --fix DIR")
+        console.line(f"  and {len(errors) - _SHOWN_ERRORS:,} more, all listed by --fix DIR")
 
 
 def main() -> None:

@@ -6,19 +6,20 @@
 import argparse
 from pathlib import Path
 
+from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.output import Console
+from llava_accel.exceptions import UserError
+from llava_accel.inference.origin import find_adapter
+from llava_accel.loop.validation import describe
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe
-from llava_accel.run.adapters import find_adapter
-from llava_accel.run.backend import build_accelerator, prepare_frozen
-from llava_accel.run.cli import read_recipe, recipe_parser, run
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import open_data
-from llava_accel.run.evaluation import Evaluation, evaluate, write_predictions
-from llava_accel.run.evaluator import describe
-from llava_accel.run.features import attach_features
-from llava_accel.run.objective import build_objective
-from llava_accel.run.scoring import by_type, score_file
+from llava_accel.runtime.engines import build_accelerator, prepare_frozen
+from llava_accel.scoring.held_out import Evaluation, evaluate, write_predictions
+from llava_accel.scoring.metrics import by_type, score_file
+from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.datasets import open_data
+from llava_accel.setup.vision_cache import attach_features
 
 
 def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
@@ -28,29 +29,29 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
         out: File for the predictions; None writes none.
 
     Raises:
-        ValueError: the recipe has no evaluation data, or model or data cannot be used.
+        UserError: the recipe has no evaluation data, or model or data cannot be used.
     """
     accelerator = build_accelerator(recipe)
-    screen = Screen(accelerator.is_main_process)
+    console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    _, part = open_data(recipe, processing, accelerator, screen)
+    _, part = open_data(recipe, processing, accelerator, console)
     if part is None:
-        raise ValueError(
+        raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or data.eval_fraction"
         )
-    objective, _ = build_objective(recipe, processing, accelerator, screen)
+    objective, _ = build_objective(recipe, processing, accelerator, console)
     check_values(objective, recipe.model.base or recipe.model.language_model)
-    attach_features(recipe, processing, objective, (part,), accelerator, screen)
+    attach_features(recipe, processing, objective, (part,), accelerator, console)
     model = prepare_frozen(accelerator, objective)
-    found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, screen)
+    found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, console)
     objective.flush_features()
-    screen.line(describe(found))
+    console.line(describe(found))
     for kind, table in by_type(found.predictions).items():
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
-        screen.table(kind.replace("_", " "), ["", "score", "questions"], rows)
+        console.table(kind.replace("_", " "), ["", "score", "questions"], rows)
     if out and accelerator.is_main_process:
         write_predictions(out, found.predictions)
-        screen.line(f"predictions: {out}")
+        console.line(f"predictions: {out}")
     return found
 
 

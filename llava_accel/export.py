@@ -10,22 +10,22 @@ from pathlib import Path
 
 import torch
 
+from llava_accel.console.command_line import run
+from llava_accel.console.output import Console
+from llava_accel.exceptions import UserError
+from llava_accel.inference.origin import Trained, find_trained
 from llava_accel.model.processing import load_processing
-from llava_accel.run.cli import run
-from llava_accel.run.console import Screen
-from llava_accel.run.export_forms import FORMS
-from llava_accel.run.exports import Job, export
-from llava_accel.run.publish import check_login, check_name, push, show_files
-from llava_accel.run.trained import Trained, find_trained
+from llava_accel.release.forms import FORMS, Job, export
+from llava_accel.release.publish import check_login, check_name, push, show_files
 
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def export_source(arguments: argparse.Namespace, screen: Screen) -> None:
+def export_source(arguments: argparse.Namespace, console: Console) -> None:
     """Export what the command line names, and push it if it says so.
 
     Raises:
-        ValueError: the source cannot be read or put into this form, the place is taken, or the hub refused.
+        UserError: the source cannot be read or put into this form, the place is taken, or the hub refused.
     """
     if arguments.push:
         check_name(arguments.push)
@@ -35,15 +35,15 @@ def export_source(arguments: argparse.Namespace, screen: Screen) -> None:
     if trained.kind == "model" and trained.own is None and not arguments.template:
         trained = _with_own_template(trained)
     if _DTYPES[arguments.dtype] and (arguments.to == "peft" or (arguments.to == "llava" and trained.kind != "model")):
-        raise ValueError(f"--dtype {arguments.dtype}: an adapter stays as it was trained. Leave --dtype out")
-    screen.line(f"source: {trained.folder} ({'whole model' if trained.kind == 'model' else trained.kind})")
+        raise UserError(f"--dtype {arguments.dtype}: an adapter stays as it was trained. Leave --dtype out")
+    console.line(f"source: {trained.folder} ({'whole model' if trained.kind == 'model' else trained.kind})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    job = Job(trained, device, screen, _DTYPES[arguments.dtype])
+    job = Job(trained, device, console, _DTYPES[arguments.dtype])
     export(job, arguments.to, Path(arguments.out), FORMS[arguments.to])
     if arguments.push and arguments.dry_run:
-        show_files(Path(arguments.out), arguments.push, screen)
+        show_files(Path(arguments.out), arguments.push, console)
     elif arguments.push:
-        push(Path(arguments.out), arguments.push, screen)
+        push(Path(arguments.out), arguments.push, console)
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.dry_run and not arguments.push:
         parser.error("--dry-run belongs to --push ORG/NAME")
-    run(lambda: export_source(arguments, Screen()))
+    run(lambda: export_source(arguments, Console()))
 
 
 def _with_own_template(trained: Trained) -> Trained:

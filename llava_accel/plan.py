@@ -9,22 +9,21 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, load_windows
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import deal
+from llava_accel.estimate.flops import Work, costs
+from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
+from llava_accel.estimate.trace import build_meta, trace_layouts
+from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.backend import build_accelerator, resolve_precision
-from llava_accel.run.backend_profile import read_profile
-from llava_accel.run.cli import read_recipe, recipe_parser, run
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part, build_order, open_data
-from llava_accel.run.features import may_park
-from llava_accel.run.flops import Work, costs
-from llava_accel.run.plan_memory import MIB, Plan, layouts, plan_for, unit_of
-from llava_accel.run.plan_trace import build_meta, trace_layouts
-from llava_accel.run.plan_weights import count_weights
-from llava_accel.run.probe import measure_step
+from llava_accel.runtime.engines import build_accelerator, resolve_precision
+from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.setup.datasets import Part, build_order, open_data
+from llava_accel.setup.vision_cache import may_park
 
 _CANDIDATES = 8
 
@@ -38,12 +37,12 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
         probe: Run the worst batch once, on this machine, and print what it took beside what was planned.
 
     Raises:
-        ValueError: recipe, data or model cannot be used.
+        UserError: recipe, data or model cannot be used.
     """
     accelerator = build_accelerator(recipe)
-    screen = Screen(accelerator.is_main_process)
+    console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    training, _ = open_data(recipe, processing, accelerator, screen)
+    training, _ = open_data(recipe, processing, accelerator, console)
     profile = read_profile()
     ranks = accelerator.num_processes if profile.is_distributed else ranks
     on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
@@ -53,18 +52,18 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     batch = worst_batch(recipe, training)
     moments = trace_layouts(recipe, processing, batch, dtype)
     plans = [plan_for(layout, weights, recipe, moments[layout.divides_weights], on_gpu) for layout in layouts(ranks)]
-    screen.line(
+    console.line(
         f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "
         f"computed in {str(dtype).removeprefix('torch.')}"
     )
-    _show_steps(screen, recipe, processing, training, model)
-    _show_memory(screen, plans, batch)
+    _show_steps(console, recipe, processing, training, model)
+    _show_memory(console, plans, batch)
     if gpu_gb is not None:
         for found in plans:
-            screen.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
+            console.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
     if probe:
         planned = next(found for found in plans if found.layout.name == profile.layout)
-        _show_probe(screen, planned, measure_step(recipe, processing, accelerator, batch))
+        _show_probe(console, planned, measure_step(recipe, processing, accelerator, batch))
         accelerator.end_training()
     return plans
 
@@ -79,7 +78,7 @@ def _dtype(recipe: Recipe, on_gpu: bool) -> torch.dtype:
 def worst_batch(recipe: Recipe, part: Part) -> Loaded:
     """The largest micro-batch: what a rank must be able to hold.
 
-    It is that of the longest records. Where records share prefixes it is not, as those of a picture come together: then
+    It is that of the longest records. Where records share prefixes it is not, as those of an image come together: then
     it is the largest of the first epoch's micro-batches that have most tokens.
     """
     size = recipe.train.per_device_batch_size
@@ -99,7 +98,7 @@ def worst_batch(recipe: Recipe, part: Part) -> Loaded:
 
     windows = load_windows(
         part.corpus,
-        part.pictures,
+        part.image_reader,
         [[rows.tolist()] for rows in candidates],
         workers=0,
         device=torch.device("cpu"),
@@ -128,22 +127,22 @@ def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
     return f"{plan.layout.name}{ranks}: does not fit {gpu_gb:g} GB with batch {batch}; {remedy}"
 
 
-def _show_steps(screen: Screen, recipe: Recipe, processing: Processing, part: Part, model: torch.nn.Module) -> None:
+def _show_steps(console: Console, recipe: Recipe, processing: Processing, part: Part, model: torch.nn.Module) -> None:
     order = build_order(recipe, part, 1)
     lengths = part.survey.lengths[part.rows]
     steps = recipe.train.max_steps or recipe.train.epochs * order.steps_per_epoch
     tokens = lengths.mean() * order.global_batch_size
-    pictures, targets = int(part.survey.num_images[part.rows].sum()), int(part.survey.num_targets[part.rows].sum())
-    encoded = pictures if not may_park(recipe) else 0
-    epoch = costs(model, processing).of(Work.of_examples(lengths, targets, pictures, encoded))
-    screen.line(
+    images, targets = int(part.survey.num_images[part.rows].sum()), int(part.survey.num_targets[part.rows].sum())
+    encoded = images if not may_park(recipe) else 0
+    epoch = costs(model, processing).of(Work.of_examples(lengths, targets, images, encoded))
+    console.line(
         f"{steps:,} steps of {order.global_batch_size} examples on one GPU, {tokens:,.0f} tokens a step; "
         f"{epoch / order.steps_per_epoch:.3g} floating-point operations a step, {epoch:.3g} an epoch"
         + ("" if encoded else " once the vision features are cached")
     )
 
 
-def _show_memory(screen: Screen, plans: list[Plan], batch: Loaded) -> None:
+def _show_memory(console: Console, plans: list[Plan], batch: Loaded) -> None:
     kinds: dict[str, Callable[[Plan], float]] = {
         "weights": lambda plan: plan.weights + plan.peak.copies,
         "quantised": lambda plan: plan.quantised,
@@ -162,11 +161,11 @@ def _show_memory(screen: Screen, plans: list[Plan], batch: Loaded) -> None:
     ]
     shape = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
     title = f"{name} on one rank at the moment of its peak, for the longest batch of this data ({shape})"
-    screen.table(title, ["", *kinds], rows)
+    console.table(title, ["", *kinds], rows)
 
 
-def _show_probe(screen: Screen, planned: Plan, measured: int) -> None:
-    screen.line(
+def _show_probe(console: Console, planned: Plan, measured: int) -> None:
+    console.line(
         f"{planned.layout.name} x {planned.layout.ranks}: measured {measured / MIB:,.1f} MiB at most, "
         f"planned {planned.total / MIB:,.1f} ({planned.total / measured - 1:+.1%})"
     )

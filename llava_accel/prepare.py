@@ -5,16 +5,18 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from llava_accel.exceptions import UserError
+
 _COMMAND = "python -m llava_accel.prepare"
 _SUFFIX = "Answer the question using a single word or phrase."  # LLaVA-1.5's prompt for short answers
 
-_OKVQA_EXAMPLE = f"""example, with the files of okvqa.allenai.org, and COCO's pictures in coco/:
+_OKVQA_EXAMPLE = f"""example, with the files of okvqa.allenai.org, and COCO's images in coco/:
   {_COMMAND} okvqa \\
     --questions OpenEnded_mscoco_train2014_questions.json OpenEnded_mscoco_val2014_questions.json \\
     --annotations mscoco_train2014_annotations.json mscoco_val2014_annotations.json \\
     --images coco --out data/okvqa
 """
-_VQA_EXAMPLE = f"""example, with the files of visualqa.org, and COCO's pictures in coco/:
+_VQA_EXAMPLE = f"""example, with the files of visualqa.org, and COCO's images in coco/:
   {_COMMAND} vqa \\
     --questions v2_OpenEnded_mscoco_train2014_questions.json v2_OpenEnded_mscoco_val2014_questions.json \\
     --annotations v2_mscoco_train2014_annotations.json v2_mscoco_val2014_annotations.json \\
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -42,36 +44,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _vqa(arguments: argparse.Namespace) -> None:
-    from llava_accel.data.json_lines import write_json_lines
-    from llava_accel.data.vqa_files import read_vqa_pair, vqa_records
+    from llava_accel.converters.vqa_challenge import read_vqa_pair, vqa_records
+    from llava_accel.storage.jsonl import write_json_lines
 
     questions, annotations, names = arguments.questions, arguments.annotations, arguments.split_name
     if len(questions) != len(annotations):
-        raise ValueError(
+        raise UserError(
             f"--questions names {len(questions)} file(s), --annotations {len(annotations)}. "
             "Give one annotations file for each questions file, in the same order."
         )
     if names and len(names) != len(questions):
-        raise ValueError(f"--split-name gives {len(names)} name(s) for {len(questions)} pair(s). Give one a pair.")
+        raise UserError(f"--split-name gives {len(names)} name(s) for {len(questions)} pair(s). Give one a pair.")
     written: dict[str, Path] = {}
     for place, files in enumerate(zip(questions, annotations, strict=True)):
         pair = read_vqa_pair(*files)
         split = names[place] if names else pair.split
         if split in written:
-            raise ValueError(f"{files[0]}: a second split {split!r}. Give --split-name, one name a pair.")
+            raise UserError(f"{files[0]}: a second split {split!r}. Give --split-name, one name a pair.")
         written[split] = arguments.out / f"{split}.jsonl"
         count = write_json_lines(vqa_records(pair, arguments.images, arguments.suffix), written[split])
         num_images = len({question.image_id for question in pair.questions.values()})
-        print(f"{written[split]}: {count} questions on {num_images} pictures")
+        print(f"{written[split]}: {count} questions on {num_images} images")
     _print_next("okvqa_qlora", written, arguments.images)
 
 
 def _csv(arguments: argparse.Namespace) -> None:
-    from llava_accel.data.converters import csv_records
-    from llava_accel.data.json_lines import write_json_lines
+    from llava_accel.converters.formats import csv_records
+    from llava_accel.storage.jsonl import write_json_lines
 
     if arguments.out.suffix != ".jsonl":
-        raise ValueError(f"--out is {arguments.out}. Name a file that ends in .jsonl.")
+        raise UserError(f"--out is {arguments.out}. Name a file that ends in .jsonl.")
     records = csv_records(
         arguments.file,
         arguments.images,
@@ -86,7 +88,7 @@ def _csv(arguments: argparse.Namespace) -> None:
 
 
 def _easy_vqa(arguments: argparse.Namespace) -> None:
-    from llava_accel.data.converters import convert_easy_vqa, easy_vqa_folder
+    from llava_accel.converters.formats import convert_easy_vqa, easy_vqa_folder
 
     counts = convert_easy_vqa(easy_vqa_folder(), arguments.out)
     files = {split: arguments.out / f"{split}.jsonl" for split in counts}
@@ -141,16 +143,16 @@ def _parser() -> argparse.ArgumentParser:
             ("--annotations", "their annotations, in order"),
         ):
             vqa.add_argument(flag, nargs="+", action="extend", required=True, type=Path, metavar="F.json", help=what)
-        images = "folder of the pictures, or the one above it"
+        images = "folder of the images, or the one above it"
         vqa.add_argument("--images", required=True, type=Path, metavar="DIR", help=images)
         names = "names of the outputs, one a pair of files (default: as the files say)"
         vqa.add_argument("--split-name", nargs="+", action="extend", metavar="NAME", help=names)
         below = "line below each question, '' for none (default: %(default)s)"
         vqa.add_argument("--suffix", default=_SUFFIX, help=below)
 
-    table = source("csv", "A table: one picture, question and answer a row.", _CSV_EXAMPLE, _csv, "F.jsonl")
+    table = source("csv", "A table: one image, question and answer a row.", _CSV_EXAMPLE, _csv, "F.jsonl")
     table.add_argument("--file", required=True, type=Path, metavar="F.csv", help="in UTF-8, with a header")
-    images = "folder that picture names are relative to"
+    images = "folder that image names are relative to"
     table.add_argument("--images", required=True, type=Path, metavar="DIR", help=images)
     for column in ("image", "question", "answer"):
         table.add_argument(f"--{column}-column", default=column, metavar="NAME", help="(default: %(default)s)")

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from llava_accel.run.cli import run
-from llava_accel.run.report.write import write_comparison, write_report
+from llava_accel.console.command_line import run
+from llava_accel.exceptions import UserError
+from llava_accel.pages.write import write_comparison, write_report
 
 _EXAMPLE = """examples:
   python -m llava_accel.report runs/quickstart
@@ -36,7 +37,7 @@ def _report(runs: list[Path], out: Path | None) -> None:
         else:
             print(f"comparison: {write_comparison(runs, out or runs[0].parent / 'comparison.html')}")
     except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}. Check the folder and its permissions") from None
+        raise UserError(f"{error.filename}: {error.strerror}. Check the folder and its permissions") from None
 
 
 if __name__ == "__main__":

@@ -4,54 +4,54 @@ Read `train` from top to bottom: build, then steps. One turn of the outer loop i
 micro-batches. Nothing in the path of a step is hidden behind a hook, a callback or a class that calls back.
 """
 
+from llava_accel.checkpoint.resume import find_checkpoint
+from llava_accel.checkpoint.store import Checkpoints
+from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.output import Console
+from llava_accel.loop.finish import finish
+from llava_accel.loop.memory_guard import MemoryGuard
+from llava_accel.loop.meter import Meter
+from llava_accel.loop.optimizer import build_optimizer, build_scheduler, learning_rates
+from llava_accel.loop.step import count_targets, gradient_sync, seed_step
+from llava_accel.loop.update_guard import UpdateGuard
+from llava_accel.loop.validation import Evaluator
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.accumulation import count_targets, gradient_sync, seed_step
-from llava_accel.run.backend import build_accelerator, clip_gradients, prepare
-from llava_accel.run.checkpoint import Checkpoints
-from llava_accel.run.cli import read_recipe, recipe_parser, run
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import build_order, open_data, train_windows
-from llava_accel.run.evaluator import Evaluator
-from llava_accel.run.features import attach_features
-from llava_accel.run.finish import finish
-from llava_accel.run.folder import open_run
-from llava_accel.run.interruption import NEVER, Interruption
-from llava_accel.run.meter import Meter
-from llava_accel.run.nonfinite import UpdateGuard
-from llava_accel.run.objective import build_objective
-from llava_accel.run.optim import build_optimizer, build_scheduler, learning_rates
-from llava_accel.run.out_of_memory import MemoryGuard
-from llava_accel.run.source import find_checkpoint
-from llava_accel.run.state import TrainState, is_due
+from llava_accel.runtime.engines import build_accelerator, clip_gradients, prepare
+from llava_accel.runtime.signals import NEVER, Interruption
+from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.datasets import build_order, open_data, train_windows
+from llava_accel.setup.run_folder import open_run
+from llava_accel.setup.state import TrainState, is_due
+from llava_accel.setup.vision_cache import attach_features
 
 
 def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     """Run one fine-tuning job, from a recipe to an adapter that can be used.
 
     Raises:
-        ValueError: recipe, data or model cannot be used; the message says what to change.
+        UserError: recipe, data or model cannot be used; the message says what to change.
         Interrupted: the process was asked to end, and the run has saved.
     """
     # Build. The accelerator comes first: engines that shard weights while loading must be there before the weights.
     accelerator = build_accelerator(recipe)
-    screen = Screen(accelerator.is_main_process)
+    console = Console(accelerator.is_main_process)
     source = find_checkpoint(recipe)
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    training, held_out = open_data(recipe, processing, accelerator, screen)
-    objective, loaded = build_objective(recipe, processing, accelerator, screen, source)
-    attach_features(recipe, processing, objective, (training, held_out), accelerator, screen)
+    training, held_out = open_data(recipe, processing, accelerator, console)
+    objective, loaded = build_objective(recipe, processing, accelerator, console, source)
+    attach_features(recipe, processing, objective, (training, held_out), accelerator, console)
     order = build_order(recipe, training, accelerator.num_processes)
     state = TrainState.of(recipe.train, order)
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     model, optimizer, scheduler = prepare(recipe, accelerator, objective, optimizer, scheduler)
-    checkpoints = Checkpoints(recipe, accelerator, model, optimizer, scheduler, loaded, processing, state, screen)
+    checkpoints = Checkpoints(recipe, accelerator, model, optimizer, scheduler, loaded, processing, state, console)
     checkpoints.resume(source)
-    evaluator = Evaluator(recipe, accelerator, model, processing, held_out, checkpoints, screen, interruption)
-    meter = Meter(recipe, accelerator, objective, state, screen)
-    guard = UpdateGuard(recipe, accelerator, model, training.corpus, state, screen)
+    evaluator = Evaluator(recipe, accelerator, model, processing, held_out, checkpoints, console, interruption)
+    meter = Meter(recipe, accelerator, objective, state, console)
+    guard = UpdateGuard(recipe, accelerator, model, training.corpus, state, console)
     memory = MemoryGuard(recipe, processing, training.corpus, accelerator)
     evaluator.before_training(state, meter)
 
@@ -84,7 +84,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
             evaluator(state, meter)
         if is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
             checkpoints.save(meter.enter)
-    finish(recipe, accelerator, objective, (training, held_out), checkpoints, state, meter, screen, interruption)
+    finish(recipe, accelerator, objective, (training, held_out), checkpoints, state, meter, console, interruption)
     return state
 
 

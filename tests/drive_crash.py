@@ -4,8 +4,8 @@ import os
 import sys
 
 import llava_accel.train as verb
+from llava_accel.loop.step import seed_step
 from llava_accel.recipe import load_recipe
-from llava_accel.run.accumulation import seed_step
 
 EXIT_CODE = 9
 

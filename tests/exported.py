@@ -12,10 +12,9 @@ from runs import PARITY, recipe
 from torch import Tensor
 
 from llava_accel.export import main
-from llava_accel.model import elsewhere
-from llava_accel.model.agreement import probe
-from llava_accel.run import proof
-from llava_accel.run.trained import find_trained, load_trained
+from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.release import verification as proof
+from llava_accel.release.verification import probe
 from llava_accel.train import train
 
 CPU = torch.device("cpu")
@@ -42,7 +41,7 @@ for name, (base, adapter) in job["models"].items():
     found["logits"][name] = logits(PeftModel.from_pretrained(model, adapter) if adapter else model)
 for name, folder in job["cards"].items():
     os.chdir(folder)
-    Image.open(job["picture"]).convert("RGB").save("picture.jpg", quality=100, subsampling=0)
+    Image.open(job["image"]).convert("RGB").save("image.jpg", quality=100, subsampling=0)
     (code,) = re.findall(r"```python\\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(code, {})
@@ -71,7 +70,7 @@ def prove_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in this process what the proof of an export does in another: it takes less time to start."""
 
     def start(job: Path) -> subprocess.CompletedProcess[str]:
-        elsewhere.compute(job)
+        plain_inference.compute(job)
         return subprocess.CompletedProcess([], 0, "", "")
 
     monkeypatch.setattr(proof, "_start", start)
@@ -95,7 +94,7 @@ def without_us(
     inputs: dict[str, Tensor],
     models: dict[str, tuple[Path, Path | None]],
     cards: dict[str, Path],
-    picture: Path,
+    image: Path,
 ) -> dict[str, Any]:
     """Logits of (base, adapter) pairs, and what the lines of model cards print, where this package is not imported."""
     torch.save(inputs, folder / "inputs.pt")
@@ -103,7 +102,7 @@ def without_us(
         "inputs": str(folder / "inputs.pt"),
         "models": {name: [str(base), str(adapter) if adapter else None] for name, (base, adapter) in models.items()},
         "cards": {name: str(path) for name, path in cards.items()},
-        "picture": str(picture),
+        "image": str(image),
         "out": str(folder / "found.json"),
     }
     command = [sys.executable, "-c", _WITHOUT_US, json.dumps(job)]

@@ -9,8 +9,8 @@ import torch
 from runs import Tables, metrics, tables, trained, without_times
 
 import llava_accel.train as verb
+from llava_accel.loop.step import seed_step
 from llava_accel.recipe import make_recipe
-from llava_accel.run.accumulation import seed_step
 
 STEPS = 8
 # Windows of 4, 4, 4 and 1 examples in each of two epochs.

@@ -1,4 +1,4 @@
-"""A run folder as a run leaves it, made in milliseconds: curves, answers of ten annotators, pictures, types."""
+"""A run folder as a run leaves it, made in milliseconds: curves, answers of ten annotators, images, types."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from llava_accel.recipe import dump_recipe, make_recipe
-from llava_accel.run.scoring import exact_match, vqa_accuracy
+from llava_accel.scoring.metrics import exact_match, vqa_accuracy
 
 HOSTILE = (
     '<script>document.title = "taken"</script><img src=x onerror="document.title=1"> '
@@ -35,7 +35,7 @@ def write_run(
     evaluations: bool = True,
     **tables: dict[str, Any],
 ) -> Path:
-    """Write `folder/NAME` and the pictures that it is about, and return the run folder.
+    """Write `folder/NAME` and the images that it is about, and return the run folder.
 
     Args:
         skill: Share of right answers at the end.
@@ -47,7 +47,7 @@ def write_run(
     run = folder / name
     (run / "predictions").mkdir(parents=True)
     images = folder / "images"
-    _pictures(images, 40)
+    _images(images, 40)
     recipe = {
         "run": {"name": name, "output_dir": str(run)},
         "model": {"base": "llava-hf/llava-1.5-7b-hf", "quantization": {"bits": 4}},
@@ -114,7 +114,7 @@ def _answers(count: int, share: float, draw: random.Random, hostile: bool) -> li
         question = {
             "color": f"What colour is the {shape}?",
             "shape": f"Which shape is {color}?",
-            "presence": f"Is there a {color} {shape} in the picture?",
+            "presence": f"Is there a {color} {shape} in the image?",
         }[kind]
         right = {"color": color, "shape": shape, "presence": "yes"}[kind]
         other = {"color": "orange", "shape": "oval", "presence": "no"}[kind]
@@ -132,7 +132,7 @@ def _answers(count: int, share: float, draw: random.Random, hostile: bool) -> li
     return rows
 
 
-def _pictures(folder: Path, count: int) -> None:
+def _images(folder: Path, count: int) -> None:
     """Scenes of two shapes, in landscape, portrait and square."""
     folder.mkdir(exist_ok=True)
     draw = random.Random(3)

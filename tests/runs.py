@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_accel.recipe import Recipe, make_recipe
-from llava_accel.run.timing import PHASES
+from llava_accel.runtime.timing import PHASES
 
 PARITY = Path(__file__).parent / "parity"
 MEASURED = ("seconds", "tokens_per_s", "answers_per_s", "peak_memory_gib", *(f"{phase}_s" for phase in PHASES))
@@ -67,7 +67,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> Path:
 
 
 def talk(number: int | str, question: str, answer: str, *images: str) -> dict[str, object]:
-    """One record of one round; each picture stands before the question."""
+    """One record of one round; each image stands before the question."""
     named: dict[str, object] = {"image": list(images)} if images else {}
     value = "<image>\n" * len(images) + question
     turns = [{"from": "human", "value": value}, {"from": "gpt", "value": answer}]
@@ -75,7 +75,7 @@ def talk(number: int | str, question: str, answer: str, *images: str) -> dict[st
 
 
 def mixed_records(count: int) -> list[dict[str, object]]:
-    """Records with unequal numbers of targets: most with a picture, some with two, every fourth without any."""
+    """Records with unequal numbers of targets: most with an image, some with two, every fourth without any."""
     words = "red green blue a small circle on the left of two squares and nothing else".split()
     records = []
     for number in range(count):

@@ -54,13 +54,13 @@ def test_the_data_is_as_uneven_as_it_should_be(lab: Lab) -> None:
 
 
 def test_a_rank_had_text_alone_and_a_rank_had_nothing(lab: Lab) -> None:
-    run = lab.run("ddp", 2, 4, mutant="note_pictures")
+    run = lab.run("ddp", 2, 4, mutant="note_images")
     first, second = (
         [tuple(map(int, line.split())) for line in (run / f"seen-{rank}.txt").read_text().splitlines()]
         for rank in (0, 1)
     )
     together = list(zip(first, second, strict=True))
-    assert any(min(a[0], b[0]) == 0 < max(a[0], b[0]) and min(a[1], b[1]) for a, b in together), "text beside pictures"
+    assert any(min(a[0], b[0]) == 0 < max(a[0], b[0]) and min(a[1], b[1]) for a, b in together), "text beside images"
     assert any(min(a[1], b[1]) == 0 < max(a[1], b[1]) for a, b in together), "nothing beside something"
 
 

@@ -54,7 +54,7 @@ def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_rank_reads_the_tower_for_its_own_pictures_without_cached_features(lab: Lab, engine: str) -> None:
+def test_each_rank_reads_the_tower_for_its_own_images_without_cached_features(lab: Lab, engine: str) -> None:
     cache = lab.folder / f"cache-few-{engine}"
     few = {"data": {"cache_features": True, "cache_dir": str(cache), "cache_max_gb": 10e-6}}  # two records
     for name in ("-cold", "-warm"):
@@ -70,7 +70,7 @@ def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_data_without_a_picture_trains_on_two_ranks(lab: Lab, engine: str) -> None:
+def test_data_without_a_image_trains_on_two_ranks(lab: Lab, engine: str) -> None:
     settings = {"data": {"train": str(lab.folder / "text.json")}}
     assert difference(lab.run(engine, 2, 4, **settings), lab.reference(**settings)) < TOLERANCE
 
@@ -86,18 +86,18 @@ def test_fewer_records_than_ranks_and_micro_batches_train(lab: Lab, engine: str)
 
 @pytest.fixture(scope="module")
 def broken(lab: Lab) -> dict[str, Any]:
-    """Data that was read through, and then one of its pictures broke."""
+    """Data that was read through, and then one of its images broke."""
     shutil.copytree(PARITY / "images", lab.folder / "images")
     settings = {"data": {"images": str(lab.folder / "images"), "on_bad_record": "skip"}}
     lab.reference(train={"max_steps": 1}, **settings)
-    picture = lab.folder / "images" / "t1.png"
-    Image.open(picture).save(picture, format="PNG")
-    picture.write_bytes(picture.read_bytes()[:-40])
+    image = lab.folder / "images" / "t1.png"
+    Image.open(image).save(image, format="PNG")
+    image.write_bytes(image.read_bytes()[:-40])
     return settings
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_picture_that_breaks_is_left_out_on_its_rank_and_all_go_on(
+def test_a_image_that_breaks_is_left_out_on_its_rank_and_all_go_on(
     lab: Lab, broken: dict[str, Any], engine: str
 ) -> None:
     run, reference = lab.run(engine, 2, 4, **broken), lab.reference(**broken)

@@ -4,20 +4,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench.plain_trainer import compare
 from runs import mixed_records, recipe, write_records
 
 from llava_accel.bench import bench
+from llava_accel.estimate.flops import Work, costs
+from llava_accel.estimate.trace import build_meta
 from llava_accel.model.processing import load_processing
-from llava_accel.run.flops import Work, costs
-from llava_accel.run.plan_trace import build_meta
+
+
+def test_a_recipe_is_timed(tmp_path: Path) -> None:
+    data = write_records(tmp_path / "data.json", mixed_records(9))
+    found = bench(recipe(tmp_path, data, train={"per_device_batch_size": 4}), 2, 2)
+    assert found.keys() == {"tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes"}
+    assert all(found[name] > 0 for name in found if name != "overhead")
 
 
 def test_both_trainers_run_and_are_compared(tmp_path: Path) -> None:
     data = write_records(tmp_path / "data.json", mixed_records(9))
-    found = bench(recipe(tmp_path, data, train={"per_device_batch_size": 4}), 2, 2, "trainer")
-    ratios = {"ratio", "ratio_cold", "memory_ratio"}
-    assert found.keys() == {"tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes", *ratios}
-    assert all(found[name] > 0 for name in found if name != "overhead")
+    found = compare(recipe(tmp_path, data, train={"per_device_batch_size": 4}), 2, 2)
+    assert found.keys() == {"ratio", "ratio_cold", "memory_ratio"}
+    assert all(value > 0 for value in found.values())
 
 
 def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
@@ -33,6 +40,6 @@ def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
     assert found.pair == 12 * width * text.num_hidden_layers
     assert found.target == 4 * width * processing.num_rows
     assert found.projector == 6 * (vision.hidden_size * width + width * width) * processing.num_image_tokens
-    work = Work.of_examples(np.array([3, 5]), targets=2, pictures=1, encoded=0)
+    work = Work.of_examples(np.array([3, 5]), targets=2, images=1, encoded=0)
     by_target = 2 * (found.target + found.read)
     assert found.of(work) == 8 * found.token + 21 * found.pair + by_target + found.projector

@@ -16,7 +16,7 @@ from llava_accel.model import objective as objective_file
 from llava_accel.recipe import Recipe
 
 STEPS = 6
-PICTURES = 7  # different ones in the data
+IMAGES = 7  # different ones in the data
 FOUR = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 160) * 1e-9}
 """[data] with room for four records."""
 
@@ -46,7 +46,7 @@ def made(data: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Counts pictures that are decoded and that run through the tower."""
+    """Counts images that are decoded and that run through the tower."""
     counts = {"decoded": 0, "encoded": 0}
     decode, encode = images.decode, objective_file.tower_features
 
@@ -90,10 +90,10 @@ def test_cold_warm_and_no_cache_take_the_same_steps(
     assert work == {"decoded": 0, "encoded": 0} and tower_reads == [], "everything was stored"
 
 
-def test_a_picture_without_features_has_the_tower_read_and_the_same_losses_bit_by_bit(
+def test_a_image_without_features_has_the_tower_read_and_the_same_losses_bit_by_bit(
     made: Callable[..., Recipe], tower_reads: list[str], work: dict[str, int]
 ) -> None:
-    # A tower that sees several pictures at once sums in another order. Dropout would tell if reading drew numbers.
+    # A tower that sees several images at once sums in another order. Dropout would tell if reading drew numbers.
     alone = {"train": {"per_device_batch_size": 1}, "model": {"adapter": "", "lora": {"dropout": 0.1}}}
 
     def steps(name: str, **data: Any) -> list[dict[str, Any]]:
@@ -126,22 +126,22 @@ def test_features_are_those_of_the_tower_that_an_adapter_brings(made: Callable[.
 def test_the_verb_fills_the_cache_for_training_and_evaluation(
     made: Callable[..., Recipe], work: dict[str, int]
 ) -> None:
-    assert cache(made("ahead")) == PICTURES
-    assert work["encoded"] == PICTURES
+    assert cache(made("ahead")) == IMAGES
+    assert work["encoded"] == IMAGES
     cache(made("ahead"))
-    assert work["encoded"] == PICTURES, "what is stored is not computed again"
+    assert work["encoded"] == IMAGES, "what is stored is not computed again"
     verb.train(made("run"))
-    assert work["encoded"] == PICTURES
+    assert work["encoded"] == IMAGES
 
 
 def test_other_preprocessing_is_another_store(made: Callable[..., Recipe], work: dict[str, int]) -> None:
     cache(made("one"))
     cache(made("two", data={"image_aspect": "crop"}))
-    assert work["encoded"] == 2 * PICTURES
+    assert work["encoded"] == 2 * IMAGES
 
 
 def test_what_does_not_fit_is_computed(made: Callable[..., Recipe], work: dict[str, int], tmp_path: Path) -> None:
-    assert 0 < cache(made("little", data=FOUR)) < PICTURES
+    assert 0 < cache(made("little", data=FOUR)) < IMAGES
     work.update(encoded=0)
     verb.train(made("run", data=FOUR))
     assert work["encoded"] > 0

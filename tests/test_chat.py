@@ -12,8 +12,8 @@ from exported import CPU, ORIGINAL, ROOT
 from runs import PARITY
 
 from llava_accel import chat
-from llava_accel.run.dialogue import Dialogue
-from llava_accel.run.trained import Loaded, Trained, find_trained, load_trained
+from llava_accel.inference.dialogue import Dialogue
+from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
 
 ONE, TWO = PARITY / "images" / "t0.png", PARITY / "images" / "t3.png"
 
@@ -48,21 +48,21 @@ def test_once_prints_the_answer_and_nothing_else(lora_run: Path, dialogue: Dialo
     assert done.stdout == chat.printable(expected) + "\n" != "\n"
 
 
-def test_several_turns_pictures_and_commands(
+def test_several_turns_images_and_commands(
     dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_in(monkeypatch, dialogue, "Hello", f"/image {ONE}", "", "What is it?", "/quit", "never asked")
     assert [turn.text for turn in dialogue._turns][::2] == ["Hello", "<image>\nWhat is it?"]
     type_in(monkeypatch, dialogue, "/reset", "Hello")
     assert len(dialogue._turns) == 2 and not dialogue._images
-    assert "picture goes with the next question" in capsys.readouterr().out
+    assert "image goes with the next question" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/image nowhere.png", "there is no picture 'nowhere.png'"),
-        (f"/image {PARITY / 'labels_golden.json'}", "no readable picture"),
+        ("/image nowhere.png", "there is no image 'nowhere.png'"),
+        (f"/image {PARITY / 'labels_golden.json'}", "no readable image"),
         ("/imagine", "there is no command /imagine"),
         ("Is <image> it?", "/image FILE"),
         ("why " * 600, "/reset"),

@@ -17,13 +17,14 @@ from runs import Tables, metrics, trained
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import llava_accel.train as verb
+from llava_accel.checkpoint import store as checkpoint
+from llava_accel.loop.meter import Meter
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.objective import Objective
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
-from llava_accel.run import checkpoint, sealed
-from llava_accel.run.meter import Meter
-from llava_accel.run.state import TrainState
+from llava_accel.setup.state import TrainState
+from llava_accel.storage import manifest as sealed
 
 
 def test_keep_is_the_number_of_newest_checkpoints(whole: Path) -> None:

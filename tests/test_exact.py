@@ -12,8 +12,8 @@ from runs import distance, metrics, mixed_records, recipe, trained, write_record
 from torch import Tensor, nn
 
 import llava_accel.train as verb
+from llava_accel.loop.step import count_targets, gradient_sync
 from llava_accel.model.objective import Objective
-from llava_accel.run.accumulation import count_targets, gradient_sync
 
 TOLERANCE = 1e-5
 STEPS = 5
@@ -84,7 +84,7 @@ def test_shared_prefixes_take_the_same_steps_as_separate_rows(
 
     monkeypatch.setattr(Objective, "forward", noting)
     shared = run(accumulation, 20 // accumulation, share_prefix=True, **optim)
-    assert any(branched), "some of these records share a picture"
+    assert any(branched), "some of these records share an image"
     assert max(differences(shared, separate).values()) < TOLERANCE
 
 

@@ -12,12 +12,12 @@ from runs import PARITY
 from tiny import make_llava
 from transformers import GenerationConfig
 
-from llava_accel.model import agreement
-from llava_accel.run.dialogue import Dialogue
-from llava_accel.run.trained import find_trained, load_trained
+from llava_accel.inference.dialogue import Dialogue
+from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.release import verification as agreement
 
-PICTURE = PARITY / "images" / "t3.png"
-QUESTION = "What is in the picture?"  # of the model card
+IMAGE = PARITY / "images" / "t3.png"
+QUESTION = "What is in the image?"  # of the model card
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def elsewhere(
         agreement.probe_inputs(loaded.processing),
         {"peft": (llava_folder, lora_exports["peft"]), "merged": (lora_exports["merged"], None)},
         {"checkpoint": lora_run / "best", "peft": lora_exports["peft"], "merged": lora_exports["merged"]},
-        PICTURE,
+        IMAGE,
     )
 
 
@@ -46,7 +46,7 @@ def test_transformers_and_peft_alone_compute_what_was_trained(
 def test_lines_of_the_model_card_give_the_answer_of_chat(place: str, lora_run: Path, elsewhere: dict[str, Any]) -> None:
     trained = find_trained(str(lora_run))
     dialogue = Dialogue(load_trained(trained, dtype=torch.float32, device=CPU), trained.recipe, 64)
-    dialogue.show(lora_run / "best" / "picture.jpg")
+    dialogue.show(lora_run / "best" / "image.jpg")
     answer = dialogue.ask(QUESTION)
     assert answer
     assert elsewhere["said"][place] == f"{answer}\n"

@@ -16,12 +16,15 @@ from interrupted import STEPS, assert_same_run, checkpoints, settings, train
 from runs import PARITY, Tables, metrics, trained
 
 import llava_accel.train as verb
-from llava_accel.data.images import Pictures
+from llava_accel.checkpoint import store as checkpoint
+from llava_accel.console import command_line as cli
+from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import SIGNALS
+from llava_accel.exceptions import Interrupted
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
-from llava_accel.run import checkpoint, cli, evaluation
-from llava_accel.run.interruption import Interrupted, Interruption
+from llava_accel.runtime.signals import Interruption
+from llava_accel.scoring import held_out as evaluation
 
 ROOT = PARITY.parents[1]
 
@@ -63,7 +66,7 @@ def _interrupted(recipe: Tables, number: signal.Signals) -> Interrupted:
     [
         ((verb, "seed_step"), 4, signal.SIGTERM, 4, [0, 3]),
         ((verb, "seed_step"), 1, signal.SIGUSR1, 1, [0]),
-        ((checkpoint, "put_in_place"), 1, signal.SIGTERM, 2, [0]),
+        ((checkpoint, "commit"), 1, signal.SIGTERM, 2, [0]),
         ((evaluation, "answer"), 2, signal.SIGTERM, 3, [0]),
         ((evaluation, "answer"), 3, signal.SIGUSR1, 6, [0, 3]),
         ((verb, "seed_step"), 5, signal.SIGINT, 5, [0, 3]),
@@ -106,9 +109,9 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_resume_from(
 def test_a_signal_ends_the_wait_for_data(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, calls = Pictures.load, iter(range(1000))
+    load, calls = Images.load, iter(range(1000))
 
-    def hanging(self: Pictures, path: Path) -> Any:
+    def hanging(self: ImageReader, path: Path) -> Any:
         if next(calls) == 5:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
             time.sleep(60)
@@ -116,7 +119,7 @@ def test_a_signal_ends_the_wait_for_data(
 
     unwatched = settings(tmp_path, data, data={"eval": "", "cache_features": False})
     with monkeypatch.context() as patch:
-        patch.setattr(Pictures, "load", hanging)
+        patch.setattr(Images, "load", hanging)
         _interrupted(unwatched, signal.SIGTERM)
     assert 0 < len(metrics(tmp_path / "run")) < STEPS
     weights, expected = trained(train(unwatched) / "export"), trained(whole / "export")
@@ -171,7 +174,7 @@ def test_a_scheduler_that_signals_every_process_of_the_job(data: Path, tmp_path:
     file = _file(tmp_path, _long(tmp_path, data))
     process = _launched([sys.executable, "-m", "llava_accel.train", file])
     _wait_for_steps(tmp_path / "run", 3)
-    os.killpg(process.pid, signal.SIGTERM)  # workers that decode pictures, too
+    os.killpg(process.pid, signal.SIGTERM)  # workers that decode images, too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "SIGTERM: ended at step" in output and "Traceback" not in output

@@ -121,29 +121,29 @@ def metrics_so_far(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("profile", ["ddp", "zero3"])
-def test_a_picture_that_breaks_on_one_rank_ends_all_with_one_message(
+def test_a_image_that_breaks_on_one_rank_ends_all_with_one_message(
     launches: Launches, profile: str, tmp_path: Path
 ) -> None:
-    pictures = tmp_path / "images"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for file in (PARITY / "images").iterdir():
-        (pictures / file.name).write_bytes(file.read_bytes())
-    moved = {"images": str(pictures), "cache_dir": str(tmp_path / "cache")}
+        (images / file.name).write_bytes(file.read_bytes())
+    moved = {"images": str(images), "cache_dir": str(tmp_path / "cache")}
     launches.lab.reference(data=moved, train={"max_steps": 1})  # it reads all data through
-    broken = pictures / "t1.png"
+    broken = images / "t1.png"
     Image.open(broken).save(broken, format="PNG")
     broken.write_bytes(broken.read_bytes()[:-40])
     launch = launches.start(profile, *(f'data.{key}="{value}"' for key, value in moved.items()))
     assert launch.end(2 * MINUTE) != 0
     (message,) = [line for line in launch.text.splitlines() if line.startswith("error:")]
     assert "data.json, row" in message and "t1.png" in message
-    assert "llava_accel/run" not in launch.text, "another rank had something to add"
+    assert "llava_accel/loop" not in launch.text, "another rank had something to add"
 
 
 def test_a_mistake_that_all_ranks_meet_is_said_once(launches: Launches) -> None:
     launch = launches.start("ddp", "optim.learning_rat=1")
     assert launch.end(2 * MINUTE) != 0
-    assert launch.text.count("learning_rat = 1") == 1 and "llava_accel/run" not in launch.text
+    assert launch.text.count("learning_rat = 1") == 1 and "llava_accel/loop" not in launch.text
 
 
 def test_two_machines_train_and_resume_and_one_of_them_writes(launches: Launches, tmp_path: Path) -> None:

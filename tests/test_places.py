@@ -11,7 +11,7 @@ from exported import CPU, assert_same, export, logits, prove_here
 from runs import metrics
 
 from llava_accel import chat, evaluate
-from llava_accel.run.trained import find_trained, load_trained
+from llava_accel.inference.origin import find_trained, load_trained
 
 PLACES = ("run", "best", "checkpoint", "export", "peft")
 

@@ -14,17 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import llava_accel.train as verb
 from llava_accel import plan as plan_file
+from llava_accel.console.output import Console
+from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
+from llava_accel.estimate.trace import Moment, build_meta, trace_step
 from llava_accel.model import objective as objective_file
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.plan import plan, verdict, worst_batch
 from llava_accel.recipe import Recipe
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import open_data
-from llava_accel.run.ledger import Moment
-from llava_accel.run.plan_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, plan_for
-from llava_accel.run.plan_trace import build_meta, trace_step
-from llava_accel.run.plan_weights import count_weights
+from llava_accel.setup.datasets import open_data
 
 FULL = {"train": "full", "adapter": ""}
 QLORA = {"quantization": {"bits": 4}, "adapter": "", "lora": {"dropout": 0.1}}
@@ -35,7 +33,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "lora, every second layer again": {"model": {"gradient_checkpointing": 2}},
     "lora, accumulated": {"train": TWICE},
     "lora, bf16": {"run": {"precision": "bf16"}},
-    "lora, questions share pictures": {"data": {"share_prefix": True}},
+    "lora, questions share images": {"data": {"share_prefix": True}},
     "qlora": {"model": QLORA},
     "qlora, every second layer again, accumulated": {"model": QLORA | {"gradient_checkpointing": 2}, "train": TWICE},
     "projector": {"model": {"train": "projector", "adapter": ""}},
@@ -77,7 +75,7 @@ def test_nothing_is_loaded_for_a_plan(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Config, tokenizer and image processor of LLaVA-1.5-7B's shapes, no weights; and records with a picture."""
+    """Config, tokenizer and image processor of LLaVA-1.5-7B's shapes, no weights; and records with an image."""
     folder = tmp_path_factory.mktemp("seven_billion")
     return make_base(folder / "base", tiny=False, weights=False), make_data(folder / "data", 40, 1, 336)
 
@@ -90,7 +88,7 @@ def _big(base: Path, data: Path, folder: Path, batch: int, **model: Any) -> Reci
 def _planned(table: Recipe) -> Plan:
     """As `plan` does it, for one GPU."""
     processing = load_processing(table.model, "pad")
-    training, _ = open_data(table, processing, Accelerator(cpu=True), Screen(False))
+    training, _ = open_data(table, processing, Accelerator(cpu=True), Console(False))
     weights = count_weights(build_meta(table, processing, torch.bfloat16), table)
     kept = trace_step(table, processing, worst_batch(table, training), torch.bfloat16, False)
     return plan_for(Layout("one GPU"), weights, table, kept)
@@ -172,7 +170,7 @@ def test_the_more_layers_are_computed_again_the_less_is_kept(tmp_path: Path, lla
         model = {"base": str(base), "vision_tower": "", "adapter": "", "gradient_checkpointing": every}
         table = recipe(tmp_path, data, model=model)
         processing = load_processing(table.model, "pad")
-        training, _ = open_data(table, processing, Accelerator(cpu=True), Screen(False))
+        training, _ = open_data(table, processing, Accelerator(cpu=True), Console(False))
         moments = trace_step(table, processing, worst_batch(table, training), torch.float32, False)
         found.append(max(moment.by_rows for moment in moments))
     assert found[0] > 1.4 * found[1] > 1.4**2 * found[2]
@@ -181,7 +179,7 @@ def test_the_more_layers_are_computed_again_the_less_is_kept(tmp_path: Path, lla
 def test_logits_in_parts_take_the_memory_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = recipe(tmp_path, write_records(tmp_path / "data.json", mixed_records(8)))
     processing = load_processing(table.model, "pad")
-    training, _ = open_data(table, processing, Accelerator(cpu=True), Screen(False))
+    training, _ = open_data(table, processing, Accelerator(cpu=True), Console(False))
     batch = worst_batch(table, training)
     targets = batch["target_ids"]
     assert isinstance(targets, torch.Tensor)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.data import converters
+from llava_accel.converters import formats as converters
 from llava_accel.data.records import Record, parse_record
 from llava_accel.prepare import main
 
@@ -19,15 +19,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_pair(folder: Path, subtype: str, prefix: str = "") -> list[str]:
-    """Three questions on two pictures in `folder`/coco, in the official form; returns both files."""
+    """Three questions on two images in `folder`/coco, in the official form; returns both files."""
     (folder / "coco" / subtype).mkdir(parents=True, exist_ok=True)
     for image_id in (9, 25):
         (folder / "coco" / subtype / f"COCO_{subtype}_{image_id:012d}.jpg").touch()
     questions = folder / f"{prefix}OpenEnded_mscoco_{subtype}_questions.json"
     annotations = folder / f"{prefix}mscoco_{subtype}_annotations.json"
-    pictures = {90: 9, 91: 9, 92: 25}
+    images = {90: 9, 91: 9, 92: 25}
     asked = [
-        {"question_id": key, "image_id": image_id, "question": "What, exactly?"} for key, image_id in pictures.items()
+        {"question_id": key, "image_id": image_id, "question": "What, exactly?"} for key, image_id in images.items()
     ]
     answers = [{"answer": text, "answer_id": place} for place, text in enumerate(["red"] * 7 + ["pink"] * 3)]
     noted = [
@@ -38,7 +38,7 @@ def write_pair(folder: Path, subtype: str, prefix: str = "") -> list[str]:
             "answer_type": "other",
             "answers": answers,
         }
-        for key, image_id in pictures.items()
+        for key, image_id in images.items()
     ]
     questions.write_text(json.dumps({"data_subtype": subtype, "questions": asked}))
     annotations.write_text(json.dumps({"data_subtype": subtype, "annotations": noted}))
@@ -69,7 +69,7 @@ def test_the_example_of_the_official_files_runs_and_gives_train_and_val(
         write_pair(folder, subtype, prefix=prefix)
     main(_example(source, capsys))
     out = capsys.readouterr().out
-    for split, count in (("train", "3 questions on 2 pictures"), ("val", "3 questions on 2 pictures")):
+    for split, count in (("train", "3 questions on 2 images"), ("val", "3 questions on 2 images")):
         path = Path("data") / source / f"{split}.jsonl"
         assert f"{path}: {count}" in out
         records = _records(path)

@@ -47,12 +47,12 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             signal.signal(one, handler)
 
 
-def write_official_files(subtype: str, num_pictures: int) -> None:
-    """Questions and annotations of OK-VQA's form about plain pictures, two questions on each."""
+def write_official_files(subtype: str, num_images: int) -> None:
+    """Questions and annotations of OK-VQA's form about plain images, two questions on each."""
     folder = Path("data/coco") / subtype
     folder.mkdir(parents=True)
     questions, annotations = [], []
-    for number in range(2 * num_pictures):
+    for number in range(2 * num_images):
         image_id, colour = 1000 + number // 2, ("red", "blue")[number // 2 % 2]
         Image.new("RGB", (64, 48), colour).save(folder / f"COCO_{subtype}_{image_id:012d}.jpg")
         key = {"question_id": 10 * image_id + number % 2, "image_id": image_id}
@@ -78,7 +78,7 @@ def test_every_command_of_the_readme_runs_one_after_the_other(
     Path("recipes").symlink_to(ROOT / "recipes")
     write_official_files("train2014", 4)
     write_official_files("val2014", 2)
-    Image.new("RGB", (64, 48), "red").save("picture.jpg")
+    Image.new("RGB", (64, 48), "red").save("image.jpg")
     small = [f'model.base="{llava_folder}"', 'data.cache_dir="cache"', *SMALL]
     said: dict[str, str] = {}
     for words in commands():
@@ -87,7 +87,7 @@ def test_every_command_of_the_readme_runs_one_after_the_other(
         run([*words, *small] if "recipes/okvqa_qlora.toml" in words else words, monkeypatch)
         said[verb] = capsys.readouterr().out
     assert list(said) == ["prepare", "check", "train", "evaluate", "chat", "export"]
-    assert "data/okvqa/train.jsonl: 8 questions on 4 pictures" in said["prepare"]
+    assert "data/okvqa/train.jsonl: 8 questions on 4 images" in said["prepare"]
     assert "12" in said["check"] or "8" in said["check"]
     run_folder = Path("runs/okvqa_qlora")
     assert "learning_rate = 0.0001" in (run_folder / "recipe.toml").read_text()

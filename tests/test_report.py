@@ -11,11 +11,11 @@ from report_run import HOSTILE, write_run
 from runs import PARITY, recipe
 
 import llava_accel.train as verb
-from llava_accel.run.report import live
-from llava_accel.run.report.gallery import MOST_CARDS, choose, hardest, picture_roots, show, verdict
-from llava_accel.run.report.history import read_run
-from llava_accel.run.report.page import visible
-from llava_accel.run.report.write import write_comparison, write_report
+from llava_accel.pages import write as live
+from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, verdict
+from llava_accel.pages.history import read_run
+from llava_accel.pages.html import visible
+from llava_accel.pages.write import write_comparison, write_report
 
 
 def run_verb(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -47,7 +47,7 @@ def test_the_page_says_what_came_of_the_run_and_how_to_repeat_it(tmp_path: Path)
         before["vqa_accuracy"], after["vqa_accuracy"], after["blind_vqa_accuracy"]
     ))  # fmt: skip
     assert f"VQA accuracy rose from {start} to {end} on 160 held-out questions" in text
-    assert f"Without seeing the pictures the same model reaches {blind}" in text
+    assert f"Without seeing the images the same model reaches {blind}" in text
     assert "optim.learning_rate 0.0001 0.0002" in text and "NVIDIA RTX 4090" in text and "transformers 5.23.0" in text
     assert f"python -m llava_accel.train {run}/recipe.toml run.output_dir={run}-again" in text
     assert "python -m llava_accel.train recipes/okvqa_qlora.toml optim.learning_rate=1e-4" in text
@@ -101,14 +101,14 @@ def test_where_all_are_right_or_all_wrong_the_gallery_is_full(tmp_path: Path, sh
     assert len(choose(rows, "vqa_accuracy")) == MOST_CARDS
 
 
-def test_a_picture_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path) -> None:
+def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, num_steps=50))
-    (tmp_path / "broken.png").write_text("no picture")
-    (root,) = picture_roots(run.recipe.data)
+    (tmp_path / "broken.png").write_text("no image")
+    (root,) = image_roots(run.recipe.data)
     assert show("0.png", [root]).uri.startswith("data:image/jpeg;base64,")
     for name in ("../broken.png", "none.png", "/etc/passwd"):
         assert not show(name, [root]).uri and show(name, [root]).problem
-    assert "no readable picture" in show("broken.png", [tmp_path]).problem
+    assert "no readable image" in show("broken.png", [tmp_path]).problem
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "0.png").write_bytes((root / "0.png").read_bytes())
     assert "2 folders" in show("0.png", [root, tmp_path / "more"]).problem

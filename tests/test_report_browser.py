@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from report_run import write_run
 
-from llava_accel.run.report.write import write_comparison, write_report
+from llava_accel.pages.write import write_comparison, write_report
 
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _DRIVER = shutil.which("chromedriver")
@@ -55,8 +55,8 @@ def opened(browser: Any, page: Path, width: int = 1280, mode: str = "light") -> 
     """Open a page afresh and return the browser."""
     media = {"features": [{"name": "prefers-color-scheme", "value": mode}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    console = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", console)
     browser.get(page.as_uri())
     return browser
 

@@ -14,9 +14,9 @@ from interrupted import STEPS, STEPS_PER_EPOCH, Killed, assert_same_run, checkpo
 from runs import PARITY, metrics, trained
 
 import llava_accel.train as verb
+from llava_accel.checkpoint import store as checkpoint
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml, toml_value
-from llava_accel.run import checkpoint
 
 
 def test_the_uninterrupted_run_is_what_these_tests_need(whole: Path) -> None:
@@ -52,15 +52,15 @@ def test_a_cut_off_line_of_metrics_is_written_anew(data: Path, whole: Path, tmp_
 def test_an_unfinished_checkpoint_is_ignored(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_in_place = checkpoint.put_in_place
+    commit = checkpoint.commit
 
     def dying(unfinished: Path, target: Path) -> None:
         if target.name == "step-000004":
             raise Killed
-        put_in_place(unfinished, target)
+        commit(unfinished, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "put_in_place", dying)
+        patch.setattr(checkpoint, "commit", dying)
         with pytest.raises(Killed):
             train(settings(tmp_path, data))
     assert "step-000004.tmp" in checkpoints(tmp_path / "run")

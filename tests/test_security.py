@@ -130,9 +130,9 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, token in TOKENS.items():
         monkeypatch.setenv(name, token)
     shutil.copytree(PARITY / "images", tmp_path / "images")
-    picture = "a\x1b[31m<b>.png"
-    shutil.copyfile(PARITY / "images" / "t0.png", tmp_path / "images" / picture)
-    records = [talk(EVIL, EVIL, EVIL, picture), talk(1, EVIL, EVIL, "none" + picture), talk(2, "Q", "A", "t1.png")]
+    image = "a\x1b[31m<b>.png"
+    shutil.copyfile(PARITY / "images" / "t0.png", tmp_path / "images" / image)
+    records = [talk(EVIL, EVIL, EVIL, image), talk(1, EVIL, EVIL, "none" + image), talk(2, "Q", "A", "t1.png")]
     records[0] |= {"id": EVIL, "question": EVIL, "question_type": EVIL, "answer_type": EVIL, "answers": {EVIL: 3}}
     write_records(tmp_path / "data.json", records)
     data = {
@@ -185,10 +185,10 @@ def test_a_token_on_the_command_line_is_not_written_down(tmp_path: Path, monkeyp
     assert token not in text and "hf_..." in text
 
 
-# No picture outside data.images (tests/broken/broken_pictures.py), and no temporary file that others can read.
+# No image outside data.images (tests/broken/broken_images.py), and no temporary file that others can read.
 
 
-def test_a_report_shows_no_picture_from_outside(
+def test_a_report_shows_no_image_from_outside(
     lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "run"))

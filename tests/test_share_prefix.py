@@ -1,4 +1,4 @@
-"""Questions that share a picture run it once, and the update of a set of questions stays what it was."""
+"""Questions that share an image run it once, and the update of a set of questions stays what it was."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ TOLERANCE = 1e-5
 
 
 def _records() -> list[dict[str, object]]:
-    """Questions on a few pictures, out of order: some alike up to the answer, some on two pictures, some on none."""
+    """Questions on a few images, out of order: some alike up to the answer, some on two images, some on none."""
     questions = ["What is it?", "What is it called?", "How many are there?", "Is it red?"]
     found = [talk(f"{q}{p}", questions[q], f"answer {q} {p} and more", f"t{p}.png") for q in range(4) for p in range(3)]
     found += [talk(f"same{n}", questions[0], f"another answer {n}", "t1.png") for n in range(2)]
@@ -68,7 +68,7 @@ def test_an_epoch_sees_each_question_once_and_cuts_groups_only_between_steps(
     assert all(len(found) == batch for found in batches[:-1])
     for found in batches:
         changes = np.count_nonzero(np.diff(groups[found]))
-        assert changes == len(set(groups[found])) - 1, "questions on a picture stand side by side"
+        assert changes == len(set(groups[found])) - 1, "questions on an image stand side by side"
 
 
 def test_resuming_keeps_the_order_of_groups() -> None:
@@ -92,4 +92,4 @@ def test_a_row_that_is_too_long_is_cut_between_questions(longest: int) -> None:
     assert sorted(index for row in rows for index in row.indices) == list(range(9))
     assert sum(len(row.target_ids) for row in rows) == 18
     assert len(rows) == {27: 9, 40: 5, 64: 3, 1000: 1}[longest] or len(rows) <= 9
-    assert all(len(row) == 17 + 10 * len(row.indices) for row in rows), "the picture stands once a row"
+    assert all(len(row) == 17 + 10 * len(row.indices) for row in rows), "the image stands once a row"

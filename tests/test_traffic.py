@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from backends.jobs import ENGINES, LAUNCH, Lab, weights
+from bench.ranks_worker import compare_ranks
 
 from llava_accel.recipe import make_recipe
-from llava_accel.run.bench_ranks import compare_ranks
 
 SUMS = ("allreduce", "reducescatter", "reduce")
 

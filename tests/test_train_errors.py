@@ -200,7 +200,7 @@ def test_records_that_are_left_out_are_counted_and_listed(tmp_path: Path, capsys
 
 @pytest.fixture
 def breaks_later(tmp_path: Path) -> Callable[..., Path]:
-    """Reads two records through, breaks the picture of one of them, and trains."""
+    """Reads two records through, breaks the image of one of them, and trains."""
     shutil.copytree(PARITY / "images", tmp_path / "images")
     data = write_records(tmp_path / "data.json", [talk(0, "What?", "a", "t0.png"), talk(1, "What?", "b", "t1.png")])
 
@@ -216,7 +216,7 @@ def breaks_later(tmp_path: Path) -> Callable[..., Path]:
     return go
 
 
-def test_a_picture_that_breaks_during_the_run_is_listed_once(breaks_later: Callable[..., Path]) -> None:
+def test_a_image_that_breaks_during_the_run_is_listed_once(breaks_later: Callable[..., Path]) -> None:
     run = breaks_later(epochs=3)
     assert [line["num_examples"] for line in metrics(run)] == [1, 1, 1]
     (line,) = (run / "skipped.txt").read_text().splitlines()

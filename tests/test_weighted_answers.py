@@ -12,14 +12,14 @@ from llava_accel.data.corpus import Corpus
 from llava_accel.data.trie import share_rows
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.datasets import open_corpora
+from llava_accel.setup.datasets import open_corpora
 
 TOLERANCE = 1e-5
 ANSWERS = {"a red square": 5, "a red circle": 3, "blue": 1, "two small blue squares on the left": 1}
 
 
 def _records() -> list[dict[str, object]]:
-    """Questions on one picture, on two and on none, most with several answers; one after an earlier round."""
+    """Questions on one image, on two and on none, most with several answers; one after an earlier round."""
     asked = [("What is it?", ("t0.png",)), ("Is it red?", ("t0.png",)), ("What is it?", ("t1.png", "t0.png"))]
     asked += [("Say something.", ()), ("What is it?", ())]
     found = [talk(n, question, "blue", *images) for n, (question, images) in enumerate(asked)]

@@ -1,4 +1,4 @@
-"""Tiny models that tests make for themselves: seeded, fp32, pictures of 56 px, sizes that 4 bits can pack."""
+"""Tiny models that tests make for themselves: seeded, fp32, images of 56 px, sizes that 4 bits can pack."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ VOCABULARY = 383
 
 _TEXT = """A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT:
 The assistant gives helpful, detailed, and polite answers to the user's questions.
-What is in the picture? What colour is the square? How many circles are there? Is it red or blue?
+What is in the image? What colour is the square? How many circles are there? Is it red or blue?
 A red square. A blue circle on the left of a green triangle. Two yellow circles. There are three of them. Yes. No.
 Describe the image in one sentence. The image shows a large black square above a small white circle."""
 

@@ -1,1 +1,1 @@
-"""The data's way: record -> conversation -> example -> row -> batch, one file a step."""
+"""From files to batches: records, conversations, examples, rows, order. No model and no accelerator."""

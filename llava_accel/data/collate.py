@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from llava_accel.data.features import DIGEST_BYTES
-from llava_accel.data.images import Picture
+from llava_accel.data.feature_store import DIGEST_BYTES
+from llava_accel.data.images import LoadedImage
 from llava_accel.data.trie import Row
 
 
@@ -23,18 +23,18 @@ class Batch:
     """Token i of a row attends to j where j <= i < subtree_end[j]; 0 marks padding."""
     branched: bool
     """Whether a row is more than one chain; plain causal attention does for chains."""
-    pixel_values: Float[Tensor, "pictures 3 height width"]
-    """Each picture of the batch once, unless it is among the next."""
+    pixel_values: Float[Tensor, "images 3 height width"]
+    """Each image of the batch once, unless it is among the next."""
     tower_features: Float[Tensor, "cached tokens channels"]
-    """The vision tower's features of pictures that were found in the cache."""
-    picture_names: UInt8[Tensor, "named digest"]
+    """The vision tower's features of images that were found in the cache."""
+    image_names: UInt8[Tensor, "named digest"]
     """Names under which features of `pixel_values` go into the cache; none where there is no cache."""
     image_positions: Int[Tensor, "places"]
-    """Where the tokens of a picture begin; a picture may stand in several places."""
+    """Where the tokens of an image begin; an image may stand in several places."""
     image_index: Int[Tensor, "places"]
-    """Which picture stands there, counted in the order in which they first stand in the rows."""
-    picture_order: Int[Tensor, "different"]
-    """For each of these pictures its place among `pixel_values` and, behind them, `tower_features`. Sums over pictures
+    """Which image stands there, counted in the order in which they first stand in the rows."""
+    image_order: Int[Tensor, "different"]
+    """For each of these images its place among `pixel_values` and, behind them, `tower_features`. Sums over images
     are taken in the order of the rows: were it that of the cache, it would depend on what the cache held already."""
     target_positions: Int[Tensor, "targets"]
     """Whose hidden states predict."""
@@ -49,15 +49,15 @@ class Batch:
 
 
 def collate(
-    rows: Sequence[Row], pictures: Mapping[str, Picture], image_shape: tuple[int, ...], pad_id: int = 0
+    rows: Sequence[Row], images: Mapping[str, LoadedImage], image_shape: tuple[int, ...], pad_id: int = 0
 ) -> dict[str, Tensor | bool]:
-    """Pad rows to the longest and put every picture in once.
+    """Pad rows to the longest and put every image in once.
 
     Args:
         rows: May be empty: a rank without examples still computes one padding token, so that it takes part in every
             collective operation of the step.
-        pictures: The pictures of the rows by file name.
-        image_shape: Shape of every picture's pixels.
+        images: The images of the rows by file name.
+        image_shape: Shape of every image's pixels.
         pad_id: Any id that the embedding holds; padding never reaches a target.
 
     Returns:
@@ -70,7 +70,7 @@ def collate(
     position_ids = np.tile(np.arange(seq, dtype=np.int64), (shape[0], 1))
     subtree_end = np.zeros(shape, dtype=np.int64)
     names = [name for row in rows for name in row.images]
-    files = place_pictures(names, pictures)
+    files = place_images(names, images)
     first = {name: place for place, name in enumerate(dict.fromkeys(names))}
     places: list[int] = []
     which: list[int] = []
@@ -88,10 +88,10 @@ def collate(
         position_ids=torch.from_numpy(position_ids),
         subtree_end=torch.from_numpy(subtree_end),
         branched=any((row.subtree_end != len(row)).any() for row in rows),
-        **stack_pictures([pictures[name] for name in files], image_shape),
+        **stack_images([images[name] for name in files], image_shape),
         image_positions=torch.tensor(places, dtype=torch.int64),
         image_index=torch.tensor(which, dtype=torch.int64),
-        picture_order=torch.tensor([files[name] for name in first], dtype=torch.int64),
+        image_order=torch.tensor([files[name] for name in first], dtype=torch.int64),
         target_positions=positions,
         target_ids=_joined([row.target_ids for row in rows], torch.int64),
         target_weights=_joined([row.target_weights for row in rows], torch.float32),
@@ -102,21 +102,21 @@ def collate(
     return dict(vars(batch))
 
 
-def place_pictures(names: Iterable[str], pictures: Mapping[str, Picture]) -> dict[str, int]:
-    """A number for each different name, those with pixels first: its place in what `stack_pictures` makes."""
-    different = sorted(dict.fromkeys(names), key=lambda name: pictures[name].is_encoded)
+def place_images(names: Iterable[str], images: Mapping[str, LoadedImage]) -> dict[str, int]:
+    """A number for each different name, those with pixels first: its place in what `stack_images` makes."""
+    different = sorted(dict.fromkeys(names), key=lambda name: images[name].is_encoded)
     return {name: place for place, name in enumerate(different)}
 
 
-def stack_pictures(pictures: Sequence[Picture], image_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The three fields of a batch that hold pictures, which stand in the order of `place_pictures`."""
-    pixels = [picture.tensor for picture in pictures if not picture.is_encoded]
-    features = [picture.tensor for picture in pictures if picture.is_encoded]
-    names = [list(picture.name) for picture in pictures if picture.name and not picture.is_encoded]
+def stack_images(images: Sequence[LoadedImage], image_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The three fields of a batch that hold images, which stand in the order of `place_images`."""
+    pixels = [image.tensor for image in images if not image.is_encoded]
+    features = [image.tensor for image in images if image.is_encoded]
+    names = [list(image.name) for image in images if image.name and not image.is_encoded]
     return {
         "pixel_values": torch.stack(pixels) if pixels else torch.zeros((0, *image_shape)),
         "tower_features": torch.stack(features) if features else torch.zeros((0, 0, 0)),
-        "picture_names": torch.tensor(names, dtype=torch.uint8).reshape(len(names), DIGEST_BYTES),
+        "image_names": torch.tensor(names, dtype=torch.uint8).reshape(len(names), DIGEST_BYTES),
     }
 
 

@@ -16,7 +16,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. Pictures stand in the text of user turns as `<image>`."""
+    """One message. Images stand in the text of user turns as `<image>`."""
 
     role: Role
     text: str
@@ -27,7 +27,7 @@ class Piece:
     """A stretch of a conversation that is tokenised on its own.
 
     `text` is plain text of any content, `special` names one token of the vocabulary (or "bos"/"eos"), `image` is the
-    place of one picture.
+    place of one image.
     """
 
     kind: Literal["text", "special", "image"]
@@ -52,7 +52,7 @@ _CHATML = "Answer the questions."
 
 
 def check_turns(turns: Sequence[Turn], num_images: int) -> None:
-    """Hold the shape that templates rely on: [system] (user assistant)+, pictures in user turns only, counts equal."""
+    """Hold the shape that templates rely on: [system] (user assistant)+, images in user turns only, counts equal."""
     spoken = [turn for turn in turns if turn.role != "system"]
     if any(turn.role == "system" for turn in turns[1:]):
         raise DataError("roles", "a system turn stands behind the first place", "Move it to the start")
@@ -72,18 +72,18 @@ def check_turns(turns: Sequence[Turn], num_images: int) -> None:
         )
     in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
     if in_answers and num_images:
-        raise DataError("image_count", f"{IMAGE} stands outside a user turn", "Pictures belong into questions")
+        raise DataError("image_count", f"{IMAGE} stands outside a user turn", "Images belong into questions")
     marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
     if marks != num_images:
         raise DataError(
             "image_count",
-            f"the text has {marks} {IMAGE}, but the record names {num_images} picture(s)",
-            f"Write one {IMAGE} for each picture, where it belongs" if num_images else "Name the picture in 'image'",
+            f"the text has {marks} {IMAGE}, but the record names {num_images} image(s)",
+            f"Write one {IMAGE} for each image, where it belongs" if num_images else "Name the image in 'image'",
         )
 
 
 def split_images(text: str, has_images: bool) -> list[Piece]:
-    """Cut the text at its pictures. In a record without pictures `<image>` is plain text, as in LLaVA."""
+    """Cut the text at its images. In a record without images `<image>` is plain text, as in LLaVA."""
     if not has_images:
         return [Piece("text", text)]
     pieces: list[Piece] = []
@@ -96,7 +96,7 @@ def split_images(text: str, has_images: bool) -> list[Piece]:
 
 
 def move_images_to_start(text: str) -> str:
-    """LLaVA's placement: the pictures of a turn stand before its text, one a line, and the text is stripped."""
+    """LLaVA's placement: the images of a turn stand before its text, one a line, and the text is stripped."""
     count = text.count(IMAGE)
     if not count:
         return text
@@ -140,11 +140,11 @@ def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
     if len(rounds) != 1:
         raise DataError(
             "roles",
-            f"the template 'plain' captions pictures and takes one question and one answer, not {len(rounds)}",
+            f"the template 'plain' captions images and takes one question and one answer, not {len(rounds)}",
             "Split the record, or choose another model.template",
         )
     question, answer = rounds[0]
-    # The question's words are dropped, its pictures stay: stage 1 of LLaVA learns captions, not answers.
+    # The question's words are dropped, its images stay: stage 1 of LLaVA learns captions, not answers.
     images = [Piece("image")] * (question.count(IMAGE) if has_images else 0)
     return [BOS, *images, Piece("text", f"{answer}\n", supervised=True)]
 

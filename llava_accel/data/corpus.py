@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from llava_accel.data.examples import Encoded
+from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record, parse_record, record_id
-from llava_accel.data.table import Table
 from llava_accel.data.trie import Row, chain
 
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
@@ -18,7 +18,7 @@ _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 @dataclass(frozen=True)
 class Source:
-    """One file: its rows, the folder of its pictures, and how often its rows stand in an epoch."""
+    """One file: its rows, the folder of its images, and how often its rows stand in an epoch."""
 
     table: Table
     images: Path
@@ -30,7 +30,7 @@ class Corpus:
 
     Args:
         sources: At least one.
-        encoder: Turns records into examples: an `Encoder`, or `find_pictures`.
+        encoder: Turns records into examples: an `Encoder`, or `find_images`.
     """
 
     def __init__(self, sources: Sequence[Source], encoder: Callable[[Record, int, Path], Encoded]) -> None:
@@ -47,12 +47,12 @@ class Corpus:
         return np.concatenate([np.full(len(source.table), source.weight) for source in self.sources])
 
     def fingerprint(self) -> str:
-        """Changes when a file or its folder of pictures does."""
+        """Changes when a file or its folder of images does."""
         text = " ".join(f"{source.table.fingerprint}:{source.images.resolve()}" for source in self.sources)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def root(self, index: int) -> Path:
-        """The folder that the record's picture names are relative to."""
+        """The folder that the record's image names are relative to."""
         return self._find(index)[0].images
 
     def raw(self, index: int) -> bytes:
@@ -85,7 +85,7 @@ class Corpus:
             raise self.locate(error, index) from None
 
     def image_files(self, index: int) -> list[Path]:
-        """The record's picture files."""
+        """The record's image files."""
         return [self.root(index) / name for name in self.record(index).images]
 
     def locate(self, error: DataError, index: int) -> DataError:
@@ -110,7 +110,7 @@ def open_sources(
     """Open files and folders of files.
 
     Args:
-        entries: (path, folder of pictures or "" for the file's own folder, weight).
+        entries: (path, folder of images or "" for the file's own folder, weight).
         unreadable: Takes the errors of what cannot be opened, and the rest is opened nevertheless. By default the
             first one is raised.
 

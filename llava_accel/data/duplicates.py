@@ -6,9 +6,9 @@ import json
 import numpy as np
 
 from llava_accel.data.corpus import Corpus
+from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import record_id
-from llava_accel.data.table import Table
 
 
 def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:

@@ -1,4 +1,4 @@
-"""Records -> examples: placement of pictures, template, labels, length. What a loader worker does for each record."""
+"""Records -> examples: placement of images, template, labels, length. What a loader worker does for each record."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.chat_template import ChatTemplate
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
 from llava_accel.data.images import find_image
+from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
@@ -27,7 +27,7 @@ class Encoded:
 
     @property
     def example(self) -> Example:
-        """The first. All have the same pictures and the same prompt."""
+        """The first. All have the same images and the same prompt."""
         return self.examples[0]
 
 
@@ -76,10 +76,10 @@ class Encoder:
 
         Args:
             index: Place of the record in the data.
-            root: Folder that its picture names are relative to.
+            root: Folder that its image names are relative to.
 
         Raises:
-            DataError: unsafe or missing picture, or too long and not to be shortened. Without its place.
+            DataError: unsafe or missing image, or too long and not to be shortened. Without its place.
         """
         dropped = 0
         images = [str(find_image(root, name)) for name in record.images]
@@ -95,7 +95,7 @@ class Encoder:
             if shorter is None:
                 raise DataError(
                     "too_long",
-                    f"{length} tokens, picture tokens included, exceed data.max_length = {self._max_length}",
+                    f"{length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
                     "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
                 )
             dropped += 2
@@ -129,11 +129,11 @@ def _without_last_round(record: Record) -> Record | None:
     return replace(record, turns=turns, images=images, answers=())  # the answers were to the round that is gone
 
 
-def find_pictures(record: Record, index: int, root: Path) -> Encoded:
-    """Stands in for an `Encoder` where there is no tokenizer: the record's pictures are found, its text is not read.
+def find_images(record: Record, index: int, root: Path) -> Encoded:
+    """Stands in for an `Encoder` where there is no tokenizer: the record's images are found, its text is not read.
 
     Raises:
-        DataError: unsafe or missing picture. Without its place.
+        DataError: unsafe or missing image. Without its place.
     """
     images = tuple(str(find_image(root, name)) for name in record.images)
     num_turns = sum(turn.role != "system" for turn in record.turns)

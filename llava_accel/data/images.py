@@ -1,4 +1,4 @@
-"""Pictures: find the file, decode it safely, pad or crop or stretch, normalise."""
+"""Images: find the file, decode it safely, pad or crop or stretch, normalise."""
 
 import os
 import struct
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 
-from llava_accel.data.features import FeatureStore, digest
+from llava_accel.data.feature_store import FeatureStore, digest
 from llava_accel.data.problems import DataError, printable
 
 Aspect = Literal["pad", "crop", "stretch"]
@@ -33,12 +33,12 @@ def find_image(root: Path, name: str) -> Path:
         DataError: the name, or a link on its way, leaves `root`; or there is no plain file.
     """
     path = root / name
-    # os.path, not pathlib: looping links and overlong names are missing pictures to it, and errors to pathlib.
+    # os.path, not pathlib: looping links and overlong names are missing images to it, and errors to pathlib.
     if "\0" in name or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise DataError(
             "unsafe_path",
-            f"the picture {printable(name)} lies outside {root}",
-            "Name it relative to data.images, or set data.images to a folder that holds all pictures",
+            f"the image {printable(name)} lies outside {root}",
+            "Name it relative to data.images, or set data.images to a folder that holds all images",
         )
     if not os.path.isfile(path):  # false for a folder, a pipe and a dangling link too
         raise DataError("missing_image", _absence(path, name, root), "Add it, or set data.images")
@@ -47,29 +47,29 @@ def find_image(root: Path, name: str) -> Path:
 
 def _absence(path: Path, name: str, root: Path) -> str:
     if os.path.isdir(path):
-        return f"the picture {printable(name)} is a folder in {root}"
+        return f"the image {printable(name)} is a folder in {root}"
     if os.path.exists(path):
-        return f"the picture {printable(name)} in {root} is a pipe or a device, which is never opened"
+        return f"the image {printable(name)} in {root} is a pipe or a device, which is never opened"
     if os.path.islink(path):
-        return f"the picture {printable(name)} in {root} is a link that leads nowhere"
-    return f"there is no picture {printable(name)} in {root}"
+        return f"the image {printable(name)} in {root} is a link that leads nowhere"
+    return f"there is no image {printable(name)} in {root}"
 
 
 def check_header(path: Path) -> tuple[int, int]:
     """Width and height in pixels from the file's header; cheap, nothing is decoded.
 
     Raises:
-        DataError: no picture, or more pixels than Pillow's limit against decompression bombs.
+        DataError: no image, or more pixels than Pillow's limit against decompression bombs.
     """
     with _open(path) as image:
         return image.size
 
 
 def decode(path: Path) -> Image.Image:
-    """The picture in RGB. As in LLaVA an animation is its first frame, transparency and EXIF rotation are ignored.
+    """The image in RGB. As in LLaVA an animation is its first frame, transparency and EXIF rotation are ignored.
 
     Raises:
-        DataError: the file is cut off or no picture, or too large.
+        DataError: the file is cut off or no image, or too large.
     """
     with _open(path) as image:
         try:
@@ -82,14 +82,14 @@ def decode(path: Path) -> Image.Image:
             raise _broken(path, error) from None
 
 
-def check_pictures(paths: Iterable[Path], whole: bool) -> None:
-    """Open pictures, their headers or all of them; raises the DataError of the first that cannot be used."""
+def check_images(paths: Iterable[Path], whole: bool) -> None:
+    """Open images, their headers or all of them; raises the DataError of the first that cannot be used."""
     for path in paths:
         decode(path) if whole else check_header(path)
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of a square of its longer side, as LLaVA-1.5 trains and evaluates."""
+    """The image in the middle of a square of its longer side, as LLaVA-1.5 trains and evaluates."""
     width, height = image.size
     side = max(width, height)
     if width == height:
@@ -100,8 +100,8 @@ def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """Pixels [3, height, width] of a picture, or the tower's features of it [tokens, channels].
+class LoadedImage:
+    """Pixels [3, height, width] of an image, or the tower's features of it [tokens, channels].
 
     `name` is the digest under which its features are kept; empty where none are.
     """
@@ -115,8 +115,8 @@ class Picture:
         return self.tensor.ndim == 2
 
 
-class Pictures:
-    """Picture files -> `pixel_values`.
+class ImageReader:
+    """Image files -> `pixel_values`.
 
     Args:
         processor: The tower's image processor (a PIL one of transformers).
@@ -132,11 +132,11 @@ class Pictures:
         size = settings["crop_size"] if settings.get("do_center_crop") else settings["size"]
         self._side: int = size.get("height") or size["shortest_edge"]
         self.store: FeatureStore | None = None
-        """Where the tower's features of pictures may lie already."""
+        """Where the tower's features of images may lie already."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of every picture."""
+        """Channels, height, width of every image."""
         return (3, self._side, self._side)
 
     def __call__(self, path: Path) -> Float[Tensor, "3 height width"]:
@@ -147,22 +147,22 @@ class Pictures:
         """
         return self.normalise(decode(path))
 
-    def load(self, path: Path) -> Picture:
+    def load(self, path: Path) -> LoadedImage:
         """What a batch needs of one file: its features if they are stored, so that nothing is decoded, else its pixels.
 
         Raises:
             DataError: see `decode`.
         """
         if self.store is None:
-            return Picture(self(path))
+            return LoadedImage(self(path))
         try:
             name = digest(path.read_bytes())
         except OSError as error:
             raise _broken(path, error) from None
-        return Picture(self.store[name] if name in self.store else self(path), name)
+        return LoadedImage(self.store[name] if name in self.store else self(path), name)
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """Bring an RGB picture to the tower's size and range."""
+        """Bring an RGB image to the tower's size and range."""
         if self._aspect == "pad":
             image = pad_to_square(image, self._background)
         elif self._aspect == "stretch":
@@ -188,10 +188,10 @@ def _open(path: Path) -> Image.Image:
     if max(image.size) > _MAX_RATIO * min(image.size):
         width, height = image.size
         problem = f"{printable(path, 200)} is a strip of {width} x {height} pixels"
-        raise DataError("broken_image", problem, "Cut it into pictures that a tower can see")
+        raise DataError("broken_image", problem, "Cut it into images that a tower can see")
     return image
 
 
 def _broken(path: Path, error: Exception) -> DataError:
-    problem = f"{printable(path, 200)} is no readable picture ({' '.join(str(error).split())})"
+    problem = f"{printable(path, 200)} is no readable image ({' '.join(str(error).split())})"
     return DataError("broken_image", problem, "Replace it or drop the record")

@@ -1,6 +1,6 @@
 """Pieces -> token ids and targets. The riskiest step of a LLaVA trainer, so it has a file of its own.
 
-LLaVA tokenises the text between two pictures as one chunk and a SentencePiece tokenizer puts a space before the start
+LLaVA tokenises the text between two images as one chunk and a SentencePiece tokenizer puts a space before the start
 of a chunk; whether it also puts one behind a special token depends on the tokenizer's `legacy` flag. Both are facts of
 the encoder here, not corrections of a count, so ids and targets agree with LLaVA's for every text. Text of the user
 never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import Piece
 from llava_accel.data.text_encoder import Behind, TextEncoder
+from llava_accel.exceptions import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One conversation as the model sees it.
 
-    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. Pictures stand as
+    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. Images stand as
     `num_image_tokens` copies of the image token from `image_starts[k]` on and are never targets.
     """
 
@@ -29,7 +30,7 @@ class Example:
     is_target: Bool[np.ndarray, "length"]
     image_starts: tuple[int, ...] = ()
     images: tuple[str, ...] = ()
-    """Picture files, one for each of `image_starts`."""
+    """Image files, one for each of `image_starts`."""
     index: int = -1
     """Place of the record in the data; -1 outside a data set."""
     weight: float = 1.0
@@ -53,8 +54,8 @@ class Labeller:
 
     Args:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
-        image_token_id: Id that stands at every position of a picture.
-        num_image_tokens: Positions that one picture takes.
+        image_token_id: Id that stands at every position of an image.
+        num_image_tokens: Positions that one image takes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_token_id: int, num_image_tokens: int) -> None:
@@ -84,7 +85,7 @@ class Labeller:
                 behind = "text" if new else behind
             ids += new
             is_target += [piece.supervised and piece.kind != "image"] * len(new)
-        assert len(image_starts) == len(images) or not images, "one file for each picture of the text"
+        assert len(image_starts) == len(images) or not images, "one file for each image of the text"
         is_target[:1] = [False] * len(is_target[:1])  # nothing stands before the first token that could predict it
         return Example(
             input_ids=np.asarray(ids, dtype=np.int64),
@@ -99,10 +100,10 @@ class Labeller:
             return []
         token = self._tokenizer.special_tokens_map.get(f"{name}_token") if name in ("bos", "eos") else name
         if token is None:
-            raise ValueError("model: the tokenizer has no end-of-sequence token, so no answer could ever end")
+            raise UserError("model: the tokenizer has no end-of-sequence token, so no answer could ever end")
         token_id = self._tokenizer.get_added_vocab().get(token)
         if token_id is None:
-            raise ValueError(
+            raise UserError(
                 f"model.template: the tokenizer has no token {token!r}, which this template ends its turns with. "
                 "Choose the template that the base was trained with, or 'auto'"
             )

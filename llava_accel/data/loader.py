@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import Picture, Pictures
+from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
-from llava_accel.data.packing import pack_rows
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import MicroBatch, Window
-from llava_accel.data.trie import chain, share_rows
+from llava_accel.data.trie import chain, pack_rows, share_rows
+from llava_accel.exceptions import UserError
 
 Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
@@ -27,32 +27,32 @@ _SHOWN_IDS = 8
 class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
     """Index: the rows of a micro-batch. Errors travel as values: raised in a worker they would lose their message."""
 
-    def __init__(self, corpus: Corpus, pictures: Pictures, share_up_to: int, pack: bool) -> None:
+    def __init__(self, corpus: Corpus, image_reader: ImageReader, share_up_to: int, pack: bool) -> None:
         self._corpus = corpus
-        self._pictures = pictures
+        self._image_reader = image_reader
         self._share_up_to = share_up_to
         self._pack = pack
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Loaded, list[DataError]]:
         examples: list[Example] = []
-        pictures: dict[str, Picture] = {}
+        images: dict[str, LoadedImage] = {}
         errors: list[DataError] = []
         for index in micro_batch:
             try:
                 found = self._corpus.encode(index)
                 names = found.example.images
-                pictures |= {name: self._pictures.load(Path(name)) for name in names if name not in pictures}
+                images |= {name: self._image_reader.load(Path(name)) for name in names if name not in images}
                 examples += found.examples
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))
         rows = share_rows(examples, self._share_up_to) if self._share_up_to else [chain(e) for e in examples]
         rows = pack_rows(rows) if self._pack else rows
-        return collate(rows, pictures, self._pictures.shape), errors
+        return collate(rows, images, self._image_reader.shape), errors
 
 
 def load_windows(
     corpus: Corpus,
-    pictures: Pictures,
+    image_reader: ImageReader,
     windows: Iterable[Window],
     *,
     workers: int,
@@ -66,10 +66,10 @@ def load_windows(
 
     Args:
         windows: Rows of the corpus for every micro-batch of every step of this rank.
-        workers: Processes that decode pictures; 0 decodes in the loop's own process.
+        workers: Processes that decode images; 0 decodes in the loop's own process.
         on_error: Called for each record that the survey found in order and that is broken now; it raises, or the step
             goes on without that record.
-        share_up_to: Join examples of the same pictures into rows of at most so many tokens; 0 = a row each.
+        share_up_to: Join examples of the same images into rows of at most so many tokens; 0 = a row each.
         enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
         pack: Put short rows side by side, where the attention kernel takes a mask that keeps them apart.
     """
@@ -81,7 +81,7 @@ def load_windows(
             yield from window
 
     loader = DataLoader(
-        _MicroBatches(corpus, pictures, share_up_to, pack),
+        _MicroBatches(corpus, image_reader, share_up_to, pack),
         sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
         batch_size=None,
         num_workers=workers,
@@ -141,14 +141,14 @@ def cache_folder(cache_dir: str) -> Path:
     """The recipe's cache folder, by default one of the user's cache. A new one is the user's alone.
 
     Raises:
-        ValueError: it is not there and cannot be made.
+        UserError: it is not there and cannot be made.
     """
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "llava_accel"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"data.cache_dir: {folder} cannot be made ({error.strerror}). Name a folder that can be written"
         ) from None
     return folder

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llava_accel.exceptions import UserError
+
 Kind = Literal[
     "json",
     "fields",
@@ -18,7 +20,7 @@ Kind = Literal[
 
 
 @dataclass(eq=False)  # compared and hashed by identity, as exceptions are
-class DataError(ValueError):
+class DataError(UserError):
     """A record, or the file that holds it, cannot be used.
 
     Args:

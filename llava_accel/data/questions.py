@@ -1,4 +1,4 @@
-"""Batches to evaluate: questions on the same pictures share their prefix, and each knows where its answer begins."""
+"""Batches to evaluate: questions on the same images share their prefix, and each knows where its answer begins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import Picture, Pictures
+from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, leave_signals_to_the_loop, moved
 from llava_accel.data.problems import DataError
@@ -35,22 +35,22 @@ class Questions:
     records: tuple[Record, ...]
 
 
-def picture_batches(
+def image_batches(
     rows: Int[np.ndarray, "rows"],
     lengths: Int[np.ndarray, "rows"],
     image_keys: Int[np.ndarray, "rows"],
     size: int,
 ) -> list[list[int]]:
-    """Rows of the data in batches of at most `size`, those on the same pictures side by side.
+    """Rows of the data in batches of at most `size`, those on the same images side by side.
 
     The longest come first, so that a batch that does not fit into memory fails at once; neighbours are of nearly equal
-    length. More questions on a picture than `size` become several batches.
+    length. More questions on an image than `size` become several batches.
 
     Args:
         lengths, image_keys: See `Survey`; of these rows.
     """
     _, groups = np.unique(image_keys, return_inverse=True)
-    groups = np.where(image_keys == 0, len(rows) + np.arange(len(rows)), groups)  # text alone shares no picture
+    groups = np.where(image_keys == 0, len(rows) + np.arange(len(rows)), groups)  # text alone shares no image
     longest = np.zeros(2 * len(rows) + 1, dtype=np.int64)
     np.maximum.at(longest, groups, lengths)
     order = np.lexsort((groups, -longest[groups]))
@@ -67,7 +67,7 @@ def picture_batches(
 
 def load_questions(
     corpus: Corpus,
-    pictures: Pictures,
+    image_reader: ImageReader,
     batches: Sequence[list[int]],
     *,
     workers: int,
@@ -79,14 +79,14 @@ def load_questions(
 
     Args:
         batches: Rows of the corpus. An empty batch is one token of padding without a question.
-        workers: Processes that encode records and decode pictures; 0 does it here.
+        workers: Processes that encode records and decode images; 0 does it here.
         max_length: Tokens of a row in which questions share their prefix.
-        blind: Leave the pictures out; their places in the text stay.
+        blind: Leave the images out; their places in the text stay.
 
     Raises:
-        DataError: a record or picture that the survey found in order is broken now.
+        DataError: a record or image that the survey found in order is broken now.
     """
-    data = _Batches(corpus, pictures, batches, max_length, blind)
+    data = _Batches(corpus, image_reader, batches, max_length, blind)
     loader = DataLoader(
         data,
         batch_size=None,
@@ -104,9 +104,9 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
     """Errors travel as values: raised in a worker they would lose their message."""
 
     def __init__(
-        self, corpus: Corpus, pictures: Pictures, batches: Sequence[list[int]], max_length: int, blind: bool
+        self, corpus: Corpus, image_reader: ImageReader, batches: Sequence[list[int]], max_length: int, blind: bool
     ) -> None:
-        self._corpus, self._pictures, self._batches = corpus, pictures, batches
+        self._corpus, self._image_reader, self._batches = corpus, image_reader, batches
         self._max_length, self._blind = max_length, blind
 
     def __len__(self) -> int:
@@ -114,19 +114,19 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
     def __getitem__(self, number: int) -> tuple[Loaded, Questions | DataError]:
         examples: dict[int, Example] = {}
-        pictures: dict[str, Picture] = {}
+        images: dict[str, LoadedImage] = {}
         for index in self._batches[number]:
             try:
                 examples[index] = self._corpus.encode(index).example
                 for name in () if self._blind else examples[index].images:
-                    if name not in pictures:
-                        pictures[name] = self._pictures.load(Path(name))
+                    if name not in images:
+                        images[name] = self._image_reader.load(Path(name))
             except DataError as error:
                 return {}, self._corpus.locate(error, index)
         rows = share_rows(list(examples.values()), self._max_length)
         seen = [replace(row, images=(), image_starts=()) for row in rows] if self._blind else rows
         records = {index: self._corpus.record(index) for index in examples}
-        return collate(seen, pictures, self._pictures.shape), ask(rows, examples, records)
+        return collate(seen, images, self._image_reader.shape), ask(rows, examples, records)
 
 
 def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Record]) -> Questions:

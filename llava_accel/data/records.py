@@ -6,10 +6,13 @@ Accepted: `conversations` (or `messages`) of `{"from": human|gpt|user|assistant|
 """
 
 import json
+import re
+import string
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
-from llava_accel.data.answer_fields import parse_answers, parse_choices
 from llava_accel.data.conversation import Role, Turn, check_turns
 from llava_accel.data.problems import DataError, printable
 
@@ -31,7 +34,7 @@ class Record:
     id: str
     turns: tuple[Turn, ...]
     images: tuple[str, ...] = ()
-    """Picture names as written, one for each `<image>` in the user turns."""
+    """Image names as written, one for each `<image>` in the user turns."""
     question: str = ""
     answers: tuple[tuple[str, float], ...] = ()
     """The annotators' answers and how many gave each; empty: the last turn is the only answer."""
@@ -85,7 +88,7 @@ def record_id(raw: bytes) -> str | None:
 def _object(raw: bytes) -> Mapping[str, object]:
     if len(raw) > MAX_BYTES:
         problem = f"the row is longer than {MAX_BYTES >> 20} MiB and was not read"
-        raise DataError("json", problem, "Write one conversation a row; pictures are files, named in 'image'")
+        raise DataError("json", problem, "Write one conversation a row; images are files, named in 'image'")
     try:
         fields = json.loads(raw.decode())
     except UnicodeDecodeError as error:
@@ -150,3 +153,60 @@ def _text(fields: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str):
         raise DataError("fields", f"{key!r} is {printable(value)}", "Write a string, or drop it")
     return value
+
+
+_MAX_COUNT = 1e6  # more annotators than any data set has: references() writes each answer out
+_LETTERS = string.ascii_uppercase
+
+
+def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
+    """`answers` of a record, as (text, count); none where the field is absent."""
+    if value is None:
+        return ()
+    counts: dict[str, object] = {}
+    if isinstance(value, dict):
+        # Parquet gives every row the keys of all rows, null where the row has none.
+        counts = {text: count for text, count in value.items() if count is not None}
+    elif isinstance(value, list):
+        entries = [entry.get("answer") if isinstance(entry, dict) else entry for entry in value]
+        texts = [entry for entry in entries if isinstance(entry, str)]
+        counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
+    found = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
+    if not counts or len(found) < len(counts):
+        raise DataError(
+            "fields", f"'answers' is {printable(value)}", 'Write {"answer": count} or a list of answers, or drop it'
+        )
+    return found
+
+
+def parse_choices(value: object, answer: str) -> tuple[str, ...]:
+    """`choices` of a record, one of which its answer names; none where the field is absent."""
+    if value is None:
+        return ()
+    names = tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
+    if not isinstance(value, list) or len(names) < len(value) or not 2 <= len(names) <= len(_LETTERS):
+        raise DataError("fields", f"'choices' is {printable(value)}", "Write 2 to 26 strings, or drop it")
+    if option(answer, len(names)) is None:
+        letters = f"A to {_LETTERS[len(names) - 1]}"
+        raise DataError(
+            "fields", f"the answer {printable(answer)} names none of {len(names)} choices", f"Begin it with {letters}"
+        )
+    return names
+
+
+def option(text: str, num_choices: int) -> str | None:
+    """The letter of the option that a text names, by LLaVA's rule for ScienceQA: alone, in front ("B. a magnet"), or in
+    the only "The answer is B." of the text.
+
+    None where the text names no option in one of these ways, or a letter that is none of the choices.
+    """
+    text = text.strip()
+    letter = text if len(text) == 1 else text[:1] if text[1:3] == ". " else ""
+    if not letter:
+        sentences = re.findall(r"The answer is ([A-Z]).", text)
+        letter = sentences[0] if len(sentences) == 1 else ""
+    return letter if letter and letter in _LETTERS[:num_choices] else None
+
+
+def _is_count(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_COUNT

@@ -1,7 +1,7 @@
 """The order of the data: a pure function of (seed, epoch), so resume needs neither replay nor luck.
 
 The global batch is the unit: its examples are the same whatever the number of ranks and micro-batches, and only then
-dealt out. Lengths are real tokens, picture tokens included.
+dealt out. Lengths are real tokens, image tokens included.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class Order:
         return -(-self.examples_per_epoch // self.global_batch_size)
 
     def fingerprint(self) -> str:
-        """Equal for equal examples in an equal place, as far as lengths and pictures tell."""
+        """Equal for equal examples in an equal place, as far as lengths and images tell."""
         digest = hashlib.sha256()
         for column in (self.lengths, self.repeats, self.groups):
             digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())

@@ -1,4 +1,4 @@
-"""A held-out share of the data, split by picture so that no picture is on both sides."""
+"""A held-out share of the data, split by image so that no image is on both sides."""
 
 import hashlib
 import os.path
@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.whole_file import whole_file
+from llava_accel.exceptions import UserError
+from llava_accel.storage.atomic import whole_file
 
 
 def held_out(
@@ -17,8 +18,8 @@ def held_out(
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "eval"]]:
     """Split rows into training and evaluation.
 
-    A picture's side is a hash of its name and the seed, so it does not change when records are added. Records that
-    share pictures over several steps stay together; a text-only record goes by its own id.
+    An image's side is a hash of its name and the seed, so it does not change when records are added. Records that
+    share images over several steps stay together; a text-only record goes by its own id.
 
     Args:
         cache_dir: Where the outcome is kept for the next start, which then reads no record.
@@ -27,13 +28,13 @@ def held_out(
         The rows that stay and those held out, each in the given order.
 
     Raises:
-        ValueError: one of the sides would be empty.
+        UserError: one of the sides would be empty.
     """
     key = (corpus.fingerprint(), hashlib.sha256(rows.tobytes()).hexdigest(), seed)
     draws = _kept(cache_dir, key, lambda: _draw(corpus, rows, seed))
     train, evaluation = rows[draws >= fraction], rows[draws < fraction]
     if not len(train) or not len(evaluation):
-        raise ValueError(
+        raise UserError(
             f"data.eval_fraction = {fraction} leaves {len(train)} records for training and {len(evaluation)} for "
             "evaluation. Choose another share, or name a file in data.eval"
         )
@@ -41,7 +42,7 @@ def held_out(
 
 
 def _draw(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int) -> Float[np.ndarray, "rows"]:
-    """A number from 0 to 1 for each row, equal for rows whose pictures must stay together. Holds no names of files
+    """A number from 0 to 1 for each row, equal for rows whose images must stay together. Holds no names of files
     but of those that stand beside others, or in several folders."""
     groups = _Groups()
     several_roots = len({source.images for source in corpus.sources}) > 1
@@ -61,7 +62,7 @@ def _draw(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int) -> Float[np.
 
 
 def _names(corpus: Corpus, row: int) -> list[str]:
-    """The record's pictures, or its own id where it has none."""
+    """The record's images, or its own id where it has none."""
     record = corpus.record(row)
     # One file has many spellings, as in a/../b.png, and another name in each folder that holds it.
     return [os.path.normpath(name) for name in record.images] or [f"\0{record.id}"]

@@ -7,8 +7,10 @@ from typing import Literal
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from llava_accel.exceptions import UserError
+
 Behind = Literal["start", "special", "text"]
-"""What a text follows: the start of a chunk (the conversation, or a picture's end), a special token, or text."""
+"""What a text follows: the start of a chunk (the conversation, or an image's end), a special token, or text."""
 _CONTROL = re.compile(r"<\|.*\|>")
 _WORDS = re.compile("[ ▁]*[^ ▁]+|[ ▁]+$")  # each word with the spaces that lead to it
 _OVER_AN_END = re.compile("[^▁]▁")
@@ -26,7 +28,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int = -1) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise ValueError(
+            raise UserError(
                 f"model: the tokenizer {type(tokenizer).__name__} has no `tokenizers` backend. "
                 "Save it once with `tokenizer.save_pretrained` as tokenizer.json and put that file into the folder"
             )

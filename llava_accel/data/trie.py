@@ -2,7 +2,7 @@
 
 The tokens of a row stand in depth-first order, so the descendants of a token are the ones right behind it, up to
 `subtree_end`. Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
-pack of chains and questions that share a picture are all this one thing.
+pack of chains and questions that share an image are all this one thing.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
     """Join examples into one row.
 
     Args:
-        examples: At least one. A picture is part of a shared prefix where its file and its place are the same.
+        examples: At least one. An image is part of a shared prefix where its file and its place are the same.
         weights: Factor on the loss of each example; its own weight where absent.
         share: Common prefixes stand once. False puts the examples side by side (a pack).
     """
@@ -58,7 +58,7 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
 
 
 def share_rows(examples: Sequence[Example], max_length: int) -> list[Row]:
-    """Rows in which examples of the same pictures, and answers to the same record, share their prefix.
+    """Rows in which examples of the same images, and answers to the same record, share their prefix.
 
     A row longer than `max_length` is split at branches, so a prefix then stands once in each of its parts.
     """
@@ -93,12 +93,12 @@ def _common(one: Int[np.ndarray, "length"], other: Int[np.ndarray, "other"]) -> 
 
 
 def _keys(example: Example, numbers: dict[str, int]) -> Int[np.ndarray, "length"]:
-    """Ids in which a picture is a run of one negative number, the same for the same file only."""
+    """Ids in which an image is a run of one negative number, the same for the same file only."""
     keys = example.input_ids.copy()
     for start, name in zip(example.image_starts, example.images, strict=True):
         number = numbers.setdefault(name, len(numbers))
         run = int(np.argmax(np.append(keys[start:] != keys[start], True)))
-        keys[start : start + run] = -1 - number  # a picture right behind this one overwrites its own part
+        keys[start : start + run] = -1 - number  # an image right behind this one overwrites its own part
     return keys
 
 
@@ -165,3 +165,41 @@ class _Builder:
             indices=tuple(example.index for example in examples if not example.num_repeated),
             num_example_tokens=sum(len(example.input_ids) - example.num_repeated for example in examples),
         )
+
+
+def pack_rows(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, short ones side by side in one where fewer rows of the longest one's length then hold them all."""
+    room: list[int] = []
+    packs: list[list[int]] = []
+    longest = max(map(len, rows), default=0)
+    for place in sorted(range(len(rows)), key=lambda place: -len(rows[place])):
+        fitting = [number for number, left in enumerate(room) if left >= len(rows[place])]
+        if not fitting:
+            packs.append([])
+            room.append(longest)
+        number = fitting[0] if fitting else -1
+        packs[number].append(place)
+        room[number] -= len(rows[place])
+    if len(packs) == len(rows):
+        return list(rows)
+    return [_side_by_side([rows[place] for place in sorted(pack)]) for pack in packs]
+
+
+def _side_by_side(rows: Sequence[Row]) -> Row:
+    starts = np.cumsum([0, *map(len, rows)])
+
+    def moved(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([array + start for start, array in zip(starts, arrays, strict=False)])
+
+    return Row(
+        input_ids=np.concatenate([row.input_ids for row in rows]),
+        position_ids=np.concatenate([row.position_ids for row in rows]),
+        subtree_end=moved([row.subtree_end for row in rows]),
+        target_positions=moved([row.target_positions for row in rows]),
+        target_ids=np.concatenate([row.target_ids for row in rows]),
+        target_weights=np.concatenate([row.target_weights for row in rows]),
+        image_starts=tuple(moved([np.array(row.image_starts, dtype=np.int64) for row in rows]).tolist()),
+        images=tuple(name for row in rows for name in row.images),
+        indices=tuple(index for row in rows for index in row.indices),
+        num_example_tokens=sum(row.num_example_tokens for row in rows),
+    )

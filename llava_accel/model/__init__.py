@@ -1,1 +1,1 @@
-"""The model: load or assemble a LLaVA, choose what is trained, and the objective that trains it."""
+"""The model and its weights: bases, layouts, adapters, the objective. No run, no ranks, no files of a run."""

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.recipe import LoraTable
@@ -34,12 +35,12 @@ class Adapter:
         """Those of the model's layers that it adapts.
 
         Raises:
-            ValueError: there are none.
+            UserError: there are none.
         """
         adapted = {name.removeprefix(layouts.PEFT_PREFIX).split(".lora_")[0] for name in self.lora}
         chosen = [path for path in paths if path in adapted]
         if not chosen:
-            raise ValueError(
+            raise UserError(
                 f"model.adapter: {self.folder} adapts none of the model's layers; it adapts {min(adapted)} and the "
                 "like. Name the base that it was trained on"
             )
@@ -50,13 +51,13 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     """Read an adapter's folder and compare its config with the recipe's.
 
     Raises:
-        ValueError: it is no LoRA adapter, is damaged, or was made with other settings.
+        UserError: it is no LoRA adapter, is damaged, or was made with other settings.
     """
     folder = resolve_folder(name, "model.adapter")
     _check_config(folder, lora)
     file = _first(folder, *_ADAPTER)
     if file is None:
-        raise ValueError(
+        raise UserError(
             f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin. "
             "Copy all of the adapter's folder"
         )
@@ -65,7 +66,7 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     for tensor in read_tensors(file):
         tensor.check_finite()
         if other is None and tensor.name.startswith(f"{layouts.PEFT_PREFIX}model.layers."):
-            raise ValueError(
+            raise UserError(
                 f"model.adapter: {folder} is LLaVA's own and has no non_lora_trainables.bin, so the projector that "
                 "was trained with it is lost, as in LLaVA's intermediate checkpoints. Use the finished run's folder"
             )
@@ -77,7 +78,7 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
         tensor.check_finite()
         rest[_renamed(layouts.trainable_to_memory, tensor.name, other)] = tensor.read()
     if not adapter:
-        raise ValueError(f"model.adapter: {file} holds no LoRA weights. Name another adapter")
+        raise UserError(f"model.adapter: {file} holds no LoRA weights. Name another adapter")
     return Adapter(folder, adapter, rest)
 
 
@@ -85,7 +86,7 @@ def has_tower(name: str) -> bool:
     """Whether the adapter of that name brings weights of the vision tower with it. Only names are read.
 
     Raises:
-        ValueError: there is no such folder, or a file in it is damaged.
+        UserError: there is no such folder, or a file in it is damaged.
     """
     folder = resolve_folder(name, "model.adapter")
     files = (_first(folder, *_ADAPTER), _first(folder, *_OTHER))
@@ -96,7 +97,7 @@ def load_adapter(model: PeftModel, adapter: Adapter) -> None:
     """Put an adapter into a model whose LoRA layers it shall fill.
 
     Raises:
-        ValueError: a tensor has no place in the model, or a LoRA layer of the model has no tensor.
+        UserError: a tensor has no place in the model, or a LoRA layer of the model has no tensor.
     """
     put_lora(model, adapter.lora, str(adapter.folder))
     put_rest(model, adapter.rest, str(adapter.folder))
@@ -130,20 +131,20 @@ def _lora_state(model: PeftModel) -> dict[str, Tensor]:
 def _compare(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str, complete: bool) -> None:
     unknown = sorted(state.keys() - expected.keys())
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{source}: the model has no place for {len(unknown)} of its weights, such as {unknown[0]}. "
             "It belongs to another model, or adapts other layers than model.lora.targets: name the base that it was "
             "trained on, and leave model.lora.targets at 'auto'"
         )
     wrong = sorted(name for name, tensor in state.items() if tuple(tensor.shape) != expected[name])
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)} and {expected[wrong[0]]} in the model "
             f"({len(wrong)} such weights). It belongs to another base"
         )
     missing = sorted(expected.keys() - state.keys())
     if complete and missing:
-        raise ValueError(
+        raise UserError(
             f"{source}: {len(missing)} LoRA weights of the model are not in it, such as {missing[0]}. "
             "Leave model.lora.targets at 'auto' to adapt the same layers as it does"
         )
@@ -162,10 +163,10 @@ def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
 def _check_config(folder: Path, lora: LoraTable) -> None:
     if not (folder / "adapter_config.json").is_file():
         hint = ". Name an mm_projector file in model.projector" if (folder / "mm_projector.bin").is_file() else ""
-        raise ValueError(f"model.adapter: {folder} has no adapter_config.json, so it is no adapter{hint or _RUN}")
+        raise UserError(f"model.adapter: {folder} has no adapter_config.json, so it is no adapter{hint or _RUN}")
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
-        raise ValueError(
+        raise UserError(
             f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and here only LoRA is trained. "
             "Merge it into its base with peft, and name the result in model.base"
         )
@@ -174,21 +175,21 @@ def _check_config(folder: Path, lora: LoraTable) -> None:
     for key, ours in ours_of.items():
         theirs = theirs_of[key]
         if theirs != ours:
-            raise ValueError(
+            raise UserError(
                 f"model.lora.{key} is {ours!r}, and the adapter {folder} was made with {theirs!r}. "
                 f"Set model.lora.{key} = {theirs!r} to continue it"
             )
     patterns = [key for key in ("rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
     if patterns:
-        raise ValueError(f"model.adapter: {folder} uses {', '.join(patterns)}, which no recipe can. Merge it first")
+        raise UserError(f"model.adapter: {folder} uses {', '.join(patterns)}, which no recipe can. Merge it first")
 
 
 def _renamed(rename: object, name: str, file: Path | None) -> str:
     assert callable(rename)
     try:
         return str(rename(name))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _first(folder: Path, *names: str) -> Path | None:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
 
+from llava_accel.exceptions import UserError
 from llava_accel.model.files import first_line, read_json, resolve_folder
-from llava_accel.model.refusals import check_hub, check_original, no_llava
 from llava_accel.recipe import ModelTable
 
 Layout = Literal["hub", "original", "parts"]
@@ -59,7 +59,7 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
         weights: False downloads configs and tokenizers only.
 
     Raises:
-        ValueError: something is missing, or is a model that `LlavaForConditionalGeneration` cannot hold.
+        UserError: something is missing, or is a model that `LlavaForConditionalGeneration` cannot hold.
     """
     if not model.base:
         return _parts(model, weights)
@@ -68,10 +68,10 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
     if "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral"):
         return _original(model, folder, raw, weights)
     if raw.get("model_type") != "llava":
-        raise ValueError(no_llava(folder, raw))
+        raise UserError(no_llava(folder, raw))
     config = _read_config(folder, LlavaConfig.from_pretrained)
     if not isinstance(config.vision_config, _TOWERS):
-        raise ValueError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP")
+        raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP")
     check_hub(folder, config)
     tower = _tower_folder(model.vision_tower, None, weights) if model.vision_tower else None
     if tower:
@@ -83,12 +83,12 @@ def read_tower_config(folder: Path) -> TowerConfig:
     """The vision half of a CLIP or SigLIP folder's config.
 
     Raises:
-        ValueError: it is another kind of model.
+        UserError: it is another kind of model.
     """
     config = _auto_config(folder)
     config = getattr(config, "vision_config", config)
     if not isinstance(config, _TOWERS):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a {config.model_type!r}, which is no vision tower that LLaVA can use here. "
             "Name a CLIP or SigLIP model in model.vision_tower"
         )
@@ -101,9 +101,9 @@ def num_class_tokens(vision: TowerConfig) -> int:
 
 
 def num_patches(vision: TowerConfig) -> int:
-    """Patches of one picture."""
+    """Patches of one image."""
     side, patch = vision.image_size, vision.patch_size
-    assert isinstance(side, int) and isinstance(patch, int), "CLIP's and SigLIP's pictures are squares"
+    assert isinstance(side, int) and isinstance(patch, int), "CLIP's and SigLIP's images are squares"
     return (side // patch) ** 2
 
 
@@ -111,7 +111,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     check_original(folder, raw)
     kind = _LANGUAGE_MODELS.get(str(raw.get("model_type")))
     if kind is None:
-        raise ValueError(f"{folder}/config.json: model_type {raw.get('model_type')!r} is no LLaVA on Llama or Mistral")
+        raise UserError(f"{folder}/config.json: model_type {raw.get('model_type')!r} is no LLaVA on Llama or Mistral")
     kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
     if not kept.get("rope_scaling"):
         kept.pop("rope_scaling", None)
@@ -121,7 +121,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     else:
         name = raw.get("mm_vision_tower")
         if not isinstance(name, str):
-            raise ValueError(f"{folder}/config.json names no mm_vision_tower. Set model.vision_tower")
+            raise UserError(f"{folder}/config.json names no mm_vision_tower. Set model.vision_tower")
         tower = _tower_folder(name, folder, weights)
     config = _llava_config(
         text,
@@ -136,7 +136,7 @@ def _parts(model: ModelTable, weights: bool) -> Base:
     folder = resolve_folder(model.language_model, "model.language_model", weights=weights)
     raw = _model_config(folder)
     if "mm_vision_tower" in raw or "vision_config" in raw:
-        raise ValueError(
+        raise UserError(
             f"model.language_model: {folder} holds a model with a vision tower of its own ({raw.get('model_type')}). "
             "Name it in model.base"
         )
@@ -162,12 +162,12 @@ def _tower_folder(name: str, beside: Path | None, weights: bool) -> Path:
 
 def _model_config(folder: Path) -> dict[str, Any]:
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} is an adapter: name it in model.adapter, and the model it was trained on in model.base"
         )
     raw = read_json(folder / "config.json")
     if "quantization_config" in raw:
-        raise ValueError(
+        raise UserError(
             f"{folder}/config.json: the model is stored quantised, so no adapter could be merged into it. Name the "
             "16-bit model, and set model.quantization.bits to quantise it while it loads"
         )
@@ -177,7 +177,7 @@ def _model_config(folder: Path) -> dict[str, Any]:
 def _auto_config(folder: Path) -> Any:
     raw = read_json(folder / "config.json")
     if raw.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(
+        raise UserError(
             f"{folder}/config.json: transformers has no model_type {raw.get('model_type')!r} of its own, and code that "
             "comes with a model is never run. Name a model of a known type"
         )
@@ -188,6 +188,63 @@ def _read_config(folder: Path, read: Callable[..., Any]) -> Any:
     try:
         return read(folder, trust_remote_code=False)
     except _UNREADABLE as error:
-        raise ValueError(
+        raise UserError(
             f"{folder}/config.json cannot be used ({first_line(error)}). Copy the config.json that belongs to the weights"
         ) from error
+
+
+def check_original(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse the variants of the original that the model class of transformers has no place for.
+
+    Args:
+        raw: The folder's config.json.
+
+    Raises:
+        UserError: with the config's key, its value and what to use.
+    """
+    place = f"{folder}/config.json"
+    kind = raw.get("mm_projector_type", "linear")
+    if kind != "mlp2x_gelu":
+        raise UserError(
+            f"{place}: mm_projector_type {kind!r}, and LlavaForConditionalGeneration holds two layers with GELU "
+            "(mlp2x_gelu) and nothing else. Use a LLaVA-1.5 model, or train a new projector: model.language_model with "
+            "model.vision_tower"
+        )
+    tiles = raw.get("mm_patch_merge_type", "flat")
+    if tiles != "flat" or "anyres" in str(raw.get("image_aspect_ratio", "")):
+        raise UserError(
+            f"{place}: an image is cut into tiles there (mm_patch_merge_type {tiles!r}, image_aspect_ratio "
+            f"{raw.get('image_aspect_ratio')!r}), as in LLaVA-1.6, and here it is one square. Use a LLaVA-1.5 model"
+        )
+    if raw.get("mm_use_im_start_end"):
+        raise UserError(
+            f"{place}: mm_use_im_start_end puts tokens around images, and no template here does. Use LLaVA-1.5"
+        )
+    if raw.get("mm_resampler_type"):
+        raise UserError(f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} has no place in a LLaVA-1.5 model")
+
+
+def check_hub(folder: Path, config: LlavaConfig) -> None:
+    """Refuse LLaVAs of the hub that join several layers of the tower.
+
+    Raises:
+        UserError: with the layers.
+    """
+    if not isinstance(config.vision_feature_layer, int):
+        raise UserError(
+            f"{folder}/config.json: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
+            "here one layer is used. Use a model with one, such as LLaVA-1.5 (-2)"
+        )
+
+
+def no_llava(folder: Path, raw: dict[str, Any]) -> str:
+    """The message for a base that is no LLaVA of this kind."""
+    kind = raw.get("model_type")
+    if kind is None:
+        return f"model.base: {folder}/config.json names no model_type, so it is no LLaVA's. Copy the model's own"
+    if isinstance(kind, str) and kind.startswith("llava"):
+        return f"model.base: {folder} is a {kind!r}, and here LLaVA-1.5 is trained (model_type llava or llava_llama)"
+    return (
+        f"model.base: {folder}/config.json says {kind!r}, which is no LLaVA. To build one on it, name it in "
+        "model.language_model, and a CLIP or SigLIP model in model.vision_tower"
+    )

@@ -8,12 +8,13 @@ import torch
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from llava_accel.exceptions import UserError
 from llava_accel.model import weights
 from llava_accel.model.bases import find_base
 from llava_accel.model.files import read_json
-from llava_accel.model.parked_tower import ParkedTower
+from llava_accel.model.memory import keep_storage_format, quantization_config
 from llava_accel.model.processing import Processing
-from llava_accel.model.quantize import keep_storage_format, quantization_config
+from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
 
 _PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin", "non_lora_trainables.safetensors")
@@ -52,7 +53,7 @@ def load_model(
         leave_tower: Leave the vision tower's weights on disk, for a model that runs without them.
 
     Raises:
-        ValueError: a file is damaged, missing, or belongs to another model.
+        UserError: a file is damaged, missing, or belongs to another model.
     """
     base, notes = find_base(recipe.model), []
     projector = find_projector(recipe.model.projector) if recipe.model.projector else None
@@ -127,14 +128,14 @@ def find_projector(name: str) -> Path:
     """The projector's file: `name` itself, or the one in that folder.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     path = Path(name).expanduser()
     files = [path, *(path / file for file in _PROJECTOR_FILES)]
     for file in files:
         if file.is_file():
             return file
-    raise ValueError(
+    raise UserError(
         f"model.projector: {name} is no file, and no folder with one of {', '.join(_PROJECTOR_FILES)}. Correct the path"
     )
 
@@ -143,15 +144,15 @@ def attention(name: str) -> str | dict[str, str]:
     """The recipe's kernel for the language model; the vision tower, whose sequences are short, takes sdpa or eager.
 
     Raises:
-        ValueError: flash_attention_2 is not installed, or flex_attention has no GPU.
+        UserError: flash_attention_2 is not installed, or flex_attention has no GPU.
     """
     if name == "flex_attention" and not torch.accelerator.is_available():
-        raise ValueError(
+        raise UserError(
             "model.attention: flex_attention computes no gradients on a CPU. Run it on a GPU, or set "
             'model.attention = "sdpa"'
         )
     if name == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ValueError(
+        raise UserError(
             "model.attention: flash_attention_2 needs the package flash-attn and a GPU that it supports. Install it, "
             'or set model.attention = "sdpa"'
         )

@@ -17,6 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava_accel.exceptions import UserError
+
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.toml"]
 _ADAPTER_FILES = ["adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.*"]
 _FLOATS = {"F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -46,7 +48,7 @@ class StoredTensor:
         low, high = torch.aminmax(tensor)
         if not (low.isfinite() and high.isfinite()):
             problem = f"{self.file}: {self.name} holds values that are not finite (NaN or infinite)"
-            raise ValueError(f"{problem}. {_REMEDY}, or take an earlier checkpoint of it")
+            raise UserError(f"{problem}. {_REMEDY}, or take an earlier checkpoint of it")
 
 
 def resolve_folder(name: str, key: str, beside: Path | None = None, weights: bool = True) -> Path:
@@ -59,18 +61,18 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
         weights: False downloads configs and tokenizer only.
 
     Raises:
-        ValueError: there is neither such a folder nor such a model within reach.
+        UserError: there is neither such a folder nor such a model within reach.
     """
     places = [beside / name, beside.parent / name] if beside else []
     for place in (*places, Path(name).expanduser()):
         if place.is_dir():
             return place
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"{key}: there is no folder {name}. Correct the path, or name a model of the hub as ORG/NAME")
+        raise UserError(f"{key}: there is no folder {name}. Correct the path, or name a model of the hub as ORG/NAME")
     try:
         return _download(name, weights)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{key}: there is no folder {name!r}, and the hub gave no model of that name ({first_line(error)}). "
             "Correct the name, log in with `hf auth login` if the model is gated, or download it to a folder"
         ) from error
@@ -80,16 +82,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder.
 
     Raises:
-        ValueError: it cannot be read, or is no object.
+        UserError: it cannot be read, or is no object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: this is no model folder, or not all of one. Check the path") from None
+        raise UserError(f"{path} is missing: this is no model folder, or not all of one. Check the path") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}). {_REMEDY}") from error
+        raise UserError(f"{path} is not readable JSON ({error}). {_REMEDY}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
     return value
 
 
@@ -97,7 +99,7 @@ def read_weights(folder: Path) -> Iterator[StoredTensor]:
     """The tensors of a folder: safetensors before pickles, all shards if there is an index.
 
     Raises:
-        ValueError: there are none, or a file is missing or damaged.
+        UserError: there are none, or a file is missing or damaged.
     """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{stem}.{ending}.index.json", folder / f"{stem}.{ending}"
@@ -110,7 +112,7 @@ def read_weights(folder: Path) -> Iterator[StoredTensor]:
     hint = ""
     if (folder / "mm_projector.bin").is_file():
         hint = ". It is the result of stage 1: name it in model.projector, and its base in model.language_model"
-    raise ValueError(
+    raise UserError(
         f"{folder} has no weights: no model.safetensors and no pytorch_model.bin, single or with an index{hint}. "
         "Download or copy all of the model"
     )
@@ -120,7 +122,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
     """The tensors of one file, without reading their values.
 
     Raises:
-        ValueError: the file is damaged, needs code to be unpickled, or holds something else than tensors.
+        UserError: the file is damaged, needs code to be unpickled, or holds something else than tensors.
     """
     status = path.stat()
     if path.suffix == ".safetensors":
@@ -130,7 +132,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
                 part = file.get_slice(name)
                 yield StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype() in _FLOATS, part, status)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({first_line(error)}). {_REMEDY}") from error
+            raise UserError(f"{path} is damaged ({first_line(error)}). {_REMEDY}") from error
     else:
         for name, tensor in load_pickle(path).items():
             yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype in _FLOATS, tensor, status)
@@ -140,33 +142,33 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a .bin file, with nothing but tensors allowed in it.
 
     Raises:
-        ValueError: it is damaged, or holds anything else.
+        UserError: it is damaged, or holds anything else.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} holds more than tensors, and unpickling it could run any program ({first_line(error)}). "
             "Convert it to safetensors where you trust it, and use that file"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch file ({first_line(error)}). {_REMEDY}") from error
+        raise UserError(f"{path} is damaged or no PyTorch file ({first_line(error)}). {_REMEDY}") from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise ValueError(f"{path} does not hold a mapping of names to tensors. Convert it to safetensors")
+        raise UserError(f"{path} does not hold a mapping of names to tensors. Convert it to safetensors")
     return loaded
 
 
 def _read_shards(index: Path) -> Iterator[StoredTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no weight_map. {_REMEDY}")
+        raise UserError(f"{index} has no weight_map. {_REMEDY}")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
-            raise ValueError(f"{index} names the shard {name!r}, which lies outside its folder. {_REMEDY}")
+            raise UserError(f"{index} names the shard {name!r}, which lies outside its folder. {_REMEDY}")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{index.parent} lacks {', '.join(missing)}: {index.name} names {len(names)} shards. "
             "Download or copy what is missing"
         )
@@ -177,7 +179,7 @@ def _read_shards(index: Path) -> Iterator[StoredTensor]:
             yield tensor
     absent = sorted(weight_map.keys() - found)
     if absent:
-        raise ValueError(f"{index} lists {len(absent)} weights that no shard holds, such as {absent[0]}. {_REMEDY}")
+        raise UserError(f"{index} lists {len(absent)} weights that no shard holds, such as {absent[0]}. {_REMEDY}")
 
 
 def _download(name: str, weights: bool) -> Path:

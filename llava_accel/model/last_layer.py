@@ -1,7 +1,7 @@
 """The last layer's MLP, run only where something is learned from its output.
 
 An MLP treats each position by itself, and behind the last layer only positions that predict a target are read: of a
-question on a picture some three of hundreds.
+question on an image some three of hundreds.
 """
 
 from collections.abc import Iterator

@@ -14,6 +14,8 @@
 The three sets of prefixes do not overlap except for `lm_head`, which is the same, so `to_memory` needs no hint.
 """
 
+from llava_accel.exceptions import UserError
+
 PEFT_PREFIX = "base_model.model."
 """What peft puts before every name of the model that it wraps."""
 
@@ -60,7 +62,7 @@ def to_memory(name: str) -> str:
     """The in-memory name of a base weight in any of the three layouts.
 
     Raises:
-        ValueError: no module of `LlavaForConditionalGeneration` can hold it.
+        UserError: no module of `LlavaForConditionalGeneration` can hold it.
     """
     if name.startswith("model.mm_projector."):
         return _PROJECTOR + projector_part(name)
@@ -101,13 +103,13 @@ def projector_part(name: str) -> str:
     It may begin with `model.mm_projector.`, `mm_projector.`, `[model.]multi_modal_projector.` or none of them.
 
     Raises:
-        ValueError: it is no weight of a two-layer projector.
+        UserError: it is no weight of a two-layer projector.
     """
     bare = name.removeprefix(PEFT_PREFIX).removeprefix("module.")
     prefix = next(prefix for prefix in _PROJECTOR_PREFIXES if bare.startswith(prefix))
     linear, _, kind = bare.removeprefix(prefix).partition(".")
     if _LINEAR.get(linear, linear) not in _INDEX or kind not in ("weight", "bias"):
-        raise ValueError(f"{name!r} is no weight of a two-layer projector (mlp2x_gelu)")
+        raise UserError(f"{name!r} is no weight of a two-layer projector (mlp2x_gelu)")
     return f"{_LINEAR.get(linear, linear)}.{kind}"
 
 
@@ -115,10 +117,10 @@ def adapter_to_memory(name: str) -> str:
     """A key of an adapter file, with peft's prefix and in any layout, under its in-memory name, prefix kept.
 
     Raises:
-        ValueError: the prefix is missing, or no module can hold it.
+        UserError: the prefix is missing, or no module can hold it.
     """
     if not name.startswith(PEFT_PREFIX):
-        raise ValueError(f"{name!r} does not begin with {PEFT_PREFIX!r}")
+        raise UserError(f"{name!r} does not begin with {PEFT_PREFIX!r}")
     return PEFT_PREFIX + to_memory(name.removeprefix(PEFT_PREFIX))
 
 
@@ -142,4 +144,4 @@ def _replace_prefix(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
     for old, new in prefixes:
         if name.startswith(old):
             return new + name.removeprefix(old)
-    raise ValueError(f"{name!r} is no weight of a LLaVA model: it begins with none of {[old for old, _ in prefixes]}")
+    raise UserError(f"{name!r} is no weight of a LLaVA model: it begins with none of {[old for old, _ in prefixes]}")

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from llava_accel.exceptions import UserError
 from llava_accel.model.adapters import load_adapter, put_lora, put_rest, read_adapter
 from llava_accel.model.layouts import PEFT_PREFIX
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
@@ -30,7 +31,7 @@ def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> T
     Trainable parameters become fp32 whatever the type of the frozen ones: bf16 loses an update of 1e-3 of a weight.
 
     Raises:
-        ValueError: a LoRA target or an adapter does not fit the model.
+        UserError: a LoRA target or an adapter does not fit the model.
     """
     table = recipe.model
     model.requires_grad_(False)
@@ -78,7 +79,7 @@ def find_targets(model: nn.Module, targets: str | Iterable[str]) -> list[str]:
         targets: "auto" for every linear layer of the language model, or regular expressions for whole paths.
 
     Raises:
-        ValueError: an expression matches none of them.
+        UserError: an expression matches none of them.
     """
     linears = language_model_linears(model)
     if isinstance(targets, str):
@@ -89,7 +90,7 @@ def find_targets(model: nn.Module, targets: str | Iterable[str]) -> list[str]:
         matched = [name for name in linears if re.fullmatch(pattern, name)]
         if not matched:
             near = difflib.get_close_matches(pattern, linears, n=3, cutoff=0.0)
-            raise ValueError(
+            raise UserError(
                 f"model.lora.targets: {pattern!r} matches no linear layer of the language model. An expression must "
                 f"match a whole path; near ones are {', '.join(near)}"
             )
@@ -172,7 +173,7 @@ def load_trainables(model: nn.Module, adapter: Mapping[str, Tensor], rest: Mappi
     """Put back what `split_state` took out.
 
     Raises:
-        ValueError: a tensor has no place in the model, or one of the model's has no tensor.
+        UserError: a tensor has no place in the model, or one of the model's has no tensor.
     """
     if isinstance(model, PeftModel):
         put_lora(model, adapter, "the checkpoint")

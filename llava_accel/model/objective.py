@@ -1,6 +1,6 @@
 """The module that is trained: a batch in, the summed cross-entropy over its targets out.
 
-Nothing is computed that cannot change the gradient: each picture runs through the tower once, padding attends to
+Nothing is computed that cannot change the gradient: each image runs through the tower once, padding attends to
 nothing that matters, and only the hidden states at target positions reach the last MLP and `lm_head`.
 """
 
@@ -8,16 +8,15 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
-from llava_accel.data.features import FeatureWriter
+from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.model.last_layer import last_mlp_at
-from llava_accel.model.masks import attention_mask
-from llava_accel.model.parked_tower import ParkedTower
-from llava_accel.model.tower import tower_features
+from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
 """256 MiB in fp32; their gradient and their softmax are as large again."""
@@ -30,7 +29,7 @@ class Objective(nn.Module):
         model: `LlavaForConditionalGeneration`, or peft's model around one.
         vocab_size: Rows of `lm_head` that take part in the softmax. Rows behind them were added for the image token and
             must not change the loss of a base that never had them.
-        tower_on_every_rank: Run the tower even when the micro-batch has no picture. Needed where its weights are trained
+        tower_on_every_rank: Run the tower even when the micro-batch has no image. Needed where its weights are trained
             or gathered from other ranks, which would else wait for this one for ever.
     """
 
@@ -42,13 +41,13 @@ class Objective(nn.Module):
         self.features: FeatureWriter | None = None
         """Keeps what a frozen tower computes, for later epochs and runs."""
         self.tower_name = ""
-        """Tells this tower and its layer from others: see `run/tower_name.py`."""
+        """Tells this tower and its layer from others: see `setup/vision_cache.py`."""
         self.parked: ParkedTower | None = None
-        """A frozen tower that was taken out of the model; it runs when a picture has no stored features."""
+        """A frozen tower that was taken out of the model; it runs when an image has no stored features."""
         self.enter: Callable[[str], None] = lambda phase: None
-        """Told in training which phase of a step begins, for the clock of the run (`run/timing.py`)."""
+        """Told in training which phase of a step begins, for the clock of the run (`runtime/timing.py`)."""
         self.is_sharded = False
-        """Whether ranks hold parts of each weight (`run/backend.py` says so): then all run every module together."""
+        """Whether ranks hold parts of each weight (`runtime/engines.py` says so): then all run every module together."""
 
     @property
     def llava(self) -> LlavaForConditionalGeneration:
@@ -82,7 +81,7 @@ class Objective(nn.Module):
         position_ids: Int[Tensor, "rows seq"],
         subtree_end: Int[Tensor, "rows seq"],
         branched: bool,
-        pixel_values: Float[Tensor, "pictures 3 height width"],
+        pixel_values: Float[Tensor, "images 3 height width"],
         image_positions: Int[Tensor, "places"],
         image_index: Int[Tensor, "places"],
         target_positions: Int[Tensor, "targets"],
@@ -90,15 +89,15 @@ class Objective(nn.Module):
         target_weights: Float[Tensor, "targets"],
         read_positions: Int[Tensor, "read"],
         tower_features: Float[Tensor, "cached tokens channels"],
-        picture_names: UInt8[Tensor, "named digest"],
-        picture_order: Int[Tensor, "different"],
+        image_names: UInt8[Tensor, "named digest"],
+        image_order: Int[Tensor, "different"],
         **_: Tensor,
     ) -> Float[Tensor, ""]:
         """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`."""
         llava = self.llava
         embeds = llava.get_input_embeddings()(input_ids)
         self._enter("vision")
-        features = self.image_features(pixel_values, tower_features, picture_names, picture_order)
+        features = self.image_features(pixel_values, tower_features, image_names, image_order)
         self._enter("forward")
         embeds = place_features(embeds, features[image_index], image_positions)
         with last_mlp_at(llava.model.language_model, read_positions):
@@ -109,7 +108,7 @@ class Objective(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         loss = self._cross_entropy(hidden.flatten(0, 1)[target_positions], target_ids, target_weights)
-        # The factor 0 ties the projector to the loss of a micro-batch without pictures: every rank needs its gradient.
+        # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
         return loss + 0.0 * features.sum()
 
     def _enter(self, phase: str) -> None:
@@ -136,33 +135,33 @@ class Objective(nn.Module):
 
     def image_features(
         self,
-        pixel_values: Float[Tensor, "pictures 3 h w"],
+        pixel_values: Float[Tensor, "images 3 h w"],
         tower_features: Float[Tensor, "cached tokens channels"],
-        picture_names: UInt8[Tensor, "named digest"],
+        image_names: UInt8[Tensor, "named digest"],
         order: Int[Tensor, "different"] | None = None,
     ) -> Float[Tensor, "features tokens2 hidden"]:
-        """Projected features: of `pixel_values`, then of `tower_features`, or in `order` (`Batch.picture_order`).
+        """Projected features: of `pixel_values`, then of `tower_features`, or in `order` (`Batch.image_order`).
 
-        Where there are neither, those of a blank picture, so that the graph is the same on every rank.
+        Where there are neither, those of a blank image, so that the graph is the same on every rank.
         """
         projector = self.llava.model.multi_modal_projector
         weight = next(projector.parameters())
         found = [tower_features] if len(tower_features) else []
         if len(pixel_values):
-            found.insert(0, self.encode(pixel_values, picture_names))
+            found.insert(0, self.encode(pixel_values, image_names))
         elif self.tower_on_every_rank and not self.parked:
             # The tower's own size: a batch of text alone cannot know it.
             side = self.llava.config.vision_config.image_size  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-            blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), picture_names)
+            blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), image_names)
             found = found or [blank]
         found = found or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
         joined = torch.cat([features.to(weight) for features in found])
         return projector(joined if order is None or len(found) == 1 else joined[order])
 
     def encode(
-        self, pixel_values: Float[Tensor, "pictures 3 h w"], names: UInt8[Tensor, "named digest"]
-    ) -> Float[Tensor, "pictures tokens channels"]:
-        """The tower's features, which are kept where there is a cache and the pictures have names."""
+        self, pixel_values: Float[Tensor, "images 3 h w"], names: UInt8[Tensor, "named digest"]
+    ) -> Float[Tensor, "images tokens channels"]:
+        """The tower's features, which are kept where there is a cache and the images have names."""
         device = self.llava.device
         tower = self.parked.on(device) if self.parked else self.tower
         features = tower_features(tower, self.llava.config, pixel_values.to(device))
@@ -176,11 +175,50 @@ def place_features(
     features: Float[Tensor, "places tokens hidden"],
     positions: Int[Tensor, "places"],
 ) -> Float[Tensor, "rows seq hidden"]:
-    """Put each picture's features over the image tokens that begin at its position in the flattened rows."""
+    """Put each image's features over the image tokens that begin at its position in the flattened rows."""
     if not len(positions):
-        # The sum of nothing: the graph is the same with and without pictures, which FSDP orders its reductions by.
+        # The sum of nothing: the graph is the same with and without images, which FSDP orders its reductions by.
         return embeds + features.sum().to(embeds.dtype)
     rows, seq, hidden = embeds.shape
     places = positions[:, None] + torch.arange(features.shape[1], device=positions.device)
     flat = embeds.reshape(rows * seq, hidden)
     return flat.index_copy(0, places.flatten(), features.flatten(0, 1).to(embeds.dtype)).view(rows, seq, hidden)
+
+
+def attention_mask(
+    subtree_end: Int[Tensor, "rows seq"], kernel: str, dtype: torch.dtype
+) -> Bool[Tensor, "rows 1 seq seq"] | Float[Tensor, "rows 1 seq seq"] | BlockMask:
+    """`forest_mask` as the kernel takes it: sdpa as booleans, flex_attention as blocks, eager as what it adds to scores.
+
+    Args:
+        kernel: transformers' name of it.
+        dtype: Of the scores.
+    """
+    assert kernel != "flash_attention_2", "it takes no mask; the recipe's checks refuse what needs one"
+    if kernel == "flex_attention":
+        return forest_blocks(subtree_end)
+    mask = forest_mask(subtree_end)
+    if kernel == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def forest_mask(subtree_end: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows 1 seq seq"]:
+    """Token i may attend to j: `j <= i < subtree_end[j]`. Padding attends to itself alone, as a softmax needs one."""
+    place = torch.arange(subtree_end.shape[1], device=subtree_end.device)
+    query, key = place[:, None], place[None, :]
+    mask = (key <= query) & (query < subtree_end[:, None, :]) | (key == query)
+    return mask[:, None]
+
+
+def forest_blocks(subtree_end: Int[Tensor, "rows seq"]) -> BlockMask:
+    """`forest_mask` for FlexAttention, which skips the blocks of queries and keys that it leaves empty."""
+    rows, seq = subtree_end.shape
+    return create_block_mask(
+        lambda row, _, query, key: (key <= query) & (query < subtree_end[row, key]) | (key == query),
+        B=rows,
+        H=None,
+        Q_LEN=seq,
+        KV_LEN=seq,
+        device=subtree_end.device,
+    )

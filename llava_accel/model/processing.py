@@ -14,8 +14,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
-from llava_accel.model.chat_templates import chat_template
 from llava_accel.model.files import first_line, read_json
 from llava_accel.recipe import ModelTable
 
@@ -52,14 +52,14 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
         image_aspect: `data.image_aspect`; the saved processor pads, crops or stretches by itself as training does.
 
     Raises:
-        ValueError: a part is missing, or parts do not fit together.
+        UserError: a part is missing, or parts do not fit together.
     """
     base = find_base(model, weights=False)
     tokenizer = load_tokenizer(base)
     if base.layout == "hub":
         token = tokenizer.convert_ids_to_tokens(base.config.image_token_index)
         if not isinstance(token, str):
-            raise ValueError(
+            raise UserError(
                 f"{base.folder}: image_token_index is {base.config.image_token_index}, and the tokenizer has no such "
                 "token. Copy tokenizer and config from the same model"
             )
@@ -103,7 +103,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
     """The tokenizer of a base, padding on the right, with an image token and a pad token.
 
     Raises:
-        ValueError: there is none that transformers itself can load.
+        UserError: there is none that transformers itself can load.
     """
     kwargs: dict[str, object] = {}
     path = base.folder / "tokenizer_config.json"
@@ -118,7 +118,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
             base.folder, config=base.text, trust_remote_code=False, padding_side="right", **kwargs
         )
     except Exception as error:  # of files that it cannot read the tokenizers library says so with a bare Exception
-        raise ValueError(
+        raise UserError(
             f"{base.folder} has no tokenizer that can be loaded ({first_line(error)}). "
             "Copy the files of the tokenizer (tokenizer.json or tokenizer.model, tokenizer_config.json) once more"
         ) from error
@@ -134,7 +134,7 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
     """The tower's image processor, in its PIL form, doing by itself what `image_aspect` says.
 
     Raises:
-        ValueError: it makes pictures of another size than the tower takes.
+        UserError: it makes images of another size than the tower takes.
     """
     side = int(vision.image_size)  # pyright: ignore[reportArgumentType]  a number in every CLIP and SigLIP
     square: Any = {"height": side, "width": side}
@@ -142,7 +142,7 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
         try:
             loaded = CLIPImageProcessorPil.from_pretrained(folder)
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has no image processor that can be loaded ({first_line(error)}). "
                 "Copy preprocessor_config.json or processor_config.json once more"
             ) from error
@@ -152,12 +152,12 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
         mean, std = list(IMAGENET_STANDARD_MEAN), list(IMAGENET_STANDARD_STD)
         loaded = CLIPImageProcessorPil(size=square, do_center_crop=False, image_mean=mean, image_std=std)
     settings: dict[str, Any] = {key: value for key, value in loaded.to_dict().items() if key in _SETTINGS}
-    if "height" in settings["size"]:  # SigLIP's: the picture is stretched, and its file says nothing about a crop
+    if "height" in settings["size"]:  # SigLIP's: the image is stretched, and its file says nothing about a crop
         settings["do_center_crop"] = False
     made = settings["crop_size"] if settings["do_center_crop"] else settings["size"]
     if set(made.values()) != {side}:
-        raise ValueError(
-            f"{folder}: the image processor makes pictures of {made}, and the vision tower takes {side} x {side} px. "
+        raise UserError(
+            f"{folder}: the image processor makes images of {made}, and the vision tower takes {side} x {side} px. "
             "Use the preprocessor_config.json that belongs to the tower"
         )
     if image_aspect == "pad":
@@ -184,3 +184,88 @@ def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | Non
             if isinstance(template, str):
                 return template
     return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+
+
+_VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_CHATML = "Answer the questions."
+
+_CONTENT = (
+    "{%- macro text_of(content) -%}"
+    "{%- if content is string -%}{{ content | replace('<image>', 'IMAGE') }}{%- else -%}"
+    "{%- set ns = namespace(leading=true) -%}"
+    "{%- for part in content -%}"
+    "{%- if part['type'] == 'image' -%}{{ 'IMAGE' }}{%- if ns.leading -%}{{ '\\n' }}{%- endif -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set ns.leading = false -%}{{ part['text'] }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+)
+_SYSTEM = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set system = text_of(messages[0]['content']) -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set system = DEFAULT -%}{%- set turns = messages -%}{%- endif -%}"
+)
+
+
+def _template(default_system: str, body: str) -> str:
+    return _CONTENT + _SYSTEM.replace("DEFAULT", repr(default_system)) + body
+
+
+def _inst(default_system: str, between: str) -> str:
+    return _template(
+        default_system,
+        "{%- for message in turns -%}"
+        "{%- if message['role'] == 'user' -%}"
+        "{%- if not loop.first -%}{{ '" + between + "' }}{%- endif -%}{{ '[INST] ' }}"
+        "{%- if loop.first and system -%}{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{%- endif -%}"
+        "{{ text_of(message['content']) + ' [/INST]' }}"
+        "{%- else -%}{{ ' ' + text_of(message['content']) + ' </s>' }}{%- endif -%}"
+        "{%- endfor -%}",
+    )
+
+
+_TEMPLATES: dict[str, str] = {
+    "v1": _template(
+        _VICUNA,
+        "{{ system + ' ' }}"
+        "{%- for message in turns -%}"
+        "{%- if message['role'] == 'user' -%}{{ 'USER: ' + text_of(message['content']) + ' ASSISTANT:' }}"
+        "{%- else -%}{{ ' ' + text_of(message['content']) + '</s>' }}{%- endif -%}"
+        "{%- endfor -%}",
+    ),
+    "plain": _CONTENT
+    + (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}"
+        "{{ '<image>' * (text_of(message['content']).split('<image>') | length - 1) }}"
+        "{%- elif message['role'] == 'assistant' -%}{{ text_of(message['content']) + '\\n' }}{%- endif -%}"
+        "{%- endfor -%}"
+    ),
+    "llava_llama_2": _inst(_LLAMA_2, "<s>"),
+    "mistral_instruct": _inst("", ""),
+    "chatml": _template(
+        _CHATML,
+        "{{ '<|im_start|>system\\n' + system + '<|im_end|>' }}"
+        "{%- for message in turns -%}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + text_of(message['content']) + '<|im_end|>' }}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
+    ),
+}
+"""By the names of `model.template`. In v1 and the [INST] ones a user's turn itself ends in the generation prompt."""
+
+
+def chat_template(name: str, space_behind_image: bool) -> str:
+    """The template of that name.
+
+    Args:
+        name: Of `model.template`.
+        space_behind_image: Training begins a new text behind an image, before which a SentencePiece tokenizer puts a
+            space. True writes it out, for tokenizers that put none behind special tokens.
+    """
+    return _TEMPLATES[name].replace("IMAGE", "<image> " if space_behind_image else "<image>")

@@ -78,7 +78,7 @@ def load_saved(folder: Path, objective: Objective) -> None:
     """Put the weights of a checkpoint of the same run back into the model.
 
     Raises:
-        ValueError: they do not fit; the checkpoint is another run's.
+        UserError: they do not fit; the checkpoint is another run's.
     """
     adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else {}
     if (folder / REST).is_file():

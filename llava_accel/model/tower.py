@@ -1,9 +1,13 @@
 """The vision tower up to the layer that LLaVA uses."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlavaConfig
+from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+
+from llava_accel.model.weights import Stored
 
 
 def num_tower_layers(config: LlavaConfig) -> int:
@@ -14,8 +18,8 @@ def num_tower_layers(config: LlavaConfig) -> int:
 
 
 def tower_features(
-    tower: nn.Module, config: LlavaConfig, pixel_values: Float[Tensor, "pictures 3 height width"]
-) -> Float[Tensor, "pictures tokens channels"]:
+    tower: nn.Module, config: LlavaConfig, pixel_values: Float[Tensor, "images 3 height width"]
+) -> Float[Tensor, "images tokens channels"]:
     """Hidden states of the vision tower at the layer that the config selects, in the tower's type.
 
     Layers behind the selected one are not computed. The class token is left out where the config says so.
@@ -29,3 +33,48 @@ def tower_features(
         for layer in tower.encoder.layers[: num_tower_layers(config)]:  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
             hidden = layer(hidden, None)  # pyright: ignore[reportCallIssue]
     return (hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden).to(weight.dtype)
+
+
+class ParkedTower:
+    """Takes the tower out of a model. It is no module, so nobody moves, divides or saves what is in it.
+
+    Args:
+        model: An empty module takes the tower's place in it.
+        stored: The tower's weights on disk, by their names in it, where the model was loaded without them.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, stored: Stored | None = None) -> None:
+        module = model.model.vision_tower
+        assert isinstance(module, PreTrainedModel)
+        model.model.vision_tower = nn.Module()
+        self.module: PreTrainedModel = module.to("meta" if stored else "cpu").requires_grad_(False)  # pyright: ignore[reportArgumentType]
+        """On the meta device as long as its weights have not been read."""
+        self.stored = stored or {}
+
+    def on(self, device: torch.device) -> PreTrainedModel:
+        """The tower on `device`, read from disk if this is the first call.
+
+        Ranks need not agree on when they call it.
+        """
+        if self.module.device.type == "meta":
+            self.module = self._read()
+        if self.module.device != device:
+            self.module.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
+        return self.module
+
+    def weight(self, name: str) -> Tensor:
+        """One weight in the type that the tower computes in, from disk where the tower has not been read."""
+        parameter = self.module.get_parameter(name)
+        return self.stored[name].read().to(parameter.dtype) if parameter.is_meta else parameter
+
+    def _read(self) -> PreTrainedModel:
+        loaded: Any = type(self.module).from_pretrained(
+            None,
+            config=self.module.config,
+            state_dict={name: tensor.tensor for name, tensor in self.stored.items()},
+            dtype=self.module.dtype,
+            output_loading_info=True,
+        )
+        tower, info = loaded
+        assert not any(info.values()), info  # names and shapes were compared when the model was loaded
+        return tower.requires_grad_(False)

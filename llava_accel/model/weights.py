@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
 from llava_accel.model.files import StoredTensor, read_tensors, read_weights
@@ -28,7 +29,7 @@ def gather(base: Base, projector: Path | None) -> Stored:
     projector that the recipe names comes before the checkpoint's.
 
     Raises:
-        ValueError: a file is damaged or missing, or holds a weight that a LLaVA has no place for.
+        UserError: a file is damaged or missing, or holds a weight that a LLaVA has no place for.
     """
     rename = layouts.language_model_to_memory if base.layout == "parts" else layouts.to_memory
     stored: Stored = {}
@@ -52,7 +53,7 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     """Compare names and shapes with those of the model, before anything is read.
 
     Raises:
-        ValueError: a weight is missing, left over, or has another shape; the file and the names are in the message.
+        UserError: a weight is missing, left over, or has another shape; the file and the names are in the message.
     """
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in LlavaForConditionalGeneration(base.config).state_dict().items()}
@@ -65,22 +66,22 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
         if name in expected and tensor.shape != expected[name]
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{_some(wrong)}. The configs and the weights belong to different models: copy both from the same one, "
             "and choose a projector that was trained for this language model and this vision tower"
         )
     coded = [f"{tensor.name} in {tensor.file}" for tensor in stored.values() if not tensor.is_float]
     if coded:
-        raise ValueError(f"{_some(coded)}: weights that are quantised or no floats cannot be used. Name a 16-bit model")
+        raise UserError(f"{_some(coded)}: weights that are quantised or no floats cannot be used. Name a 16-bit model")
     missing = sorted(expected.keys() - stored.keys() - optional)
     if missing:
         where = base.tower if base.tower and missing[0].startswith(_TOWER) else base.folder
         remedy = "name a trained one in model.projector" if missing[0].startswith(_PROJECTOR) else "download it again"
-        raise ValueError(f"{where} lacks {len(missing)} weights: {_some(missing)}. It is not complete; {remedy}")
+        raise UserError(f"{where} lacks {len(missing)} weights: {_some(missing)}. It is not complete; {remedy}")
     left = sorted(stored.keys() - expected.keys())
     if left:
         names = _some(f"{stored[name].name} in {stored[name].file}" for name in left)
-        raise ValueError(f"The model has no place for {len(left)} weights: {names}. The configs are another model's")
+        raise UserError(f"The model has no place for {len(left)} weights: {names}. The configs are another model's")
 
 
 def check_values(model: nn.Module, source: str) -> None:
@@ -90,14 +91,14 @@ def check_values(model: nn.Module, source: str) -> None:
         source: Names the model in the error.
 
     Raises:
-        ValueError: a weight is not finite.
+        UserError: a weight is not finite.
     """
     for name, parameter in model.named_parameters():
         # Quantised weights are of a class of their own: packed into floats, which may read as anything.
         if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.numel():
             low, high = torch.aminmax(parameter.detach())
             if not (low.isfinite() and high.isfinite()):
-                raise ValueError(
+                raise UserError(
                     f"{source}: {name} holds values that are not finite (NaN or infinite). Download or copy the model "
                     "again, or take an earlier checkpoint; llava_accel.check names the file"
                 )
@@ -166,8 +167,8 @@ def _put(stored: Stored, tensor: StoredTensor, rename: Callable[[str], str | Non
         return
     try:
         name = rename(tensor.name)
-    except ValueError as error:
-        raise ValueError(f"{tensor.file}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{tensor.file}: {error}") from None
     if name is not None:
         stored[name] = tensor
 

@@ -1,1 +1,1 @@
-"""The tiny LLaVA that the quick start fine-tunes: its drawings, its making, and its trained weights."""
+"""The tiny LLaVA that the quick start fine-tunes: trained weights, tokenizer and processor. No code."""

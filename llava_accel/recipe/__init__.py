@@ -1,7 +1,7 @@
 """The typed recipe: one TOML file a run, checked in full before anything heavy is loaded.
 
 `python -m llava_accel.recipe` prints the JSON schema that editors complete and check recipes with. What the
-keys mean stands in recipe/inputs.py and recipe/tables.py; what cannot be run together in recipe/checks.py.
+keys mean stands in recipe/inputs.py and recipe/tables.py; what cannot be run together in recipe/rules.py.
 """
 
 import copy
@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_accel.recipe.checks import changed_keys, conflicts, unused
 from llava_accel.recipe.errors import Problem, RecipeError, path_of, problems_of, unknown_key
 from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, QuantizationTable, Source
 from llava_accel.recipe.keys import REQUIRED
+from llava_accel.recipe.rules import changed_keys, conflicts, unused
 from llava_accel.recipe.tables import (
     CheckpointTable,
     EvalTable,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from llava_accel.exceptions import UserError
 from llava_accel.recipe.inputs import Source
 from llava_accel.recipe.keys import DEFAULTS, KEYS, REQUIRED, nearest_keys
 from llava_accel.recipe.tables import Recipe
@@ -53,7 +54,7 @@ class Problem:
         return f"{', '.join(_shown(*item) for item in self.given.items())}\n   {self.expected}\n   {self.remedy}"
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe that cannot be run. `problems` holds all that was found, `source` names the recipe.
 
     `rest` is the recipe with its wrong keys at their defaults, so that what they do not concern can still be looked at;
@@ -98,7 +99,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
         value = details[0]["input"]
         if details[0]["type"] == "extra_forbidden":
             valid = Source.model_fields if key.startswith("data.train[") else KEYS
-            # Of a table that does not exist, each key may have a place elsewhere.
+            # Of a table that does not exist, each key may have a place plain_inference.
             unknown = (flatten({key: value}) if isinstance(value, Mapping) else {}) or {key: value}
             problems += [unknown_key(*item, valid) for item in unknown.items()]
         elif not any(other.startswith(f"{key}[") for other in by_key):

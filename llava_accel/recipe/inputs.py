@@ -156,7 +156,7 @@ class DataTable(Table):
     max_bad: Share = 0.001
     """Share of the records that "skip" may leave out before the run stops after all."""
     image_aspect: Literal["pad", "crop", "stretch"] = "pad"
-    """How a picture becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
+    """How an image becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
     image_placement: Literal["start", "in_place"] = "start"
     """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
     answers: Literal["most_frequent", "weighted"] = "most_frequent"

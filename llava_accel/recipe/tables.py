@@ -141,7 +141,7 @@ class EvalTable(Table):
     limit: Count = 0
     """Examples to evaluate; 0 = all."""
     blind_limit: Count = 500
-    """Examples also answered with the picture blanked, to see how much of the score needs it; 0 = none."""
+    """Examples also answered with the image blanked, to see how much of the score needs it; 0 = none."""
     train_limit: Count = 200
     """Training examples answered at the end, of which the report shows those with the highest loss; 0 = none."""
     patience: Count = 0

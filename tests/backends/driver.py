@@ -23,8 +23,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from llava_accel import train as train_module
+from llava_accel.loop import finish
 from llava_accel.recipe import make_recipe
-from llava_accel.run import finish
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from backends import mutants

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from bench.traffic import Traffic
 
 from llava_accel import train as train_module
 from llava_accel.model.objective import Objective
-from llava_accel.run.traffic import Traffic
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
 _count = train_module.count_targets
@@ -61,8 +61,8 @@ def sync_left_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_module, "gradient_sync", never)
 
 
-def note_pictures(patch: pytest.MonkeyPatch) -> None:
-    """No mutant: every rank notes the (pictures, targets) of its micro-batches in FOLDER/seen-RANK.txt."""
+def note_images(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: every rank notes the (images, targets) of its micro-batches in FOLDER/seen-RANK.txt."""
     forward, start = Objective.forward, train_module.open_run
     folder: list[Path] = []
 
@@ -93,7 +93,7 @@ def note_traffic(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_module, "gradient_sync", noting)
 
 
-NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_pictures, note_traffic)}
+NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic)}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (

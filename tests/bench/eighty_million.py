@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=2 python tests/bench/eighty_million.py [one | many] [--steps 2] [--batch 8] [--rounds 3] [--dropout 0.05]
 
 Tower 12 layers of 384 (196 image tokens), language model 8 layers of 512 with 32,000 rows, LoRA of rank 8 and
-the projector, fp32. "one": one question a picture; "many": the questions of easy-VQA, 9.6 a picture. A step
+the projector, fp32. "one": one question an image; "many": the questions of easy-VQA, 9.6 an image. A step
 of the Trainer takes seconds: five minutes in all.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava_accel.bench import bench
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.plain_trainer import compare
+
 from llava_accel.recipe import make_recipe
 
 QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"
 SIDE, ROWS = 224, 32_000
-KINDS = {"one": "one question a picture", "many": "easy-VQA, 9.6 questions a picture"}
+KINDS = {"one": "one question an image", "many": "easy-VQA, 9.6 questions an image"}
 
 
 def make_base(folder: Path) -> Path:
@@ -61,12 +65,12 @@ def make_base(folder: Path) -> Path:
 
 
 def make_data(folder: Path, kind: str, num_questions: int) -> Path:
-    """The first questions of easy-VQA, on pictures of noise: their own, or one for each."""
+    """The first questions of easy-VQA, on images of noise: their own, or one for each."""
     folder.mkdir()
     pixels = np.random.default_rng(0)
     records, rows = [], sorted(zip(*easy_vqa.get_train_questions(), strict=True), key=lambda row: row[2])
-    for number, (question, answer, picture) in enumerate(rows[:num_questions]):
-        name = f"{picture if kind == 'many' else number}.png"
+    for number, (question, answer, image) in enumerate(rows[:num_questions]):
+        name = f"{image if kind == 'many' else number}.png"
         if not (folder / name).exists():
             Image.fromarray(pixels.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / name)
         turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
@@ -102,7 +106,7 @@ def main() -> None:
                     "train": {"per_device_batch_size": arguments.batch},
                 }
             )
-            found[kind] = bench(recipe, arguments.steps, arguments.rounds, "trainer")
+            found[kind] = compare(recipe, arguments.steps, arguments.rounds)
     for kind, values in found.items():
         print(
             f"{KINDS[kind]}: {values['ratio_cold']:.2f} x with a cold cache, {values['ratio']:.2f} x warm, "

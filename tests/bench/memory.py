@@ -22,13 +22,13 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from llava_accel.console.output import Console
+from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.model.processing import load_processing
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
-from llava_accel.run.backend import build_accelerator, gathered_weights, prepare
-from llava_accel.run.console import Screen
-from llava_accel.run.objective import build_objective
-from llava_accel.run.optim import build_optimizer, build_scheduler
+from llava_accel.runtime.engines import build_accelerator, gathered_weights, prepare
+from llava_accel.setup.assembly import build_objective
 
 MIB = 2**20
 
@@ -85,7 +85,7 @@ def measure(base: Path, naive: bool) -> None:
         accelerator = build_accelerator(settings)
         processing = load_processing(settings.model, settings.data.image_aspect)
         found: dict[str, object] = {"rank": accelerator.process_index, "start": peak.take()}
-        objective, _ = build_objective(settings, processing, accelerator, Screen(False))
+        objective, _ = build_objective(settings, processing, accelerator, Console(False))
         found["load"] = peak.take()
         optimizer = build_optimizer(objective, settings.optim)
         scheduler = build_scheduler(optimizer, settings.optim, 10)

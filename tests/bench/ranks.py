@@ -2,7 +2,7 @@
 
     python tests/bench/ranks.py
 
-LoRA of rank 8 and the projector, 4 questions a step, each on a picture of its own whose features are cached.
+LoRA of rank 8 and the projector, 4 questions a step, each on an image of its own whose features are cached.
 """
 
 import sys
@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.eighty_million import make_base, make_data
+from bench.ranks_worker import compare_ranks
 
 from llava_accel.recipe import make_recipe
-from llava_accel.run.bench_ranks import compare_ranks
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 BATCH, STEPS, ROUNDS = 4, 2, 2

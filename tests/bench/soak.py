@@ -43,15 +43,15 @@ PATIENCE_S = 600.0  # no run takes so long: what does hangs
 
 
 def make_data(folder: Path) -> Path:
-    """Pictures of one shape each, and two questions on each."""
+    """Images of one shape each, and two questions on each."""
     folder.mkdir()
     records = []
     for number in range(35):
         colour, is_round = COLOURS[number % len(COLOURS)], number % 3 == 0
-        picture = Image.new("RGB", (64, 64), "white")
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (64, 64), "white")
+        draw = ImageDraw.Draw(image)
         (draw.ellipse if is_round else draw.rectangle)((12, 12, 52, 52), fill=colour)
-        picture.save(folder / f"{number}.png")
+        image.save(folder / f"{number}.png")
         asked = {"What colour is it?": colour, "What shape is it?": "circle" if is_round else "rectangle"}
         for place, (question, answer) in enumerate(asked.items()):
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]

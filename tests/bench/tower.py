@@ -22,15 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.memory import Peak
 
+from llava_accel.console.output import Console
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe
-from llava_accel.run.backend import build_accelerator
-from llava_accel.run.console import Screen
-from llava_accel.run.objective import build_objective
+from llava_accel.runtime.engines import build_accelerator
+from llava_accel.setup.assembly import build_objective
 
 
 def make(folder: Path) -> None:
-    """The tests' tiny LLaVA with the tower of LLaVA-1.5 at a smaller picture size, in bf16."""
+    """The tests' tiny LLaVA with the tower of LLaVA-1.5 at a smaller image size, in bf16."""
     from tiny import make_llava
 
     make_llava(folder)
@@ -55,7 +55,7 @@ def measure(base: Path, cache: Path, features: bool) -> dict[str, object]:
         processing = load_processing(recipe.model, recipe.data.image_aspect)
         peak = Peak()
         before, since = peak.take(), time.perf_counter()
-        build_objective(recipe, processing, accelerator, Screen(False))
+        build_objective(recipe, processing, accelerator, Console(False))
         seconds, after = time.perf_counter() - since, peak.take()
     return {**{name: after[name] - before[name] for name in after}, "seconds": round(seconds, 2)}
 

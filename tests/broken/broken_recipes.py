@@ -104,7 +104,7 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
     "not UTF-8": (b'[run]\nname = "caf\xe9"\n', ["Not UTF-8: byte 17", "Save the file as UTF-8"]),
     "UTF-16": (SMALLEST.encode("utf-16"), ["Not UTF-8: byte 0", "Save the file as UTF-8"]),
     "empty": (b"", ["run.name (not set)", "data.train (not set)", "under [data]"]),
-    "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", ["Not UTF-8", "Save the file as UTF-8"]),
+    "an image": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", ["Not UTF-8", "Save the file as UTF-8"]),
     "JSON": (b'{"run": {"name": "r"}}', ["Not TOML", "line 1", "Correct this line"]),
     "YAML": (b"run:\n  name: r\n", ["Not TOML", "line 1", "Correct this line: run:"]),
     "no quotes": (b"[run]\n\nname = okvqa\n", ["line 3", "Correct this line: name = okvqa"]),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_images import BROKEN as IMAGES
 from broken_models import ADAPTERS, BASES, NOT_FINITE, copy_spoilt
-from broken_pictures import BROKEN as PICTURES
 from broken_rows import record
 from runs import PARITY
 from verbs import assert_helpful, assert_refused, start, write_recipe
@@ -73,14 +73,14 @@ def test_broken_input_a_folder_of_nothing(data: Path, llava_folder: Path, verb: 
 
 
 def test_check_says_all_that_is_wrong_in_one_pass(tmp_path: Path, llava_folder: Path, lora_run: Path) -> None:
-    """A recipe, a model, an adapter, records, pictures and a run folder, each with a fault of its own."""
+    """A recipe, a model, an adapter, records, images and a run folder, each with a fault of its own."""
     base = copy_spoilt(llava_folder, tmp_path / "base", BASES["a weight that is no number"][0])
     BASES["an empty tokenizer"][0](base)
     adapter = copy_spoilt(lora_run / "export", tmp_path / "adapter", ADAPTERS["another rank"][0])
     (tmp_path / "run").write_text("a file where the run folder should be")
-    named, make, says = PICTURES["text named .jpg"]
+    named, make, says = IMAGES["text named .jpg"]
     make(tmp_path / named)
-    records = [record("<image>", "A", id="a picture", image=named), record("Q", "A", "Q", id="a record")]
+    records = [record("<image>", "A", id="an image", image=named), record("Q", "A", "Q", id="a record")]
     (tmp_path / "data.json").write_text(json.dumps(records))
     (tmp_path / "eval.json").write_text("[")
     changes = {"data": {"images": str(tmp_path), "eval": str(tmp_path / "eval.json")}, "optim": {"learning_rat": 1}}
@@ -97,7 +97,7 @@ def test_check_says_all_that_is_wrong_in_one_pass(tmp_path: Path, llava_folder: 
     assert len(ended.messages) == len(faults), ended.err
     for message, words in zip(ended.messages, faults, strict=True):
         assert_helpful(message, words)
-    assert_helpful(ended.out, ["row 1 (id 'a picture')", *says, "row 2 (id 'a record')", "ends with a question"])
+    assert_helpful(ended.out, ["row 1 (id 'an image')", *says, "row 2 (id 'a record')", "ends with a question"])
 
 
 def test_a_good_copy_is_no_broken_one(data: Path, llava_folder: Path, lora_run: Path) -> None:

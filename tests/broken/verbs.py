@@ -94,6 +94,6 @@ def write_recipe(folder: Path, records: Path | None = None, /, **changes: dict[s
 
 
 def good_record(number: int) -> dict[str, object]:
-    """A record that can be trained on, with a picture of the parity folder."""
+    """A record that can be trained on, with an image of the parity folder."""
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat"}]
     return {"id": f"good {number}", "image": f"{PARITY}/images/t{number}.png", "conversations": turns}

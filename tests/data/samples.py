@@ -39,7 +39,7 @@ TRICKY = [
     " ",
     "\t\r\n\x00",
 ]
-# In the form of llava-hf's: no system prompt, no end token, pictures first, a space behind every text.
+# In the form of llava-hf's: no system prompt, no end token, images first, a space behind every text.
 LLAVA = (
     "{% for m in messages %}"
     "{% if m['role'] != 'system' %}{{ m['role'] | upper }}: {% endif %}"
@@ -53,7 +53,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# And as vision models do: parts, the pictures where they stand.
+# And as vision models do: parts, the images where they stand.
 CHATML_PARTS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] }}{% endfor %}"
@@ -61,7 +61,7 @@ CHATML_PARTS = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SENTENCES = [
-    "What is in the picture? A red square, and two blue circles.",
+    "What is in the image? A red square, and two blue circles.",
     "Answer the questions. The assistant answers in a word or a phrase.",
     "How many cats are there? Three. Is the third one black? No, it is white.",
 ]
@@ -73,7 +73,7 @@ texts = st.one_of(
     st.lists(st.sampled_from([*TRICKY, " ", "\n", "a", "The cat"]), max_size=4).map("".join),
 ).filter(lambda text: "▁" not in text)
 rounds = st.lists(st.tuples(texts.map(lambda text: text.replace("<image>", "")), texts), min_size=1, max_size=4)
-"""Questions and answers; no question holds a picture."""
+"""Questions and answers; no question holds an image."""
 
 
 @cache
@@ -107,7 +107,7 @@ def image_processor() -> CLIPImageProcessorPil:
 
 @cache
 def encoder(tokenizer: PreTrainedTokenizerFast | None = None, template: str = "v1", **settings: Any) -> Encoder:
-    """An encoder whose pictures take four tokens."""
+    """An encoder whose images take four tokens."""
     return Encoder(tokenizer or llama(), IMAGE_ID, NUM_IMAGE_TOKENS, template=template, **settings)
 
 
@@ -123,15 +123,15 @@ def write_lines(path: Path, records: Sequence[object]) -> Path:
     return path
 
 
-def write_pictures(folder: Path, *names: str) -> None:
-    """A small picture of its own colour for each name."""
+def write_images(folder: Path, *names: str) -> None:
+    """A small image of its own colour for each name."""
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40 + 3 * number, 30), (30 * number % 256, 90, 200)).save(folder / name)
 
 
 def corpus(folder: Path, records: Sequence[object], **settings: Any) -> Corpus:
-    """A corpus of one .jsonl file, with its pictures beside it."""
+    """A corpus of one .jsonl file, with its images beside it."""
     return corpus_of(write_lines(folder / "data.jsonl", records), **settings)
 
 

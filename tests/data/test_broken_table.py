@@ -9,9 +9,9 @@ import pyarrow.parquet as parquet
 import pytest
 from samples import corpus_of, record
 
-from llava_accel.data import table as table_module
+from llava_accel.data import mapped_table as table_module
+from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError
-from llava_accel.data.table import Table
 
 RECORDS = [record(f"Q{n}", "A 你好\n🙂", id=str(n)) for n in range(5)]
 

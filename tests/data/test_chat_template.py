@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from samples import CHATML, CHATML_PARTS, LLAVA, PARITY, byte_level, encode, encoder, llama, record, rounds, spans
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.chat_template import ChatTemplate
 from llava_accel.data.conversation import BOS, EOS, Piece, Turn
+from llava_accel.data.jinja_template import ChatTemplate
 
 TRIMMING = CHATML.replace("m['content']", "(m['content'] | trim)")
 QUESTION, ANSWER = Turn("user", "What is it?"), Turn("assistant", "A cat.")
@@ -67,14 +67,14 @@ def test_a_trimming_template_does_not_trim_what_is_learned() -> None:
     assert learned(pieces) == ["  indented\n", "eos"]
 
 
-def test_several_pictures_stand_before_the_text_one_a_line() -> None:
+def test_several_images_stand_before_the_text_one_a_line() -> None:
     turns = [Turn("user", "<image>\n<image>\nSame?"), ANSWER]
     assert "USER: <image>\n<image>\nSame? ASSISTANT:" in text(ChatTemplate(llama(), LLAVA)(turns, True))
     assert "user\n<image>\n<image>\nSame?eos" in text(ChatTemplate(byte_level(), CHATML_PARTS)(turns, True))
     assert "user\n<image>\n<image>\nSame?eos" in text(ChatTemplate(byte_level(), CHATML)(turns, True))
 
 
-def test_a_turn_of_a_picture_alone_keeps_the_ends_of_its_neighbours() -> None:
+def test_a_turn_of_a_image_alone_keeps_the_ends_of_its_neighbours() -> None:
     turns = [QUESTION, ANSWER, Turn("user", "<image>"), Turn("assistant", "A dog.")]
     pieces = ChatTemplate(byte_level(), CHATML_PARTS)(turns, True)
     assert learned(pieces) == ["A cat.", "eos", "A dog.", "eos"]

@@ -3,8 +3,8 @@
 import pytest
 from samples import LLAVA, llama
 
-from llava_accel.data.chat_template import ChatTemplate
 from llava_accel.data.conversation import Turn
+from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.problems import DataError
 
 QUESTION, ANSWER = Turn("user", "What is it?"), Turn("assistant", "A cat.")
@@ -22,9 +22,9 @@ def test_a_template_that_drops_texts_is_refused() -> None:
         ChatTemplate(llama(), template)
 
 
-def test_a_template_that_drops_pictures_is_refused() -> None:
+def test_a_template_that_drops_images_is_refused() -> None:
     template = ChatTemplate(llama(), LLAVA.replace("<image>\n", ""))
-    with pytest.raises(ValueError, match="<image> for each picture"):
+    with pytest.raises(ValueError, match="<image> for each image"):
         template([Turn("user", "<image>\nWhat?"), ANSWER], True)
 
 

@@ -1,4 +1,4 @@
-"""A batch is its rows, padded: nothing of the padding is seen, every picture is encoded once, no rank has no batch."""
+"""A batch is its rows, padded: nothing of the padding is seen, every image is encoded once, no rank has no batch."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ import torch
 from test_trie import IMAGE, make
 
 from llava_accel.data.collate import Batch, collate
-from llava_accel.data.images import Picture
+from llava_accel.data.images import LoadedImage
 from llava_accel.data.trie import build_row, chain
 
 SHAPE = (3, 2, 2)
-PICTURES = {name: Picture(torch.full(SHAPE, float(number))) for number, name in enumerate("abc")}
+IMAGES = {name: LoadedImage(torch.full(SHAPE, float(number))) for number, name in enumerate("abc")}
 
 
 def batch_of(*rows, pad_id: int = 0) -> Batch:
-    fields = collate(rows, PICTURES, SHAPE, pad_id)
+    fields = collate(rows, IMAGES, SHAPE, pad_id)
     return Batch(**fields)  # pyright: ignore[reportArgumentType]
 
 
@@ -40,7 +40,7 @@ def test_target_positions_count_through_the_flattened_rows() -> None:
     assert batch.indices.tolist() == [5, 9]
 
 
-def test_every_picture_is_there_once_and_stands_wherever_it_is_used() -> None:
+def test_every_image_is_there_once_and_stands_wherever_it_is_used() -> None:
     rows = [chain(make("b", [1])), chain(make([1], "a", "b")), SHORT]
     batch = batch_of(*rows)
     assert batch.pixel_values.shape == (2, *SHAPE)
@@ -52,7 +52,7 @@ def test_every_picture_is_there_once_and_stands_wherever_it_is_used() -> None:
     assert (flat[batch.image_positions] == IMAGE).all()
 
 
-def test_text_alone_has_pictures_of_no_number_and_the_right_shape() -> None:
+def test_text_alone_has_images_of_no_number_and_the_right_shape() -> None:
     batch = batch_of(SHORT)
     assert batch.pixel_values.shape == (0, *SHAPE)
     assert batch.image_positions.shape == batch.image_index.shape == (0,)
@@ -80,6 +80,6 @@ def test_an_example_that_is_the_start_of_another_needs_no_branch() -> None:
 
 
 def test_a_batch_is_a_mapping_of_exactly_the_fields_of_batch() -> None:
-    fields = collate([LONG], PICTURES, SHAPE)
+    fields = collate([LONG], IMAGES, SHAPE)
     assert list(fields) == list(Batch.__dataclass_fields__)
     assert np.all([isinstance(value, torch.Tensor) for name, value in fields.items() if name != "branched"])

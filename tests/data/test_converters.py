@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.data import converters
-from llava_accel.data.converters import convert_easy_vqa, csv_records, easy_vqa_folder
-from llava_accel.data.json_lines import write_json_lines
+from llava_accel.converters import formats as converters
+from llava_accel.converters.formats import convert_easy_vqa, csv_records, easy_vqa_folder
 from llava_accel.data.problems import DataError
+from llava_accel.storage.jsonl import write_json_lines
 
 
 def _table(folder: Path, *lines: str) -> Path:
@@ -32,7 +32,7 @@ def test_quoted_commas_line_ends_and_further_columns_are_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("lines", "place", "told"),
     [
-        (["a.png,q,a", "b.png,q,a"], ", row 3: ", "no picture 'b.png'"),
+        (["a.png,q,a", "b.png,q,a"], ", row 3: ", "no image 'b.png'"),
         (["../a.png,q,a"], ", row 2: ", "lies outside"),
         (["a.png,q,"], ", row 2: ", "'answer' is blank"),
         (["a.png,q"], ", row 2: ", "'answer' is blank"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_accel.data.features import FeatureStore, FeatureWriter, digest
+from llava_accel.data.feature_store import FeatureStore, FeatureWriter, digest
 
 SHAPE = (3, 5)
 GIGA = 10**9

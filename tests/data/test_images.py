@@ -1,4 +1,4 @@
-"""A picture name cannot leave its folder, a bad file is an error and never a crash, pixels are those of LLaVA."""
+"""An image name cannot leave its folder, a bad file is an error and never a crash, pixels are those of LLaVA."""
 
 import os
 import struct
@@ -20,8 +20,8 @@ BACKGROUND = (122, 116, 104)
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder of pictures with one in a subfolder, and a picture outside."""
-    folder = tmp_path / "pictures"
+    """A folder of images with one in a subfolder, and an image outside."""
+    folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for path in (folder / "a.png", folder / "sub" / "b c é.png", tmp_path / "secret.png"):
         Image.new("RGB", (5, 4), (10, 20, 30)).save(path)
@@ -49,7 +49,7 @@ def test_a_link_that_stays_inside_is_followed(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "..", "../pictures_not/a.png", "a.png\0.jpg"]
+    "name", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "..", "../images_not/a.png", "a.png\0.jpg"]
 )
 def test_a_name_that_leaves_the_folder_is_refused(root: Path, name: str) -> None:
     with pytest.raises(DataError) as caught:
@@ -58,11 +58,11 @@ def test_a_name_that_leaves_the_folder_is_refused(root: Path, name: str) -> None
 
 
 def test_a_neighbour_whose_name_begins_alike_is_outside(root: Path) -> None:
-    other = root.parent / "pictures_of_others"
+    other = root.parent / "images_of_others"
     other.mkdir()
     Image.new("RGB", (5, 4)).save(other / "a.png")
     with pytest.raises(DataError, match="lies outside"):
-        find_image(root, "../pictures_of_others/a.png")
+        find_image(root, "../images_of_others/a.png")
 
 
 @pytest.mark.parametrize("name", ["link.png", "folder/secret.png"])
@@ -95,10 +95,10 @@ def png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "no readable picture"),
-        (b"this is not a picture", "no readable picture"),
-        (b"<html>404</html>", "no readable picture"),
-        (b"\x89PNG\r\n\x1a\n", "no readable picture"),
+        (b"", "no readable image"),
+        (b"this is not an image", "no readable image"),
+        (b"<html>404</html>", "no readable image"),
+        (b"\x89PNG\r\n\x1a\n", "no readable image"),
         (png(50_000, 50_000), "decompression bomb"),
         (png(12_000, 12_000), "decompression bomb"),
         (png(40_000, 2), "strip of 40000 x 2"),
@@ -106,7 +106,7 @@ def png(width: int, height: int) -> bytes:
     ],
     ids=["empty", "text", "page", "head", "bomb", "half a bomb", "wide", "tall"],
 )
-def test_a_file_without_a_picture_is_refused_by_its_head(tmp_path: Path, content: bytes, word: str) -> None:
+def test_a_file_without_a_image_is_refused_by_its_head(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     for look in (check_header, decode):
@@ -117,7 +117,7 @@ def test_a_file_without_a_picture_is_refused_by_its_head(tmp_path: Path, content
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
 @pytest.mark.parametrize("part", [0.5, 0.9])
-def test_a_cut_off_picture_is_refused_when_it_is_decoded(tmp_path: Path, form: str, part: float) -> None:
+def test_a_cut_off_image_is_refused_when_it_is_decoded(tmp_path: Path, form: str, part: float) -> None:
     path = tmp_path / "a.jpg"
     noise(64, 48).save(path, form)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
@@ -139,10 +139,10 @@ def test_damage_anywhere_is_an_error_and_never_a_crash(tmp_path: Path, form: str
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's own about odd metadata
-                picture = decode(path)
+                image = decode(path)
         except DataError:
             continue
-        assert picture.mode == "RGB"
+        assert image.mode == "RGB"
 
 
 def test_a_files_name_reaches_a_message_without_its_control_characters(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ _SINCE_13 = [("TIFF", "YCbCr")]  # Pillow 12 cannot read what it wrote
 )
 def test_every_mode_becomes_rgb(tmp_path: Path, form: str, mode: str) -> None:
     Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(tmp_path / "a", form)
-    picture = decode(tmp_path / "a")
-    assert picture.mode == "RGB" and picture.size == (8, 6)
-    assert np.asarray(picture).min() >= 252
+    image = decode(tmp_path / "a")
+    assert image.mode == "RGB" and image.size == (8, 6)
+    assert np.asarray(image).min() >= 252
 
 
 def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_targets_are_exactly_the_answers_and_their_ends(
     assert not example.is_target[0]
 
 
-def test_pictures_stand_as_their_tokens_in_the_order_of_the_files() -> None:
+def test_images_stand_as_their_tokens_in_the_order_of_the_files() -> None:
     fields = record("<image>\n<image>\nSame?", "no", "<image>\nAnd this?", "yes", image=["t0.png", "t1.png", "t2.png"])
     example = encode(encoder(), fields)
     assert [Path(name).name for name in example.images] == ["t0.png", "t1.png", "t2.png"]

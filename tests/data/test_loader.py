@@ -1,4 +1,4 @@
-"""Micro-batches come in the order that was asked for, the same from any number of workers, bad pictures named."""
+"""Micro-batches come in the order that was asked for, the same from any number of workers, bad images named."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import IMAGE_ID, corpus, image_processor, record, write_pictures
+from samples import IMAGE_ID, corpus, image_processor, record, write_images
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import Pictures
+from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import Loaded, load_windows, where
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order, Window, windows
@@ -17,8 +17,8 @@ from llava_accel.data.sampler import Order, Window, windows
 
 @pytest.fixture
 def data(tmp_path: Path) -> Corpus:
-    """Twelve records: every third of text alone, the others on five pictures."""
-    write_pictures(tmp_path, *(f"{n}.png" for n in range(5)))
+    """Twelve records: every third of text alone, the others on five images."""
+    write_images(tmp_path, *(f"{n}.png" for n in range(5)))
     records = [
         record("Q?", "A" * n, id=f"id {n}")
         if n % 3 == 0
@@ -35,7 +35,7 @@ def refuse(error: DataError) -> None:
 def load(data: Corpus, asked: Sequence[Window] | Iterator[Window], workers: int = 0, on_error=refuse):
     return load_windows(
         data,
-        Pictures(image_processor(), "pad"),
+        ImageReader(image_processor(), "pad"),
         asked,
         workers=workers,
         device=torch.device("cpu"),
@@ -75,7 +75,7 @@ def test_the_epochs_of_a_run_come_through_one_loader(data: Corpus) -> None:
     assert sorted(row for window in found[2:5] for batch in window for row in batch) == list(range(12))
 
 
-def test_a_picture_of_several_records_is_decoded_once_and_stands_in_each(data: Corpus) -> None:
+def test_a_image_of_several_records_is_decoded_once_and_stands_in_each(data: Corpus) -> None:
     ((batch,),) = load(data, [[[1, 11, 2, 0]]])
     assert batch["pixel_values"].shape == (2, 3, 56, 56)  # type: ignore[union-attr]
     assert batch["image_index"].tolist() == [0, 0, 1]  # type: ignore[union-attr]
@@ -89,7 +89,7 @@ def test_an_empty_micro_batch_is_a_batch_without_targets(data: Corpus) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_breaks_after_the_survey_is_named_and_its_record_left_out(
+def test_a_image_that_breaks_after_the_survey_is_named_and_its_record_left_out(
     data: Corpus, tmp_path: Path, workers: int
 ) -> None:
     (tmp_path / "1.png").write_bytes(b"")  # of rows 1 and 11
@@ -109,7 +109,7 @@ def test_a_picture_that_breaks_after_the_survey_is_named_and_its_record_left_out
 
 def test_an_error_that_is_not_taken_stops_the_loop_with_its_own_message(data: Corpus, tmp_path: Path) -> None:
     (tmp_path / "1.png").unlink()
-    with pytest.raises(DataError, match=r"row 2 \(id 'id 1'\): there is no picture '1.png'"):
+    with pytest.raises(DataError, match=r"row 2 \(id 'id 1'\): there is no image '1.png'"):
         list(load(data, [[[1]]], workers=2))
 
 

@@ -6,9 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from test_trie import Drawn, build, key_paths, make, paths, some
 
-from llava_accel.data.packing import pack_rows
 from llava_accel.data.sampler import Order, windows
-from llava_accel.data.trie import Row, chain, share_rows
+from llava_accel.data.trie import Row, chain, pack_rows, share_rows
 
 
 @settings(deadline=None, max_examples=100)
@@ -52,12 +51,12 @@ def test_rows_stay_as_they_are_where_no_pack_is_saved() -> None:
 
 
 def llava_like(count: int) -> np.ndarray:
-    """Lengths of LLaVA-1.5's second stage: 576 tokens a picture, short answers and dialogues, 6 % text alone."""
+    """Lengths of LLaVA-1.5's second stage: 576 tokens an image, short answers and dialogues, 6 % text alone."""
     random = np.random.default_rng(0)
     text = np.exp(random.normal(6.6, 0.7, count)).clip(30, 2048)
     dialogue = np.exp(random.normal(5.2, 0.7, count)).clip(10, 1400)
-    picture = 576 + 45 + np.where(random.random(count) < 0.45, random.integers(15, 40, count), dialogue)
-    return np.where(random.random(count) < 40_688 / 665_298, text, picture).astype(np.int64)
+    image = 576 + 45 + np.where(random.random(count) < 0.45, random.integers(15, 40, count), dialogue)
+    return np.where(random.random(count) < 40_688 / 665_298, text, image).astype(np.int64)
 
 
 def test_less_than_3_percent_is_padding_on_a_mix_like_llavas_and_ranks_work_equally() -> None:

@@ -50,7 +50,7 @@ def test_a_system_turn_comes_first() -> None:
         (record("Q", "A", image=[]), ()),
     ],
 )
-def test_one_picture_or_a_list_of_them_is_read(fields: dict[str, object], images: tuple[str, ...]) -> None:
+def test_one_image_or_a_list_of_them_is_read(fields: dict[str, object], images: tuple[str, ...]) -> None:
     assert parse(fields).images == images
 
 

@@ -1,4 +1,4 @@
-"""The held-out share is chosen by picture, and depends on nothing but the picture's name and the seed."""
+"""The held-out share is chosen by image, and depends on nothing but the image's name and the seed."""
 
 import time
 from pathlib import Path
@@ -22,27 +22,27 @@ def split(data: Corpus, fraction: float, seed: int = 0) -> tuple[set[int], set[i
     return set(train.tolist()), set(evaluation.tolist())
 
 
-def test_no_picture_is_on_both_sides(tmp_path: Path) -> None:
+def test_no_image_is_on_both_sides(tmp_path: Path) -> None:
     data = corpus(tmp_path, [on(f"{n % 40}.png") for n in range(400)])
     train, evaluation = split(data, 0.3)
     assert not {n % 40 for n in train} & {n % 40 for n in evaluation}
     assert 0.1 < len(evaluation) / 400 < 0.5
 
 
-def test_records_that_share_pictures_over_several_steps_stay_together(tmp_path: Path) -> None:
+def test_records_that_share_images_over_several_steps_stay_together(tmp_path: Path) -> None:
     chains = [[on(f"{c}-{n}.png", f"{c}-{n + 1}.png") for n in range(5)] for c in range(40)]
     data = corpus(tmp_path, [chain[n] for n in (4, 0, 2, 3, 1) for chain in chains])
     train, evaluation = split(data, 0.4)
     assert not {n % 40 for n in train} & {n % 40 for n in evaluation}
 
 
-def test_a_file_is_one_picture_however_it_is_spelled(tmp_path: Path) -> None:
+def test_a_file_is_one_image_however_it_is_spelled(tmp_path: Path) -> None:
     records = [on(name.format(n)) for n in range(40) for name in ("{}.png", "./{}.png", "sub/../{}.png")]
     train, evaluation = split(corpus(tmp_path, records), 0.4)
     assert not {n // 3 for n in train} & {n // 3 for n in evaluation}
 
 
-def test_a_file_is_one_picture_in_sources_with_other_folders(tmp_path: Path) -> None:
+def test_a_file_is_one_image_in_sources_with_other_folders(tmp_path: Path) -> None:
     (tmp_path / "all" / "sub").mkdir(parents=True)
     outer = write_lines(tmp_path / "outer.jsonl", [on(f"sub/{n}.png") for n in range(40)])
     inner = write_lines(tmp_path / "inner.jsonl", [on(f"{n}.png") for n in range(40)])
@@ -86,7 +86,7 @@ def test_an_empty_side_is_refused(tmp_path: Path, fraction: float) -> None:
         split(data, fraction)
 
 
-def test_long_chains_of_shared_pictures_take_no_long_walk() -> None:
+def test_long_chains_of_shared_images_take_no_long_walk() -> None:
     groups = _Groups()
     names = [f"{n:06d}" for n in range(50_000)]
     for earlier, later in zip(names[-2::-1], names[:0:-1], strict=True):

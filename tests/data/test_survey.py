@@ -5,24 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_pictures
+from samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
 
 from llava_accel.data import images
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.problems import DataError
-from llava_accel.data.survey import COLUMNS, Survey, survey
-from llava_accel.data.survey_cache import cached_survey
+from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
 
 LONG_TEXT = "word " * 60
 
 
 def mixed(folder: Path, **settings: object) -> Corpus:
     """Good records between some of every kind of bad ones."""
-    write_pictures(folder, "a.png", "b.png")
-    (folder / "text.png").write_text("no picture")
+    write_images(folder, "a.png", "b.png")
+    (folder / "text.png").write_text("no image")
     records = [
         record("Q", "A", id="good text"),
-        record("<image>\nQ", "A", "Q", "B", image="a.png", id="good picture"),
+        record("<image>\nQ", "A", "Q", "B", image="a.png", id="good image"),
         {"id": "bare"},
         record("<image>\nQ", "A", image="none.png", id="missing"),
         record("<image>\nQ", "A", image="text.png", id="broken"),
@@ -88,8 +87,8 @@ def test_turns_are_those_of_user_and_assistant_that_were_kept(tmp_path: Path) ->
     assert found.num_turns.tolist() == [4] and found.num_dropped_turns == 2
 
 
-def test_a_dropped_turns_picture_is_dropped_with_it(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "a.png", "b.png")
+def test_a_dropped_turns_image_is_dropped_with_it(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png")
     records = [record("<image>\nQ", "A", f"<image>\n{LONG_TEXT}", "B", image=["a.png", "b.png"])]
     data = corpus(tmp_path, records, max_length=120, on_too_long="drop_turns")
     (name,) = data.encode(0).example.images
@@ -102,7 +101,7 @@ def test_one_round_that_is_too_long_is_never_cut(tmp_path: Path) -> None:
     assert error.kind == "too_long" and "data.max_length = 100" in str(error)
 
 
-def test_a_picture_that_breaks_off_is_found_only_by_decoding(tmp_path: Path) -> None:
+def test_a_image_that_breaks_off_is_found_only_by_decoding(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:6000])
@@ -122,7 +121,7 @@ def same(one: Survey, other: Survey) -> None:
 
 
 def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "a.png")
+    write_images(tmp_path, "a.png")
     kinds = [record("Q", "A"), record("<image>\nQ", "long answer", image="a.png"), {"id": "x"}, record("Q")]
     data = corpus(tmp_path, [kinds[n % 4] for n in range(1300)])
     steps: list[int] = []
@@ -152,7 +151,7 @@ def test_a_second_start_reads_nothing_and_finds_the_same(tmp_path: Path) -> None
     again = corpus_of(tmp_path / "data.jsonl")
     rows = counting(again)
     second = cached_survey(again, "key", tmp_path / "cache", lambda: pytest.fail("read again"))
-    assert set(rows) == {3, 4, 5}, "only what is wrong with pictures can have changed"
+    assert set(rows) == {3, 4, 5}, "only what is wrong with images can have changed"
     same(first, second)
     assert isinstance(second.errors[2], DataError) and second.errors[2].id == "bare"
 
@@ -170,10 +169,10 @@ def test_another_key_or_another_file_is_read_anew(tmp_path: Path) -> None:
     assert rows == [0]
 
 
-def test_a_picture_that_was_added_or_mended_is_found_by_the_next_start(tmp_path: Path) -> None:
+def test_a_image_that_was_added_or_mended_is_found_by_the_next_start(tmp_path: Path) -> None:
     data = mixed(tmp_path)
     cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
-    write_pictures(tmp_path, "none.png", "text.png")
+    write_images(tmp_path, "none.png", "text.png")
     found = cached_survey(data, "key", tmp_path / "cache", lambda: pytest.fail("read again"))
     assert set(found.usable) == {*GOOD, 3, 4, 9}
     same(found, read(data))
@@ -190,11 +189,11 @@ def test_a_survey_that_was_cut_short_leaves_no_cache(tmp_path: Path) -> None:
     assert len(cached_survey(data, "key", tmp_path / "cache", lambda: read(data)).usable) == 1
 
 
-def test_a_picture_of_many_questions_is_decoded_once_and_a_broken_one_is_told_of_each(
+def test_a_image_of_many_questions_is_decoded_once_and_a_broken_one_is_told_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path, "a.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    write_images(tmp_path, "a.png")
+    (tmp_path / "bad.png").write_text("no image")
     names = ["a.png", "bad.png", "a.png", "bad.png", "a.png"]
     data = corpus(tmp_path, [record("<image>\nQ", "A", image=name, id=f"{n}") for n, name in enumerate(names)])
     opened: list[str] = []

@@ -12,9 +12,9 @@ import pyarrow.parquet as parquet
 import pytest
 from samples import corpus_of, record
 
-from llava_accel.data import table as table_module
+from llava_accel.data import mapped_table as table_module
+from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError
-from llava_accel.data.table import Table
 
 RECORDS = [record(f"Q{n}", "A 你好\n🙂", id=str(n)) for n in range(5)]
 
@@ -141,7 +141,7 @@ def test_ranks_that_start_together_all_get_the_whole_table(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_two_hundred_thousand_records_open_in_seconds_and_again_at_once(tmp_path: Path, suffix: str) -> None:
-    line = json.dumps(record("<image>\nWhat is in the picture?", "A red square.", id="000000", image="a/000000.jpg"))
+    line = json.dumps(record("<image>\nWhat is in the image?", "A red square.", id="000000", image="a/000000.jpg"))
     separator = ",\n" if suffix == "json" else "\n"
     text = separator.join([line] * 200_000)
     (tmp_path / f"a.{suffix}").write_text(f"[{text}]" if suffix == "json" else text)

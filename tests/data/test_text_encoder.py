@@ -88,7 +88,7 @@ def spans_of(answer: str) -> list[int]:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_chunk_starts_anew_behind_a_picture(legacy: bool) -> None:
+def test_a_chunk_starts_anew_behind_a_image(legacy: bool) -> None:
     example = encode(encoder(llama(legacy)), record("<image>\nWhat?", "A cat", image="t0.png"))
     behind = example.input_ids[example.image_starts[0] + NUM_IMAGE_TOKENS :].tolist()
     chunk = sentencepiece(True).encode("\nWhat? ASSISTANT:")
@@ -111,7 +111,7 @@ def test_an_empty_system_turn_leaves_no_space_behind() -> None:
     ]
 
 
-def test_in_place_pictures_stay_where_they_were_written() -> None:
+def test_in_place_images_stay_where_they_were_written() -> None:
     fields = record("Look at <image> and tell", "a cat", image="t0.png")
     moved, kept = encode(encoder(), fields), encode(encoder(image_placement="in_place"), fields)
     before = sentencepiece(True).encode("USER: Look at ")
@@ -140,10 +140,10 @@ def test_structure_that_a_tokenizer_does_not_mark_as_special_is_still_never_read
 
 def test_settings_of_the_tokenizers_last_use_neither_cut_nor_fill_a_piece() -> None:
     tokenizer = byte_level().__class__(tokenizer_object=byte_level().backend_tokenizer, eos_token="<|im_end|>")
-    expected = TextEncoder(tokenizer)("What is in the picture?", "start")
+    expected = TextEncoder(tokenizer)("What is in the image?", "start")
     tokenizer.backend_tokenizer.enable_truncation(max_length=2)
     tokenizer.backend_tokenizer.enable_padding(length=64)
-    assert TextEncoder(tokenizer)("What is in the picture?", "start") == expected
+    assert TextEncoder(tokenizer)("What is in the image?", "start") == expected
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
 

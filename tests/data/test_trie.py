@@ -11,20 +11,20 @@ from llava_accel.data.labels import Example
 from llava_accel.data.trie import Row, build_row, chain
 
 IMAGE = 99
-PICTURE = 3  # tokens of one picture
+IMAGE = 3  # tokens of one image
 Drawn = list[tuple[list[str | list[int]], set[int]]]
 Key = tuple[int | tuple[str, int], ...]
 
 
 def make(*parts: str | list[int], targets: Collection[int] = (), index: int = -1) -> Example:
-    """An example of token lists and picture names."""
+    """An example of token lists and image names."""
     ids: list[int] = []
     starts, images = [], []
     for part in parts:
         if isinstance(part, str):
             starts.append(len(ids))
             images.append(part)
-        ids += [IMAGE] * PICTURE if isinstance(part, str) else part
+        ids += [IMAGE] * IMAGE if isinstance(part, str) else part
     is_target = np.array([place in targets and id != IMAGE for place, id in enumerate(ids)])
     return Example(
         input_ids=np.array(ids), is_target=is_target, image_starts=tuple(starts), images=tuple(images), index=index
@@ -42,10 +42,10 @@ def build(drawn: Drawn) -> list[Example]:
 
 
 def keys(example: Example) -> Key:
-    """The tokens, with a picture's known by their file."""
+    """The tokens, with an image's known by their file."""
     result: list[int | tuple[str, int]] = example.input_ids.tolist()
     for start, name in zip(example.image_starts, example.images, strict=True):
-        result[start : start + PICTURE] = [(name, place) for place in range(PICTURE)]
+        result[start : start + IMAGE] = [(name, place) for place in range(IMAGE)]
     return tuple(result)
 
 
@@ -62,8 +62,8 @@ def paths(row: Row) -> list[list[int]]:
 def keys_of_tokens(row: Row) -> list[int | tuple[str, int]]:
     result: list[int | tuple[str, int]] = row.input_ids.tolist()
     for start, name in zip(row.image_starts, row.images, strict=True):
-        result[start : start + PICTURE] = [(name, place) for place in range(PICTURE)]
-    assert IMAGE not in result, "a picture's token belongs to no picture"
+        result[start : start + IMAGE] = [(name, place) for place in range(IMAGE)]
+    assert IMAGE not in result, "an image's token belongs to no image"
     return result
 
 
@@ -144,14 +144,14 @@ def test_a_chain_is_one_example_with_weight_one() -> None:
     assert (row.image_starts, row.images, row.indices) == ((1,), ("a",), (7,))
 
 
-def test_questions_on_one_picture_share_it_and_those_on_another_do_not() -> None:
+def test_questions_on_one_image_share_it_and_those_on_another_do_not() -> None:
     questions = [make([1], "a", [5, 6]), make([1], "a", [7]), make([1], "b", [5, 6])]
     row = build_row(questions)
     assert row.images == ("a", "b")
     assert len(row) == (1 + 3 + 2 + 1) + (3 + 2)
 
 
-def test_two_pictures_side_by_side_are_two_pictures() -> None:
+def test_two_images_side_by_side_are_two_images() -> None:
     row = build_row([make("a", "b", [1]), make("a", "a", [1]), make("a", [1])])
     assert row.images == ("a", "b", "a")
     assert len(row) == 3 + (3 + 1) + (3 + 1) + 1

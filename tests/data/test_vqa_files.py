@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from llava_accel.converters.vqa_challenge import VqaPair, read_vqa_pair, vqa_records
 from llava_accel.data.problems import DataError
-from llava_accel.data.vqa_files import VqaPair, read_vqa_pair, vqa_records
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -52,7 +52,7 @@ def _pair(folder: Path, change_questions: Change = id, change_annotations: Chang
     return read_vqa_pair(folder / "q.json", folder / "a.json")
 
 
-def _pictures(folder: Path, *names: str) -> Path:
+def _images(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "images" / name).touch()
@@ -63,7 +63,7 @@ OFFICIAL = ("COCO_val2014_000000000009.jpg", "COCO_val2014_000000000025.jpg")
 
 
 def test_a_record_holds_question_majority_answer_and_all_counts(tmp_path: Path) -> None:
-    records = list(vqa_records(_pair(tmp_path), _pictures(tmp_path, *OFFICIAL), "Briefly."))
+    records = list(vqa_records(_pair(tmp_path), _images(tmp_path, *OFFICIAL), "Briefly."))
     assert records[0] == {
         "id": "91",
         "image": "COCO_val2014_000000000009.jpg",
@@ -85,7 +85,7 @@ def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path)
     def blank(annotations: dict[str, Any]) -> None:
         annotations["annotations"][1]["answers"] = _answers(" ", "polo", " ")
 
-    record = next(vqa_records(_pair(tmp_path, change_annotations=blank), _pictures(tmp_path, *OFFICIAL), ""))
+    record = next(vqa_records(_pair(tmp_path, change_annotations=blank), _images(tmp_path, *OFFICIAL), ""))
     assert record["conversations"] == [
         {"from": "human", "value": "<image>\nWhat sport is this?"},
         {"from": "gpt", "value": "polo"},
@@ -93,8 +93,8 @@ def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path)
     assert record["answers"] == {" ": 2, "polo": 1}
 
 
-def test_pictures_are_found_under_either_name_and_one_folder_down(tmp_path: Path) -> None:
-    images = _pictures(tmp_path, "val2014/COCO_val2014_000000000009.jpg", "train2017/000000000025.jpg")
+def test_images_are_found_under_either_name_and_one_folder_down(tmp_path: Path) -> None:
+    images = _images(tmp_path, "val2014/COCO_val2014_000000000009.jpg", "train2017/000000000025.jpg")
     records = vqa_records(_pair(tmp_path), images, "")
     assert [record["image"] for record in records] == [
         "val2014/COCO_val2014_000000000009.jpg",
@@ -102,16 +102,16 @@ def test_pictures_are_found_under_either_name_and_one_folder_down(tmp_path: Path
     ]
 
 
-def test_missing_pictures_are_counted_before_anything_is_said(tmp_path: Path) -> None:
+def test_missing_images_are_counted_before_anything_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        list(vqa_records(_pair(tmp_path), _pictures(tmp_path, "other.jpg"), ""))
+        list(vqa_records(_pair(tmp_path), _images(tmp_path, "other.jpg"), ""))
     message = str(raised.value)
-    assert f"2 of 2 pictures are not in {tmp_path / 'images'}: {', '.join(OFFICIAL)}." in message
+    assert f"2 of 2 images are not in {tmp_path / 'images'}: {', '.join(OFFICIAL)}." in message
     assert "--images" in message and "val2014.zip" in message and raised.value.kind == "missing_image"
 
 
-def test_a_picture_folder_that_leads_outside_is_refused_at_once(tmp_path: Path) -> None:
-    outside = _pictures(tmp_path / "elsewhere", *OFFICIAL)
+def test_a_image_folder_that_leads_outside_is_refused_at_once(tmp_path: Path) -> None:
+    outside = _images(tmp_path / "elsewhere", *OFFICIAL)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "val2014").symlink_to(outside)
     with pytest.raises(DataError, match="lies outside"):
@@ -153,7 +153,7 @@ def _first(kind: str, **changes: object) -> Change:
         (_first("questions", image_id="9"), id, "q.json (id '91')", "a number 'image_id'"),
         (_first("questions", question_id=7), id, "q.json", "1 question(s) have no annotation in"),
         (lambda q: q["questions"].pop(), id, "a.json", "1 question(s) have no question in"),
-        (id, _first("annotations", image_id=26), "a.json (id '250')", "the picture is 26, but 25"),
+        (id, _first("annotations", image_id=26), "a.json (id '250')", "the image is 26, but 25"),
         (id, _first("annotations", answers=[]), "a.json (id '250')", "there are no 'answers'"),
         (id, _first("annotations", answers=["2"]), "a.json (id '250')", "no text 'answer'"),
         (id, _first("annotations", answers=_answers(" ")), "q.json (id '250')", "every answer is blank"),
@@ -165,7 +165,7 @@ def test_every_flaw_is_told_with_file_and_id(
     in_questions: Change, in_annotations: Change, file: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as raised:
-        list(vqa_records(_pair(tmp_path, in_questions, in_annotations), _pictures(tmp_path, *OFFICIAL), ""))
+        list(vqa_records(_pair(tmp_path, in_questions, in_annotations), _images(tmp_path, *OFFICIAL), ""))
     assert str(raised.value).startswith(f"{tmp_path / file}: ")
     assert told in str(raised.value) and raised.value.remedy
 

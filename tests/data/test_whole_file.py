@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.data.whole_file import whole_file
+from llava_accel.storage.atomic import whole_file
 
 
 def test_it_has_its_name_only_when_all_is_written(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from llava_accel.bench import bench
 from llava_accel.recipe import Recipe, make_recipe
 
 QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"
-WORDS = "what colour is the shape in this picture and how many of them are there on the left".split()
+WORDS = "what colour is the shape in this image and how many of them are there on the left".split()
 GIB = 2**30
 
 
@@ -89,34 +89,34 @@ def make_base(folder: Path, tiny: bool, weights: bool = True) -> Path:
     return folder
 
 
-def make_data(folder: Path, num_questions: int, a_picture: int, side: int) -> Path:
-    """Pictures of noise with questions of 15 words and answers of ten."""
+def make_data(folder: Path, num_questions: int, a_image: int, side: int) -> Path:
+    """Images of noise with questions of 15 words and answers of ten."""
     folder.mkdir(exist_ok=True)
     chance, pixels = random.Random(0), np.random.default_rng(0)
     records = []
     for number in range(num_questions):
-        name = f"{number // a_picture}.png"
+        name = f"{number // a_image}.png"
         if not (folder / name).exists():
             Image.fromarray(pixels.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / name)
         question, answer = (" ".join(chance.choices(WORDS, k=count)) for count in (15, 10))
         turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
         records.append({"id": str(number), "image": name, "conversations": turns})
-    path = folder / f"{num_questions}_{a_picture}.json"
+    path = folder / f"{num_questions}_{a_image}.json"
     path.write_text(json.dumps(records))
     return path
 
 
 def make_recipe_for(
-    folder: Path, base: Path, tiny: bool, batch: int, bits: int, again: bool, a_picture: int = 1, share: bool = False
+    folder: Path, base: Path, tiny: bool, batch: int, bits: int, again: bool, a_image: int = 1, share: bool = False
 ) -> Recipe:
     """One figure's recipe, and its data.
 
     Args:
         again: Checkpoint every layer.
-        a_picture: Questions on each picture.
-        share: Run a picture's prefix once for all of its questions.
+        a_image: Questions on each image.
+        share: Run an image's prefix once for all of its questions.
     """
-    data = make_data(folder / f"{a_picture}", batch * _steps(tiny), a_picture, 56 if tiny else 336)
+    data = make_data(folder / f"{a_image}", batch * _steps(tiny), a_image, 56 if tiny else 336)
     model: dict[str, Any] = {"base": str(base), "gradient_checkpointing": again, "quantization": {"bits": bits}}
     return make_recipe(
         {
@@ -136,10 +136,8 @@ def measure(folder: Path, tiny: bool, rounds: int) -> list[Row]:
     """All figures, each by `bench` on a recipe of its own."""
     base = make_base(folder / "base", tiny)
 
-    def run(batch: int, bits: int, again: bool, a_picture: int = 1, share: bool = False) -> dict[str, float]:
-        return bench(
-            make_recipe_for(folder, base, tiny, batch, bits, again, a_picture, share), _steps(tiny), rounds, None
-        )
+    def run(batch: int, bits: int, again: bool, a_image: int = 1, share: bool = False) -> dict[str, float]:
+        return bench(make_recipe_for(folder, base, tiny, batch, bits, again, a_image, share), _steps(tiny), rounds)
 
     half, many, few = (2, 4, 2) if tiny else (8, 25, 2)
     lora = run(half, 16, False)
@@ -151,7 +149,7 @@ def measure(folder: Path, tiny: bool, rounds: int) -> list[Row]:
         Row("LoRA without checkpointing, MFU", 100 * lora["mfu"], 55, "%"),
         Row("QLoRA nf4 over LoRA, tokens/s at 16,000 tokens a micro-batch", quantised, 0.9, "x"),
         Row("QLoRA nf4, peak at 1,300 tokens a micro-batch", peak, 12e9 / GIB, "GiB", is_limit=True),
-        Row("five questions a picture, shared over apart", shared["examples_per_s"] / apart["examples_per_s"], 3, "x"),
+        Row("five questions an image, shared over apart", shared["examples_per_s"] / apart["examples_per_s"], 3, "x"),
     ]
 
 

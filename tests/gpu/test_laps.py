@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from llava_accel.run.timing import Phases
+from llava_accel.runtime.timing import Phases
 
 
 def test_laps_of_a_device_are_read_without_waiting_for_it() -> None:

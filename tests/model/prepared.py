@@ -28,10 +28,10 @@ def trained(model: nn.Module) -> set[str]:
 
 
 def inputs(model: Trainable) -> dict[str, Tensor]:
-    picture = torch.linspace(-1, 1, 3 * 56 * 56).view(1, 3, 56, 56)
+    image = torch.linspace(-1, 1, 3 * 56 * 56).view(1, 3, 56, 56)
     return {
         "input_ids": torch.tensor([[1, *[model.config.image_token_id] * 16, 9, 8, 7, 6, 5]]),
-        "pixel_values": picture,
+        "pixel_values": image,
     }
 
 

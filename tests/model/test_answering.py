@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toys import IMAGE_ID, MIXED, PATCHES, PIXELS, VOCABULARY, about_one_picture, batch_of, make_llava, watch
+from toys import IMAGE_ID, MIXED, PATCHES, PIXELS, VOCABULARY, about_one_image, batch_of, make_llava, watch
 from transformers import GenerationConfig
 
 from llava_accel.data.labels import Example
 from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record
 from llava_accel.data.trie import share_rows
-from llava_accel.model.answering import Answered, answer_batch
+from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
 
 TOKENS = 6
-EXAMPLES = [*about_one_picture(), *MIXED]
+EXAMPLES = [*about_one_image(), *MIXED]
 
 
 @pytest.fixture
@@ -83,25 +83,25 @@ def test_the_loss_of_each_example_is_the_plain_one(objective: Objective) -> None
         torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_picture_and_its_prefix_run_once_for_all_questions_on_it(objective: Objective) -> None:
-    questions = [example for example in about_one_picture() if example.images == ("a",)]
+def test_a_image_and_its_prefix_run_once_for_all_questions_on_it(objective: Objective) -> None:
+    questions = [example for example in about_one_image() if example.images == ("a",)]
     assert len(questions) == 4
-    pictures: list[int] = []
-    watch(objective.tower.encoder.layers[0], pictures)
+    images: list[int] = []
+    watch(objective.tower.encoder.layers[0], images)
     tokens: list[int] = []
     objective.llava.model.language_model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append(args[0].shape[0] * args[0].shape[1]), with_kwargs=True
     )
     answered(objective, questions)
     prefix = 1 + PATCHES
-    assert pictures == [1]
+    assert images == [1]
     # One of the questions stands there twice, with two answers: it runs once, too.
     apart = sum(len(example.input_ids) - prefix for example in questions)
     assert tokens[0] < prefix + apart < sum(len(example.input_ids) for example in questions)
     assert tokens[1:] == [len(questions)] * (TOKENS - 1), "one token for each answer from there on"
 
 
-def test_a_blind_answer_needs_no_picture_and_is_that_of_a_blank_one(objective: Objective) -> None:
+def test_a_blind_answer_needs_no_image_and_is_that_of_a_blank_one(objective: Objective) -> None:
     _, questions = asked(EXAMPLES)
     rows = share_rows(EXAMPLES, 999)
     blank = [replace(row, images=(), image_starts=()) for row in rows]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny import make_clip, make_language_model
 from torch import Tensor
 
-from llava_accel.model.agreement import probe
 from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
+from llava_accel.release.verification import probe
 
 
 def test_adapter_of_the_original_comes_back_as_the_original_wrote_it(

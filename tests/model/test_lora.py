@@ -10,7 +10,7 @@ from tiny import make_llava
 from transformers import LlavaForConditionalGeneration
 
 from llava_accel.model.lora import find_targets, language_model_linears, load_trainables, split_state
-from llava_accel.model.summary import trainable_summary
+from llava_accel.setup.assembly import trainable_summary
 
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 LINEARS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

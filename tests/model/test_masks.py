@@ -3,18 +3,16 @@
 import pytest
 import torch
 from torch.nn.attention import flex_attention
-from toys import MIXED, VOCABULARY, about_one_picture, assert_same, batch_of, full_logits_loss, make_llava, talk
+from toys import MIXED, VOCABULARY, about_one_image, assert_same, batch_of, full_logits_loss, make_llava, talk
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
-from llava_accel.data.packing import pack_rows
-from llava_accel.data.trie import build_row, chain
+from llava_accel.data.trie import build_row, chain, pack_rows
 from llava_accel.model.build import attention
-from llava_accel.model.masks import forest_blocks, forest_mask
-from llava_accel.model.objective import Objective
+from llava_accel.model.objective import Objective, forest_blocks, forest_mask
 
 
 def test_blocks_are_the_boolean_mask() -> None:
-    rows = [build_row(about_one_picture()), build_row(MIXED, share=False)]
+    rows = [build_row(about_one_image()), build_row(MIXED, share=False)]
     subtree_end = batch_of(rows)["subtree_end"]
     assert isinstance(subtree_end, torch.Tensor) and (subtree_end == 0).any()
     blocks, mask = forest_blocks(subtree_end), forest_mask(subtree_end)
@@ -51,7 +49,7 @@ def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("flex_on_cpu")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_separate_rows() -> None:
-    model, examples = make_llava(attention="flex_attention"), about_one_picture()
+    model, examples = make_llava(attention="flex_attention"), about_one_image()
     row = build_row(examples, [1.0, 0.7, 0.3, 1.0, 2.0])
     ours = Objective(model, VOCABULARY)(**batch_of([row, chain(MIXED[0])]))
     model.set_attn_implementation("sdpa")

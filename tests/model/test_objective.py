@@ -9,7 +9,7 @@ from toys import (
     MIXED,
     PATCHES,
     VOCABULARY,
-    about_one_picture,
+    about_one_image,
     assert_same,
     batch_of,
     full_logits_loss,
@@ -57,7 +57,7 @@ def test_lora_layers_get_the_gradients_of_the_full_logits_computation(llava: Lla
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "packed"])
 def test_a_row_of_many_examples_equals_separate_rows(attention: str, share: bool) -> None:
-    model, examples = make_llava(attention=attention), about_one_picture()
+    model, examples = make_llava(attention=attention), about_one_image()
     weights = [1.0, 0.7, 0.3, 1.0, 2.0]
     row = build_row(examples, weights, share=share)
     assert not share or len(row) < sum(len(example.input_ids) for example in examples) - 3 * PATCHES
@@ -69,7 +69,7 @@ def test_a_row_of_many_examples_equals_separate_rows(attention: str, share: bool
 @pytest.mark.parametrize("branched", [False, True], ids=["chains", "branches"])
 def test_padding_cannot_change_the_loss(llava: LlavaForConditionalGeneration, branched: bool) -> None:
     objective = Objective(llava, VOCABULARY)
-    first = build_row(about_one_picture()) if branched else chain(MIXED[0])
+    first = build_row(about_one_image()) if branched else chain(MIXED[0])
     batch = batch_of([first, chain(MIXED[1]), chain(MIXED[2])])
     assert batch["branched"] is branched
     expected = objective(**batch)

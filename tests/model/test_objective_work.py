@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 from toys import (
+    IMAGES,
     MIXED,
-    PICTURES,
     PIXELS,
     PX,
     VOCABULARY,
-    about_one_picture,
+    about_one_image,
     assert_same,
     batch_of,
     make_llava,
@@ -21,11 +21,11 @@ from toys import (
 from transformers import LlavaForConditionalGeneration
 
 from llava_accel.data.collate import collate
-from llava_accel.data.images import Picture
+from llava_accel.data.images import LoadedImage
 from llava_accel.data.trie import build_row, chain
 from llava_accel.model import objective as objective_file
 from llava_accel.model.objective import Objective
-from llava_accel.model.parked_tower import ParkedTower
+from llava_accel.model.tower import ParkedTower
 
 
 @pytest.fixture(params=["clip", "siglip"])
@@ -78,7 +78,7 @@ def test_only_target_positions_reach_the_head(llava: LlavaForConditionalGenerati
 
 
 def test_only_target_positions_reach_the_last_mlp(llava: LlavaForConditionalGeneration) -> None:
-    row = build_row(about_one_picture())
+    row = build_row(about_one_image())
     assert len(set(row.target_positions)) < len(row.target_positions), "two answers begin at one place"
     seen: list[tuple[int, ...]] = []
     mlp = llava.model.language_model.layers[-1].mlp
@@ -90,7 +90,7 @@ def test_only_target_positions_reach_the_last_mlp(llava: LlavaForConditionalGene
     assert hooks == (len(mlp._forward_pre_hooks), len(mlp._forward_hooks)), "nothing stays behind"
 
 
-def test_each_picture_runs_through_the_tower_once(llava: LlavaForConditionalGeneration, seen: list[int]) -> None:
+def test_each_image_runs_through_the_tower_once(llava: LlavaForConditionalGeneration, seen: list[int]) -> None:
     watch(llava.model.vision_tower.embeddings, seen)
     Objective(llava, VOCABULARY)(**batch_of([chain(example) for example in MIXED]))
     assert seen == [len(set("abcabad"))]
@@ -159,18 +159,18 @@ def test_the_selected_layer_is_transformers_own_and_those_behind_it_do_not_run(t
 
 
 @pytest.mark.parametrize("known", ["a", "c", "ac", "bd", "abcd"])
-def test_which_pictures_are_stored_already_changes_no_bit(llava: LlavaForConditionalGeneration, known: str) -> None:
-    """A worker may read a picture before or after its features are stored, and so may a run that goes on."""
+def test_which_images_are_stored_already_changes_no_bit(llava: LlavaForConditionalGeneration, known: str) -> None:
+    """A worker may read an image before or after its features are stored, and so may a run that goes on."""
     rows = [chain(example) for example in MIXED]
     objective = Objective(llava, VOCABULARY)
     llava.model.vision_tower.requires_grad_(False)
     with torch.no_grad():
         found = objective_file.tower_features(llava.model.vision_tower, llava.config, torch.stack([*PIXELS.values()]))
-    stored = {name: Picture(row) for name, row in zip(PIXELS, found, strict=True) if name in known}
+    stored = {name: LoadedImage(row) for name, row in zip(PIXELS, found, strict=True) if name in known}
     gradients = []
-    for pictures in (PICTURES, PICTURES | stored):
+    for images in (IMAGES, IMAGES | stored):
         llava.zero_grad()
-        objective(**collate(rows, pictures, (3, PX, PX))).backward()
+        objective(**collate(rows, images, (3, PX, PX))).backward()
         gradients.append({name: p.grad for name, p in llava.named_parameters() if p.grad is not None})
     first, second = gradients
     assert first.keys() == second.keys() and any("projector" in name for name in first)
@@ -183,11 +183,13 @@ def test_stored_features_take_the_place_of_pixels(llava: LlavaForConditionalGene
     llava.model.vision_tower.requires_grad_(False)
     with torch.no_grad():
         stored = {
-            name: Picture(objective_file.tower_features(llava.model.vision_tower, llava.config, PIXELS[name][None])[0])
+            name: LoadedImage(
+                objective_file.tower_features(llava.model.vision_tower, llava.config, PIXELS[name][None])[0]
+            )
             for name in "ac"
         }
     expected = objective(**batch_of(rows))
     objective.parked = ParkedTower(llava)
-    batch = collate(rows, PICTURES | stored, (3, PX, PX))
+    batch = collate(rows, IMAGES | stored, (3, PX, PX))
     assert len(batch["pixel_values"]) == len(batch["tower_features"]) == 2
     assert_same(llava, objective(**batch), expected)

@@ -1,4 +1,4 @@
-"""A tower that was left on disk costs nothing, and is the same as one that was loaded once a picture needs it."""
+"""A tower that was left on disk costs nothing, and is the same as one that was loaded once an image needs it."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.processing import load_processing
-from llava_accel.model.summary import trainable_summary
 from llava_accel.model.tower import tower_features
+from llava_accel.setup.assembly import trainable_summary
 
 PARITY = Path(__file__).parents[1] / "parity"
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from tiny import NUM_PATCHES, VOCABULARY, make_clip, make_language_model, make_s
 from transformers import AutoProcessor, AutoTokenizer
 
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn
-from llava_accel.data.images import Pictures
+from llava_accel.data.images import ImageReader
 from llava_accel.model.processing import Processing, load_processing, num_rows
 from llava_accel.recipe import ModelTable
 
@@ -32,17 +32,17 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def picture(width: int = 80, height: int = 40) -> Image.Image:
+def image(width: int = 80, height: int = 40) -> Image.Image:
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("kind", ["hub", "original", "clip", "siglip"])
-def test_the_processor_expands_a_picture_to_the_models_tokens(parts: Path, llava_folder: Path, kind: str) -> None:
+def test_the_processor_expands_a_image_to_the_models_tokens(parts: Path, llava_folder: Path, kind: str) -> None:
     bases = {"hub": {"base": llava_folder}, "original": {"base": PARITY / "llava-orig"}}
     part = {"language_model": parts / "language", "vision_tower": parts / kind}
     processing = processing_of(**bases.get(kind, part))
-    batch = processing.processor(images=picture(), text="USER: <image>\nHi", return_tensors="pt")
+    batch = processing.processor(images=image(), text="USER: <image>\nHi", return_tensors="pt")
     count = int((batch["input_ids"] == processing.image_token_id).sum())
     assert count == processing.num_image_tokens == NUM_PATCHES
     assert batch["pixel_values"].shape == (1, 3, 56, 56)
@@ -98,17 +98,17 @@ def test_tokenizers_pad_on_the_right_with_the_unknown_token(parts: Path) -> None
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 @pytest.mark.parametrize("aspect", ["pad", "crop", "stretch"])
-def test_the_saved_processor_treats_pictures_as_training_does(
+def test_the_saved_processor_treats_images_as_training_does(
     parts: Path, tmp_path: Path, tower: str, aspect: str
 ) -> None:
     processing = processing_of(aspect, language_model=parts / "language", vision_tower=parts / tower)
     processing.processor.save_pretrained(tmp_path)
     saved = AutoProcessor.from_pretrained(tmp_path)
-    training = Pictures(processing.processor.image_processor, aspect)  # type: ignore[arg-type]
+    training = ImageReader(processing.processor.image_processor, aspect)  # type: ignore[arg-type]
     for size in ((80, 40), (33, 70), (56, 56)):
-        image = picture(*size)
-        theirs = saved(images=image, text="<image>", return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(training.normalise(image), theirs.float(), rtol=0, atol=1e-6)
+        sample = image(*size)
+        theirs = saved(images=sample, text="<image>", return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(training.normalise(sample), theirs.float(), rtol=0, atol=1e-6)
 
 
 def test_an_image_processor_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize(
     ("name", "turns"),
-    # "plain" captions a picture and takes one round without a system prompt.
+    # "plain" captions an image and takes one round without a system prompt.
     [(name, turns) for name in sorted(TEMPLATES) for turns in CONVERSATIONS[: 1 if name == "plain" else 3]],
 )
 def test_the_chat_template_writes_what_training_reads(name: str, turns: list[Turn]) -> None:

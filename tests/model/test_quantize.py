@@ -10,8 +10,8 @@ from tiny import make_llava
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.lora import language_model_linears, prepare_trainable
 from llava_accel.model.processing import load_processing
-from llava_accel.model.summary import trainable_summary
 from llava_accel.recipe import make_recipe
+from llava_accel.setup.assembly import trainable_summary
 
 
 @pytest.fixture(scope="module")

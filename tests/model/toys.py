@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from llava_accel.data.collate import collate
-from llava_accel.data.images import Picture
+from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.trie import Row
 
@@ -24,8 +24,8 @@ IMAGE_ID = 96
 PX, PATCHES = 28, 4
 TOLERANCE = 1e-5
 PIXELS = {name: torch.randn(3, PX, PX, generator=torch.Generator().manual_seed(ord(name))) for name in "abcd"}
-PICTURES = {name: Picture(pixels) for name, pixels in PIXELS.items()}
-PICTURES = {name: Picture(pixels) for name, pixels in PIXELS.items()}
+IMAGES = {name: LoadedImage(pixels) for name, pixels in PIXELS.items()}
+IMAGES = {name: LoadedImage(pixels) for name, pixels in PIXELS.items()}
 
 
 def make_llava(tower: str = "clip", attention: str = "sdpa") -> LlavaForConditionalGeneration:
@@ -33,8 +33,8 @@ def make_llava(tower: str = "clip", attention: str = "sdpa") -> LlavaForConditio
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     # Wide weights: attention that looked at the wrong place must show.
-    pictures = {"image_size": PX, "patch_size": PX // 2, "initializer_range": 0.2}
-    vision = CLIPVisionConfig(**sizes, **pictures) if tower == "clip" else SiglipVisionConfig(**sizes, **pictures)
+    images = {"image_size": PX, "patch_size": PX // 2, "initializer_range": 0.2}
+    vision = CLIPVisionConfig(**sizes, **images) if tower == "clip" else SiglipVisionConfig(**sizes, **images)
     text = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, initializer_range=0.2, pad_token_id=0, **sizes)
     config = LlavaConfig(
         vision_config=vision,
@@ -49,7 +49,7 @@ def make_llava(tower: str = "clip", attention: str = "sdpa") -> LlavaForConditio
 
 
 def talk(seed: int, question: int, answer: int, images: str = "", rounds: int = 1) -> Example:
-    """An example of `rounds` x (`question` prompt tokens, `answer` targets), its pictures behind the first token."""
+    """An example of `rounds` x (`question` prompt tokens, `answer` targets), its images behind the first token."""
     random = np.random.default_rng(seed)
     ids, targets, starts = [1], [False], []
     for _ in images:
@@ -72,11 +72,11 @@ MIXED = [talk(1, 5, 3, "a"), talk(2, 9, 7, "b", rounds=2), talk(3, 4, 1), talk(4
 
 
 def batch_of(rows: Sequence[Row]) -> dict[str, Tensor | bool]:
-    return collate(rows, PICTURES, (3, PX, PX))
+    return collate(rows, IMAGES, (3, PX, PX))
 
 
-def about_one_picture() -> list[Example]:
-    """Three questions on one picture, two answers to one of them, and a fourth question on another picture."""
+def about_one_image() -> list[Example]:
+    """Three questions on one image, two answers to one of them, and a fourth question on another image."""
     tail = talk(13, 5, 4, "a")
     head = talk(12, 5, 3, "a")
     same_question = np.concatenate([head.input_ids[: 1 + PATCHES + 5], tail.input_ids[1 + PATCHES + 5 :]])
@@ -100,8 +100,8 @@ def full_logits_loss(model: nn.Module, examples: Sequence[Example], weights: Seq
             length = len(example.input_ids)
             ids[row, :length], mask[row, :length] = torch.from_numpy(example.input_ids), 1
             labels[row, :length][example.is_target] = ids[row, :length][example.is_target]
-        pictures = [PIXELS[name] for example in chosen for name in example.images]
-        pixels = {"pixel_values": torch.stack(pictures)} if pictures else {}
+        images = [PIXELS[name] for example in chosen for name in example.images]
+        pixels = {"pixel_values": torch.stack(images)} if images else {}
         mean = model(input_ids=ids, attention_mask=mask, labels=labels, **pixels).loss
         total = total + weight * mean * sum(example.num_targets for example in chosen)
     return total

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from llava_accel.quickstart.draw import (
+from quickstart.draw import (
     COLORS,
     DESCRIBE,
     LIST,

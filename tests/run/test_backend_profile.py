@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from runs import recipe
 
-from llava_accel.run import backend_deepspeed
-from llava_accel.run.backend_profile import Engine, Profile
+from llava_accel.runtime import zero as backend_deepspeed
+from llava_accel.runtime.launch_profile import Engine, Profile
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava_accel.run.card import write_model_card
+from llava_accel.checkpoint.model_card import write_model_card
 
 
 def test_model_card_says_what_was_trained_and_how_well(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llava_accel.run.choosing import best_evaluation, overfitting, read_lines
+from llava_accel.scoring.best import best_evaluation, overfitting, read_lines
 
 Lines = list[dict[str, Any]]
 

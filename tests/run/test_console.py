@@ -2,11 +2,11 @@
 
 import pytest
 
-from llava_accel.run.console import Screen
+from llava_accel.console.output import Console
 
 
 def test_a_phase_prints_about_twenty_lines_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Screen().bar("read data", 1000) as bar:
+    with Console().bar("read data", 1000) as bar:
         for _ in range(1000):
             bar.advance(1, "a note")
     lines = capsys.readouterr().out.splitlines()
@@ -19,24 +19,24 @@ def test_a_phase_without_news_prints_nothing_before_somebody_wonders(
 ) -> None:
     clock = iter([0.0, 1.0, 5.5, 6.0, 11.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with Screen().bar("evaluate", 4) as bar:
+    with Console().bar("evaluate", 4) as bar:
         for _ in range(4):
             bar.advance()
     assert capsys.readouterr().out.splitlines() == ["evaluate 2/4", "evaluate 4/4"]
 
 
 def test_a_short_phase_prints_every_note_and_an_empty_one_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen()
-    with screen.bar("train", 3) as bar:
+    console = Console()
+    with console.bar("train", 3) as bar:
         for _ in range(3):
             bar.advance(1, "loss")
-    with screen.bar("nothing", 0):
+    with console.bar("nothing", 0):
         pass
     assert capsys.readouterr().out.splitlines() == ["train 1/3 loss", "train 2/3 loss", "train 3/3 loss"]
 
 
 def test_a_resumed_phase_goes_on_from_where_it_stood(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Screen().open_bar("train", 4, 2)
+    bar = Console().open_bar("train", 4, 2)
     bar.advance(1, "loss")
     bar.advance(1, "loss")
     bar.close()
@@ -44,26 +44,26 @@ def test_a_resumed_phase_goes_on_from_where_it_stood(capsys: pytest.CaptureFixtu
 
 
 def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen(is_main=False)
-    screen.line("a line")
-    screen.table("a table", ["a"], [["b"]])
-    with screen.bar("a bar", 1) as bar:
+    console = Console(is_main=False)
+    console.line("a line")
+    console.table("a table", ["a"], [["b"]])
+    with console.bar("a bar", 1) as bar:
         bar.advance()
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("text", ["[red]no colour[/red]", "[/unbalanced]", "a [link=x]b[/link]", "[1, 2]"])
 def test_data_is_never_read_as_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    screen = Screen()
-    screen.line(text)
-    screen.table("a table", ["a"], [[text]])
+    console = Console()
+    console.line(text)
+    console.table("a table", ["a"], [[text]])
     printed = capsys.readouterr().out
     assert printed.count(text) == 2
 
 
 def test_data_never_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen()
-    screen.line("red \x1b[31m bell \x07")
-    screen.table("a table", ["a"], [["red \x1b[31m"]])
+    console = Console()
+    console.line("red \x1b[31m bell \x07")
+    console.table("a table", ["a"], [["red \x1b[31m"]])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "\x07" not in printed and "\\x1b[31m" in printed

@@ -13,9 +13,9 @@ from transformers import AutoProcessor
 
 from llava_accel.data.conversation import Turn
 from llava_accel.data.records import parse_record
-from llava_accel.run.datasets import build_encoder
-from llava_accel.run.dialogue import Dialogue, _Pieces
-from llava_accel.run.trained import Loaded, Trained, find_trained, load_trained
+from llava_accel.inference.dialogue import Dialogue, _Pieces
+from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
+from llava_accel.setup.datasets import build_encoder
 
 ONE, TWO = PARITY / "images" / "t0.png", PARITY / "images" / "t3.png"
 TEMPLATES = ("v1", "llava_llama_2", "mistral_instruct")
@@ -80,8 +80,8 @@ def test_saved_processor_writes_the_same_prompt(legacy: bool, template: str, tmp
     ]
     processor = AutoProcessor.from_pretrained(tmp_path / "saved")
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    pictures = [Image.open(path).convert("RGB") for path in (ONE, TWO)]
-    ids = processor(images=pictures, text=text, return_tensors="pt")["input_ids"][0].tolist()
+    images = [Image.open(path).convert("RGB") for path in (ONE, TWO)]
+    ids = processor(images=images, text=text, return_tensors="pt")["input_ids"][0].tolist()
     assert ids == prompt.input_ids[: prompt.prompt_length()].tolist()
 
 

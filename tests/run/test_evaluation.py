@@ -12,16 +12,15 @@ from runs import PARITY, mixed_records, recipe, talk, write_records
 from torch import Tensor
 from transformers import GenerationConfig
 
+from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.run.answers import answer
-from llava_accel.run.backend import build_accelerator
-from llava_accel.run.console import Screen
-from llava_accel.run.datasets import Part, open_data
-from llava_accel.run.evaluation import Evaluation, choose_rows, evaluate, write_predictions
-from llava_accel.run.objective import build_objective
+from llava_accel.runtime.engines import build_accelerator
+from llava_accel.scoring.held_out import Evaluation, answer, choose_rows, evaluate, write_predictions
+from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.datasets import Part, open_data
 
 TOKENS = 6
 
@@ -34,25 +33,25 @@ class Ready:
     objective: Objective
     part: Part
     other: Part
-    """The same records with other pictures."""
+    """The same records with other images."""
     processing: Processing
 
     def evaluate(self, **keys: object) -> Evaluation:
         """Evaluate with other keys of [eval]."""
         changed = self.recipe.model_copy(update={"eval": self.recipe.eval.model_copy(update=keys)})
         accelerator, tokenizer = build_accelerator(changed), self.processing.processor.tokenizer
-        return evaluate(self.objective, self.part, changed, accelerator, tokenizer, Screen(False))
+        return evaluate(self.objective, self.part, changed, accelerator, tokenizer, Console(False))
 
     def prompt(self, row: int) -> tuple[Example, dict[str, Tensor]]:
-        """A row as transformers takes it, pictures included."""
+        """A row as transformers takes it, images included."""
         example = self.part.corpus.encode(row).example
-        pictures = [self.part.pictures(Path(name)) for name in example.images]
-        return example, {"pixel_values": torch.stack(pictures)} if pictures else {}
+        images = [self.part.image_reader(Path(name)) for name in example.images]
+        return example, {"pixel_values": torch.stack(images)} if images else {}
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
-    """The parity base with an adapter; its answers depend on words and pictures."""
+    """The parity base with an adapter; its answers depend on words and images."""
     folder = tmp_path_factory.mktemp("evaluation")
     records = [*mixed_records(9), talk("long", "What do you see? " * 5, "a word", "t2.png"), talk("short", "A?", "b")]
     swapped = {f"t{number}.png": f"t{(number + 3) % 8}.png" for number in range(8)}
@@ -65,11 +64,11 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
         train={"per_device_batch_size": 2},
         eval={"max_new_tokens": TOKENS, "blind_limit": 0},
     )
-    accelerator, screen = build_accelerator(settings), Screen(False)
+    accelerator, console = build_accelerator(settings), Console(False)
     processing = load_processing(settings.model, settings.data.image_aspect)
-    other, part = open_data(settings, processing, accelerator, screen)
+    other, part = open_data(settings, processing, accelerator, console)
     assert part is not None
-    objective, _ = build_objective(settings, processing, accelerator, screen)
+    objective, _ = build_objective(settings, processing, accelerator, console)
     with torch.no_grad():
         objective.llava.model.multi_modal_projector.linear_2.weight.mul_(30)
     return Ready(settings, objective.eval(), part, other, processing)
@@ -134,14 +133,14 @@ def test_a_limit_draws_the_same_rows_each_time(ready: Ready) -> None:
 
 def _answers(ready: Ready, part: Part, blind: bool) -> list[object]:
     tokenizer, rows = ready.processing.processor.tokenizer, part.rows.tolist()
-    accelerator, screen = build_accelerator(ready.recipe), Screen(False)
-    with screen.bar("answer", 1) as bar:
+    accelerator, console = build_accelerator(ready.recipe), Console(False)
+    with console.bar("answer", 1) as bar:
         batches = [rows[::2], rows[1::2]]
         found, _ = answer(ready.objective, part, batches, ready.recipe, accelerator, tokenizer, bar, blind=blind)
     return [row["prediction"] for row in found]
 
 
-def test_a_blind_answer_ignores_the_picture_and_another_does_not(ready: Ready) -> None:
+def test_a_blind_answer_ignores_the_image_and_another_does_not(ready: Ready) -> None:
     assert _answers(ready, ready.part, blind=True) == _answers(ready, ready.other, blind=True)
     seeing = _answers(ready, ready.part, blind=False)
     assert seeing != _answers(ready, ready.other, blind=False) and seeing != _answers(ready, ready.part, blind=True)

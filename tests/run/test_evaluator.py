@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from runs import recipe
 
+from llava_accel.console.output import Console
+from llava_accel.loop.meter import Meter
+from llava_accel.loop.validation import Evaluator
 from llava_accel.recipe import Recipe
-from llava_accel.run.console import Screen
-from llava_accel.run.evaluator import Evaluator
-from llava_accel.run.meter import Meter
-from llava_accel.run.state import TrainState
+from llava_accel.setup.state import TrainState
 
 NAN = float("nan")
 
@@ -36,7 +36,7 @@ def decide(
     monkeypatch.setattr(Evaluator, "_report", lambda *_: None)
     evaluator, checkpoints, meter = object.__new__(Evaluator), Checkpoints(), object.__new__(Meter)
     meter.enter = lambda _phase: None
-    evaluator._recipe, evaluator._screen, evaluator._checkpoints = settings, Screen(False), checkpoints
+    evaluator._recipe, evaluator._console, evaluator._checkpoints = settings, Console(False), checkpoints
     decisions = []
     for value in values:
         monkeypatch.setattr(Evaluator, "_measure", lambda *_, value=value: value)

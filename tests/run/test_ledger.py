@@ -4,10 +4,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llava_accel.estimate.peak_memory import Layout, Weights, plan_for
+from llava_accel.estimate.trace import Ledger, Moment, highest
 from llava_accel.recipe import make_recipe
-from llava_accel.run.ledger import Ledger, Moment, highest
-from llava_accel.run.plan_memory import Layout, plan_for
-from llava_accel.run.plan_weights import Weights
 
 ROWS, WIDTH, VOCABULARY = 7, 64, 100
 

@@ -7,8 +7,7 @@ import pytest
 from runs import metrics, mixed_records, recipe, talk, write_records
 
 import llava_accel.train as verb
-from llava_accel.run.lines import keep_lines_until
-from llava_accel.run.state import TrainState
+from llava_accel.storage.jsonl import keep_lines_until
 
 STEPS = 7
 
@@ -79,7 +78,7 @@ def _lines(*steps: int) -> str:
 def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path: Path, text: str, step: int, kept: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    keep_lines_until(path, TrainState(num_steps=9, steps_per_epoch=9, step=step, evaluated_step=step))
+    keep_lines_until(path, step, step)
     assert path.read_text() == kept
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -88,10 +87,10 @@ def test_an_evaluation_that_is_made_anew_leaves_no_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     evaluations = [json.dumps({"step": step, "eval": {}}) + "\n" for step in (0, 3)]
     path.write_text(evaluations[0] + _lines(1, 2, 3) + evaluations[1])
-    keep_lines_until(path, TrainState(num_steps=9, steps_per_epoch=9, step=3, evaluated_step=0))
+    keep_lines_until(path, 3, 0)
     assert path.read_text() == evaluations[0] + _lines(1, 2, 3)
 
 
 def test_no_metrics_are_no_reason_to_fail(tmp_path: Path) -> None:
-    keep_lines_until(tmp_path / "metrics.jsonl", TrainState(num_steps=9, steps_per_epoch=9, step=3))
+    keep_lines_until(tmp_path / "metrics.jsonl", 3, -1)
     assert not list(tmp_path.iterdir())

@@ -7,10 +7,9 @@ import pytest
 from runs import PARITY, metrics, recipe, write_records
 
 import llava_accel.train as verb
-from llava_accel.data.answer_fields import option
 from llava_accel.data.problems import DataError
-from llava_accel.data.records import parse_record
-from llava_accel.run.report.history import read_run
+from llava_accel.data.records import option, parse_record
+from llava_accel.pages.history import read_run
 
 
 @pytest.mark.parametrize(

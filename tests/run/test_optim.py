@@ -9,8 +9,8 @@ from runs import metrics, mixed_records, recipe, write_records
 from torch import nn
 
 import llava_accel.train as verb
+from llava_accel.loop.optimizer import build_optimizer, build_scheduler, learning_rates, parameter_groups, part_of
 from llava_accel.recipe import OptimTable
-from llava_accel.run.optim import build_optimizer, build_scheduler, learning_rates, parameter_groups, part_of
 
 RATES = OptimTable(
     learning_rate=3.0, projector_learning_rate=2.0, vision_learning_rate=1.0, weight_decay=0.5, warmup_fraction=0.25

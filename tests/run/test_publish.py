@@ -38,7 +38,7 @@ def test_push_that_fails_keeps_the_export_and_the_token_to_itself(
 def test_push_without_a_token_is_refused_before_anything_is_made(
     lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llava_accel.run.publish.get_token", lambda: None)
+    monkeypatch.setattr("llava_accel.release.publish.get_token", lambda: None)
     with pytest.raises(SystemExit, match="2"):
         export(monkeypatch, lora_run, "peft", tmp_path / "peft", "--push", "someone/adapter")
     assert "hf auth login" in capsys.readouterr().err

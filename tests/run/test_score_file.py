@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.run.scoring import TypeScore, by_type, score_file
+from llava_accel.scoring.metrics import TypeScore, by_type, score_file
 
 
 def test_by_type_averages_and_puts_the_most_frequent_type_first() -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.run.scoring import (
+from llava_accel.scoring.metrics import (
+    CONTRACTIONS,
     answer_list,
     exact_match,
+    normalize,
     score,
     vqa_accuracy,
 )
-from llava_accel.run.vqa_normalize import CONTRACTIONS, normalize
 
 # [rule, {answer: annotators}, prediction, accuracy]: the last computed by the official evaluator, 6 decimals.
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "vqa_accuracy_golden.json").read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ import pytest
 
 from llava_accel.data.sampler import Order
 from llava_accel.recipe import TrainTable
-from llava_accel.run.state import TrainState, is_due
+from llava_accel.setup.state import TrainState, is_due
 
 
 def test_max_steps_comes_before_epochs() -> None:

@@ -9,17 +9,16 @@ import torch
 from runs import recipe
 from torch import nn
 
+from llava_accel.console.output import Console
+from llava_accel.estimate.peak_memory import Layout as Profile
+from llava_accel.estimate.peak_memory import count_weights, plan_for
+from llava_accel.estimate.trace import build_meta
+from llava_accel.loop.optimizer import build_optimizer
+from llava_accel.measurement.probe import living_bytes
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import OptimTable
-from llava_accel.run.backend import build_accelerator
-from llava_accel.run.console import Screen
-from llava_accel.run.objective import build_objective
-from llava_accel.run.optim import build_optimizer
-from llava_accel.run.plan_memory import Layout as Profile
-from llava_accel.run.plan_memory import plan_for
-from llava_accel.run.plan_trace import build_meta
-from llava_accel.run.plan_weights import count_weights
-from llava_accel.run.probe import living_bytes
+from llava_accel.runtime.engines import build_accelerator
+from llava_accel.setup.assembly import build_objective
 
 CPU = torch.device("cpu")
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,9 +38,9 @@ def test_every_weight_is_there_once_and_frozen_ones_in_the_type_of_storage_alone
     stored = torch.bfloat16 if precision == "bf16" else torch.float32
     accelerator, processing = build_accelerator(settings), load_processing(settings.model, "pad")
     before = living_bytes(CPU)
-    objective, loaded = build_objective(settings, processing, accelerator, Screen(False))
+    objective, loaded = build_objective(settings, processing, accelerator, Console(False))
     if objective.parked:
-        objective.parked.on(CPU)  # as the first picture without stored features does
+        objective.parked.on(CPU)  # as the first image without stored features does
     kept = living_bytes(CPU) - before
     assert {weight.dtype for weight in loaded.model.parameters() if not weight.requires_grad} == {stored}
     assert {weight.dtype for weight in loaded.model.parameters() if weight.requires_grad} == {torch.float32}

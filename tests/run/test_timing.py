@@ -10,10 +10,10 @@ import torch
 from runs import metrics, mixed_records, recipe, write_records
 
 import llava_accel.train as verb
+from llava_accel.checkpoint.store import Checkpoints
+from llava_accel.console.output import Console
 from llava_accel.model.objective import Objective
-from llava_accel.run.checkpoint import Checkpoints
-from llava_accel.run.console import Screen
-from llava_accel.run.timing import PHASES, Phases, take_peak, waiting_note
+from llava_accel.runtime.timing import PHASES, Phases, take_peak, waiting_note
 
 SLOW_S = 0.05
 
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch().context() as patched:
         patched.setattr(Objective, "encode", slow_encode)
         patched.setattr(Checkpoints, "_write", slow_write)
-        patched.setattr(Screen, "table", lambda self, title, columns, rows: tables.update({title: rows}))
+        patched.setattr(Console, "table", lambda self, title, columns, rows: tables.update({title: rows}))
         begun = time.perf_counter()
         verb.train(table)
         return Run(folder / "run", tables, time.perf_counter() - begun)

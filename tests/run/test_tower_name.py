@@ -14,7 +14,7 @@ from llava_accel.model.build import load_model
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe
-from llava_accel.run.tower_name import name_tower
+from llava_accel.setup.vision_cache import name_tower
 
 
 @pytest.fixture

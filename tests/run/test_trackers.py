@@ -9,12 +9,12 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 from runs import PARITY, metrics, recipe
 
-import llava_accel.run.trackers as module
+import llava_accel.runtime.trackers as module
 import llava_accel.train as verb
+from llava_accel.console.output import Console
 from llava_accel.recipe import Recipe
-from llava_accel.run.backend import build_accelerator
-from llava_accel.run.console import Screen
-from llava_accel.run.trackers import Trackers
+from llava_accel.runtime.engines import build_accelerator
+from llava_accel.runtime.trackers import Trackers
 
 TILES = [Image.new("RGB", (40, 52), color) for color in ("red", "green", "blue")]
 
@@ -25,18 +25,18 @@ def tracked(folder: Path, *names: str, **tables: dict[str, Any]) -> Recipe:
 
 def started(settings: Recipe) -> Trackers:
     Path(settings.run.output_dir).mkdir(parents=True, exist_ok=True)
-    return Trackers(settings, build_accelerator(settings), Screen())
+    return Trackers(settings, build_accelerator(settings), Console())
 
 
 def used(trackers: Trackers) -> None:
-    """Two lines and three pictures, as a run gives them."""
+    """Two lines and three images, as a run gives them."""
     trackers.log({"loss": 2.5}, 1)
     trackers.log({"eval/loss": 2.25}, 2)
-    trackers.pictures(TILES, 2)
+    trackers.images(TILES, 2)
     trackers.close()
 
 
-def test_tensorboard_has_every_number_of_the_run_its_recipe_and_held_out_pictures(tmp_path: Path) -> None:
+def test_tensorboard_has_every_number_of_the_run_its_recipe_and_held_out_images(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     data = {"eval": str(PARITY / "traj_lora.json")}
     train, evaluation = {"max_steps": 3, "epochs": 3}, {"every": 2, "at_start": True}
@@ -53,7 +53,7 @@ def test_tensorboard_has_every_number_of_the_run_its_recipe_and_held_out_picture
     assert "optim.learning_rate: 0.02" in settings.read_text()
 
 
-def test_wandb_offline_leaves_numbers_and_pictures_in_the_run_folder(
+def test_wandb_offline_leaves_numbers_and_images_in_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
@@ -67,7 +67,7 @@ def test_wandb_offline_leaves_numbers_and_pictures_in_the_run_folder(
     assert len(list((folder / "files" / "media" / "images").rglob("held_out*.png"))) == len(TILES)
 
 
-def test_trackio_keeps_numbers_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_keeps_numbers_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
     used(started(tracked(tmp_path, "trackio")))
@@ -126,7 +126,7 @@ def test_one_tracker_that_fails_leaves_the_others_alone(
     monkeypatch.setitem(module.LOGGER_TYPE_TO_CLASS, "aim", Notes)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("")
-    trackers = Trackers(settings, accelerator, Screen())
+    trackers = Trackers(settings, accelerator, Console())
     used(trackers)
     assert noted == [({"loss": 2.5}, 1), ({"eval/loss": 2.25}, 2)]
     assert "tracker aim" not in capsys.readouterr().out

@@ -1,0 +1,137 @@
+"""The part of a checkpoint that inference does not need: moments and position, in a form that no engine and no number of
+ranks is written into.
+
+`progress.json` holds the position, `optimizer-00001.safetensors` and so on every moment in full under
+`PARAMETER//KEY`, whatever way the engine had divided it. The schedule is a function of the step and is not stored.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.scheduler import AcceleratedScheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import Recipe
+from llava_accel.runtime.engines import resolve_precision
+from llava_accel.setup.state import TrainState
+
+PROGRESS = "progress.json"
+_FILE_BYTES = 2 << 30
+_SEPARATOR = "//"
+_T = TypeVar("_T")
+
+
+def write_optimizer_state(folder: Path, moments: Iterable[tuple[str, str, Tensor]]) -> None:
+    """Write (parameter, key, whole tensor) into files of about 2 GiB, so that no more is held at once."""
+    held: dict[str, Tensor] = {}
+    number = 1
+    for name, key, tensor in moments:
+        held[f"{name}{_SEPARATOR}{key}"] = tensor.contiguous()
+        if sum(tensor.nbytes for tensor in held.values()) >= _FILE_BYTES:
+            save_file(held, folder / f"optimizer-{number:05d}.safetensors")
+            held, number = {}, number + 1
+    if held:
+        save_file(held, folder / f"optimizer-{number:05d}.safetensors")
+
+
+def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+    """What `write_optimizer_state` wrote, one tensor at a time."""
+    for path in sorted(folder.glob("optimizer-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for entry in file.keys():
+                name, _, key = entry.partition(_SEPARATOR)
+                yield name, key, file.get_tensor(entry)
+
+
+def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState, sums: Tensor) -> None:
+    """Write where the run stands, and what its steps are made of.
+
+    Args:
+        sums: (ranks, sums) `state.unlogged` of every rank.
+    """
+    facts = {
+        "state": state.state_dict(),
+        "unlogged": sums.tolist(),
+        "global_batch_size": global_batch_size(recipe, accelerator),
+        "optimizer": recipe.optim.optimizer,
+        "precision": str(resolve_precision(recipe.run.precision, accelerator.device)),
+        "written_by": {"engine": accelerator.distributed_type.value, "num_processes": accelerator.num_processes},
+    }
+    (folder / PROGRESS).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState) -> None:
+    """Put `state` where the run stood.
+
+    Raises:
+        UserError: the folder is of another format, or a step of this launch is another portion of the data, or is
+            computed in another precision.
+    """
+    if not (folder / PROGRESS).is_file():
+        raise UserError(f"run.resume: {folder} has no {PROGRESS}. To start from its weights alone, set model.adapter")
+    facts = json.loads((folder / PROGRESS).read_text())
+    now, then = global_batch_size(recipe, accelerator), facts["global_batch_size"]
+    if now != then:
+        ranks = accelerator.num_processes
+        raise UserError(
+            f"run.resume: {folder.parent} counts steps of {then} examples, and {ranks} ranks x "
+            f"train.accumulation_steps = {recipe.train.accumulation_steps} x train.per_device_batch_size = "
+            f"{recipe.train.per_device_batch_size} make {now}: step {facts['state']['step']} would be another place in the "
+            f"data. Choose them so that their product is {then}, or start anew from its weights with model.adapter"
+        )
+    if facts["optimizer"] != recipe.optim.optimizer:
+        raise UserError(
+            f"run.resume: {folder.parent} holds the moments of optim.optimizer = {facts['optimizer']!r}, not of "
+            f"{recipe.optim.optimizer!r}. Set it back, or start anew from its weights with model.adapter"
+        )
+    precision = str(resolve_precision(recipe.run.precision, accelerator.device))
+    if facts["precision"] != precision:
+        raise UserError(
+            f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
+            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start anew from its weights with "
+            "model.adapter"
+        )
+    if facts["state"]["data"] != state.data:
+        raise UserError(
+            f"run.resume: the data of {folder.parent} were others: their number, lengths or images have changed since. "
+            "Put the files back, or start anew from its weights with model.adapter"
+        )
+    state.load_state_dict(facts["state"])
+    of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)
+    if len(of_ranks) == accelerator.num_processes:
+        state.unlogged = of_ranks[accelerator.process_index]
+    elif accelerator.is_main_process:
+        state.unlogged = of_ranks.sum(0)
+
+
+def global_batch_size(recipe: Recipe, accelerator: Accelerator) -> int:
+    """Examples of one step over all ranks and micro-batches."""
+    return recipe.train.per_device_batch_size * recipe.train.accumulation_steps * accelerator.num_processes
+
+
+def advance(scheduler: AcceleratedScheduler, steps: int) -> None:
+    """Put the schedule of a new run to where it stands after `steps` steps."""
+    with warnings.catch_warnings():
+        # It is right here that the schedule steps before the optimizer does.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for _ in range(steps):
+            scheduler.step()
+
+
+@contextmanager
+def all_taken(items: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Take what is left of `items` on the way out, whatever happened: the other ranks take part in every one of them."""
+    try:
+        yield items
+    finally:
+        for _ in items:
+            pass

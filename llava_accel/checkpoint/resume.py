@@ -1,0 +1,77 @@
+"""Which checkpoint a run goes on from, and whether its recipe may."""
+
+from pathlib import Path
+
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import Recipe, load_recipe
+from llava_accel.recipe.toml import flatten, toml_value
+from llava_accel.storage.manifest import MANIFEST, complete_checkpoints, is_complete
+
+
+def find_checkpoint(recipe: Recipe) -> Path | None:
+    """The checkpoint to resume from: "auto" takes the run's newest complete one, "never" none.
+
+    Raises:
+        UserError: run.resume names a folder that is no complete checkpoint, the run has none but damaged ones, or the
+            recipe has changed in a way that makes another run of it.
+    """
+    source = _find(recipe)
+    if source is not None and (changed := differences(load_recipe(source / "recipe.toml"), recipe)):
+        raise UserError(
+            f"run.resume: {source} was written by a recipe with other numbers, and to go on would be neither run:\n  "
+            + "\n  ".join(changed)
+            + '\nSet these back, start anew with run.resume="never" (which removes its checkpoints), or give the run '
+            "another run.name. To start from its weights alone, set model.adapter"
+        )
+    return source
+
+
+def _find(recipe: Recipe) -> Path | None:
+    resume, folder = recipe.run.resume, Path(recipe.run.output_dir) / "checkpoints"
+    if resume == "never":
+        return None
+    if resume == "auto":
+        found = complete_checkpoints(folder)
+        intact = next((checkpoint for checkpoint in reversed(found) if is_complete(checkpoint)), None)
+        if found and intact is None:
+            raise UserError(
+                f"run.resume: every checkpoint in {folder} is damaged (a file differs from its {MANIFEST}). "
+                'Put one back, or set run.resume = "never" to start anew'
+            )
+        return intact
+    source = Path(resume)
+    if not is_complete(source):
+        raise UserError(
+            f"run.resume: {source} is no complete checkpoint (no {MANIFEST}, or a file differs from it). "
+            'Name a folder runs/NAME/checkpoints/step-N, or use "auto"'
+        )
+    return source
+
+
+# Where things are written, what is shown and kept, how fast it goes, and when a run gives up.
+_FREE_TABLES = ("eval.", "checkpoint.", "log.")
+_FREE = {
+    "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing",
+    "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
+    "data.cache_features", "data.cache_dir", "data.cache_max_gb",
+    "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",
+    # Their product with the number of ranks is what counts, and the checkpoint knows it.
+    "train.per_device_batch_size", "train.accumulation_steps",
+}  # fmt: skip
+_BOUND = {"eval.metric"}  # in a free table, but the best value so far is of that metric
+_LENGTH = {"train.epochs", "train.max_steps"}
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """A line `key: value before -> value now` for each key that makes another run of it.
+
+    The length of a run is free where the rate does not depend on it.
+    """
+    rate_is_flat = now.optim.schedule == "constant" and now.optim.warmup_fraction == 0
+    free = _FREE | (_LENGTH if rate_is_flat else set())
+    old, new = flatten(before.model_dump()), flatten(now.model_dump())
+    return [
+        f"{key}: {toml_value(old.get(key))} -> {toml_value(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not (key in free or (key.startswith(_FREE_TABLES) and key not in _BOUND))
+    ]

@@ -1,0 +1,206 @@
+"""Checkpoints: complete or not there at all, enough to resume from and to use as they are.
+
+A folder `checkpoints/step-000100` holds the usable weights (`model/save.py`) and, under `engine/`, moments and position
+(`progress.py`). It is written beside its place, flushed, listed with hashes in `manifest.json`, read back, and then
+renamed. Tensors are gathered by all ranks, one at a time, and written by the main process alone.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from llava_accel.checkpoint.model_card import describe
+from llava_accel.checkpoint.progress import (
+    advance,
+    all_taken,
+    read_optimizer_state,
+    read_position,
+    write_optimizer_state,
+    write_position,
+)
+from llava_accel.console.output import Console
+from llava_accel.exceptions import UserError
+from llava_accel.model.build import LoadedModel
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing
+from llava_accel.model.save import is_saved, save_model
+from llava_accel.recipe import Recipe, dump_recipe
+from llava_accel.runtime.engines import gathered_optimizer_state, gathered_weights, load_optimizer_state
+from llava_accel.setup.state import TrainState
+from llava_accel.storage.manifest import (
+    MANIFEST,
+    beside,
+    commit,
+    complete_checkpoints,
+    is_of_the_disk,
+    recover,
+    step_of,
+)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        model: The prepared objective; its trainable weights are what is saved.
+        loaded: What was loaded, for names, processor and fingerprint.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        scheduler: AcceleratedScheduler,
+        loaded: LoadedModel,
+        processing: Processing,
+        state: TrainState,
+        console: Console,
+    ) -> None:
+        self._recipe, self._accelerator, self._console = recipe, accelerator, console
+        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
+        self._loaded, self.processing, self._state = loaded, processing, state
+        self._run = Path(recipe.run.output_dir)
+        self._folder = self._run / "checkpoints"
+        self._saved_step = self._failed_step = -1
+
+    def save(self, enter: Callable[[str], None]) -> bool:
+        """Write a checkpoint of this step unless there is one. Every rank must call it.
+
+        Args:
+            enter: Told the phase that begins (`runtime/timing.py`).
+
+        Returns:
+            Whether there is one now. Where the disk is full or the folder cannot be written, the reason is printed, and
+            the run and its older checkpoints stay as they are.
+        """
+        if self._state.step in (self._saved_step, self._failed_step):
+            return self._saved_step == self._state.step
+        enter("saving")
+        target = self._folder / f"step-{self._state.step:06d}"
+        with self._failing_softly(target) as problem:
+            sums = self._accelerator.gather(self._state.unlogged[None])
+            assert isinstance(sums, Tensor)
+            weights = self._gathered()
+            with all_taken(gathered_optimizer_state(self._accelerator, self._model, self._optimizer)) as moments:
+                if self._accelerator.is_main_process:
+                    unfinished = beside(target)
+                    (unfinished / "engine").mkdir()
+                    write_optimizer_state(unfinished / "engine", moments)
+                    write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
+                    self._write(unfinished, weights)
+                    commit(unfinished, target)
+                    self._rotate()
+        enter("other")
+        if problem:
+            self._console.line(
+                f"checkpoint: {target} could not be written ({problem[0]}). The run goes on with the checkpoints that it "
+                "has and tries again at the next interval; make room there, or make the folder writable"
+            )
+            self._failed_step = self._state.step
+            return False
+        self._saved_step = self._state.step
+        return True
+
+    def export(self, folder: Path) -> None:
+        """Write what inference needs: weights, processor, template, recipe. Every rank must call it.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with self._failing_softly(folder) as problem:
+            weights = self._gathered()
+            if self._accelerator.is_main_process:
+                unfinished = beside(folder)
+                self._write(unfinished, weights)
+                commit(unfinished, folder)
+        if problem:
+            raise UserError(
+                f"{folder} could not be written ({problem[0]}). Make room there, or make the folder writable, and repeat "
+                "the command: it goes on from the last checkpoint"
+            )
+
+    def keep_best(self) -> None:
+        """Make `best/` a copy of the newest checkpoint without its engine folder."""
+        source, target = self._folder / f"step-{self._state.step:06d}", self._run / "best"
+        with self._failing_softly(target) as problem:
+            if self._accelerator.is_main_process:
+                unfinished = beside(target)
+                shutil.copytree(
+                    source, unfinished, ignore=shutil.ignore_patterns("engine", MANIFEST), dirs_exist_ok=True
+                )
+                commit(unfinished, target)
+        if problem:
+            self._console.line(f"checkpoint: {target} could not be written ({problem[0]}) and stays what it was")
+
+    def resume(self, source: Path | None) -> None:
+        """Go on from a checkpoint whose weights the model was built with; None starts anew.
+
+        Written by another engine or another number of ranks it serves as well, if a step is the same portion of data.
+
+        Raises:
+            UserError: its steps are others, or its moments are of another optimizer or of other weights.
+        """
+        if source is None:
+            self._remove_later()
+            return
+        read_position(source / "engine", self._recipe, self._accelerator, self._state)
+        self._remove_later()
+        load_optimizer_state(self._accelerator, self._model, self._optimizer, read_optimizer_state(source / "engine"))
+        advance(self._scheduler, self._state.step)
+        self._saved_step = self._state.step
+        self._console.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
+
+    def _gathered(self) -> Mapping[str, Tensor]:
+        keep = is_saved(self._objective(), self._recipe)
+        return dict(gathered_weights(self._accelerator, self._model, keep))
+
+    def _objective(self) -> Objective:
+        objective = self._accelerator.unwrap_model(self._model)
+        assert isinstance(objective, Objective)
+        return objective
+
+    def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_model(folder, self._objective(), weights, self._loaded, self.processing, self._recipe)
+        (folder / "recipe.toml").write_text(dump_recipe(self._recipe))
+        describe(folder, self._run, self._recipe, self._state.step)
+
+    @contextmanager
+    def _failing_softly(self, target: Path) -> Iterator[list[str]]:
+        """Around work of which the main process does the writing: what hinders it is known to all ranks afterwards."""
+        problem: list[str] = []
+        try:
+            yield problem
+        except Exception as error:
+            if not is_of_the_disk(error):
+                raise
+            problem.append((isinstance(error, OSError) and error.strerror) or str(error))
+            shutil.rmtree(target.with_name(f"{target.name}.tmp"), ignore_errors=True)
+        found = broadcast_object_list([problem])[0]
+        problem[:] = found
+
+    def _remove_later(self) -> None:
+        """Remove what the folder holds of steps that are taken anew: nothing may resume from it or count it."""
+        if not self._accelerator.is_main_process:
+            return
+        later = [folder for folder in complete_checkpoints(self._folder) if step_of(folder) > self._state.step]
+        leftovers = [self._run / "best", self._run / "export"] if self._state.step == 0 else []
+        for folder in [*later, *leftovers]:
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self._folder, self._run):
+            recover(folder)
+        if later:
+            self._console.line(f"removed {len(later)} checkpoints of an earlier run behind step {self._state.step}")
+
+    def _rotate(self) -> None:
+        complete = complete_checkpoints(self._folder)
+        for folder in complete[: -self._recipe.checkpoint.keep]:
+            shutil.rmtree(folder)

@@ -1,0 +1,137 @@
+"""What the user sees: rich on a terminal, plain lines plain_inference, nothing twice on several ranks."""
+
+import atexit
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import rich.console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_PATIENCE_S = 5.0
+_FILE_WIDTH = 120  # columns of a table where there is no terminal to be as wide as
+
+
+@runtime_checkable
+class Bar(Protocol):
+    """One phase's progress."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Go on by `count`; the note stays until the next one."""
+        ...
+
+    def close(self) -> None:
+        """Take the bar away."""
+        ...
+
+
+class _RichBar:
+    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, completed=done, note="")
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._progress.update(self._task, advance=count, **({"note": note} if note else {}))  # pyright: ignore[reportArgumentType]
+
+    def close(self) -> None:
+        self._progress.remove_task(self._task)
+        if not self._progress.tasks:
+            self._progress.stop()
+
+
+class _PlainBar:
+    """At most twenty lines a phase where the output is a file: a bar would fill it with control characters.
+
+    A line that says nothing but how far it is comes only where somebody may begin to wonder.
+    """
+
+    def __init__(self, console: rich.console.Console, name: str, total: int, done: int) -> None:
+        self._console, self._name, self._total, self._done = console, name, total, done
+        self._every = max(1, total // 20)
+        self._printed, self._since = done // self._every, time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._done += count
+        due, now = self._done // self._every, time.monotonic()
+        if (due > self._printed or self._done == self._total) and (note or now - self._since > _PATIENCE_S):
+            self._printed, self._since = due, now
+            self._console.print(f"{self._name} {self._done:,}/{self._total:,} {note}".rstrip(), soft_wrap=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _NoBar:
+    def advance(self, count: int = 1, note: str = "") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Console:
+    """The console of the main process; on other ranks every call does nothing.
+
+    Args:
+        is_main: Whether this rank may print.
+    """
+
+    def __init__(self, is_main: bool = True) -> None:
+        self._is_main = is_main
+        self.rich = rich.console.Console(highlight=False, quiet=not is_main)
+        if not self.rich.is_terminal:
+            self.rich.width = _FILE_WIDTH
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.rich,
+        )
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads along, and not a file."""
+        return self.rich.is_terminal
+
+    def line(self, text: str) -> None:
+        """Print one line as it is; markup in it is not read, so data cannot colour or link anything."""
+        self.rich.print(escape(printable(text)), soft_wrap=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Print a table; numbers are expected as text, cells are not read as markup."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*[escape(printable(cell)) for cell in row])
+        self.rich.print(table)
+
+    def open_bar(self, name: str, total: int, done: int = 0) -> Bar:
+        """A progress bar with a note and the time left; the caller closes it. Several may be open."""
+        if not self._is_main:
+            return _NoBar()
+        if not self.rich.is_terminal:
+            return _PlainBar(self.rich, name, total, done)
+        if not self._progress.live.is_started:
+            self._progress.start()
+            atexit.register(self._progress.stop)  # a run that ends in an error must give the cursor back
+        return _RichBar(self._progress, name, total, done)
+
+    @contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Bar]:
+        """A bar for the time of a block."""
+        bar = self.open_bar(name, total)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out: nothing of a data set may drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,198 @@
+"""Features of a frozen vision tower, kept on disk: a folder of memory-mapped safetensors files for each tower.
+
+A record is what the tower made of one image, under the hash of the image file's content. Files are written whole,
+under another name, and then renamed, so a reader never sees a part of one, whatever was killed when. Any number of
+processes may write into the same folder; a lock makes them take turns, and lets them keep to one limit together.
+"""
+
+import atexit
+import fcntl
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llava_accel.exceptions import UserError
+
+DIGEST_BYTES = 16
+_SHARD_BYTES = 64 << 20  # a writer holds at most so much in memory, which is what a kill can cost
+_LONGEST_WAIT = 30.0  # seconds
+_HEADER_BYTES = 160  # of a record in a file's header, at most
+
+
+def digest(content: bytes) -> bytes:
+    """The name of an image: of what the file holds, wherever it lies."""
+    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+
+
+class FeatureStore:
+    """The records of one tower. Readers see what other processes write meanwhile.
+
+    Args:
+        root: Folder of all towers' features.
+        key: Name of the tower, its layer, its preprocessing and its type: see `setup/vision_cache.py`.
+    """
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.root = root
+        self.folder = root / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._files: dict[str, Any] = {}
+        self._places: dict[str, str] = {}
+        self._seen = -1
+
+    def __len__(self) -> int:
+        self._refresh()
+        return len(self._places)
+
+    def __contains__(self, name: bytes) -> bool:
+        if name.hex() not in self._places:
+            self._refresh()
+        return name.hex() in self._places
+
+    def __getitem__(self, name: bytes) -> Float[Tensor, "tokens channels"]:
+        """The record of an image; a view of the file, in the type in which it was computed.
+
+        Raises:
+            KeyError: there is none.
+            UserError: a file was deleted or damaged under our hands.
+        """
+        if name not in self:
+            raise KeyError(name.hex())
+        return self._open(self._places[name.hex()]).get_tensor(name.hex())
+
+    def num_bytes(self) -> int:
+        """Disk that this tower's records take."""
+        return _size(self.folder)
+
+    def _refresh(self) -> None:
+        now = os.stat(self.folder).st_mtime_ns
+        if now == self._seen:
+            return
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(".safetensors") and entry.name not in self._files:
+                self._places |= dict.fromkeys(self._open(entry.name).keys(), entry.name)
+        self._seen = now
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            try:
+                self._files[file] = safe_open(self.folder / file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{self.folder / file} cannot be read ({error}). Delete it: its features are computed again"
+                ) from None
+        return self._files[file]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "folder": self.folder}  # open files stay in their process
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+
+class FeatureWriter:
+    """Adds records to a store, as far as they fit. Records wait in memory until there are enough for a file.
+
+    Args:
+        max_bytes: Limit on the features of all towers below `store.root`.
+    """
+
+    def __init__(self, store: FeatureStore, max_bytes: int) -> None:
+        self._store = store
+        self._max_bytes = max_bytes
+        self._arriving: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
+        self._waiting: dict[bytes, Tensor] = {}
+        self._waiting_bytes = 0
+        # The first files come soon, so that a second pass over little data finds them; later ones are larger.
+        self._pause, self._since = 0.5, time.monotonic()
+        self.is_full = False
+        atexit.register(self.flush)
+
+    def put(self, names: UInt8[Tensor, "images 16"], features: Float[Tensor, "images tokens channels"]) -> None:
+        """Keep what the tower made of some images. Does not wait for the device: it is fetched at the next call."""
+        self._fetch()
+        if self.is_full:
+            return
+        on_cpu = [value.detach().to("cpu", non_blocking=True) for value in (names, features)]
+        event = torch.cuda.Event() if features.is_cuda else None
+        if event is not None:
+            event.record()
+        self._arriving.append((on_cpu[0], on_cpu[1], event))
+        if self._waiting_bytes >= _SHARD_BYTES or (self._waiting and time.monotonic() - self._since > self._pause):
+            self._write()
+
+    def flush(self) -> None:
+        """Write all that is here. Call it at the end; the end of the process does so, too."""
+        self._fetch()
+        self._write()
+
+    def _fetch(self) -> None:
+        for names, features, event in self._arriving:
+            if event is not None:
+                event.synchronize()
+            for name, record in zip(names.numpy(), features, strict=True):
+                if name.tobytes() not in self._waiting and name.tobytes() not in self._store:
+                    self._waiting[name.tobytes()] = record.clone()
+                    self._waiting_bytes += record.nbytes
+        self._arriving = []
+
+    def _write(self) -> None:
+        if self._waiting and not self.is_full:
+            with _turn(self._store.root):
+                chosen = dict(self._fitting())
+                if chosen:
+                    _write_whole(self._store.folder, chosen)
+            self.is_full = len(chosen) < len(self._waiting)
+        self._waiting, self._waiting_bytes = {}, 0
+        self._pause, self._since = min(2 * self._pause, _LONGEST_WAIT), time.monotonic()
+
+    def _fitting(self) -> Iterator[tuple[str, Tensor]]:
+        left = self._max_bytes - sum(_size(folder) for folder in self._store.root.iterdir() if folder.is_dir())
+        for name, record in self._waiting.items():
+            left -= record.nbytes + _HEADER_BYTES
+            if left < 0:
+                return
+            if name not in self._store:  # another process may have written it while this one waited for its turn
+                yield name.hex(), record
+
+
+@contextmanager
+def _turn(root: Path) -> Iterator[None]:
+    with (root / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when the process ends, however it does
+        for folder in root.iterdir():
+            for left in folder.glob("*.tmp") if folder.is_dir() else ():
+                left.unlink()  # of a process that was killed: nobody else is writing now
+        yield
+
+
+def _write_whole(folder: Path, records: dict[str, Tensor]) -> None:
+    path = folder / f"{uuid.uuid4().hex}.safetensors"
+    unfinished = path.with_suffix(".tmp")
+    save_file(records, unfinished)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _size(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in _files(folder))
+
+
+def _files(folder: Path) -> Iterable[os.DirEntry[str]]:
+    return [entry for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]

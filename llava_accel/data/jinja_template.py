@@ -1,0 +1,183 @@
+"""`template = "auto"`: the pieces of a conversation from the processor's own chat template.
+
+The template is rendered with marks in place of the users' texts. What stands between the marks is the template's, may
+hold special tokens and is parsed; the users' texts never are.
+"""
+
+import re
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from llava_accel.data.conversation import BOS, EOS, IMAGE, Piece, Turn
+from llava_accel.data.labels import adds_bos
+from llava_accel.data.problems import DataError, printable
+from llava_accel.exceptions import UserError
+
+_MARK = "\ue000{}.{}\ue001"  # of the private use area: no template and no tokenizer gives it a meaning
+_MARKS = re.compile("\ue000(\\d+)\\.(\\d+)\ue001")
+_REMEDY = "Name one of LLaVA's templates: v1, plain, llava_llama_2, mistral_instruct, chatml"
+_PROBE = [Turn("user", "q"), Turn("assistant", "a")]
+
+_REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What a template raises on a conversation that it was not written for, or in its box (jinja2's sandbox)."""
+
+Message = dict[str, str | list[dict[str, str]]]
+
+
+class ChatTemplate:
+    """A callable like those in `conversation.TEMPLATES`.
+
+    Supervised are each answer, the space that leads to it, and the special token that ends it; where the template has
+    none, the end-of-sequence token behind the last answer, without which generation would never stop.
+
+    Args:
+        tokenizer: Renders the template and knows its special tokens.
+        chat_template: The Jinja text.
+
+    Raises:
+        UserError: there is no template, or what it renders is not what generation with it would see.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> None:
+        if not chat_template:
+            raise UserError(
+                "model.template: 'auto' takes the chat template of the base's processor, and it has none. " + _REMEDY
+            )
+        self._tokenizer = tokenizer
+        self._template = chat_template
+        tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, IMAGE}
+        self._special = re.compile("|".join(map(re.escape, sorted(filter(str.strip, tokens), key=len, reverse=True))))
+        # A BOS that the tokenizer does not add by itself is a token like any other, where the template writes it.
+        names = ("bos", "eos") if adds_bos(tokenizer) else ("eos",)
+        self._names = {tokenizer.special_tokens_map.get(f"{name}_token", ""): name for name in names}
+        self._leads: dict[str, str] = {}
+        self._takes_parts = True
+        texts = [[turn.text] for turn in _PROBE]
+        try:
+            self._check_marks(self._render(self._messages(texts, _PROBE)), texts)
+        except UserError:
+            self._takes_parts = False  # as those of language models, which take one string
+        self(_PROBE, has_images=False)
+
+    def __call__(self, turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+        """Pieces of checked turns (`conversation.check_turns`).
+
+        Raises:
+            DataError: the template refuses such a conversation. Without its place.
+            UserError: it drops or repeats a part, or begins answers in another way than generation does.
+        """
+        texts = [self._texts(turn, has_images) for turn in turns]
+        messages = self._messages(texts, turns)
+        rendered = self._render(messages)
+        self._check_marks(rendered, texts)
+        pieces: list[Piece] = []
+        place, behind_answer = 0, False
+        for mark in _MARKS.finditer(rendered):
+            number, part = int(mark[1]), int(mark[2])
+            is_answer = turns[number].role == "assistant"
+            between, place = rendered[place : mark.start()], mark.end()
+            lead = self._lead(messages[:number], between) if is_answer else ""
+            between = between[: len(between) - len(lead)]
+            pieces += self._behind_answer(between) if behind_answer else self._parse(between)
+            text = lead + texts[number][part]
+            pieces += [Piece("text", text, supervised=is_answer)] if text else []
+            behind_answer = is_answer
+        end = self._behind_answer(rendered[place:])
+        last = [number for number, piece in enumerate(end) if piece.kind == "special" and piece.supervised]
+        pieces += end[: last[0] + 1] if last else [EOS]
+        if sum(piece.kind == "image" for piece in pieces) != sum(len(parts) - 1 for parts in texts):
+            raise UserError(f"model.template: the chat template does not write {IMAGE} for each image. {_REMEDY}")
+        return _joined(pieces if pieces[0] == BOS else [BOS, *pieces])
+
+    def _texts(self, turn: Turn, has_images: bool) -> list[str]:
+        """The texts around the images of a turn, one more than there are images."""
+        if not has_images or turn.role != "user":
+            return [turn.text]
+        first, *rest = turn.text.split(IMAGE)
+        texts = [first]
+        for text in rest:
+            # A template that takes images as parts writes the line break behind leading ones by itself.
+            leading = self._takes_parts and not any(texts)
+            texts.append(text.removeprefix("\n") if leading else text)
+        return texts
+
+    def _messages(self, texts: Sequence[Sequence[str]], turns: Sequence[Turn]) -> list[Message]:
+        messages: list[Message] = []
+        for number, (turn, parts) in enumerate(zip(turns, texts, strict=True)):
+            content: list[dict[str, str]] = []
+            for part, text in enumerate(parts):
+                content += [{"type": "image"}] if part else []
+                content += [{"type": "text", "text": _MARK.format(number, part)}] if text or len(parts) == 1 else []
+            joined = "".join(part.get("text", IMAGE) for part in content)
+            messages.append({"role": turn.role, "content": content if self._takes_parts else joined})
+        return messages
+
+    def _render(self, messages: list[Message], generation: bool = False) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,  # pyright: ignore[reportArgumentType]  # contents may be lists of parts
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation,
+            )
+        except _REFUSALS as error:
+            problem = f"the base's chat template refuses the conversation ({printable(error)})"
+            raise DataError("roles", problem, "Change its turns, or choose another model.template") from None
+        assert isinstance(text, str)
+        return text
+
+    def _check_marks(self, rendered: str, texts: Sequence[Sequence[str]]) -> None:
+        found = [(int(number), int(part)) for number, part in _MARKS.findall(rendered)]
+        wanted = [
+            (number, part)
+            for number, parts in enumerate(texts)
+            for part, text in enumerate(parts)
+            if text or len(parts) == 1
+        ]
+        if found != wanted:
+            raise UserError(f"model.template: the chat template drops, repeats or moves texts. {_REMEDY}")
+
+    def _lead(self, messages: list[Message], between: str) -> str:
+        """What the model itself must write between the generation prompt and the answer: a space, mostly."""
+        if between not in self._leads:
+            prompt = _MARKS.split(self._render(messages, generation=True))[-1]
+            if not between.startswith(prompt):
+                raise UserError(
+                    "model.template: the chat template's generation prompt is not how its answers begin "
+                    f"({prompt!r} against {between!r}), so training would not match generation. {_REMEDY}"
+                )
+            self._leads[between] = between[len(prompt) :]
+        return self._leads[between]
+
+    def _behind_answer(self, text: str) -> list[Piece]:
+        """The template's text behind an answer; its first special token ends the answer and is learned."""
+        found = self._special.match(text, len(text) - len(text.lstrip()))
+        if not found or found[0] == IMAGE:
+            return self._parse(text)
+        ending = [Piece("text", text[: found.start()], supervised=True)] if found.start() else []
+        ending.append(Piece("special", self._names.get(found[0], found[0]), supervised=True))
+        return ending + self._parse(text[found.end() :])
+
+    def _parse(self, text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        place = 0
+        for found in self._special.finditer(text):
+            pieces += [Piece("text", text[place : found.start()])] if found.start() > place else []
+            name = self._names.get(found[0], found[0])
+            pieces.append(Piece("image") if name == IMAGE else Piece("special", name))
+            place = found.end()
+        return pieces + ([Piece("text", text[place:])] if place < len(text) else [])
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbouring texts of one kind as one piece: tokenizers must see a running text whole."""
+    joined = pieces[:1]
+    for piece in pieces[1:]:
+        last = joined[-1]
+        if piece.kind == last.kind == "text" and piece.supervised == last.supervised:
+            joined[-1] = Piece("text", last.text + piece.text, piece.supervised)
+        else:
+            joined.append(piece)
+    return joined

@@ -1,0 +1,186 @@
+"""The user's files as one memory-mapped table of raw rows, so that ten million records cost no memory.
+
+LLaVA JSON, JSON lines and Parquet are read once into an Arrow file of the cache, keyed by path, size and time of
+change; every later start and every rank maps the same file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from llava_accel.data.problems import DataError
+from llava_accel.data.records import MAX_BYTES
+from llava_accel.storage.atomic import whole_file
+
+_ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
+_BLOCK = 1 << 22  # characters read at once from a JSON array
+_FORMAT = "2"
+_SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])
+
+
+class Table:
+    """Rows of one file as raw JSON bytes: `table[i]` costs no more than the row itself.
+
+    Args:
+        path: A .json (an array), .jsonl/.ndjson, or .parquet file.
+        cache_dir: Folder for the Arrow file.
+
+    Raises:
+        DataError: the file cannot be read or is no such file; names file and remedy.
+    """
+
+    def __init__(self, path: Path, cache_dir: Path) -> None:
+        self.path = path
+        self._cache_dir = cache_dir
+        if not path.is_file():
+            raise DataError("json", f"there is no such file: {path}", "Check data.train and data.eval", file=str(path))
+        stat = path.stat()
+        identity = f"{_FORMAT} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:20]
+        arrow = cache_dir / "tables" / f"{self.fingerprint}.arrow"
+        if not arrow.exists():
+            _write_arrow(path, arrow)
+        table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+        self._rows, self._numbers = table.column("row"), table.column("number")
+
+    def __reduce__(self) -> tuple[type["Table"], tuple[Path, Path]]:
+        # A worker process maps the file itself; Arrow's own pickle would copy all of it.
+        return Table, (self.path, self._cache_dir)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> bytes:
+        chunk, place = divmod(index, _ROWS_PER_CHUNK)
+        return self._rows.chunk(chunk)[place].as_py()
+
+    def number(self, index: int) -> int:
+        """Where the row stands in the file: its line, blank ones counted, or its place in the array, from 1."""
+        chunk, place = divmod(index, _ROWS_PER_CHUNK)
+        return self._numbers.chunk(chunk)[place].as_py()
+
+
+def _write_arrow(source: Path, target: Path) -> None:
+    with (
+        whole_file(target) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as file,
+        pa.ipc.new_file(file, _SCHEMA) as writer,
+    ):
+        numbers: list[int] = []
+        rows: list[bytes] = []
+        for number, row in _rows(source):
+            numbers.append(number)
+            rows.append(row)
+            if len(rows) == _ROWS_PER_CHUNK:
+                writer.write_batch(_batch(numbers, rows))
+                numbers, rows = [], []
+        if rows:
+            writer.write_batch(_batch(numbers, rows))
+
+
+def _batch(numbers: list[int], rows: list[bytes]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(rows, pa.large_binary())], schema=_SCHEMA)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _json_lines(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if path.suffix == ".json":
+        return enumerate(_json_array(path), start=1)
+    raise DataError(
+        "json", f"files ending in {path.suffix!r} are not read", "Give .json, .jsonl or .parquet", file=str(path)
+    )
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            # A byte order mark is no part of the first record.
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line if len(line) > MAX_BYTES else line.strip()
+            if line:
+                yield number, line
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long for a record only as much as shows that, never all of it."""
+    while line := file.readline(MAX_BYTES + 4):
+        end = line
+        while len(end) == MAX_BYTES + 4 and not end.endswith(b"\n"):
+            end = file.readline(MAX_BYTES + 4)
+        yield line
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS_PER_CHUNK):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, json.dumps(row, ensure_ascii=False, default=str).encode()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        problem = f"no readable Parquet file: {' '.join(str(error).split())}"
+        raise DataError("json", problem, "Write it anew", file=str(path)) from None
+
+
+def _json_array(path: Path) -> Iterator[bytes]:
+    """Objects of a top-level array, one at a time and each on one line, whatever the size of the file."""
+    decoder = json.JSONDecoder()
+    number = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read(_BLOCK).lstrip()
+            if not text.startswith("["):
+                raise DataError(
+                    "json", "the file is no JSON array", "Write [record, ...], or one a line in .jsonl", file=str(path)
+                )
+            place = 1
+            while True:
+                place = _skip(text, place, " \t\r\n" if number == 1 else " \t\r\n,")
+                if text.startswith("]", place):
+                    break
+                try:
+                    _, end = decoder.raw_decode(text, place)
+                except (ValueError, RecursionError) as error:
+                    left, cut = text[place:], _may_be_cut(error, text)
+                    if cut and len(left) > MAX_BYTES:
+                        problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
+                        remedy = "Write one conversation a record; images are files, named in 'image'"
+                        raise DataError("json", problem, remedy, file=str(path), row=number) from None
+                    block = file.read(max(_BLOCK, len(left))) if cut else ""  # doubling keeps a huge record linear
+                    if not block:
+                        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                        problem = f"not valid JSON ({reason}){'; the file may be cut off' if cut else ''}"
+                        raise DataError("json", problem, "Write it anew", file=str(path), row=number) from None
+                    text, place = left + block, 0
+                    continue
+                # Between the tokens of JSON a line break means nothing, and inside them there is none.
+                yield text[place:end].replace("\n", " ").replace("\r", " ").encode()
+                place, number = end, number + 1
+            behind = (text[place + 1 :] + file.read(_BLOCK)).strip()
+            if behind:
+                raise DataError(
+                    "json", "something stands behind the end of the array", "Write one array a file", file=str(path)
+                )
+    except UnicodeDecodeError as error:
+        raise DataError("json", f"not UTF-8 ({error})", "Save it as UTF-8", file=str(path)) from None
+
+
+def _may_be_cut(error: Exception, text: str) -> bool:
+    """Whether the rest of the file could mend the error; what is wrong far from the end of `text` is simply wrong."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos > len(text) - 16  # longer than any escape or word
+
+
+def _skip(text: str, place: int, characters: str) -> int:
+    while place < len(text) and text[place] in characters:
+        place += 1
+    return place

@@ -1,0 +1,1 @@
+"""Memory and operations of a step before any weight is read. Nothing is measured here."""

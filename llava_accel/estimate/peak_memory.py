@@ -1,0 +1,216 @@
+"""How many weights a model has of each kind, and what they take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from llava_accel.estimate.trace import Moment
+from llava_accel.model.lora import LANGUAGE_MODEL
+from llava_accel.recipe import Recipe
+from llava_accel.runtime.zero import REDUCE_BUCKET_SIZE
+
+_OUTSIDE = "outside the layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Numbers of weights, and what they take where they are whole."""
+
+    total: int
+    trained: int
+    quantised: int
+    frozen_bytes: int
+    quantised_bytes: int
+    outside_bytes: int
+    """Outside the layers: embeddings, `lm_head`, the projector, the first of the tower."""
+    largest_layer_bytes: int
+    largest_trained: int
+    """Weights of the largest tensor that is trained."""
+    largest_bytes: int
+    """Of the largest tensor of all."""
+
+
+def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
+    """Of a model on the meta device, in the types that a run keeps them in."""
+    table = recipe.model.quantization
+    linears = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and LANGUAGE_MODEL in f"{name}." and ".lora_" not in name
+    }
+    total = trained = quantised = frozen_bytes = largest_trained = largest_bytes = 0
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        is_quantised = table.bits < 16 and id(parameter) in linears
+        own = parameter.numel() * parameter.element_size()
+        if is_quantised:
+            quantised += parameter.numel()
+            own = round(parameter.numel() * _bits(recipe) / 8)
+        elif parameter.requires_grad:
+            trained += parameter.numel()
+            largest_trained = max(largest_trained, parameter.numel())
+        else:
+            frozen_bytes += own
+        largest_bytes = max(largest_bytes, own)
+        before, _, behind = name.partition(".layers.")
+        key = f"{before}.{behind.split('.')[0]}" if behind else _OUTSIDE
+        sizes[key] = sizes.get(key, 0) + own
+    packed = round(quantised * _bits(recipe) / 8)
+    outside = sizes.pop(_OUTSIDE, 0)
+    return Weights(
+        total=total,
+        trained=trained,
+        quantised=quantised,
+        frozen_bytes=frozen_bytes,
+        quantised_bytes=packed,
+        outside_bytes=outside,
+        largest_layer_bytes=max(sizes.values()),
+        largest_trained=largest_trained,
+        largest_bytes=largest_bytes,
+    )
+
+
+def _bits(recipe: Recipe) -> float:
+    """Bits a quantised weight: 4 with a scale for 64, itself 8 bits with one for 256 where double; 8 with one a row."""
+    table = recipe.model.quantization
+    if table.bits == 8:
+        return 8.01
+    return 4 + (8 / 64 + 32 / (64 * 256) if table.double else 32 / 64)
+
+
+GIB, MIB = 2**30, 2**20
+CONTEXT_BYTES = 0.7 * GIB
+"""What the driver and the kernels' libraries take of a GPU."""
+USABLE = 0.95
+"""Share of a GPU that blocks of unequal size can fill."""
+_LIVE_WEIGHTS = 1_000_000_000
+"""Weights that ZeRO-3 keeps whole before it divides some again: DeepSpeed's `stage3_max_live_parameters`."""
+_MOMENTS = {"adamw": 8.0, "sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A launch profile: what it divides among its ranks, and what it keeps in main memory."""
+
+    name: str
+    ranks: int = 1
+    divides_weights: bool = False
+    divides_moments: bool = False
+    offloads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Bytes on one rank, by kind."""
+
+    layout: Layout
+    weights: int
+    quantised: int
+    optimizer: int
+    gradients: int
+    """All of them, on this rank."""
+    update: int
+    """What the optimizer's step works with."""
+    moments: tuple[Moment, ...]
+    """Of forward and backward pass; gradients are this rank's."""
+
+    @property
+    def standing(self) -> int:
+        """What is there all the time, whatever the batch."""
+        return self.weights + self.quantised + self.optimizer
+
+    @property
+    def peak(self) -> Moment:
+        """The moment that has most beside what stands: in the backward pass, or when the optimizer takes its step.
+
+        Gradients come as activations go, so that the sum of both kinds' own peaks would be too much.
+        """
+        update = Moment(self.update, gradients=self.gradients)
+        return max((*self.moments, update), key=lambda moment: moment.by_rows + moment.by_weights)
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.standing + self.peak.by_rows + self.peak.by_weights
+
+    def largest_batch(self, gpu_bytes: float, batch: int) -> int:
+        """Rows of the worst kind that fit, if `moments` are those of `batch` rows; 0 if none does."""
+        left = gpu_bytes * USABLE - CONTEXT_BYTES - self.standing
+        if left < self.update + self.gradients:
+            return 0
+        rows = [(left - moment.by_weights) * batch / moment.by_rows for moment in self.moments if moment.by_rows]
+        return max(0, int(min(rows)))
+
+
+def unit_of(size: int) -> tuple[int, str]:
+    """The unit to show it in."""
+    return (GIB, "GiB") if size >= GIB else (MIB, "MiB")
+
+
+def layouts(ranks: int) -> list[Layout]:
+    """The launch profiles that ship, each on `ranks` GPUs but the first."""
+    return [
+        Layout("one GPU"),
+        Layout("ddp", ranks),
+        Layout("zero2", ranks, divides_moments=True),
+        Layout("zero3", ranks, divides_weights=True, divides_moments=True),
+        Layout("zero3_offload", ranks, divides_weights=True, divides_moments=True, offloads=True),
+        Layout("fsdp2", ranks, divides_weights=True, divides_moments=True),
+    ]
+
+
+def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence[Moment], on_gpu: bool = True) -> Plan:
+    """Memory of one rank.
+
+    Args:
+        moments: Of a step on one process (`plan_trace.trace_step`).
+        on_gpu: The optimizer there works on all tensors at once, and on a CPU on one after the other.
+    """
+    gathered = _gathered_bytes(layout, weights)
+    if layout.offloads:
+        waiting = tuple(replace(moment, gradients=0) for moment in moments)
+        return Plan(layout, gathered, 0, 0, 0, 0, waiting)
+    parts = layout.ranks if layout.divides_weights else 1
+    moment_parts = layout.ranks if layout.divides_moments else 1
+    state = weights.trained * _MOMENTS[recipe.optim.optimizer] / moment_parts
+    # FSDP2 divides no gradient before the last micro-batch of a window.
+    gradient_parts = 1 if layout.name == "fsdp2" and recipe.train.accumulation_steps > 1 else moment_parts
+    if layout.name.startswith("zero"):
+        state += 4 * weights.trained / moment_parts  # DeepSpeed's own fp32 copy
+    return Plan(
+        layout=layout,
+        weights=round((weights.frozen_bytes + 4 * weights.trained) / parts) + gathered + _bucket_bytes(layout, weights),
+        quantised=round(weights.quantised_bytes / parts),
+        optimizer=round(state),
+        gradients=round(4 * weights.trained / moment_parts),
+        update=_update_bytes(weights, recipe, on_gpu) // moment_parts,
+        moments=tuple(replace(moment, gradients=moment.gradients // gradient_parts) for moment in moments),
+    )
+
+
+def _bucket_bytes(layout: Layout, weights: Weights) -> int:
+    """In which gradients are summed over ranks; FSDP2 does so a layer at a time."""
+    if layout.ranks == 1 or layout.name == "fsdp2":
+        return 0
+    return 4 * (weights.trained if layout.name == "ddp" else min(weights.trained, REDUCE_BUCKET_SIZE))
+
+
+def _gathered_bytes(layout: Layout, weights: Weights) -> int:
+    """Weights that are whole at one time where ranks share them."""
+    if not layout.divides_weights or layout.ranks == 1:
+        return 0
+    if layout.name == "fsdp2":  # what is outside the layers stays; the next layer comes while one is at work
+        return weights.outside_bytes + 2 * weights.largest_layer_bytes
+    whole = weights.frozen_bytes + weights.quantised_bytes + 4 * weights.trained
+    # What arrives is there in pieces as well, while they are joined.
+    return round(whole * min(1.0, _LIVE_WEIGHTS / weights.total)) + weights.largest_bytes
+
+
+def _update_bytes(weights: Weights, recipe: Recipe, on_gpu: bool) -> int:
+    """On a GPU a root of all second moments at once; on a CPU what one tensor takes, its 8-bit moments in fp32 included."""
+    in_8_bits = recipe.optim.optimizer.endswith("8bit")
+    if on_gpu:
+        return 0 if in_8_bits else 4 * weights.trained
+    return 4 * weights.largest_trained * (5 if in_8_bits else 2)

@@ -1,0 +1,181 @@
+"""What a step holds in memory at each moment, read from fake tensors: shapes and types without any numbers."""
+
+import copy
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from llava_accel.model.build import final_config
+from llava_accel.model.lora import prepare_trainable, without_starting_values
+from llava_accel.model.memory import enable_checkpointing, lighten_dropout
+from llava_accel.model.objective import LOGITS_AT_ONCE, Objective
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Bytes that are there at one moment of a step, beside weights and the optimizer's state."""
+
+    activations: int = 0
+    """Whatever no other field counts: what is kept for the backward pass, and what is worked with."""
+    logits: int = 0
+    """With their softmax and their gradient."""
+    gradients: int = 0
+    """Of weights, as far as they have been made."""
+    copies: int = 0
+    """Weights in the type that is computed in."""
+
+    @property
+    def by_rows(self) -> int:
+        """What grows with the micro-batch."""
+        return self.activations + self.logits
+
+    @property
+    def by_weights(self) -> int:
+        """What does not."""
+        return self.gradients + self.copies
+
+
+class Ledger(TorchDispatchMode):
+    """Counts every tensor's memory from the operation that makes it until nothing refers to it.
+
+    Args:
+        module: Its weights and buffers are no part of it; their gradients are.
+        vocabulary: Lengths of a row of logits.
+    """
+
+    def __init__(self, module: nn.Module, vocabulary: Sequence[int]) -> None:
+        super().__init__()
+        self._vocabulary = set(vocabulary)
+        tensors = [*module.parameters(), *module.buffers()]
+        self._weights = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in tensors}
+        self._entries: dict[int, tuple[weakref.ref[torch.UntypedStorage], int, str]] = {}
+        self._now = Moment()
+        self.moments: list[Moment] = []
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._note_gradient)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        is_cast = func is torch.ops.aten._to_copy.default and self._is_weight(args[0])
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and not self._is_weight(tensor):
+                is_logits = tensor.ndim > 1 and tensor.shape[-1] in self._vocabulary
+                self._enter(tensor, "copies" if is_cast else "logits" if is_logits else "activations")
+        self.moments.append(self._now)
+        return out
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._weights
+
+    def _enter(self, tensor: Tensor, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        number, size = id(storage), storage.nbytes()
+        if number not in self._entries:
+            held = weakref.ref(storage, lambda _: self._add(-size, self._entries.pop(number)[2]))
+            self._entries[number] = (held, size, kind)
+            self._add(size, kind)
+
+    def _add(self, size: int, kind: str) -> None:
+        self._now = replace(self._now, **{kind: getattr(self._now, kind) + size})
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        number = id(parameter.grad.untyped_storage())
+        held, size, kind = self._entries[number]
+        self._entries[number] = (held, size, "gradients")
+        self._add(-size, kind)
+        self._add(size, "gradients")
+
+
+def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
+    """Those that can be the peak, whatever share of the gradients a rank keeps and however many rows there are.
+
+    No other moment has as much of what grows with the rows, of gradients and of copies.
+    """
+    found: list[Moment] = []
+    for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.gradients, -moment.copies)):
+        if not any(other.gradients >= moment.gradients and other.copies >= moment.copies for other in reversed(found)):
+            found.append(moment)
+    return tuple(found)
+
+
+def _causal(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any
+) -> tuple[Tensor, None]:
+    return sdpa_attention_forward(module, query, key, value, None, **settings)
+
+
+AttentionInterface.register("llava_accel_plan", _causal)
+
+
+def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn.Module:
+    """The recipe's model on the meta device, trainable as in the run; its adapter is new, whatever the recipe says."""
+    config = copy.deepcopy(final_config(processing))
+    table = without_starting_values(recipe.model).model_copy(update={"adapter": ""})
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config).to(dtype)  # pyright: ignore[reportArgumentType]
+        prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
+    enable_checkpointing(model, recipe.model.gradient_checkpointing)
+    lighten_dropout(prepared)
+    return prepared
+
+
+def trace_step(
+    recipe: Recipe, processing: Processing, batch: Mapping[str, Tensor | bool], dtype: torch.dtype, is_sharded: bool
+) -> tuple[Moment, ...]:
+    """The moments of forward and backward pass that can be the peak, on one rank.
+
+    Where the recipe accumulates it is those of two micro-batches: gradients of the first are there during the second.
+
+    Args:
+        batch: A real one; only its shapes count.
+        dtype: The type that is computed in.
+        is_sharded: Whether ranks share each weight; logits are then made at once.
+    """
+    model = build_meta(recipe, processing, dtype)
+    with FakeTensorMode(), torch.device("cpu"):
+        # On the meta device itself there is no autocast, and its copies of the weights are not small.
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        objective = Objective(model.train(), processing.vocab_size, tower_on_every_rank=recipe.model.train_vision)
+        objective.is_sharded = is_sharded
+        with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
+            fields = _fake(batch, objective)
+            for _ in range(min(2, recipe.train.accumulation_steps)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    loss = objective(**fields)
+                loss.backward()
+    return highest(ledger.moments)
+
+
+def trace_layouts(
+    recipe: Recipe, processing: Processing, batch: Mapping[str, Tensor | bool], dtype: torch.dtype
+) -> dict[bool, tuple[Moment, ...]]:
+    """`trace_step` by whether ranks share each weight, which makes a difference where logits are many."""
+    targets = batch["target_ids"]
+    assert isinstance(targets, Tensor)
+    alone = trace_step(recipe, processing, batch, dtype, False)
+    is_split = len(targets) * processing.vocab_size > LOGITS_AT_ONCE
+    return {False: alone, True: trace_step(recipe, processing, batch, dtype, True) if is_split else alone}
+
+
+def _fake(batch: Mapping[str, Tensor | bool], objective: Objective) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+    if not fields["branched"]:
+        # transformers makes no mask for a kernel that it does not know; for its own it looks at values, which are not there.
+        objective.llava.model.language_model.config._attn_implementation = "llava_accel_plan"
+    return fields

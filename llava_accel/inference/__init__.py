@@ -1,0 +1,1 @@
+"""Answers from a model: generation, dialogue, loading what was trained. Nothing that trains."""

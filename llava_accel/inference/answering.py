@@ -1,0 +1,193 @@
+"""Losses and greedy answers of a batch from one pass over its prompts.
+
+Rows are forests (`data/trie.py`): questions on one image stand behind its tokens, which are computed once. The pass
+that gives the loss also fills the key-value cache; each answer then grows from the place where its question ends, as a
+further branch of the row that does not see the reference answer. No logits are kept.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from transformers import DynamicCache
+
+from llava_accel.data.loader import Loaded, tensor
+from llava_accel.data.questions import Questions
+from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, forest_mask, place_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One batch."""
+
+    losses: Float[Tensor, "targets"]
+    """Cross-entropy of each target, in nats, in the order of the batch."""
+    ids: list[list[int]]
+    """Tokens of each answer, without the one that ended it."""
+
+
+@torch.no_grad()
+def answer_batch(
+    objective: Objective,
+    batch: Loaded,
+    questions: Questions,
+    *,
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    blind: bool = False,
+    is_over: Callable[[bool], bool] = bool,
+) -> Answered:
+    """Score the reference answers and write the model's own.
+
+    Args:
+        batch: Fields of `collate.Batch`.
+        stop_ids: Tokens that end an answer.
+        max_new_tokens: Longest answer.
+        blind: Blank the images: what the model answers from the words alone. The batch then holds none.
+        is_over: Whether all ranks have their answers, given that this one has. Ranks that share each weight go on
+            together.
+    """
+    language_model, cache = objective.llava.model.language_model, DynamicCache()
+    position_ids, subtree_end = tensor(batch, "position_ids"), tensor(batch, "subtree_end")
+    with _masked_attention(objective):
+        hidden = language_model(
+            inputs_embeds=_embeds(objective, batch, blind),
+            attention_mask=_attention(objective, forest_mask(subtree_end)) if batch["branched"] else None,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
+        losses = _losses(objective, targets, tensor(batch, "target_ids"))
+        branches = _Branches.behind(questions, position_ids, subtree_end)
+        ids: list[Tensor] = []
+        here = hidden[branches.rows, branches.places]
+        is_done = torch.zeros(len(here), dtype=torch.bool, device=here.device)
+        while True:
+            ids.append(_best(objective, here))
+            is_done |= torch.isin(ids[-1], torch.tensor(sorted(stop_ids), device=here.device))
+            if len(ids) == max_new_tokens or is_over(bool(is_done.all())):
+                break
+            hidden = language_model(
+                inputs_embeds=objective.llava.get_input_embeddings()(branches.laid_out(ids[-1])),
+                attention_mask=_attention(objective, branches.mask(len(ids))),
+                position_ids=branches.depths + len(ids),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            here = hidden[branches.rows, branches.slots]
+    written = torch.stack(ids, dim=1).tolist()
+    ends = [next((place for place, token in enumerate(answer) if token in stop_ids), None) for answer in written]
+    return Answered(losses=losses, ids=[answer[:end] for answer, end in zip(written, ends, strict=True)])
+
+
+@torch.no_grad()
+def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets vocab"]:
+    """The logits, in fp32, that predict the targets of a batch without shared prefixes: for comparisons of few."""
+    assert not batch["branched"]
+    hidden = objective.llava.model.language_model(
+        inputs_embeds=_embeds(objective, batch, blind=False),
+        position_ids=tensor(batch, "position_ids"),
+        use_cache=False,
+    ).last_hidden_state
+    return _logits(objective, hidden.flatten(0, 1)[tensor(batch, "target_positions")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Branches:
+    """The answers that grow at once, side by side in the rows that their questions stand in."""
+
+    rows: Int[Tensor, "questions"]
+    places: Int[Tensor, "questions"]
+    """Where in its row each answer begins to be predicted."""
+    slots: Int[Tensor, "questions"]
+    """Number of the question in its row."""
+    seen: Bool[Tensor, "rows 1 width seq"]
+    """Which tokens of the row an answer sees; of a slot without a question those of the row's first token."""
+    depths: Int[Tensor, "rows width"]
+    """Position of the last token before the answer."""
+
+    @classmethod
+    def behind(
+        cls, questions: Questions, position_ids: Int[Tensor, "rows seq"], subtree_end: Int[Tensor, "rows seq"]
+    ) -> "_Branches":
+        device = position_ids.device
+        rows, places = (torch.from_numpy(found).to(device) for found in (questions.rows, questions.places))
+        counts = torch.bincount(rows, minlength=len(position_ids))
+        # Questions stand row by row; a rank without one still computes a slot, with the others.
+        slots = torch.arange(len(rows), device=device) - (counts.cumsum(0) - counts)[rows]
+        begin = torch.zeros((len(position_ids), max(1, int(counts.max()))), dtype=torch.int64, device=device)
+        begin[rows, slots] = places
+        key, query = torch.arange(position_ids.shape[1], device=device), begin[:, :, None]
+        seen = (key <= query) & (query < subtree_end[:, None, :]) | (key == query)
+        return cls(rows=rows, places=places, slots=slots, seen=seen[:, None], depths=position_ids.gather(1, begin))
+
+    def laid_out(self, ids: Int[Tensor, "questions"]) -> Int[Tensor, "rows width"]:
+        found = torch.zeros_like(self.depths)
+        found[self.rows, self.slots] = ids
+        return found
+
+    def mask(self, num_written: int) -> Bool[Tensor, "rows 1 width keys"]:
+        """Each answer sees what its question sees, and its own tokens among those that were written side by side."""
+        rows, width = self.depths.shape
+        own = torch.eye(width, dtype=torch.bool, device=self.seen.device).repeat(1, num_written)
+        return torch.cat([self.seen, own.expand(rows, 1, *own.shape)], dim=-1)
+
+
+@contextmanager
+def _masked_attention(objective: Objective) -> Iterator[None]:
+    """Kernels that take no mask for each pair of tokens give way to one that does, for the time of a block."""
+    config = objective.llava.model.language_model.config
+    kept = config._attn_implementation
+    if kept not in ("sdpa", "eager"):
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = kept
+
+
+def _attention(objective: Objective, mask: Bool[Tensor, "rows 1 some keys"]) -> Shaped[Tensor, "rows 1 some keys"]:
+    """The mask in the form that the attention kernel takes: "eager" adds it to its scores."""
+    if objective.llava.model.language_model.config._attn_implementation == "sdpa":
+        return mask
+    dtype = objective.llava.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _embeds(objective: Objective, batch: Loaded, blind: bool) -> Float[Tensor, "rows seq hidden"]:
+    input_ids = tensor(batch, "input_ids")
+    embeds = objective.llava.get_input_embeddings()(input_ids)
+    images = (tensor(batch, name) for name in ("pixel_values", "tower_features", "image_names", "image_order"))
+    # Also without images: ranks that share each weight run the same modules.
+    features = objective.image_features(*images)
+    if blind:
+        # Only an image's places hold this token, whatever the text is (`data/labels.py`).
+        return embeds * (input_ids != objective.llava.config.image_token_index)[..., None]
+    return place_features(embeds, features[tensor(batch, "image_index")], tensor(batch, "image_positions"))
+
+
+def _losses(
+    objective: Objective, hidden: Float[Tensor, "targets hidden"], ids: Int[Tensor, "targets"]
+) -> Float[Tensor, "targets"]:
+    # Ranks that share each weight must call lm_head equally often, and have unequal numbers of targets.
+    size = max(1, len(ids) if objective.is_sharded else LOGITS_AT_ONCE // objective.vocab_size)
+    parts = zip(hidden.split(size), ids.split(size), strict=True)
+    return torch.cat([F.cross_entropy(_logits(objective, h), target, reduction="none") for h, target in parts])
+
+
+def _best(objective: Objective, hidden: Float[Tensor, "questions hidden"]) -> Int[Tensor, "questions"]:
+    logits = _logits(objective, hidden)
+    image_token_id = int(objective.llava.config.image_token_index)
+    if image_token_id < logits.shape[1]:
+        logits[:, image_token_id] = -torch.inf  # it is no word
+    return logits.argmax(-1)
+
+
+def _logits(objective: Objective, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
+    """In fp32; rows of lm_head behind the vocabulary are no words."""
+    return objective.llava.lm_head(hidden)[:, : objective.vocab_size].float()

@@ -1,0 +1,153 @@
+"""A conversation with a model, its prompts made by the code that makes the training's."""
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from llava_accel.data.conversation import IMAGE, Turn
+from llava_accel.data.examples import Encoder
+from llava_accel.data.images import ImageReader, LoadedImage
+from llava_accel.data.labels import Example
+from llava_accel.data.problems import DataError
+from llava_accel.data.records import Record
+from llava_accel.exceptions import UserError
+from llava_accel.inference.generate import build_prompts, generate
+from llava_accel.inference.origin import Loaded
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
+from llava_accel.setup.datasets import build_encoder
+
+_ANSWER = "-"  # stands where the model's answer will; the prompt ends before it, whatever it is
+
+
+class Dialogue:
+    """Turns so far, and images for the next one.
+
+    Args:
+        recipe: Template, placement and size of images.
+        max_new_tokens: Longest answer; at most half of what the model can hold.
+    """
+
+    def __init__(self, loaded: Loaded, recipe: Recipe, max_new_tokens: int) -> None:
+        self._objective = loaded.objective
+        processing = loaded.processing
+        self._tokenizer = processing.processor.tokenizer
+        self._window = int(processing.base.text.max_position_embeddings)
+        self._max_new_tokens = min(max_new_tokens, self._window // 2)
+        self._encode = _encoder(recipe, processing, self._window - self._max_new_tokens)
+        self._image_reader = ImageReader(processing.processor.image_processor, recipe.data.image_aspect)
+        self._shown: dict[str, LoadedImage] = {}
+        self._waiting: list[str] = []
+        self._turns: list[Turn] = []
+        self._images: list[str] = []
+
+    def reset(self) -> None:
+        """Forget turns and images."""
+        for found in (self._turns, self._images, self._waiting, self._shown):
+            found.clear()
+
+    def show(self, path: Path) -> None:
+        """Give an image, which will stand at the start of the next turn.
+
+        Raises:
+            DataError: there is no such image, or it cannot be read.
+        """
+        if not path.expanduser().is_file():
+            raise DataError("missing_image", f"there is no image {str(path)!r}", "Correct the path")
+        name = str(path.expanduser().resolve())
+        self._shown[name] = self._image_reader.load(Path(name))
+        self._waiting.append(name)
+
+    def prompt(self, text: str) -> Example:
+        """The conversation up to the answer to `text`, as training would hold it.
+
+        Raises:
+            UserError: it is too long, or cannot be put into the template.
+        """
+        if IMAGE in text:
+            raise UserError(f"{IMAGE} in a question has no image. Give one with /image FILE")
+        question = Turn("user", f"{IMAGE}\n" * len(self._waiting) + text)
+        images = (*self._images, *self._waiting)
+        record = Record(id="chat", turns=(*self._turns, question, Turn("assistant", _ANSWER)), images=images)
+        try:
+            return self._encode(record, -1, Path(Path.cwd().anchor)).example
+        except DataError as error:
+            if error.kind != "too_long":
+                raise
+            raise UserError(
+                f"the conversation does not fit into the model's {self._window:,} tokens together with an answer of "
+                f"{self._max_new_tokens:,}. Begin anew with /reset"
+            ) from None
+
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> str:
+        """The model's answer; question and answer become part of the conversation.
+
+        Args:
+            on_text: Called with each piece of the answer as soon as it is known.
+
+        Raises:
+            UserError: see `prompt`.
+        """
+        example = self.prompt(text)
+        stops = _stops(example, self._tokenizer.eos_token_id)
+        streamer = _Pieces(self._tokenizer, stops, on_text) if on_text else None
+        prompts = build_prompts([example], self._shown, self._image_reader.shape, self._objective.llava.device)
+        device = self._objective.llava.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._objective.llava.dtype == torch.bfloat16):
+            (ids,) = generate(
+                self._objective, prompts, stop_ids=stops, max_new_tokens=self._max_new_tokens, streamer=streamer
+            )
+        answer = str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        self._turns += [Turn("user", f"{IMAGE}\n" * len(self._waiting) + text), Turn("assistant", answer)]
+        self._images += self._waiting
+        self._waiting = []
+        return answer
+
+
+def stop_ids(recipe: Recipe, processing: Processing) -> list[int]:
+    """Tokens that end an answer: the one that the template puts there, and the tokenizer's own."""
+    record = Record(id="stop", turns=(Turn("user", _ANSWER), Turn("assistant", _ANSWER)))
+    example = _encoder(recipe, processing, recipe.data.max_length)(record, -1, Path()).example
+    return _stops(example, processing.processor.tokenizer.eos_token_id)
+
+
+class _Pieces(BaseStreamer):
+    """Hands on an answer token by token: without the token that ends it, and no half of a character."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: list[int], on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._stops, self._on_text = tokenizer, stops, on_text
+        self._is_prompt, self._ids, self._said = True, list[int](), 0
+
+    def put(self, value: Tensor) -> None:
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        self._ids += [token for token in value.flatten().tolist() if token not in self._stops]
+        # The bytes of a character may come in several tokens, and a space may still turn out to be the last.
+        self._say(self._text().rstrip(f"\ufffd{string.whitespace}"))
+
+    def end(self) -> None:
+        self._say(self._text())
+
+    def _text(self) -> str:
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True)).strip()
+
+    def _say(self, text: str) -> None:
+        if len(text) > self._said:
+            self._on_text(text[self._said :])
+            self._said = len(text)
+
+
+def _encoder(recipe: Recipe, processing: Processing, max_length: int) -> Encoder:
+    data = recipe.data.model_copy(update={"max_length": max_length, "on_too_long": "error"})
+    return build_encoder(recipe.model_copy(update={"data": data}), processing)
+
+
+def _stops(example: Example, eos_token_id: int | None) -> list[int]:
+    last = int(example.input_ids[example.is_target][-1])
+    return sorted({last, last if eos_token_id is None else int(eos_token_id)})

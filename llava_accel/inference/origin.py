@@ -1,0 +1,170 @@
+"""Trained weights of any origin, and a model to use them: what export and chat start from."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llava_accel.exceptions import UserError
+from llava_accel.model import layouts
+from llava_accel.model.adapters import lora_settings, put_rest
+from llava_accel.model.build import LoadedModel, find_projector, load_model
+from llava_accel.model.files import read_json, read_tensors, resolve_folder
+from llava_accel.model.lora import prepare_trainable
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing, load_processing
+from llava_accel.model.save import FACTS
+from llava_accel.model.weights import check_values
+from llava_accel.recipe import Recipe, RecipeWarning, load_recipe, make_recipe
+from llava_accel.storage.manifest import complete_checkpoints
+
+Kind = Literal["lora", "projector", "model"]
+"""LoRA weights, the projector of stage 1, or all the weights that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A folder of weights and what it takes to load it.
+
+    `recipe` names the folder itself, as adapter or as base. `own` is the recipe that it was trained with, `facts` what
+    llava_accel.json says; a folder that was not written here has neither.
+    """
+
+    folder: Path
+    kind: Kind
+    recipe: Recipe
+    own: Recipe | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to answer; `notes` are lines for the user."""
+
+    objective: Objective
+    processing: Processing
+    base: LoadedModel
+    notes: list[str]
+
+
+def find_trained(path: str = "", *, base: str = "", template: str = "", bits: int = 0) -> Trained:
+    """What a run, a checkpoint, an export, another adapter or a base alone holds.
+
+    Args:
+        path: A folder or a hub id; empty for the base alone.
+        base: Folder or hub id that comes before the one of the folder's recipe. Adapters made elsewhere need it.
+        template: Comes before the recipe's, which is "v1" where there is none.
+        bits: 4, 8 or 16 in place of the recipe's quantisation; 0 leaves it.
+
+    Raises:
+        UserError: the folder holds no weights, or does not say what it was trained on.
+    """
+    name = path or base
+    folder = (
+        find_adapter(Path(name)) if Path(name).is_dir() else resolve_folder(name, "run, checkpoint, export or base")
+    )
+    kind = _kind(folder)
+    if path and base and kind == "model":
+        raise UserError(f"--base {base}: {folder} is a whole model and has no base. Leave --base out")
+    own = _read_recipe(folder / "recipe.toml")
+    recipe = own or make_recipe(
+        {"run": {"name": "run"}, "model": _settings(folder, kind, base), "data": {"train": "none"}}
+    )
+    changes: dict[str, object] = {"projector": ""}  # every folder holds the projector that belongs to it
+    if kind == "model":
+        place = str(folder) if Path(name).is_dir() else name
+        changes |= {"base": place, "language_model": "", "vision_tower": "", "adapter": ""}
+    else:
+        changes |= {"adapter": str(folder) if kind == "lora" else ""}
+        if base:
+            changes |= {"base": base, "language_model": ""}
+            changes |= {"vision_tower": ""} if recipe.model.language_model else {}  # a part then; else an override
+    changes |= {"template": template} if template else {}
+    recipe = with_bits(recipe, bits or (16 if kind == "model" else recipe.model.quantization.bits))
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
+    return Trained(folder, kind, recipe, own, facts)
+
+
+def with_bits(recipe: Recipe, bits: int) -> Recipe:
+    """The recipe with another quantisation of the base."""
+    quantization = recipe.model.quantization.model_copy(update={"bits": bits})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": quantization})})
+
+
+def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) -> Loaded:
+    """The trained model in evaluation mode.
+
+    Raises:
+        UserError: base or trained weights are damaged, missing, or do not belong together.
+    """
+    recipe = trained.recipe
+    processing = load_processing(recipe.model, recipe.data.image_aspect)
+    base = load_model(recipe, processing, dtype=dtype, device=device)
+    model = base.model if trained.kind == "model" else prepare_trainable(base.model, recipe)
+    if trained.kind == "projector":
+        file = find_projector(str(trained.folder))
+        rest = {layouts.trainable_to_memory(tensor.name): tensor.read() for tensor in read_tensors(file)}
+        put_rest(model, rest, str(file))
+    check_values(model, str(trained.folder))
+    notes = []
+    known = trained.facts.get("base_fingerprint")
+    if trained.kind != "model" and known not in (None, base.fingerprint):
+        notes.append(
+            f"note: {trained.folder} was trained on a base with the fingerprint {known}, and "
+            f"{recipe.model.base or recipe.model.language_model} has {base.fingerprint}. "
+            "Another precision or layout of the same model will do, another model will not"
+        )
+    return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, notes)
+
+
+def _read_recipe(path: Path) -> Recipe | None:
+    if not path.is_file():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecipeWarning)  # the run has said so already
+        return load_recipe(path)
+
+
+def _kind(folder: Path) -> Kind:
+    if (folder / "adapter_config.json").is_file():
+        return "lora"
+    if any(next(folder.glob(pattern), None) for pattern in ("model*.safetensors", "pytorch_model*.bin")):
+        return "model"
+    try:
+        find_projector(str(folder))
+    except UserError:
+        raise UserError(f"{folder} holds no weights. Name a run (runs/NAME), a checkpoint or an export") from None
+    return "projector"
+
+
+def _settings(folder: Path, kind: Kind, base: str) -> dict[str, object]:
+    """[model] of a recipe for a folder that has none."""
+    if kind == "model":
+        return {"base": str(folder)}
+    if not base:
+        raise UserError(f"{folder} has no recipe.toml, so it does not say what it was trained on. Name it in --base")
+    if kind == "projector":
+        return {"base": base, "train": "projector"}
+    return {"base": base, "train": "lora", "lora": lora_settings(read_json(folder / "adapter_config.json"))}
+
+
+_MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
+
+
+def find_adapter(path: Path) -> Path:
+    """The folder with the weights: `path` itself, or of a run its best checkpoint, its export, or its newest checkpoint.
+
+    Raises:
+        UserError: there is nothing that could be loaded.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder. Name a run (runs/NAME), a checkpoint or an export")
+    places = [path, path / "best", path / "export", *reversed(complete_checkpoints(path / "checkpoints"))]
+    for place in places:
+        if any((place / mark).is_file() for mark in _MARKS):
+            return place
+    raise UserError(f"{path} holds no adapter and no checkpoint yet. Name a run that has saved one")

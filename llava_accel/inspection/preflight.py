@@ -1,0 +1,110 @@
+"""What is wrong with the model and the run folder that a recipe names, found without building or loading a model.
+
+Every part is looked at whatever is wrong with the others, so that all of it can be mended at once.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from llava_accel.checkpoint.resume import find_checkpoint
+from llava_accel.console.output import Console
+from llava_accel.exceptions import UserError
+from llava_accel.model import weights
+from llava_accel.model.adapters import read_adapter
+from llava_accel.model.bases import Base, find_base
+from llava_accel.model.build import final_config, find_projector
+from llava_accel.model.files import StoredTensor
+from llava_accel.model.lora import prepare_trainable, without_starting_values
+from llava_accel.model.processing import Processing, load_processing
+from llava_accel.recipe import Recipe
+from llava_accel.setup.run_folder import check_writable
+
+_MANY = 200  # tensors: of a model that takes more than a moment to read
+
+Found = TypeVar("Found")
+
+
+class Problems:
+    """Collects the messages of what fails, so that one failure does not hide the next."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def attempt(self, action: Callable[[], Found]) -> Found | None:
+        """The action's result; None where it failed, and then its message is kept."""
+        try:
+            return action()
+        except UserError as error:
+            if str(error) not in self.messages:
+                self.messages.append(str(error))
+            return None
+
+
+def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, list[str]]:
+    """Configs, tokenizer, image processor, names and shapes of all weights, their values, the adapter.
+
+    Weights are looked at where the recipe names folders; of a model of the hub no more than its configs is downloaded.
+
+    Returns:
+        What turns records into inputs, None where it cannot be had; and the messages, empty if the model can be used.
+    """
+    problems = Problems()
+    base = problems.attempt(lambda: find_base(recipe.model, weights=False))
+    if base is None:
+        return None, problems.messages
+    processing = problems.attempt(lambda: load_processing(recipe.model, recipe.data.image_aspect))
+    if _is_here(recipe):
+        stored = problems.attempt(lambda: _gather(recipe, base)) or {}
+        if len(stored) > _MANY:
+            console.line("reading weights")
+        for tensor in stored.values():
+            problems.attempt(tensor.check_finite)
+    if processing is not None:
+        problems.attempt(lambda: _check_trainable(recipe, processing))
+    elif recipe.model.adapter:
+        problems.attempt(lambda: read_adapter(recipe.model.adapter, recipe.model.lora))
+    return processing, problems.messages
+
+
+def examine_run(recipe: Recipe) -> list[str]:
+    """Whether the run folder can be written, and what it holds can be gone on from."""
+    problems = Problems()
+    problems.attempt(lambda: check_writable(Path(recipe.run.output_dir)))
+    if not problems.messages:
+        problems.attempt(lambda: find_checkpoint(recipe))
+    return problems.messages
+
+
+def _is_here(recipe: Recipe) -> bool:
+    names: Iterable[str] = (recipe.model.base, recipe.model.language_model, recipe.model.vision_tower)
+    return all(Path(name).expanduser().is_dir() for name in names if name)
+
+
+def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:
+    projector = find_projector(recipe.model.projector) if recipe.model.projector else None
+    stored = weights.gather(base, projector)
+    weights.check(stored, base, base.layout == "parts" and projector is None)
+    return stored
+
+
+def _check_trainable(recipe: Recipe, processing: Processing) -> None:
+    """Put LoRA layers and adapter into a model without values.
+
+    Raises:
+        UserError: targets match nothing, or the adapter is damaged or of another base.
+    """
+    table = recipe.model
+    if table.adapter:
+        read_adapter(table.adapter, table.lora)
+    plain = without_starting_values(table)
+    if plain is not table:  # an adapter of another variant would be refused
+        table = plain.model_copy(update={"adapter": ""})
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is a no-op")  # so it is: only names and shapes count here
+        model = LlavaForConditionalGeneration(final_config(processing))
+        prepare_trainable(model, recipe.model_copy(update={"model": table}))

@@ -1,0 +1,141 @@
+"""The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from llava_accel.checkpoint.store import Checkpoints
+from llava_accel.console.output import Console
+from llava_accel.exceptions import Interrupted, UserError
+from llava_accel.loop.meter import Meter
+from llava_accel.model.objective import Objective
+from llava_accel.pages.write import report_end
+from llava_accel.recipe import Recipe
+from llava_accel.release.verification import reference_outputs, verify
+from llava_accel.runtime.signals import Interruption
+from llava_accel.runtime.timing import waiting_note
+from llava_accel.scoring.held_out import score_training
+from llava_accel.setup.datasets import Part
+from llava_accel.setup.state import TrainState
+from llava_accel.storage.jsonl import read_json_lines
+
+_SHOWN_ANSWERS = 6
+_SHOWN_EVALUATIONS = 5
+_SHOWN_SHARE = 0.0005
+_COLUMNS = {
+    "loss": "loss",
+    "multiple_choice": "multiple choice",
+    "blind_multiple_choice": "blind",
+    "vqa_accuracy": "VQA accuracy",
+    "blind_vqa_accuracy": "blind",
+    "exact_match": "exact match",
+    "num_answers": "answers",
+}
+
+
+def finish(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    objective: Objective,
+    parts: tuple[Part, Part | None],
+    checkpoints: Checkpoints,
+    state: TrainState,
+    meter: Meter,
+    console: Console,
+    interruption: Interruption,
+) -> None:
+    """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
+
+    Args:
+        parts: Training data, of which the report shows the hardest examples, and held-out data.
+
+    Raises:
+        Interrupted: the run was asked to end, and has saved.
+        UserError: it could not be saved, or its export does not load elsewhere as what was trained.
+    """
+    folder = Path(recipe.run.output_dir)
+    received = interruption.agreed(accelerator)
+    # Before the first step there is nothing to save: the next start evaluates the base anew.
+    if (state.step or not received) and not checkpoints.save(meter.enter):
+        raise UserError(f"run.output_dir: {folder} has no checkpoint of step {state.step}, for the reason above")
+    meter.enter("saving")
+    if received:
+        objective.flush_features()
+        meter.close()
+        accelerator.end_training()
+        console.line(
+            f"{received.name}: ended at step {state.step} of {state.num_steps}; the same command goes on from here"
+        )
+        raise Interrupted(received)
+    checkpoints.export(folder / "export")
+    training, held_out = parts
+    if recipe.eval.train_limit:
+        meter.enter("evaluation")
+        score_training(recipe, accelerator, objective, training, checkpoints.processing.processor.tokenizer, console)
+    claim = (
+        reference_outputs(recipe, objective, held_out or training, accelerator) if recipe.checkpoint.verify else None
+    )
+    objective.flush_features()
+    meter.close()
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    show_times(meter.seconds, console)
+    show_evaluations(folder, state, console)
+    if claim:
+        verify(claim, folder / "export", recipe, console)
+    show_answers(folder / "predictions" / f"step-{state.step:06d}.jsonl", console)
+    console.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
+    report_end(recipe, state, console)
+    if recipe.model.train != "projector":
+        console.line(f"next: python -m llava_accel.chat --adapter {folder}")
+
+
+def show_times(seconds: Mapping[str, float], console: Console) -> None:
+    """Where the time of this process went, from its first step to its last save."""
+    total = sum(seconds.values())
+    shown = [phase for phase in seconds if seconds[phase] >= _SHOWN_SHARE * total]
+    rows = [[phase.replace("_", " "), f"{seconds[phase]:,.1f}", f"{seconds[phase] / total:.1%}"] for phase in shown]
+    console.table("where the time went", ["", "seconds", "share"], [*rows, ["all", f"{total:,.1f}", ""]])
+    if note := waiting_note(seconds):
+        console.line(note)
+
+
+def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
+    """The score before training, the last ones and the best, from metrics.jsonl."""
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "eval" in line]
+    if not found:
+        return
+    shown = [line for line in found[-_SHOWN_EVALUATIONS:] if line is not found[0]]
+    shown += [line for line in found if line["step"] == state.best_step and line not in (*shown, found[0])]
+    rows, columns = [], {key: title for key, title in _COLUMNS.items() if any(key in line["eval"] for line in found)}
+    for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
+        name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
+        name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
+        rows.append([name, *(_cell(column, line["eval"]) for column in columns)])
+    console.table("evaluations", ["", *columns.values()], rows)
+
+
+def show_answers(path: Path, console: Console) -> None:
+    """A few answers, spread over the evaluation data."""
+    if not path.exists():
+        return
+    predictions = read_json_lines(path)
+    shown = predictions[:: max(1, len(predictions) // _SHOWN_ANSWERS)][:_SHOWN_ANSWERS]
+    rows = [
+        [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]
+        for row in shown
+    ]
+    console.table("some answers", ["question", "reference", "prediction", "score"], rows)
+
+
+def _cell(column: str, metrics: dict[str, float]) -> str:
+    if column not in metrics:
+        return ""
+    value = metrics[column]
+    if column == "loss":
+        return f"{value:.4f}"
+    return f"{round(value):,}" if column == "num_answers" else f"{100 * value:.1f} %"

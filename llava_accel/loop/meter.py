@@ -1,0 +1,156 @@
+"""What a run measures of itself: sums on the device, one reduction a log line, metrics.jsonl, trackers."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from llava_accel.console.output import Console
+from llava_accel.data.loader import Loaded, tensor
+from llava_accel.model.objective import Objective
+from llava_accel.recipe import Recipe
+from llava_accel.runtime.timing import APART, Phases, take_peak, waiting_note
+from llava_accel.runtime.trackers import Trackers
+from llava_accel.scoring.held_out import Evaluation
+from llava_accel.setup.state import TrainState
+from llava_accel.storage.jsonl import Lines, keep_lines_until
+
+_SETTLED_S = 60.0
+"""A run's first batches are slow, and no reason to say anything."""
+
+
+class Meter:
+    """Collects without synchronising; values leave the device when a line is due.
+
+    Lines of metrics.jsonl about steps that a resumed run will take again are removed.
+    """
+
+    def __init__(
+        self, recipe: Recipe, accelerator: Accelerator, objective: Objective, state: TrainState, console: Console
+    ) -> None:
+        self._folder = Path(recipe.run.output_dir)
+        self._accelerator, self._console = accelerator, console
+        self._bar = console.open_bar("train", state.num_steps, state.step)
+        self._last_step = state.step
+        self._state = state
+        state.unlogged = state.unlogged.to(accelerator.device)
+        self.step_sums = torch.zeros_like(state.unlogged)
+        """What `add` has added in this step on this rank: loss, targets, tokens, examples."""
+        self._phases = Phases(accelerator.device)
+        self.enter = objective.enter = self._phases.enter
+        """From here on time counts for the phase that is named, one of `timing.PHASES`."""
+        self.seconds: Counter[str] = Counter()
+        """By phase, as far as it has been read from the device: up to the last line, and after `close` all of it."""
+        self._has_said_waiting = False
+        self._lines = Lines(self._folder / "metrics.jsonl", console)
+        if accelerator.is_main_process:
+            for name in ("metrics.jsonl", "nonfinite.jsonl", "spikes.jsonl"):
+                keep_lines_until(self._folder / name, state.step, state.evaluated_step)
+        self.trackers = Trackers(recipe, accelerator, console)
+
+    def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
+        """The windows, with the time that the loop waits for each of them counted.
+
+        Behind it counts as communication: what a step does first is count its targets over all ranks.
+        """
+        iterator = iter(windows)
+        while True:
+            self.enter("data_wait")
+            window = next(iterator, None)
+            self.enter("communication")
+            if window is None:
+                return
+            self.step_sums = torch.zeros_like(self.step_sums)
+            yield window
+
+    def add(self, loss: Tensor, micro_batch: Loaded) -> None:
+        """Add one micro-batch: its summed loss (detached here), its tokens and examples, and positions without a token."""
+        names = ("target_weights", "num_tokens", "indices", "subtree_end")
+        weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
+        counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
+        sums = [loss.detach().double(), weights.sum(), tokens, *counts]
+        added = torch.stack([value.to(self._state.unlogged) for value in sums])
+        self.step_sums = self.step_sums + added
+        self._state.unlogged = self._state.unlogged + added
+
+    def log(self, state: TrainState, grad_norm: Tensor, rates: dict[str, float]) -> None:
+        """Write one line for the steps since the last one. Takes part in a reduction: call it on every rank.
+
+        Args:
+            grad_norm: Of the last step, before clipping.
+            rates: Learning rate of each part in the last step.
+        """
+        self.enter("communication")
+        total = self._accelerator.reduce(state.unlogged, reduction="sum")
+        assert isinstance(total, Tensor)
+        loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = total.tolist()
+        self.enter("other")
+        phases = self._take()
+        seconds = sum(phases[phase] for phase in phases if phase not in APART)
+        line = {
+            "step": state.step,
+            "epoch": round(state.epoch, 6),
+            "loss": loss_sum / num_targets,
+            "learning_rate": rates.get("language_model", next(iter(rates.values()))),
+            **({f"learning_rate/{part}": rate for part, rate in rates.items()} if len(rates) > 1 else {}),
+            "grad_norm": float(grad_norm),
+            "num_targets": round(num_targets),
+            "num_tokens": round(num_tokens),
+            "num_examples": round(num_examples),
+            "padding": round(num_padding / num_positions, 5),
+            "tokens_per_s": round(num_tokens / seconds, 1),
+            "seconds": round(seconds, 4),
+            **{f"{phase}_s": round(phases[phase], 4) for phase in phases},
+            "peak_memory_gib": round(take_peak(self._accelerator.device) / 2**30, 3),
+        }
+        self._write(line)
+        self._say_waiting()
+        self._bar.advance(
+            state.step - self._last_step,
+            f"loss {line['loss']:.4f}  rate {line['learning_rate']:.2e}  {line['tokens_per_s']:,.0f} tokens/s",
+        )
+        self._last_step, state.unlogged = state.step, torch.zeros_like(state.unlogged)
+
+    def log_eval(self, state: TrainState, found: Evaluation) -> None:
+        """Write the line of an evaluation, whose seconds are not the training's."""
+        line = {"step": state.step, "epoch": round(state.epoch, 6), "eval": found.metrics}
+        speed = {"seconds": round(found.seconds, 4), "answers_per_s": round(found.answers_per_s, 1)}
+        self._write(line | speed)
+        take_peak(self._accelerator.device)  # that of generating answers is none of a step
+
+    def close(self) -> None:
+        """Take the bar away, read the clock for the last time, and let the trackers finish.
+
+        Raises:
+            UserError: there are lines that could not be written.
+        """
+        self._take()
+        self._bar.close()
+        self.trackers.close()
+        self._lines.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._accelerator.is_main_process:
+            self._lines.append(line)
+        if "eval" in line:
+            found = line["eval"] | {"answers_per_s": line["answers_per_s"]}
+            values = {f"eval/{key}": value for key, value in found.items()}
+            self.trackers.log({"epoch": line["epoch"], **values}, line["step"])
+        else:
+            self.trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])
+
+    def _take(self) -> dict[str, float]:
+        found = self._phases.take()
+        self.seconds.update(found)  # a Counter's `update` adds
+        return found
+
+    def _say_waiting(self) -> None:
+        """Say once, early in the run, that it is the data that it waits for."""
+        if self._has_said_waiting or self.seconds.total() < _SETTLED_S or not (note := waiting_note(self.seconds)):
+            return
+        self._has_said_waiting = True
+        self._console.line(note)

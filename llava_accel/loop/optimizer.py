@@ -1,0 +1,84 @@
+"""Parameter groups, optimizer, and a schedule counted in optimizer steps."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import OptimTable
+
+
+def parameter_groups(model: nn.Module, optim: OptimTable) -> list[dict[str, object]]:
+    """{language model and adapter, projector, vision tower} x {decayed, not decayed}, without empty groups.
+
+    Biases and norms (one dimension) are not decayed. Each group carries its `name` for logs.
+    """
+    rates = {
+        "language_model": optim.learning_rate,
+        "projector": optim.projector_learning_rate,
+        "vision_tower": optim.vision_learning_rate,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": optim.weight_decay if decayed else 0.0,
+            "name": part if decayed else f"{part} (no decay)",
+        }
+        for (part, decayed), parameters in groups.items()
+    ]
+
+
+def part_of(name: str) -> str:
+    """Which of LLaVA's three parts a parameter belongs to."""
+    if "multi_modal_projector" in name:
+        return "projector"
+    return "vision_tower" if "vision_tower" in name else "language_model"
+
+
+def build_optimizer(model: nn.Module, optim: OptimTable) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters.
+
+    Raises:
+        UserError: nothing is trainable, or the paged optimizer has no GPU to page.
+    """
+    groups = parameter_groups(model, optim)
+    if not groups:
+        raise UserError("model.train: nothing is trainable. Set model.train_projector or model.train_vision to true")
+    betas = (optim.betas[0], optim.betas[1])
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=1e-8)
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=optim.learning_rate)
+    if optim.optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
+        raise UserError(
+            "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "
+            "Use 'adamw_8bit' for this run"
+        )
+    import bitsandbytes
+
+    chosen = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}  # pyright: ignore[reportPrivateImportUsage]
+    return chosen[optim.optimizer](groups, lr=optim.learning_rate, betas=betas, eps=1e-8)
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The rate of each part as the next step will use it; decayed and undecayed groups of a part share theirs."""
+    return {str(group["name"]).partition(" ")[0]: float(group["lr"]) for group in optimizer.param_groups}
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, optim: OptimTable, num_steps: int) -> LRScheduler:
+    """The recipe's schedule, from 0 over the warm-up to the peak and, unless constant, back to 0 after `num_steps`."""
+    name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=math.ceil(optim.warmup_fraction * num_steps),
+        num_training_steps=num_steps,
+    )

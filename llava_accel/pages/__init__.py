@@ -1,0 +1,1 @@
+"""The report: from a run folder to one HTML file. Nothing here changes a run."""

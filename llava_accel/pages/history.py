@@ -1,0 +1,153 @@
+"""What a run folder tells of its run, read once for everything that the page shows."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_accel.checkpoint.progress import PROGRESS
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+from llava_accel.scoring.best import Line, best_evaluation, read_lines
+from llava_accel.scoring.held_out import FILE
+from llava_accel.setup.state import TrainState
+from llava_accel.storage.jsonl import read_json_lines
+from llava_accel.storage.manifest import complete_checkpoints
+
+Prediction = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """One run, as far as it has come."""
+
+    folder: Path
+    recipe: Recipe
+    environment: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """All of metrics.jsonl."""
+    num_steps: int | None
+    """Steps of the whole run; None where no checkpoint tells."""
+    is_stopped: bool
+    """Whether the run ended early, for want of improvement."""
+
+    @property
+    def name(self) -> str:
+        return self.recipe.run.name
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of training."""
+        return [line for line in self.lines if "loss" in line]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluations."""
+        return [line for line in self.lines if "eval" in line]
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return max((line["step"] for line in self.lines), default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has come to its end; where no checkpoint tells, what is there is taken for the whole."""
+        return self.is_stopped or self.num_steps is None or self.step >= self.num_steps
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        """The evaluation of the base."""
+        first = self.evaluations[:1]
+        return first[0] if first and first[0]["step"] == 0 else None
+
+    @property
+    def chosen(self) -> Line | None:
+        """The evaluation that the page is about: that of `best/`, or the last one where the run keeps no best."""
+        trained = [line for line in self.evaluations if line["step"] > 0]
+        best = best_evaluation(trained, self.recipe.eval.metric) if self.recipe.checkpoint.best else None
+        return best or (trained[-1] if trained else None)
+
+    @property
+    def score(self) -> str | None:
+        """The score that stands in front: the recipe's metric, or where that is the loss multiple choice or VQA accuracy.
+
+        None where none was measured.
+        """
+        measured = {key for line in self.evaluations for key in line["eval"]}
+        ranked = (
+            ("multiple_choice", "vqa_accuracy") if self.recipe.eval.metric == "loss" else (self.recipe.eval.metric,)
+        )
+        return next((score for score in ranked if score in measured), None)
+
+    def predictions(self, step: int) -> list[Prediction]:
+        """The answers of the evaluation at `step`; none where it left no file."""
+        return self._read_predictions(f"step-{step:06d}.jsonl")
+
+    @property
+    def training_predictions(self) -> list[Prediction]:
+        """The answers to some training examples after the last step; none before it."""
+        return self._read_predictions(FILE)
+
+    def _read_predictions(self, name: str) -> list[Prediction]:
+        path = self.folder / "predictions" / name
+        if not path.is_file():
+            return []
+        try:
+            return read_json_lines(path)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
+
+    def count_lines(self, name: str) -> int:
+        """Lines of a file of the run folder, 0 where there is none."""
+        path = self.folder / name
+        return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def read_run(folder: Path, state: TrainState | None = None) -> History:
+    """Read a run folder.
+
+    Args:
+        state: Where the run stands, if it is this process that runs it; else its newest checkpoint tells.
+
+    Raises:
+        UserError: it is no run folder, or something in it cannot be read.
+    """
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(f"{folder} is no run: it has no recipe.toml. Name the folder of a run, such as runs/quickstart")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecipeWarning)  # said when the run was started
+        recipe = load_recipe(folder / "recipe.toml")
+    known = _newest_state(folder) if state is None else state.state_dict()
+    num_steps = known.get("num_steps")
+    return History(
+        folder=folder,
+        recipe=recipe,
+        environment=_read_json(folder / "environment.json"),
+        lines=read_lines(folder / "metrics.jsonl"),
+        num_steps=None if num_steps is None else int(num_steps),
+        is_stopped=bool(known.get("is_stopped")),
+    )
+
+
+def titles(runs: Sequence[History]) -> list[str]:
+    """A title for each run: its name, or where names repeat that of its folder, or its whole path."""
+    for known in ([run.name for run in runs], [run.folder.resolve().name for run in runs]):
+        if len(set(known)) == len(runs):
+            return known
+    return [str(run.folder) for run in runs]
+
+
+def _newest_state(folder: Path) -> dict[str, Any]:
+    found = complete_checkpoints(folder / "checkpoints")
+    return _read_json(found[-1] / "engine" / PROGRESS).get("state", {}) if found else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
+    return found if isinstance(found, dict) else {}

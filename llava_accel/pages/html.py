@@ -1,0 +1,79 @@
+"""From what was found to one file: templates, escaping, and a page that cannot reach any network.
+
+Every text that comes from a data set, a model or a recipe goes through `visible` and then through the escaping that is
+on for all templates. Besides, the page forbids the browser every script but its own, by hash, and every address.
+"""
+
+import base64
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+# Control characters, surrogates on their own, and the marks that turn the direction of the text behind them. White
+# space and the joiners that Persian, Hindi and emoji need stay.
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with characters that no one can see, and that could change what is seen, written out as escapes."""
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def render(template: str, context: Mapping[str, object]) -> str:
+    """A page as HTML."""
+    environment, script = _environment(), _source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        **context, script=Markup(script), script_hash=f"sha256-{digest}", style=Markup(_source("page.css"))
+    )
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page in one go, so that a browser that watches it never meets half of it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(html, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def percent(share: int | float) -> str:
+    """0.123 -> "12.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def count(number: int | float) -> str:
+    """7.0 -> "7", 2.5 -> "2.5"."""
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
+
+
+def _shown(value: object) -> object:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("llava_accel.pages", "templates"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, count=count)
+    return environment
+
+
+@functools.cache
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

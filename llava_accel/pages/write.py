@@ -1,0 +1,179 @@
+"""The pages: of one run, which is written into its folder, and of several."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from llava_accel.console.output import Console, printable
+from llava_accel.data.images import decode, find_image
+from llava_accel.data.problems import DataError
+from llava_accel.exceptions import UserError
+from llava_accel.pages import details
+from llava_accel.pages.compare import comparison
+from llava_accel.pages.curves import curves, score_title
+from llava_accel.pages.gallery import cards, choose, image_roots, training_cards, verdict
+from llava_accel.pages.history import History, Prediction, read_run
+from llava_accel.pages.html import render, write_page
+from llava_accel.pages.outcome import notes, sentence, tiles
+from llava_accel.recipe import DataTable, Recipe
+from llava_accel.runtime.trackers import Trackers
+from llava_accel.scoring.best import overfitting, read_lines
+from llava_accel.setup.state import TrainState
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path, state: TrainState | None = None) -> Path:
+    """Write `report.html` into a run folder.
+
+    Args:
+        state: Where the run stands, if it is this process that runs it.
+
+    Raises:
+        UserError: the folder is no run, or something in it is damaged.
+        OSError: it cannot be read or written.
+    """
+    run = read_run(folder, state)
+    write_page(folder / REPORT, render("report.html.j2", _context(run)))
+    return folder / REPORT
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Write one page that compares several runs.
+
+    Raises:
+        UserError, OSError: as `write_report`; or a run is named twice.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice. Name each run once")
+    write_page(out, render("compare.html.j2", comparison([read_run(folder) for folder in folders]) | _written()))
+    return out
+
+
+def _context(run: History) -> dict[str, object]:
+    chosen, before = run.chosen or run.before, run.before
+    metric = run.score or "exact_match"
+    predictions = run.predictions(chosen["step"]) if chosen else []
+    earlier = run.predictions(before["step"]) if before and before is not chosen else []
+    shown = cards(predictions, earlier, run.recipe.data, metric)
+    return {
+        "run": run,
+        "sentence": sentence(run),
+        "tiles": tiles(run),
+        "notes": notes(run),
+        "plots": curves(run),
+        "columns": details.evaluation_columns(run.evaluations),
+        "cell": details.cell,
+        "chosen": chosen,
+        "cards": shown,
+        "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
+        "num_predictions": len(predictions),
+        "score_title": score_title(metric),
+        "types": details.type_tables(predictions, earlier, metric),
+        "recipe_rows": details.recipe_rows(run),
+        "recipe_text": details.recipe_text(run),
+        "environment": details.environment_rows(run),
+        "commands": details.commands(run),
+    } | _written()
+
+
+def _written() -> dict[str, object]:
+    return {"written": f"{datetime.now():%Y-%m-%d %H:%M}"}
+
+
+def report_evaluation(recipe: Recipe, state: TrainState, trackers: Trackers, console: Console) -> None:
+    """Write the report after an evaluation, and give its images to the trackers. For the main process.
+
+    After the last evaluation it is left to `report_end`.
+    """
+    folder = Path(recipe.run.output_dir)
+    if trackers.are_there:
+        _attempt(lambda: _send_images(folder, state, trackers), folder, console)
+    if state.step < state.num_steps and not state.is_stopped:
+        _attempt(lambda: write_report(folder, state), folder, console)
+
+
+def report_end(recipe: Recipe, state: TrainState, console: Console) -> None:
+    """Write the report of the whole run, and say where it is. For the main process."""
+    folder = Path(recipe.run.output_dir)
+    if _attempt(lambda: write_report(folder, state), folder, console):
+        console.line(f"report: {folder / 'report.html'}")
+
+
+def say_overfitting(recipe: Recipe, console: Console) -> None:
+    """Print the overfitting note at the evaluation that first shows it."""
+    lines = read_lines(Path(recipe.run.output_dir) / "metrics.jsonl")
+    found = overfitting(lines, recipe.eval.patience)
+    if found and overfitting(lines[:-1], recipe.eval.patience) is None:
+        console.line(f"note: {found}")
+
+
+def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:
+    run = read_run(folder, state)
+    images = tracker_images(run.predictions(state.step), run.recipe.data, run.score or "exact_match")
+    trackers.images(images, state.step)
+
+
+def _attempt(action: Callable[[], object], folder: Path, console: Console) -> bool:
+    try:
+        action()
+    except Exception as error:
+        # Drawing, decoding and templates are work of four libraries, done beside a run that may be days old: whatever
+        # they raise, the run must go on. Nothing is hidden by it: the same error comes back from the verb.
+        reason = " ".join(str(error).split())[:300]
+        console.line(
+            f"report: not written ({type(error).__name__}: {reason}). The run goes on; to see why, run "
+            f"`python -m llava_accel.report {folder}`"
+        )
+        return False
+    return True
+
+
+_MOST = 12
+_SIDE, _LINE, _LINES, _COLUMNS = 224, 15, 5, 36  # px, px, lines of text, characters a line
+_COLORS = {"right": (27, 122, 67), "partly": (138, 97, 0), "wrong": (179, 55, 43)}
+
+
+def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: str) -> list[Image.Image]:
+    """At most twelve images, right and wrong mixed; those that cannot be read are left out."""
+    roots = image_roots(data)
+    found: list[Image.Image] = []
+    for number in sorted(choose(predictions, metric)):
+        row = predictions[number]
+        name = row["image"] if isinstance(row["image"], str) else next(iter(row["image"]), "")
+        try:
+            found.append(_tile(decode(find_image(roots[0], name)), row, metric))
+        except DataError:  # the report says of each what is wrong with it
+            continue
+    return found[:: max(1, len(found) // _MOST)][:_MOST]
+
+
+def _tile(image: Image.Image, row: Prediction, metric: str) -> Image.Image:
+    tile = Image.new("RGB", (_SIDE, _SIDE + _LINES * _LINE + 8), "white")
+    image = ImageOps.contain(image, (_SIDE, _SIDE))
+    tile.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
+    result = verdict(float(row[metric]))
+    answer = max(row["answers"], key=row["answers"].get)
+    question = _wrapped(row["question"])[:3]
+    lines = [(text, (29, 31, 33)) for text in question]
+    lines += [
+        (_wrapped(f"{result}: {row['prediction']}")[0], _COLORS[result]),
+        (_wrapped(f"expected: {answer}")[0], (98, 102, 107)),
+    ]
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(12)
+    for number, (text, color) in enumerate(lines[-_LINES:]):
+        draw.text((6, _SIDE + 4 + number * _LINE), text, fill=color, font=font)
+    return tile
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of at most `_COLUMNS` characters, at least one."""
+    lines = [""]
+    for word in printable(text).split():
+        word = word[:_COLUMNS]
+        if len(lines[-1]) + len(word) + 1 > _COLUMNS:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

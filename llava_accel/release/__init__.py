@@ -1,0 +1,1 @@
+"""What leaves a run: exports in three forms, their verification, the hub. No training."""

@@ -1,0 +1,298 @@
+"""An export from beginning to end: load, write beside its place, compare with what was trained, rename."""
+
+import gc
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
+
+from llava_accel.checkpoint.model_card import Form, write_model_card
+from llava_accel.console.output import Console
+from llava_accel.data.images import ImageReader
+from llava_accel.data.labels import Example
+from llava_accel.exceptions import UserError
+from llava_accel.inference.dialogue import stop_ids
+from llava_accel.inference.origin import Loaded, Trained, load_trained, with_bits
+from llava_accel.model.bases import Base, find_base
+from llava_accel.model.build import load_model
+from llava_accel.model.files import read_weights
+from llava_accel.model.lora import Trainable
+from llava_accel.model.processing import Processing, load_processing
+from llava_accel.model.save import FACTS
+from llava_accel.recipe import ModelTable, Recipe
+from llava_accel.release.merged_model import save_merged, save_peft
+from llava_accel.release.original_llava import (
+    original_config,
+    place_tower,
+    read_original,
+    save_original_adapter,
+    save_original_model,
+    save_original_projector,
+)
+from llava_accel.release.verification import (
+    Sample,
+    compare,
+    plain_outputs,
+    probe,
+    probe_example,
+    prove,
+    take_sample,
+)
+from llava_accel.setup.datasets import open_corpora
+
+_MOST_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is exported and how.
+
+    `dtype` is the float type of a whole model on disk; None is the one that the base has on disk.
+    """
+
+    trained: Trained
+    device: torch.device
+    console: Console
+    dtype: torch.dtype | None = None
+
+    @property
+    def stored(self) -> torch.dtype:
+        """Float type of the base's weights on disk."""
+        folder = find_base(self.trained.recipe.model).folder
+        return next(tensor.tensor[0:1].dtype for tensor in read_weights(folder) if tensor.shape)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that loads what was trained on a base of 16 bits."""
+        return with_bits(self.trained.recipe, 16)
+
+    def load(self, *, as_trained: bool = False) -> Loaded:
+        """The trained model on its 16-bit base, or quantised `as_trained`. A CPU computes in fp32."""
+        trained = self.trained if as_trained else replace(self.trained, recipe=self.recipe)
+        dtype = self.stored if self.device.type == "cuda" else torch.float32
+        return load_trained(trained, dtype=dtype, device=self.device)
+
+    def examples(self, processing: Processing) -> tuple[list[Example], dict[str, Tensor]]:
+        """Examples to compare on, with their images' pixels: one that needs no data, and some of the recipe's if it is
+        still there, the held-out ones before those of training."""
+        example, pixels = probe_example(processing)
+        if self.trained.own is None:
+            return [example], pixels
+        try:
+            train, held_out = open_corpora(self.recipe, processing)
+            corpus = train if held_out is None else held_out
+            found = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
+            read = ImageReader(processing.processor.image_processor, self.recipe.data.image_aspect)  # pyright: ignore[reportArgumentType]
+            pixels |= {name: read(Path(name)) for one in found for name in one.images}
+        except (UserError, OSError) as error:
+            self.console.line(f"note: compared on an example of no data set, as the recipe's data is not here: {error}")
+            return [example], pixels
+        return [example, *found], pixels
+
+    def sample(self, loaded: Loaded, examples: list[Example], pixels: dict[str, Tensor]) -> Sample:
+        """What a loaded model makes of these examples."""
+        side = int(loaded.processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
+        return take_sample(loaded.objective, examples, pixels, (3, side, side), self.device)
+
+    def check(self, name: str, expected: Tensor, found: Tensor, dtype: torch.dtype) -> float:
+        """Print how far two results of `probe` are apart, and return the largest difference.
+
+        Raises:
+            UserError: rounding to `dtype` does not explain it.
+        """
+        agreement = compare(expected, found)
+        self.console.line(f"{name}: {agreement}")
+        if not agreement.within(dtype):
+            raise UserError(f"{name}: the export does not compute what was trained ({agreement}), so it was removed")
+        return agreement.difference
+
+
+def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[str, Any]]) -> None:
+    """Make an export: complete and checked in its place, or not there at all.
+
+    Args:
+        out: A folder that is not there yet, or an empty one.
+        write: Writes the weights into a folder that exists, checks them, and returns what it knows of the model.
+
+    Raises:
+        UserError: the place is taken, or the source cannot be put into this form, or the result differs from it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: there is something already. Name a new folder, or remove it")
+    if not job.console.is_terminal:
+        disable_progress_bar()
+    unfinished = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}). Choose another folder") from None
+    try:
+        trained = job.trained
+        facts = {**write(job, unfinished), **trained.facts}
+        (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        if trained.own:
+            shutil.copyfile(trained.folder / "recipe.toml", unfinished / "recipe.toml")
+        write_model_card(unfinished, form, trained.own, facts, title=out.name)
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    job.console.line(f"exported: {out}")
+
+
+def write_peft(job: Job, folder: Path) -> dict[str, Any]:
+    """One adapter with the projector inside, compared through `PeftModel.from_pretrained` over a fresh base."""
+    if job.trained.kind != "lora":
+        held = "a whole model" if job.trained.kind == "model" else "a projector"
+        raise UserError(f"{job.trained.folder} holds no adapter but {held}. Use --to merged or --to llava")
+    base, table = find_base(job.recipe.model), job.recipe.model
+    if base.layout == "parts" or (table.vision_tower and not _is_own_tower(table, base)):
+        raise UserError(
+            f"{job.trained.folder} was trained on {table.base or table.language_model} with the vision tower "
+            f"{table.vision_tower}, so no one folder is its base. Use --to merged"
+        )
+    loaded = job.load()
+    facts, processing, dtype = _facts(job, loaded), loaded.processing, loaded.objective.llava.dtype
+    sample, expected = job.sample(loaded, *job.examples(processing)), probe(loaded.objective.llava, processing)
+    assert isinstance(loaded.objective.model, PeftModel)
+    save_peft(folder, loaded.objective.model, processing)
+    del loaded
+    _free()
+    name, use_gpu = "adapter over a fresh base, against the trained model", job.device.type == "cuda"
+    if base.layout == "hub":
+        found = plain_outputs(sample, folder, dtype=dtype, base=str(base.folder), use_gpu=use_gpu)
+        prove(sample, found, name, dtype, job.console)
+        return facts
+    plain = load_model(job.recipe, processing, dtype=dtype, device=None).model
+    job.console.line(
+        f"note: transformers cannot load {table.base}, which is in the layout of LLaVA's own code. Convert it once "
+        f"and use the result as the base: python -m llava_accel.export {table.base} --to merged "
+        f"--out {Path(table.base).name}-hf"
+    )
+    with warnings.catch_warnings():
+        # peft asks for an attribute that transformers 5 is about to rename.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        again = PeftModel.from_pretrained(plain, str(folder)).get_base_model()
+    assert isinstance(again, LlavaForConditionalGeneration)
+    found = probe(again.to(job.device), processing)  # pyright: ignore[reportArgumentType]
+    job.check(name, expected, found, dtype)
+    return facts
+
+
+def write_merged(job: Job, folder: Path) -> dict[str, Any]:
+    """One model folder of transformers, loaded again by transformers alone and compared."""
+    bits, quantised, without = job.trained.recipe.model.quantization.bits, None, None
+    examples = job.examples(load_processing(job.recipe.model, job.recipe.data.image_aspect))
+    if bits < 16:
+        loaded = job.load(as_trained=True)
+        quantised = job.sample(loaded, *examples).logits
+        del loaded
+        _free()
+    loaded = job.load()
+    model, processing, facts = loaded.objective.model, loaded.processing, _facts(job, loaded)
+    assert isinstance(model, Trainable)
+    computed, stored = loaded.objective.llava.dtype, job.dtype or job.stored
+    sample = job.sample(loaded, *examples)
+    if isinstance(model, PeftModel) and job.recipe.model.lora.bias == "none":  # trained biases could not be disabled
+        with model.disable_adapter():
+            without = job.sample(loaded, *examples).logits
+    save_merged(folder, model, processing, stored, stop_ids(job.recipe, processing))
+    del loaded, model
+    _free()
+    found = plain_outputs(sample, folder, dtype=computed, use_gpu=job.device.type == "cuda")
+    is_merged = job.trained.kind == "lora"
+    name = "merged model, against 16-bit base + adapter" if is_merged else "exported model, against its source"
+    difference = prove(sample, found, name, stored, job.console).difference
+    update = 0.0 if without is None else compare(sample.logits, without).difference
+    if stored != torch.float32 and 0 < update < 2 * difference:
+        raise UserError(
+            f"the merged model is no nearer to the trained one than the base is: {str(stored).removeprefix('torch.')} "
+            "is too coarse for so small an update. Use --dtype fp32, or --to peft"
+        )
+    if quantised is not None:
+        table = job.trained.recipe.model.quantization
+        kind = f" ({table.type})" if bits == 4 else ""
+        job.console.line(
+            f"the adapter was trained over the base in {bits} bits{kind}, and is merged into its 16-bit weights: what "
+            "rounding to so few bits had changed, and the adapter made up for, is not in them"
+        )
+        job.console.line(
+            f"merged model, against {bits}-bit base + adapter as trained: {compare(quantised, found['logits'])}"
+        )
+    return facts
+
+
+def write_llava(job: Job, folder: Path) -> dict[str, Any]:
+    """The folder that LLaVA's own code writes, read back and compared weight by weight."""
+    loaded, origin, is_whole = job.load(), _origin(job), job.trained.kind == "model"
+    model, processing, recipe = loaded.objective.model, loaded.processing, job.recipe
+    assert isinstance(model, Trainable)
+    tower = place_tower(folder, loaded.objective, processing.base, origin, recipe, is_whole)
+    config = original_config(processing.base, origin, recipe, tower)
+    if isinstance(model, PeftModel):
+        written = save_original_adapter(folder, model, config)
+    elif is_whole:
+        written = save_original_model(folder, model, processing, config, origin, job.dtype or job.stored)
+    else:
+        written = save_original_projector(folder, model, config)
+    found = read_original(folder)
+    if written.keys() != found.keys() or any(not torch.equal(found[name], t.cpu()) for name, t in written.items()):
+        raise UserError(f"{folder}: what was written does not come back as it was. Look at the disk, and try again")
+    job.console.line(f"LLaVA's layout: {len(found)} weights written, read back and equal; mm_vision_tower is {tower!r}")
+    return _facts(job, loaded)
+
+
+FORMS: dict[Form, Callable[[Job, Path], dict[str, Any]]] = {
+    "peft": write_peft,
+    "merged": write_merged,
+    "llava": write_llava,
+}
+"""By the values of `--to`."""
+
+
+def _is_own_tower(table: ModelTable, base: Base) -> bool:
+    """Whether the tower that the recipe names is the one that the base names itself."""
+    own = find_base(table.model_copy(update={"vision_tower": ""}), weights=False)
+    return base.tower is not None and own.tower is not None and own.tower.resolve() == base.tower.resolve()
+
+
+def _origin(job: Job) -> Base | None:
+    """What the model was trained on: itself if it was only converted, None where that is not here any more."""
+    trained = job.trained
+    if trained.kind != "model" or trained.own is None:
+        return find_base(trained.recipe.model, weights=False)
+    try:
+        return find_base(trained.own.model, weights=False)
+    except UserError as error:
+        job.console.line(f"note: config.json and tokenizer are made anew, as the base is not here: {error}")
+        return None
+
+
+def _facts(job: Job, loaded: Loaded) -> dict[str, Any]:
+    """What is known of a model that this package has not trained; prints what the user should know of it."""
+    for note in loaded.notes:
+        job.console.line(note)
+    model, kind = job.recipe.model, job.trained.kind
+    return {
+        "base": model.base or model.language_model,
+        "base_layout": loaded.processing.base.layout,
+        "base_fingerprint": loaded.base.fingerprint,
+        "train": None if kind == "model" else kind,
+        "template": model.template,
+    }
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

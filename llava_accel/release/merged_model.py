@@ -1,0 +1,78 @@
+"""Exports for plain transformers and peft: an adapter with its projector inside, or one whole model."""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from llava_accel.model.layouts import PEFT_PREFIX
+from llava_accel.model.lora import LANGUAGE_MODEL, TOWER, Trainable, split_state
+from llava_accel.model.processing import Processing
+from llava_accel.model.save import ADAPTER
+
+
+def save_peft(folder: Path, model: PeftModel, processing: Processing) -> None:
+    """Write an adapter that `PeftModel.from_pretrained(base, folder)` alone restores, and the processor.
+
+    The projector, and the vision tower where it was trained, are in it as peft's modules to save.
+
+    Args:
+        folder: Exists.
+        model: With the adapter in it, frozen or not as the recipe says.
+    """
+    state = model.state_dict()
+    adapter, rest = split_state(model, state)
+    modules = ["multi_modal_projector"]
+    stored = dict(adapter)
+    if any(name.startswith(TOWER) for name in rest):
+        modules.append("vision_tower")
+        stored |= {name: tensor for name, tensor in state.items() if name.startswith(PEFT_PREFIX + TOWER)}
+    stored |= {_peft_name(name): tensor for name, tensor in rest.items() if not name.startswith(TOWER)}
+    config = copy.copy(model.peft_config["default"])
+    assert isinstance(config, LoraConfig)
+    config.inference_mode = True
+    config.modules_to_save = modules
+    config.save_pretrained(str(folder))
+    save_file(
+        {name: stored_form(tensor) for name, tensor in stored.items()}, folder / ADAPTER, metadata={"format": "pt"}
+    )
+    processing.processor.save_pretrained(folder)
+
+
+def save_merged(
+    folder: Path, model: Trainable, processing: Processing, dtype: torch.dtype, stop_ids: Iterable[int]
+) -> None:
+    """Fold the adapter into the weights and write a model folder of transformers, with its processor.
+
+    Args:
+        model: Is used up.
+        dtype: Float type of the weights on disk.
+        stop_ids: Tokens that end an answer of the recipe's template; generation ends there by itself.
+
+    Raises:
+        UserError: merging gives weights that are not finite.
+    """
+    merged = (model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model).to(dtype)  # pyright: ignore
+    for half in (merged.config.text_config, merged.config.vision_config):
+        assert isinstance(half, PreTrainedConfig)
+        half.name_or_path = ""  # a folder of this machine
+    merged.generation_config.eos_token_id = sorted(set(stop_ids))
+    merged.save_pretrained(folder)
+    processing.processor.save_pretrained(folder)
+
+
+def stored_form(tensor: Tensor) -> Tensor:
+    """The tensor as files hold it."""
+    return tensor.detach().contiguous().cpu()
+
+
+def _peft_name(name: str) -> str:
+    """peft's own name of a weight; a bias of an adapted layer lies inside its wrapper."""
+    if name.startswith(LANGUAGE_MODEL) and name.endswith(".bias"):
+        return f"{PEFT_PREFIX}{name.removesuffix('bias')}base_layer.bias"
+    return PEFT_PREFIX + name

@@ -1,0 +1,257 @@
+"""Exports for LLaVA's own code: the folders that its training writes, with its own file and key names."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from llava_accel.exceptions import UserError
+from llava_accel.model import layouts
+from llava_accel.model.bases import Base
+from llava_accel.model.files import read_json, read_tensors, read_weights
+from llava_accel.model.lora import PROJECTOR, Trainable, split_state
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing, load_image_processor
+from llava_accel.model.save import ADAPTER
+from llava_accel.recipe import Recipe
+from llava_accel.release.merged_model import stored_form
+
+_VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+_TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Write what LLaVA's LoRA training leaves: adapter, non_lora_trainables.bin and config.json.
+
+    Args:
+        folder: Exists.
+        config: See `original_config`.
+
+    Returns:
+        What was written, under in-memory names; so do the other two.
+
+    Raises:
+        UserError: the adapter starts from weights that LLaVA's peft would not compute.
+    """
+    adapter, rest = split_state(model, model.state_dict())
+    peft_config = model.peft_config["default"]
+    assert isinstance(peft_config, LoraConfig)
+    if peft_config.init_lora_weights is not True:
+        raise UserError(
+            f"model.lora.variant = {peft_config.init_lora_weights!r} starts from changed weights of the base, which "
+            "the peft of LLaVA's time does not compute. Export --to merged, and that folder --to llava"
+        )
+    _write_json(folder / "adapter_config.json", _adapter_config(peft_config, list(adapter)))
+    tensors = {layouts.adapter_to_original(name): stored_form(tensor) for name, tensor in adapter.items()}
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    trainables = {layouts.trainable_to_original(name): stored_form(tensor) for name, tensor in rest.items()}
+    torch.save(trainables, folder / "non_lora_trainables.bin")
+    _write_json(folder / "config.json", config)
+    return {**adapter, **rest}
+
+
+def save_original_projector(folder: Path, model: Trainable, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Write what LLaVA's stage 1 leaves: mm_projector.bin and config.json."""
+    state = {name: stored_form(tensor) for name, tensor in model.state_dict().items() if name.startswith(PROJECTOR)}
+    torch.save({layouts.to_original(name): tensor for name, tensor in state.items()}, folder / "mm_projector.bin")
+    _write_json(folder / "config.json", config)
+    return state
+
+
+def save_original_model(
+    folder: Path,
+    model: Trainable,
+    processing: Processing,
+    config: dict[str, Any],
+    origin: Base | None,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Write a whole model: weights in shards of 5 GB, config.json, generation_config.json and the tokenizer.
+
+    Rows that were added to the vocabulary for the image token, which LLaVA does not have, are cut off.
+
+    Args:
+        origin: What it was trained on; its tokenizer files are copied, as LLaVA needs tokenizer.model.
+        dtype: Float type of the weights on disk.
+    """
+    rows = processing.vocab_size
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and processing.base.config.tie_word_embeddings:
+            continue
+        # A copy, because safetensors stores no part of a larger tensor.
+        kept = tensor[:rows].clone() if name in _VOCABULARY else tensor
+        state[name] = stored_form(kept.to(dtype) if kept.is_floating_point() else kept)
+    original = {layouts.to_original(name): tensor for name, tensor in state.items()}
+    save_torch_state_dict(original, folder, max_shard_size="5GB")
+    _write_json(folder / "config.json", config | {"vocab_size": rows, "torch_dtype": str(dtype).removeprefix("torch.")})
+    ids = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(folder / "generation_config.json", {**ids, "do_sample": False})
+    _write_tokenizer(folder, processing, origin)
+    return state
+
+
+def read_original(folder: Path) -> dict[str, Tensor]:
+    """Every weight that one of these functions wrote, under in-memory names."""
+    found: dict[str, Tensor] = {}
+    for file, rename in (
+        (ADAPTER, layouts.adapter_to_memory),
+        ("non_lora_trainables.bin", layouts.trainable_to_memory),
+        ("mm_projector.bin", layouts.to_memory),
+    ):
+        if (folder / file).is_file():
+            found |= {rename(tensor.name): tensor.read() for tensor in read_tensors(folder / file)}
+    return found or {layouts.to_memory(tensor.name): tensor.read() for tensor in read_weights(folder)}
+
+
+def _write_tokenizer(folder: Path, processing: Processing, origin: Base | None) -> None:
+    places = [base.folder for base in (origin, processing.base) if base]
+    source = next((place for place in places if (place / "tokenizer.model").is_file()), None)
+    if source is None:
+        processing.processor.tokenizer.save_pretrained(folder)
+        return
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _adapter_config(config: LoraConfig, names: list[str]) -> dict[str, Any]:
+    """adapter_config.json with the keys that every peft since 0.4 knows, and leaf names as targets."""
+    leaves = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names}
+    known = {
+        "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": config.base_model_name_or_path,
+        "bias": config.bias, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+        "layers_pattern": None, "layers_to_transform": None, "loftq_config": {}, "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout, "megatron_config": None, "megatron_core": "megatron.core",
+        "modules_to_save": None, "peft_type": "LORA", "r": config.r, "rank_pattern": {}, "revision": None,
+        "target_modules": sorted(leaves), "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    return known | {key: True for key in ("use_dora", "use_rslora") if getattr(config, key)}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+TOWER_FOLDER = "vision_tower"
+_CLIP_L_336 = "openai/clip-vit-large-patch14-336"
+_CLIP_L_336_SIZES = (1024, 24, 14, 336)
+_CLASSES = {
+    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
+}
+_TEXT_KEYS = (
+    "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
+    "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "pad_token_id", "pretraining_tp", "rms_norm_eps", "sliding_window", "tie_word_embeddings",
+    "vocab_size",
+)  # fmt: skip
+_ASPECTS = {"pad": "pad", "crop": "square"}  # LLaVA's "square" is CLIP's own resize and crop
+
+
+def original_config(base: Base, origin: Base | None, recipe: Recipe, tower: str) -> dict[str, Any]:
+    """The config for a model of LLaVA's own code.
+
+    Args:
+        base: What the model is.
+        origin: What it was trained on, whose own config.json is kept where it is of that kind.
+        recipe: How it was trained.
+        tower: Value of mm_vision_tower.
+
+    Raises:
+        UserError: LLaVA's own code has no such model.
+    """
+    if origin and origin.layout == "original":
+        config = read_json(origin.folder / "config.json")
+    else:
+        config = _from_transformers(base)
+    if recipe.data.image_aspect not in _ASPECTS:
+        raise UserError(
+            f"data.image_aspect = {recipe.data.image_aspect!r}: LLaVA's own code pads or crops an image and does not "
+            "stretch it. Use --to merged or --to peft"
+        )
+    return config | {
+        "mm_vision_tower": tower,
+        "image_aspect_ratio": _ASPECTS[recipe.data.image_aspect],
+        "tokenizer_model_max_length": recipe.data.max_length,
+        "tune_mm_mlp_adapter": recipe.model.train == "projector",
+        "freeze_mm_mlp_adapter": not recipe.model.train_projector,
+    }
+
+
+def place_tower(
+    folder: Path, objective: Objective, base: Base, origin: Base | None, recipe: Recipe, is_whole: bool
+) -> str:
+    """Value of mm_vision_tower, and the tower itself in `folder` where no name leads to it.
+
+    LLaVA's own code always takes the tower from the place that mm_vision_tower names, never from the checkpoint.
+
+    Args:
+        is_whole: The export holds the whole model, so it must not point beside the base that it came from.
+
+    Raises:
+        UserError: the tower is no CLIP.
+    """
+    vision = base.vision
+    if not isinstance(vision, CLIPVisionConfig):
+        raise UserError(f"LLaVA's own code has no {vision.model_type!r} tower, only CLIP. Use --to merged or --to peft")
+    named = recipe.model.vision_tower
+    if not named and origin and origin.layout == "original":
+        named = str(read_json(origin.folder / "config.json").get("mm_vision_tower", ""))
+    sizes = (vision.hidden_size, vision.num_hidden_layers, vision.patch_size, vision.image_size)
+    if not named and sizes == _CLIP_L_336_SIZES:
+        named = _CLIP_L_336
+    is_local = Path(named).expanduser().is_dir() or bool(origin and (origin.folder.parent / named).is_dir())
+    if named and not recipe.model.train_vision and not (is_whole and is_local):
+        return named
+    place = folder / TOWER_FOLDER
+    place.mkdir()
+    state = objective.llava.model.vision_tower.state_dict()
+    tensors = {f"vision_model.{name}": tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    config = vision.__class__.from_dict(vision.to_dict())
+    config.name_or_path, config.architectures = "", ["CLIPVisionModel"]
+    config.save_pretrained(place)
+    load_image_processor(base.tower or base.folder, vision, "crop").save_pretrained(place)
+    return TOWER_FOLDER
+
+
+def _from_transformers(base: Base) -> dict[str, Any]:
+    text, config = base.text, base.config
+    if text.model_type not in _CLASSES:
+        raise UserError(
+            f"LLaVA's own code has no {text.model_type!r} language model, only Llama and Mistral. Use --to merged"
+        )
+    if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
+        raise UserError("LLaVA's own projector (mlp2x_gelu) has GELU and biases, and this one not. Use --to merged")
+    known = text.to_dict()
+    rope = dict(known.get("rope_parameters") or {})
+    theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
+    model_type, architecture = _CLASSES[text.model_type]
+    return {
+        **{key: known[key] for key in _TEXT_KEYS if key in known},
+        "rope_theta": theta,
+        "rope_scaling": None if kind == "default" else {"type": kind, **rope},
+        "use_cache": True,
+        "model_type": model_type,
+        "architectures": [architecture],
+        "torch_dtype": str(text.dtype or torch.float16).removeprefix("torch."),
+        "mm_hidden_size": base.vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+    }

@@ -1,0 +1,104 @@
+"""Loads an export with transformers and peft alone and computes with it: run as a program, `plain_inference.py JOB.json`.
+
+Nothing of this package is imported here: whoever is given the export does not have it. `verification.py` compares.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import BitsAndBytesConfig, GenerationConfig, LlavaForConditionalGeneration
+
+_SPARE = 1.5
+"""Share of a model's size on disk that must be free on a GPU: the run that asks still holds its own there."""
+
+
+def main(path: Path) -> None:
+    """Do the job of a file."""
+    compute(path)
+    assert not any(name.startswith("llava_accel") for name in sys.modules)
+
+
+def compute(path: Path) -> None:
+    """Write logits, answers and the counts of loaded weights to the file that the job names."""
+    job = json.loads(path.read_text())
+    torch.set_num_threads(job["num_threads"])
+    model, counts = _load(job)
+    model.eval()
+    logits, answers = [], []
+    for inputs, positions in torch.load(job["inputs"], weights_only=True):
+        given = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        if "pixel_values" in given:
+            given["pixel_values"] = given["pixel_values"].to(getattr(torch, job["dtype"]))
+        with torch.no_grad():
+            found = model(**given, use_cache=False).logits[0, positions.to(model.device), : job["vocab_size"]]
+            logits.append(found.float().cpu())
+            answers.append(_answer(model, given, int(positions[0]) + 1, job))
+    torch.save({"logits": torch.cat(logits), "answers": answers, "counts": counts}, job["out"])
+
+
+def _load(job: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, int]]]:
+    folder, dtype = Path(job["folder"]), getattr(torch, job["dtype"])
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": _device(folder, job)}}
+    if not job["base"]:
+        return LlavaForConditionalGeneration.from_pretrained(folder, **kwargs), {}
+    if job["quantization"]:
+        keys = {
+            key: getattr(torch, value) if key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage") else value
+            for key, value in job["quantization"].items()
+        }
+        kwargs["quantization_config"] = BitsAndBytesConfig(**keys)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(job["base"], **kwargs)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it would round the scales of the 4-bit weights
+    counts: dict[str, tuple[int, int]] = {}
+    rest = folder / "non_lora_trainables.safetensors"
+    if rest.is_file():
+        stored = load_file(rest)
+        unexpected = set(model.load_state_dict(stored, strict=False).unexpected_keys)
+        counts[rest.name] = (len(stored.keys() - unexpected), len(stored))
+    if (folder / "adapter_config.json").is_file():
+        model = PeftModel.from_pretrained(model, str(folder))
+        stored = load_file(folder / "adapter_model.safetensors")
+        counts["adapter_model.safetensors"] = (_num_loaded(model, stored), len(stored))
+    return model, counts
+
+
+def _num_loaded(model: nn.Module, stored: dict[str, torch.Tensor]) -> int:
+    """Weights of the file that the model now holds: peft leaves out silently what it finds no place for."""
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return sum(
+        name in held and torch.equal(held[name].cpu().float(), tensor.to(held[name].dtype).float())
+        for name, tensor in stored.items()
+    )
+
+
+def _answer(model: Any, given: dict[str, torch.Tensor], length: int, job: dict[str, Any]) -> list[int]:
+    prompt = {name: tensor[:, :length] if name != "pixel_values" else tensor for name, tensor in given.items()}
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=job["max_new_tokens"],
+        eos_token_id=job["stop_ids"],
+        pad_token_id=job["stop_ids"][0],
+        suppress_tokens=job["never"],
+    )
+    ids = model.generate(**prompt, generation_config=config)[0, length:].tolist()
+    return next((ids[:place] for place, token in enumerate(ids) if token in job["stop_ids"]), ids)
+
+
+def _device(folder: Path, job: dict[str, Any]) -> str:
+    if not job["use_gpu"] or not torch.cuda.is_available():
+        return "cpu"
+    places = [folder, *([Path(job["base"])] if job["base"] else [])]
+    size = sum(file.stat().st_size for place in places if place.is_dir() for file in place.glob("*.safetensors"))
+    return "cuda:0" if torch.cuda.mem_get_info()[0] > _SPARE * size else "cpu"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

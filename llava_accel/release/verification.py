@@ -1,0 +1,318 @@
+"""Whether two models are one: their logits for an image and a text that need no data."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+
+from llava_accel.console.output import Console
+from llava_accel.data.collate import collate
+from llava_accel.data.images import LoadedImage
+from llava_accel.data.labels import Example
+from llava_accel.data.questions import ask
+from llava_accel.data.records import Record
+from llava_accel.data.trie import chain
+from llava_accel.exceptions import UserError
+from llava_accel.inference.answering import answer_batch, target_logits
+from llava_accel.model.bases import find_base
+from llava_accel.model.memory import quantization_config
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
+from llava_accel.release import plain_inference
+from llava_accel.runtime.engines import autocast, resolve_precision, whole_root
+from llava_accel.scoring.held_out import choose_rows
+from llava_accel.setup.datasets import Part
+
+_TEXT = (
+    "What is in the image? A red square on the left of two small circles, and behind them a tree. How many people "
+    "are there? Three: a woman with a dog, and a child in a blue coat. Where was it taken? In a street at night."
+)
+_PROMPT = 8  # tokens
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far apart the logits of two models are.
+
+    `difference` and `largest` are the largest |a - b| and |a| over `num_tokens` positions and the vocabulary;
+    `same_choice` is the share of positions at which both would write the same token.
+    """
+
+    difference: float
+    largest: float
+    same_choice: float
+    num_tokens: int
+
+    def within(self, dtype: torch.dtype) -> bool:
+        """Whether rounding to `dtype` explains the difference."""
+        return self.difference <= _TOLERANCE[dtype] * self.largest
+
+    def __str__(self) -> str:
+        return (
+            f"logits differ by {self.difference:.1e} at most and reach {self.largest:.1e}; "
+            f"same next token at {self.same_choice:.1%} of {self.num_tokens} positions"
+        )
+
+
+def probe_inputs(processing: Processing) -> dict[str, Tensor]:
+    """An image and a text as transformers' forward pass takes them."""
+    tokenizer = processing.processor.tokenizer
+    words = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
+    ids = [processing.image_token_id] * processing.num_image_tokens + list(words)
+    if tokenizer.bos_token_id is not None:
+        ids.insert(0, tokenizer.bos_token_id)
+    vertical, round_ = Image.linear_gradient("L"), Image.radial_gradient("L")
+    image = Image.merge("RGB", (vertical, round_, vertical.transpose(Image.Transpose.ROTATE_90)))
+    pixels = processing.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    input_ids = torch.tensor([ids])
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixels}
+
+
+def probe_example(processing: Processing) -> tuple[Example, dict[str, Tensor]]:
+    """The same as an example whose answer is most of its text, and its image's pixels."""
+    inputs = probe_inputs(processing)
+    ids = inputs["input_ids"][0].numpy()
+    start = int(np.argmax(ids == processing.image_token_id))
+    is_target = np.arange(len(ids)) > start + processing.num_image_tokens + _PROMPT
+    example = Example(input_ids=ids, is_target=is_target, image_starts=(start,), images=("probe",))
+    return example, {"probe": inputs["pixel_values"][0]}
+
+
+@torch.no_grad()
+def probe(model: LlavaForConditionalGeneration, processing: Processing) -> Float[Tensor, "seq vocab"]:
+    """Logits through transformers' own forward pass, as whoever loads an export gets them; on the CPU, in fp32."""
+    inputs = {name: tensor.to(model.device) for name, tensor in probe_inputs(processing).items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.model.vision_tower.dtype)
+    was_training = model.training
+    model.eval()
+    logits = model(**inputs, use_cache=False).logits
+    model.train(was_training)
+    return logits[0, :, : processing.vocab_size].float().cpu()
+
+
+def compare(expected: Float[Tensor, "seq vocab"], found: Float[Tensor, "seq vocab"]) -> Agreement:
+    """Compare two results of `probe`. A logit that is not finite on one side is an infinite difference."""
+    difference = (expected - found).abs().max()
+    return Agreement(
+        difference=float(difference) if difference.isfinite() else float("inf"),
+        largest=float(expected.abs().max()),
+        same_choice=float((expected.argmax(-1) == found.argmax(-1)).float().mean()),
+        num_tokens=len(expected),
+    )
+
+
+_MOST_EXAMPLES = 3
+_MOST_TARGETS = 64  # of one example: a row of logits is as long as the vocabulary
+_MAX_NEW_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A few examples, and what the trained model makes of them."""
+
+    inputs: list[tuple[dict[str, Tensor], Tensor]]
+    """What transformers' forward pass takes, and at which places it is compared."""
+    logits: Float[Tensor, "targets vocab"]
+    """In fp32, on the CPU, of all examples one after the other."""
+    answers: list[list[int]]
+    stop_ids: list[int]
+    vocab_size: int
+    never: list[int]
+    """Tokens that no answer may hold."""
+
+
+def examples_of(part: Part, recipe: Recipe) -> tuple[list[Example], dict[str, Tensor]]:
+    """A few examples of the data, the same in every run of a recipe, and their images' pixels."""
+    rows = choose_rows(part.rows, _MOST_EXAMPLES, recipe.run.seed)[:_MOST_EXAMPLES]
+    examples = [part.corpus.encode(int(row)).example for row in rows]
+    return examples, {name: part.image_reader(Path(name)) for example in examples for name in example.images}
+
+
+def take_sample(
+    objective: Objective,
+    examples: Sequence[Example],
+    pixels: dict[str, Tensor],
+    image_shape: tuple[int, ...],
+    device: torch.device,
+) -> Sample:
+    """What the model makes of the examples. Ranks that share each weight must all call it, inside `whole_root`.
+
+    Args:
+        objective: In any mode, which is restored.
+        pixels: By the names that the examples give.
+    """
+    was_training = objective.training
+    objective.eval()
+    kept = [_last_answer(example, number) for number, example in enumerate(examples)]
+    rows = [chain(example) for example in kept]
+    batch = collate(rows, {name: LoadedImage(tensor) for name, tensor in pixels.items()}, image_shape)
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    records = {example.index: Record(id="", turns=()) for example in kept}
+    questions = ask(rows, {example.index: example for example in kept}, records)
+    stop_ids = frozenset(int(example.input_ids[example.is_target][-1]) for example in examples)
+    answered = answer_batch(objective, batch, questions, stop_ids=stop_ids, max_new_tokens=_MAX_NEW_TOKENS)
+    logits = target_logits(objective, batch).cpu()
+    objective.train(was_training)
+    image_token_id, num_rows = int(objective.llava.config.image_token_index), objective.llava.lm_head.out_features
+    return Sample(
+        inputs=[(_inputs(example, pixels), torch.from_numpy(np.nonzero(example.is_target)[0] - 1)) for example in kept],
+        logits=logits,
+        answers=answered.ids,
+        stop_ids=sorted(stop_ids),
+        vocab_size=objective.vocab_size,
+        never=sorted({image_token_id, *range(objective.vocab_size, num_rows)}),
+    )
+
+
+def plain_outputs(
+    sample: Sample,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    base: str = "",
+    quantization: BitsAndBytesConfig | None = None,
+    use_gpu: bool,
+) -> dict[str, Any]:
+    """What a process with transformers and peft alone makes of the sample: "logits", "answers" and "counts".
+
+    Args:
+        folder: The export.
+        base: Folder or hub id of what an adapter is loaded on; empty where the export is a whole model.
+
+    Raises:
+        UserError: it cannot load the export, or not all of its weights.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        inputs, out = Path(place, "inputs.pt"), Path(place, "out.pt")
+        torch.save(sample.inputs, inputs)
+        job = {
+            "folder": str(folder), "base": base, "dtype": str(dtype).removeprefix("torch."), "use_gpu": use_gpu,
+            "quantization": _keys(quantization), "inputs": str(inputs), "out": str(out),
+            "vocab_size": sample.vocab_size, "stop_ids": sample.stop_ids, "never": sample.never,
+            "max_new_tokens": _MAX_NEW_TOKENS, "num_threads": torch.get_num_threads(),
+        }  # fmt: skip
+        Path(place, "job.json").write_text(json.dumps(job))
+        done = _start(Path(place, "job.json"))
+        if done.returncode or not out.is_file():
+            reason = "\n".join(done.stderr.strip().splitlines()[-3:]) or f"exit code {done.returncode}"
+            raise UserError(f"{folder}: transformers and peft cannot load it: {reason}")
+        found = torch.load(out, weights_only=True)
+    for file, (loaded, stored) in found["counts"].items():
+        if not stored or loaded < stored:
+            raise UserError(
+                f"{folder}: transformers and peft load {loaded} of {stored} weights of {file}; the others have no place "
+                "under their names"
+            )
+    return found
+
+
+def prove(sample: Sample, found: dict[str, Any], name: str, dtype: torch.dtype, console: Console) -> Agreement:
+    """Print how far `plain_outputs` came from the trained model.
+
+    Raises:
+        UserError: rounding to `dtype` does not explain it.
+    """
+    agreement = compare(sample.logits, found["logits"])
+    same = sum(ours == theirs for ours, theirs in zip(sample.answers, found["answers"], strict=True))
+    number = sum(loaded for loaded, _ in found["counts"].values())
+    weights = f"{number:,} trained weights loaded; " if found["counts"] else ""
+    console.line(f"{name}: {weights}{agreement}; {same} of {len(sample.answers)} answers are the same")
+    if not agreement.within(dtype) or (dtype == torch.float32 and same < len(sample.answers)):
+        raise UserError(f"{name}: the export does not compute what was trained ({agreement})")
+    return agreement
+
+
+def _start(job: Path) -> subprocess.CompletedProcess[str]:
+    # -P: the program's own folder holds modules of ours, which must not be found.
+    command = [sys.executable, "-P", plain_inference.__file__, str(job)]
+    return subprocess.run(command, capture_output=True, text=True, env=_environment())
+
+
+def _last_answer(example: Example, number: int) -> Example:
+    """The example with its last answer as its only one, or the beginning of that."""
+    first = example.prompt_length()
+    end = min(len(example.input_ids), first + _MOST_TARGETS)
+    is_target = example.is_target[:end] & (np.arange(end) >= first)
+    return replace(example, input_ids=example.input_ids[:end], is_target=is_target, index=number)
+
+
+def _inputs(example: Example, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+    input_ids = torch.from_numpy(example.input_ids)[None]
+    images = {"pixel_values": torch.stack([pixels[name] for name in example.images])} if example.images else {}
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **images}
+
+
+def _keys(quantization: BitsAndBytesConfig | None) -> dict[str, Any] | None:
+    return None if quantization is None else json.loads(quantization.to_json_string(use_diff=True))
+
+
+def _environment() -> dict[str, str]:
+    """This process's, less what a launcher says of ranks: the other one stands alone."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    names = {key for key in os.environ if key in ranks or key.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
+    return {key: value for key, value in os.environ.items() if key not in names}
+
+
+def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelerator: Accelerator) -> Sample:
+    """What the trained model computes. Every rank must call it, while its engine is still there."""
+    examples, pixels = examples_of(part, recipe)
+    with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
+        return take_sample(objective, examples, pixels, part.image_reader.shape, accelerator.device)
+
+
+def verify(claim: Sample, export: Path, recipe: Recipe, console: Console) -> None:
+    """Load the export in another process, and compare. For the main process.
+
+    Raises:
+        UserError: it does not load, or does not compute the same.
+    """
+    if reason := _not_plain(recipe):
+        console.line(f"{export}: not compared in a process of transformers and peft alone, as {reason}")
+        return
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_precision(recipe.run.precision, device)
+    base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)
+    quantization = quantization_config(recipe.model.quantization, dtype)
+    with console.bar("verify the export", 1) as bar:
+        found = plain_outputs(
+            claim, export, dtype=dtype, base=base, quantization=quantization, use_gpu=device.type == "cuda"
+        )
+        bar.advance()
+    prove(claim, found, f"{export} in plain transformers and peft, against the trained model", dtype, console)
+
+
+def _not_plain(recipe: Recipe) -> str:
+    """Why transformers cannot load what an adapter was trained on; empty where it can."""
+    model = recipe.model
+    if model.train == "full":
+        return ""
+    if not model.base:
+        return (
+            f"its base is made of parts ({model.language_model}): `llava_accel.export --to merged` makes a whole of it"
+        )
+    base = find_base(model, weights=False)
+    if base.layout != "hub":
+        return f"{model.base} is in the layout of LLaVA's own code: `llava_accel.export --to merged` converts it"
+    if base.tower_overridden:
+        return f"it was trained with the vision tower {model.vision_tower}: `llava_accel.export --to merged` keeps that"
+    return ""

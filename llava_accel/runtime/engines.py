@@ -1,0 +1,202 @@
+"""The Accelerator, and what a run asks of the engine behind it. With backend_*.py the only place that knows one by name.
+
+An engine either keeps a whole model on every rank (one process, DDP, ZeRO-2) or shards it (ZeRO-3, FSDP2). The loop is
+the same: what differs is done here, before the first step.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import LRScheduler
+
+from llava_accel.exceptions import UserError
+from llava_accel.model.objective import Objective
+from llava_accel.recipe import Recipe
+from llava_accel.runtime import fsdp2 as backend_fsdp
+from llava_accel.runtime import zero as backend_deepspeed
+from llava_accel.runtime.launch_profile import read_profile
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bf16 where the device computes in it, else fp32: a CPU without it is about 70 times slower in bf16."""
+    if precision == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if capable else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The Accelerator for the launch profile in force and this recipe.
+
+    Raises:
+        UserError: the profile contradicts the recipe, or asks for what cannot work; key, value and remedy are named.
+    """
+    profile = read_profile()
+    on_cpu = profile.wants_cpu or not torch.cuda.is_available()
+    dtype = resolve_precision(recipe.run.precision, torch.device("cpu" if on_cpu else "cuda"))
+    profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
+    if on_cpu:
+        backend_deepspeed.use_cpu()
+    engine_plugin = backend_deepspeed.configured_plugin(recipe) if profile.engine == "deepspeed" else None
+    if profile.engine == "fsdp" and on_cpu:
+        backend_fsdp.start_rehearsal()
+    # Naming a communication backend makes Accelerate expect other processes. They wait for an hour, not the usual ten
+    # minutes: the first one reads all data through.
+    connection = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=1))
+    handlers = [connection] if profile.is_distributed else []
+    accelerator = Accelerator(
+        # DeepSpeed has its own notion of the device, and Accelerate forgets DeepSpeed where it is told to use the CPU.
+        cpu=on_cpu and profile.engine != "deepspeed",
+        deepspeed_plugin=engine_plugin,
+        # "bf16" would put DeepSpeed into a mode that rounds what is trained: see `prepare`.
+        mixed_precision="bf16" if dtype == torch.bfloat16 and profile.engine != "deepspeed" else "no",
+        # Windows are ours (loop/step.py): the engine's own accumulation would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        # The schedule counts optimizer steps; Accelerate's default would step once for each process.
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=handlers,  # pyright: ignore[reportArgumentType]
+        log_with=list(recipe.log.trackers) or None,
+        project_dir=recipe.run.output_dir,
+    )
+    if profile.engine == "deepspeed":
+        backend_deepspeed.leave_loading_alone()
+    if on_cpu and accelerator.num_processes > 1 and accelerator.is_main_process:
+        where = f"{accelerator.num_processes} CPU processes over gloo"
+        print(f"rehearsal: no GPU here, so {profile.title} runs on {where}. Same numbers, no speed.")
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each rank holds only a part of every weight, so that all ranks must run every module together."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return backend_deepspeed.zero_stage(accelerator) == 3
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def load_device(accelerator: Accelerator) -> torch.device | None:
+    """Where weights go when they are read: None leaves them where they are, for an engine that then shards them."""
+    return None if is_sharded(accelerator) else accelerator.device
+
+
+def place(objective: Objective, accelerator: Accelerator) -> Objective:
+    """Divide the weights among the ranks if the engine does so, one layer at a time; call it before the optimizer is made.
+
+    Every rank holds the same objective when it is called, and from then on runs the tower in every forward pass.
+    """
+    if is_sharded(accelerator):
+        objective.is_sharded = objective.tower_on_every_rank = True
+        if accelerator.distributed_type == DistributedType.FSDP:
+            backend_fsdp.shard(objective, accelerator)
+        else:
+            backend_deepspeed.shard(objective, accelerator)
+    return objective
+
+
+def prepare(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+) -> tuple[nn.Module, AcceleratedOptimizer, AcceleratedScheduler]:
+    """Hand model, optimizer and schedule to the engine. With bf16 the forward pass is under autocast on every engine."""
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        # With these two Accelerate leaves the precision to the engine, which would round what is trained to bf16.
+        objective.forward = autocast(recipe, accelerator)(objective.forward)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # Accelerate's own preparation would shard; matching parameters by address, it mixes up those that are empty here.
+        return objective, accelerator.prepare_optimizer(optimizer), accelerator.prepare_scheduler(scheduler)  # pyright: ignore[reportReturnType]
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        backend_deepspeed.fit_buckets(accelerator, objective)
+    return accelerator.prepare(objective, optimizer, scheduler)
+
+
+def prepare_frozen(accelerator: Accelerator, objective: Objective) -> nn.Module:
+    """The objective where it can run, for evaluation without training."""
+    if not is_sharded(accelerator):
+        return objective.to(accelerator.device)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.prepare(objective)  # its hooks gather the weights
+    return objective
+
+
+def autocast(recipe: Recipe, accelerator: Accelerator) -> torch.autocast:
+    """The precision of forward passes outside the loop: the recipe's, whatever the engine."""
+    dtype = resolve_precision(recipe.run.precision, accelerator.device)
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_grad_norm: float) -> Tensor:
+    """Norm of the whole gradient over all ranks, after clipping it to `max_grad_norm` (0: measured only).
+
+    DeepSpeed has clipped and made its update by now, within the last backward pass, from the same limit in its
+    configuration; where the norm was not finite it made none.
+    """
+    assert accelerator.sync_gradients, "a window was left before its last micro-batch: the step would do nothing"
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+    assert norm is not None
+    return torch.as_tensor(norm, device=accelerator.device).detach()
+
+
+def whole_root(objective: Objective) -> AbstractContextManager[None]:
+    """Keep what lies outside the layers (embeddings, lm_head, projector) whole, for calls that are no `objective(...)`."""
+    return backend_fsdp.whole_root(objective) if isinstance(objective, FSDPModule) else nullcontext()
+
+
+def gathered_weights(
+    accelerator: Accelerator, model: nn.Module, keep: Callable[[str], bool]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value of every weight that `keep` wants, one at a time; only the main process gets any.
+
+    `accelerator.get_state_dict` holds the same and the whole frozen model besides. Every rank must take every item.
+    """
+    whole = backend_deepspeed.whole if accelerator.distributed_type == DistributedType.DEEPSPEED else backend_fsdp.whole
+    for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
+        if keep(name):
+            value = whole(parameter)
+            if accelerator.is_main_process:
+                yield name, value.detach().cpu()
+
+
+def gathered_optimizer_state(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
+) -> Iterator[tuple[str, str, Tensor]]:
+    """(parameter, key, whole value) of everything that the optimizer keeps; only the main process gets any.
+
+    Every rank must take every item.
+    """
+    engine = backend_deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else backend_fsdp
+    for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
+        if parameter.requires_grad:
+            for key, value in engine.moments(parameter, optimizer.optimizer):
+                if accelerator.is_main_process:
+                    yield name, key, value.detach().cpu()
+
+
+def load_optimizer_state(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    moments: Iterable[tuple[str, str, Tensor]],
+) -> None:
+    """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine.
+
+    Raises:
+        UserError: they belong to other weights.
+    """
+    engine = backend_deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else backend_fsdp
+    parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
+    for name, key, value in moments:
+        if name not in parameters or (value.ndim and value.shape != engine.whole_shape(parameters[name])):
+            raise UserError(
+                f"run.resume: the checkpoint has moments of {name}, which is not trained or has another shape"
+            )
+        engine.put_state(parameters[name], optimizer.optimizer, key, value)

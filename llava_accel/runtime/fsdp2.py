@@ -1,0 +1,84 @@
+"""FSDP2: sharding by PyTorch's own `fully_shard`, and whole tensors out of the shards. See backend.py."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def start_rehearsal() -> None:
+    """Let Accelerate believe in FSDP without a GPU: it knows FSDP only where it found several GPUs."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def shard(module: nn.Module, accelerator: Accelerator) -> None:
+    """Divide every weight among the ranks, one layer at a time; what is outside the layers makes a group of its own.
+
+    Layers are gathered in the type that they have: frozen weights in the recipe's, trained ones in fp32, as everywhere.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    offload = plugin.cpu_offload if isinstance(plugin.cpu_offload, OffloadPolicy) else OffloadPolicy()  # pyright: ignore[reportOptionalMemberAccess]
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    again = bool(plugin.reshard_after_forward)  # pyright: ignore[reportOptionalMemberAccess]
+    for layer in [child for child in module.modules() if isinstance(child, GradientCheckpointingLayer)]:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=policy, offload_policy=offload)
+    fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
+
+
+@contextmanager
+def whole_root(module: FSDPModule) -> Iterator[None]:
+    """Gather the group outside the layers for the time of a block."""
+    # A root is set up by its first forward pass, and a layer that runs before would take itself for one.
+    module._get_fsdp_state()._lazy_init()
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """The value over all ranks. Every rank must call it."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Its shape over all ranks."""
+    return parameter.shape
+
+
+def moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """What an optimizer keeps for a parameter, whole. Serves every engine that lets the optimizer see the parameters."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, int):
+            yield f"{key}:int", torch.tensor(value)
+        elif isinstance(value, Tensor):
+            yield key, value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def put_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, key: str, value: Tensor) -> None:
+    """Put back one value of `moments`, divided as the parameter is."""
+    state = optimizer.state[parameter]
+    if key.endswith(":int"):
+        state[key.removesuffix(":int")] = int(value)
+    elif isinstance(parameter, DTensor) and value.ndim:
+        local = distribute_tensor(
+            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+        state[key] = local
+    else:
+        # torch keeps counts of steps on the CPU.
+        state[key] = value.to(parameter.device) if value.ndim else value.clone()

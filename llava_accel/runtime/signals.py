@@ -1,0 +1,116 @@
+"""Signals that ask a run to end: a scheduler's SIGTERM or SIGUSR1, a closed terminal, Ctrl-C.
+
+A handler only takes note. All ranks agree between two steps, or between two batches of an evaluation, on whether one of
+them has been asked; then all of them save and end together.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from llava_accel.console.output import Bar
+from llava_accel.data.loader import SIGNALS
+from llava_accel.exceptions import Interrupted
+
+# A launcher passes on the Ctrl-C that the terminal has sent to its workers already: that is not a second one.
+_SAME_CTRL_C_S = 0.5
+_T = TypeVar("_T")
+
+
+class _Woken(BaseException):
+    """Ends the wait for data. Not an Exception: nothing on the way may take it for an error of the data."""
+
+
+class Interruption:
+    """Whether the run has been asked to end. Before `listen` is called nothing asks it."""
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._since = 0.0
+        self._agreed: signal.Signals | None = None
+        self._is_waiting = False
+
+    def listen(self) -> "Interruption":
+        """Take note of signals from now on. Ctrl-C a second time ends the process at once."""
+        for wanted in SIGNALS:
+            if signal.getsignal(wanted) != signal.SIG_IGN:  # nohup, and shells for what runs in the background
+                signal.signal(wanted, self._note)
+        return self
+
+    def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
+        """The signal that ends the run, the same on every rank. Every rank must call it at the same point."""
+        if accelerator.num_processes == 1:  # nobody to ask, and no reason to wait for the device in every step
+            self._agreed = self._agreed or self._received
+        elif self._agreed is None:
+            asked = torch.tensor([float(self._received == one) for one in SIGNALS], device=accelerator.device)
+            total = accelerator.reduce(asked, reduction="sum")
+            assert isinstance(total, torch.Tensor)
+            self._agreed = next((one for one, count in zip(SIGNALS, total.tolist(), strict=True) if count), None)
+        return self._agreed
+
+    def check(self, accelerator: Accelerator) -> None:
+        """Every rank must call it at the same point.
+
+        Raises:
+            Interrupted: on every rank, if one of them was asked to end.
+        """
+        if (received := self.agreed(accelerator)) is not None:
+            raise Interrupted(received)
+
+    def until(self, windows: Iterator[_T], accelerator: Accelerator) -> Iterator[_T]:
+        """The windows up to where the run is asked to end. A signal ends the wait for the next one, too."""
+        while True:
+            window = self._next(windows)
+            if self.agreed(accelerator) is not None or window is None:
+                return
+            yield window
+
+    def _next(self, windows: Iterator[_T]) -> _T | None:
+        if self._received is not None:
+            return None
+        self._is_waiting = True
+        try:
+            return next(windows, None)
+        except _Woken:
+            return None
+        finally:
+            self._is_waiting = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now, again = time.monotonic(), self._received == signal.SIGINT == number
+        if again and now - self._since > _SAME_CTRL_C_S:
+            raise KeyboardInterrupt
+        if not again:
+            self._received, self._since = signal.Signals(number), now
+        if self._is_waiting:
+            self._is_waiting = False
+            raise _Woken
+
+
+class CheckedBar:
+    """A bar that asks at every advance whether the run is to end; ranks advance theirs equally often.
+
+    Raises:
+        Interrupted: from `advance`, on every rank.
+    """
+
+    def __init__(self, bar: Bar, interruption: Interruption, accelerator: Accelerator) -> None:
+        self._bar, self._interruption, self._accelerator = bar, interruption, accelerator
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Go on by `count`; the note stays until the next one."""
+        self._bar.advance(count, note)
+        self._interruption.check(self._accelerator)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+NEVER = Interruption()
+"""For runs that nothing interrupts but the end of the process."""

@@ -1,0 +1,108 @@
+"""Where the time of a run goes. On a GPU device events are recorded and read later, so nothing waits for them."""
+
+import resource
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+
+import torch
+
+PHASES = (
+    "data_wait", "copy", "vision", "forward", "backward", "optimizer", "communication", "evaluation", "saving", "other"
+)  # fmt: skip
+"""Every moment of a run is in one of these. Gradients are summed over ranks during "backward" (and, with sharded weights,
+those are gathered during "forward" too): "communication" is what the loop itself waits for other ranks."""
+APART = ("evaluation", "saving")
+"""No part of training's own speed."""
+_MUCH_WAITING = 0.1
+
+
+class Phases:
+    """Seconds by phase: a stopwatch with laps, so that the phases add up to the whole.
+
+    On a GPU a lap ends when the device comes to that point, which makes "data_wait" the time that the device has nothing
+    to do; on a CPU, where calls return when the work is done, the clock decides.
+
+    Args:
+        device: Of the computation.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._phase, self._since = "other", time.perf_counter()
+        self._marks: deque[tuple[str, torch.cuda.Event]] = deque()
+        self.enter("other")
+
+    def enter(self, phase: str) -> None:
+        """From here on time counts for `phase`, one of `PHASES`."""
+        assert phase in PHASES, phase
+        if self._on_gpu:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+            self._marks.append((phase, mark))
+            self._read()
+            return
+        now = time.perf_counter()
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each of `PHASES` since the last call. Waits for the device."""
+        self.enter(self._marks[-1][0] if self._marks else self._phase)
+        if self._marks:
+            self._marks[-1][1].synchronize()
+            self._read()
+        found = {phase: self._seconds[phase] for phase in PHASES}
+        self._seconds.clear()
+        return found
+
+    def _read(self) -> None:
+        """Add up the laps that the device has behind it."""
+        while len(self._marks) > 1 and self._marks[1][1].query():
+            phase, begun = self._marks.popleft()
+            self._seconds[phase] += begun.elapsed_time(self._marks[0][1]) / 1000
+
+
+def waiting_note(seconds: Mapping[str, float]) -> str:
+    """What to say where training waits for its data more than a tenth of the time; else nothing."""
+    training = sum(seconds[phase] for phase in seconds if phase not in APART)
+    waited = seconds.get("data_wait", 0.0)
+    if waited <= _MUCH_WAITING * training:
+        return ""
+    return (
+        f"{waited / training:.0%} of training's time is spent waiting for data: raise data.workers, keep smaller "
+        "images, or let data.cache_features keep what a frozen tower makes of them"
+    )
+
+
+def take_peak(device: torch.device) -> int:
+    """The most bytes that this process has taken: of a GPU since the last call, of main memory since its start."""
+    if device.type != "cuda":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts in bytes, Linux in KiB
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of large square matrix products: what the device can do at best."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, until = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        wait_for(device)
+        since = time.perf_counter()
+        for _ in range(3):
+            torch.mm(left, right)
+        wait_for(device)
+        best = max(best, 3 * 2 * size**3 / (time.perf_counter() - since))
+    return best
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish, so that the clock tells its time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

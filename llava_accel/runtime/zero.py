@@ -1,0 +1,194 @@
+"""DeepSpeed: its configuration from the recipe, sharding, and whole tensors out of its partitions. See backend.py.
+
+DeepSpeed runs in its fp32 mode whatever the recipe's precision: trained weights are fp32 and frozen ones bf16 on every
+engine, and the forward pass is under autocast. Its own bf16 mode would round what is trained.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin
+from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import Recipe
+
+REDUCE_BUCKET_SIZE = 500_000_000
+"""Gradients that DeepSpeed sums at once unless it is told otherwise."""
+_MICRO_BATCH = "train_micro_batch_size_per_gpu"
+
+
+def use_cpu() -> None:
+    """Let DeepSpeed run without a GPU. It looks once, when it is imported, which Accelerate does in every run."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def configured_plugin(recipe: Recipe) -> DeepSpeedPlugin:
+    """Accelerate's plugin for the profile, with all that the recipe decides written into DeepSpeed's configuration.
+
+    Raises:
+        UserError: a configuration file that the profile names contradicts the recipe.
+    """
+    if not torch.cuda.is_available():
+        import deepspeed
+
+        # Collectives in shared memory: compiled on the spot for minutes, and a rank that is killed leaves others in them.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # torch has new names for the two collectives that DeepSpeed calls thousands of times.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
+    plugin = DeepSpeedPlugin()
+    config = plugin.deepspeed_config
+    zero = config["zero_optimization"]
+    wanted = {
+        _MICRO_BATCH: recipe.train.per_device_batch_size,
+        "gradient_accumulation_steps": 1,
+        # Left out, Accelerate would put 1.0 there.
+        "gradient_clipping": float(recipe.optim.max_grad_norm),
+    }
+    problems = [
+        f"{key} is {config[key]!r} in DeepSpeed's configuration, and the recipe says {value!r}"
+        for key, value in wanted.items()
+        if config.get(key, "auto") not in ("auto", value)
+    ]
+    problems += [
+        f"{key!r} is in DeepSpeed's configuration, and the recipe's [optim] decides about it"
+        for key in ("optimizer", "scheduler")
+        if key in config
+    ]
+    problems += [
+        f"{key} is enabled in DeepSpeed's configuration, and run.precision decides about it"
+        for key in ("fp16", "bf16", "amp", "torch_autocast")
+        if config.get(key, {}).get("enabled") is True
+    ]
+    if zero.get("overlap_comm") is True:
+        problems.append("zero_optimization.overlap_comm is true in DeepSpeed's configuration, and is known for NaNs")
+    if problems:
+        raise UserError("\n".join(f"{problem}. Leave the key out of the file" for problem in problems))
+    config |= wanted
+    zero["overlap_comm"] = False
+    # The recipe's optimizer is used as it is. DeepSpeed would put its own kernel, compiled on the spot, in its place.
+    config["zero_allow_untested_optimizer"] = True
+    config["zero_force_ds_cpu_optimizer"] = False
+    return plugin
+
+
+def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
+    """Let the buffer in which gradients are summed be no larger than all of them: DeepSpeed takes 2 GB, needed or not."""
+    assert accelerator.deepspeed_plugin is not None
+    zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    trained = sum(map(_numel, (parameter for parameter in module.parameters() if parameter.requires_grad)))
+    zero["reduce_bucket_size"] = min(trained, int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)))
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return whole_shape(parameter).numel()
+
+
+def leave_loading_alone() -> None:
+    """Keep transformers from sharding what it loads, as it would once it knows of ZeRO-3: `shard` does so later."""
+    unset_hf_deepspeed_config()
+
+
+def zero_stage(accelerator: Accelerator) -> int:
+    """1, 2 or 3."""
+    assert accelerator.deepspeed_plugin is not None
+    return int(accelerator.deepspeed_plugin.zero_stage)
+
+
+def shard(module: nn.Module, accelerator: Accelerator) -> None:
+    """ZeRO-3: partition the module's weights one after the other, from wherever they are; nothing is whole on a GPU."""
+    import deepspeed
+
+    assert accelerator.deepspeed_plugin is not None
+    config = {**accelerator.deepspeed_plugin.deepspeed_config, "train_batch_size": None}
+    del config["train_batch_size"]
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(accelerator.device)
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config, dtype=torch.float32)
+    for parameter in module.parameters():
+        # DeepSpeed sends rank 0's value to all. Received in place it would turn the pages of the checkpoint's file, which
+        # all ranks share, into a copy of this rank's own, a whole model in the end: hence one tensor at a time.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        init._convert_to_zero_parameters([parameter])
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """The value over all ranks; of a trained weight the one that the optimizer holds. Every rank must call it."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:  # and there is an optimizer, as there is when anything is saved
+        value = safe_get_full_fp32_param(parameter)
+        assert value is not None
+        return value
+    if not _is_partitioned(parameter):
+        return parameter
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Its shape over all ranks."""
+    return parameter.ds_shape if _is_partitioned(parameter) else parameter.shape  # pyright: ignore
+
+
+def moments(parameter: nn.Parameter, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
+    """What the optimizer keeps for a parameter, whole. Every rank must call it.
+
+    Args:
+        optimizer: DeepSpeed's, around the recipe's, which holds one flat tensor for many parameters.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    flat = _flat_partitions(optimizer)[0]
+    if not _is_partitioned(parameter):
+        _link_moments(optimizer)
+    for key, value in optimizer.optimizer.state[flat].items():
+        if isinstance(value, Tensor) and value.shape == flat.shape:
+            yield key, safe_get_full_optimizer_state(parameter, key)  # pyright: ignore[reportReturnType]
+        elif isinstance(value, Tensor):
+            yield key, value.clone()
+
+
+def put_state(parameter: nn.Parameter, optimizer: Any, key: str, value: Tensor) -> None:
+    """Put back one value of `moments`: into this rank's part of the flat tensors, which are made if need be."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    for flat in _flat_partitions(optimizer):
+        state = optimizer.optimizer.state[flat]
+        if not value.ndim:
+            state[key] = value.clone()
+        elif key not in state:
+            state[key] = torch.zeros_like(flat)
+    if value.ndim and _is_partitioned(parameter):
+        size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()  # pyright: ignore[reportAttributeAccessIssue]
+        part = value.flatten()[rank * size : (rank + 1) * size].to(parameter.device)
+        safe_set_local_optimizer_state(parameter, F.pad(part, (0, size - len(part))), key)
+    elif value.ndim:
+        _link_moments(optimizer)
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+
+def _link_moments(optimizer: Any) -> None:
+    """Let ZeRO-2 look its moments up again: it does so after the update of its first group, when the others have none."""
+    optimizer._hp_optimizer_states_linked = False
+    optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _is_partitioned(parameter: nn.Parameter) -> bool:
+    return "ds_id" in vars(parameter)
+
+
+def _flat_partitions(optimizer: Any) -> list[Tensor]:
+    """This rank's part of the trained weights, a tensor for each group of the optimizer: what the recipe's one updates."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return optimizer.fp32_partitioned_groups_flat
+    return optimizer.single_partition_of_fp32_groups

@@ -1,0 +1,114 @@
+"""Which evaluation is better, and when a run has begun to overfit: decided from the lines of metrics.jsonl alone.
+
+So a resumed run, a report and the run itself come to the same answer.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_accel.exceptions import UserError
+
+Line = Mapping[str, Any]
+"""One line of metrics.jsonl: of training, or with "eval" of an evaluation."""
+
+_DEFAULT_PATIENCE = 3
+"""Evaluations that the note waits for in a run that never stops early: one or two may rise by chance."""
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; the last one of a run that was killed may be cut off, and is left out."""
+    found: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise UserError(f"{path}: line {len(found) + 1} is none that a run writes. Is it another file?")
+        found.append(line)
+    return found
+
+
+def is_better(metric: str, value: float, other: float | None) -> bool:
+    """Whether an evaluation with `value` gains on one with `other`; a value that is no number never does."""
+    if math.isnan(value):
+        return False
+    return other is None or (value < other if metric == "loss" else value > other)
+
+
+def best_evaluation(lines: Sequence[Line], metric: str) -> Line | None:
+    """The evaluation that `best/` comes from: the first of the best, the base's own not among them."""
+    best: Line | None = None
+    for line in lines:
+        if line["step"] == 0 or metric not in line.get("eval", {}):
+            continue
+        if is_better(metric, line["eval"][metric], best["eval"][metric] if best else None):
+            best = line
+    return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overfitting:
+    """Evaluation loss has its lowest value behind it, while training loss falls on."""
+
+    num_evaluations: int
+    """Evaluations since the lowest one."""
+    lowest_step: int
+    lowest: float
+    step: int
+    loss: float
+    training_then: float
+    """Mean training loss before the lowest evaluation."""
+    training_now: float
+    """The same before the last one."""
+
+    def __str__(self) -> str:
+        since = f"step {self.lowest_step:,}" if self.lowest_step else "the start"
+        return (
+            f"overfitting: evaluation loss has risen since {since}, from {self.lowest:.4f} to {self.loss:.4f} over "
+            f"{self.num_evaluations} evaluations, while training loss fell from {self.training_then:.4f} to "
+            f"{self.training_now:.4f}. More data, fewer epochs or a lower rate help; eval.patience stops such a run"
+        )
+
+
+def overfitting(lines: Sequence[Line], patience: int) -> Overfitting | None:
+    """What the lines so far say of overfitting, or None.
+
+    It is there when each of the last `patience` evaluations (0: three) lies above the lowest before them, the last one
+    above the first of them, and training loss, averaged from one evaluation to the next, has fallen since the lowest.
+    """
+    patience = patience or _DEFAULT_PATIENCE
+    losses = [(line["step"], line["eval"]["loss"]) for line in lines if "loss" in line.get("eval", {})]
+    if len(losses) <= patience or any(not math.isfinite(loss) for _, loss in losses):
+        return None
+    lowest_step, lowest = min(losses, key=lambda pair: pair[1])
+    later = [pair for pair in losses if pair[0] > lowest_step]
+    if len(later) < patience or later[-1][1] < later[-patience][1] or later[-1][1] <= lowest:
+        return None
+    steps = [step for step, _ in losses]
+    number = max(1, steps.index(lowest_step))  # the base has no training before it: the first interval stands for it
+    then = _training_loss(lines, steps[number - 1], steps[number])
+    now = _training_loss(lines, steps[-2], steps[-1])
+    if then is None or now is None or not now < then:
+        return None
+    step, loss = losses[-1]
+    return Overfitting(
+        num_evaluations=len(later),
+        lowest_step=lowest_step,
+        lowest=lowest,
+        step=step,
+        loss=loss,
+        training_then=then,
+        training_now=now,
+    )
+
+
+def _training_loss(lines: Sequence[Line], after: int, until: int) -> float | None:
+    """Mean loss a target of the steps in (after, until]; None where no line falls into them."""
+    pairs = [(line["loss"], line["num_targets"]) for line in lines if "loss" in line and after < line["step"] <= until]
+    total = sum(count for _, count in pairs)
+    return sum(loss * count for loss, count in pairs) / total if total else None

@@ -1,0 +1,158 @@
+"""From a recipe to the module that is trained, with what the user should know of it printed once."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from bitsandbytes.nn.modules import Params4bit
+from torch import nn
+from transformers.utils.logging import disable_progress_bar
+
+from llava_accel.console.output import Console
+from llava_accel.data.loader import cache_folder
+from llava_accel.model.adapters import has_tower
+from llava_accel.model.build import LoadedModel, load_model
+from llava_accel.model.lora import prepare_trainable
+from llava_accel.model.memory import enable_checkpointing, lighten_dropout
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing
+from llava_accel.model.save import load_saved
+from llava_accel.model.tower import ParkedTower
+from llava_accel.recipe import Recipe
+from llava_accel.runtime.engines import load_device, place, resolve_precision
+from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
+
+
+def build_objective(
+    recipe: Recipe, processing: Processing, accelerator: Accelerator, console: Console, source: Path | None = None
+) -> tuple[Objective, LoadedModel]:
+    """Load the base, make it trainable as the recipe says, and print what is trained and in which types.
+
+    Args:
+        source: A checkpoint of this run, whose weights take the place of what the recipe starts from.
+
+    Raises:
+        UserError: base, adapter or LoRA settings cannot be used.
+    """
+    if not console.is_terminal:
+        disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
+    dtype = resolve_precision(recipe.run.precision, accelerator.device)
+    may_leave = may_park(recipe) and not (recipe.model.adapter and has_tower(recipe.model.adapter))
+    loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
+    torch.manual_seed(recipe.run.seed)  # new LoRA weights: the same on every rank, and on any number of them
+    model = prepare_trainable(loaded.model, recipe)
+    for note in loaded.notes:
+        console.line(note)
+    enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
+    lighten_dropout(model)
+    summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
+    console.table(
+        "trained",
+        ["part", "trained", "of", "share of the model"],
+        [[row.part, f"{row.trainable:,}", f"{row.total:,}", f"{row.share:.2%}"] for row in summary.parts],
+    )
+    console.table(
+        "in memory",
+        ["type", "weights", "MiB"],
+        [[row.dtype, f"{row.parameters:,}", f"{row.bytes / 2**20:,.1f}"] for row in summary.types],
+    )
+    objective = Objective(model, loaded.vocab_size, tower_on_every_rank=recipe.model.train_vision)
+    if source:
+        load_saved(source, objective)
+    if may_park(recipe):
+        objective.parked = loaded.tower or ParkedTower(loaded.model)
+    if may_cache(recipe):
+        objective.tower_name = name_tower(objective, cache_folder(recipe.data.cache_dir), accelerator)
+    return place(objective, accelerator), loaded
+
+
+PARTS = ("LoRA", "projector", "vision tower", "language model")
+
+
+@dataclass(frozen=True, slots=True)
+class PartRow:
+    """Weights of one part. `share` is the trained part of all weights of the model, from 0 to 1."""
+
+    part: str
+    trainable: int
+    total: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRow:
+    """Weights kept in one type, and the bytes that they take; 4-bit weights count as what they stand for."""
+
+    dtype: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableSummary:
+    """Rows for the console."""
+
+    parts: list[PartRow]
+    types: list[TypeRow]
+
+    def lines(self) -> list[str]:
+        """The summary as text, one line a row."""
+        parts = [
+            f"{row.part:<15} {row.trainable:>14,} of {row.total:>14,} weights trained ({row.share:.2%} of the model)"
+            for row in self.parts
+        ]
+        types = [f"{row.dtype:<15} {row.parameters:>14,} weights, {row.bytes / 2**20:,.1f} MiB" for row in self.types]
+        return parts + types
+
+
+def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> TrainableSummary:
+    """Count the weights of a model before the backend shards it.
+
+    Args:
+        tower: A vision tower that is not in the model; on the meta device it takes no memory.
+    """
+    trained: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    apart = tower.named_parameters(prefix="vision_tower") if tower else ()
+    for name, parameter in (*model.named_parameters(), *apart):
+        count, kind = num_weights(parameter), type_name(parameter)
+        part = _part_of(name)
+        total[part] += count
+        trained[part] += count if parameter.requires_grad else 0
+        if parameter.is_meta:
+            continue
+        weights[kind] += count
+        size[kind] += parameter.numel() * parameter.element_size()
+    everything = sum(total.values())
+    return TrainableSummary(
+        [PartRow(part, trained[part], total[part], trained[part] / everything) for part in PARTS if total[part]],
+        [TypeRow(kind, weights[kind], size[kind]) for kind in sorted(weights)],
+    )
+
+
+def num_weights(parameter: nn.Parameter) -> int:
+    """Weights that a parameter stands for; a 4-bit one holds several in each element of its storage."""
+    state = parameter.quant_state if isinstance(parameter, Params4bit) else None
+    if state is not None:
+        assert state.shape is not None
+        return state.shape.numel()
+    return parameter.numel()
+
+
+def type_name(parameter: nn.Parameter) -> str:
+    """`nf4`, `fp4`, or the type of the tensor."""
+    if isinstance(parameter, Params4bit):
+        return parameter.quant_type
+    return str(parameter.dtype).removeprefix("torch.")
+
+
+def _part_of(name: str) -> str:
+    if ".lora_" in name:
+        return "LoRA"
+    if "multi_modal_projector" in name:
+        return "projector"
+    return "vision tower" if "vision_tower" in name else "language model"

@@ -1,0 +1,62 @@
+"""Records that are not used: nothing of the data is left out without a word."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from llava_accel.console.output import Console
+from llava_accel.data.problems import DataError
+from llava_accel.data.survey import Survey
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import DataTable, Recipe
+
+
+def refuse_bad(data: DataTable, found: Survey) -> None:
+    """Stop on records that cannot be used, unless the recipe leaves them out and they are few.
+
+    Raises:
+        DataError: the first of them, with the number of the others.
+    """
+    bad = bad_records(data, found)
+    if not bad:
+        if not len(found.usable):
+            raise UserError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
+        return
+    first, total = bad[0], len(found.lengths)
+    others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
+    if data.on_bad_record == "error":
+        raise first.with_note(
+            f'{others}. `python -m llava_accel.check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
+        )
+    if len(bad) > data.max_bad * total:
+        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
+    if not len(found.usable):
+        raise first.with_note(f"{others}, and none is left")
+
+
+def bad_records(data: DataTable, found: Survey) -> list[DataError]:
+    """What is wrong with records, less those that are too long where the recipe leaves these out.
+
+    That key has no budget: their number is the user's choice of length.
+    """
+    return [error for error in found.errors.values() if error.kind != "too_long" or data.on_too_long != "skip"]
+
+
+def report_left_out(recipe: Recipe, found: Survey, console: Console) -> None:
+    """Say what of the data is not used and why; the records themselves are listed in the run folder."""
+    if found.num_dropped_turns:
+        console.line(f"data.on_too_long: {found.num_dropped_turns:,} turns were dropped to fit data.max_length")
+    if not found.errors:
+        return
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.errors_by_kind().most_common())
+    path = Path(recipe.run.output_dir) / "skipped.txt"
+    console.line(f"left out: {len(found.errors):,} of {len(found.lengths):,} records ({kinds}), listed in {path}")
+    list_skipped(path, found.errors.values())
+
+
+def list_skipped(path: Path, errors: Iterable[DataError]) -> None:
+    """Add records to the list of those left out, each once however often the run starts or meets them."""
+    known = set(path.read_text().splitlines()) if path.exists() else set()
+    new = [line for error in errors if (line := str(error)) not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(f"{line}\n" for line in new)

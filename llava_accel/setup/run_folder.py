@@ -1,0 +1,97 @@
+"""The run folder: the resolved recipe and the environment in it, what is said at the start and at the end."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import Recipe, dump_recipe
+
+_PACKAGES = (
+    "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
+    "safetensors", "pillow", "numpy", "pyarrow",
+)  # fmt: skip
+
+
+def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
+    """Make the run folder and write recipe.toml and environment.json into it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(recipe.run.output_dir)
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.toml").write_text(dump_recipe(recipe))
+            (folder / "environment.json").write_text(json.dumps(environment(accelerator), indent=2) + "\n")
+        except OSError as error:
+            raise _not_writable(folder, error) from None
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether a run folder can be made and written, and leave nothing behind.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.is_symlink() or place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"run.output_dir: {folder} cannot be written ({error.strerror}). Choose another folder")
+
+
+def environment(accelerator: Accelerator) -> dict[str, object]:
+    """Versions, hardware, backend and commit: what it takes to repeat the run."""
+    device = accelerator.device
+    return {
+        "command": [re.sub(r"hf_\w+", "hf_...", word) for word in sys.argv],  # a token belongs into no file
+        "python": platform.python_version(),
+        "packages": versions(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "backend": str(accelerator.distributed_type.value),
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "git_commit": _git_commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The packages that a run depends on and that are installed, with their versions."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this package runs from; None when it was installed from a wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,149 @@
+"""The feature cache of a run: whether there is one, which store is the model's, and what fits into it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from llava_accel.console.output import Console
+from llava_accel.data.feature_store import FeatureStore, FeatureWriter
+from llava_accel.data.loader import cache_folder
+from llava_accel.model.objective import Objective
+from llava_accel.model.processing import Processing
+from llava_accel.model.tower import ParkedTower, num_tower_layers
+from llava_accel.recipe import Recipe
+from llava_accel.setup.datasets import Part
+from llava_accel.storage.atomic import whole_file
+
+_FORMAT = 1
+_SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
+
+
+def may_cache(recipe: Recipe) -> bool:
+    """Whether features of this recipe's tower are the same in every step."""
+    return recipe.data.cache_features is not False and not recipe.model.train_vision
+
+
+def may_park(recipe: Recipe) -> bool:
+    """Whether the tower may leave the model: what is trained in full is saved with its tower."""
+    return may_cache(recipe) and recipe.model.train != "full"
+
+
+def attach_features(
+    recipe: Recipe,
+    processing: Processing,
+    objective: Objective,
+    parts: Sequence[Part | None],
+    accelerator: Accelerator,
+    console: Console,
+) -> None:
+    """Let loaders read stored features, and the objective store those that it computes, as far as the recipe wants it.
+
+    Args:
+        parts: All data of the run.
+    """
+    if not may_cache(recipe):
+        return
+    root = cache_folder(recipe.data.cache_dir) / "features"
+    store = FeatureStore(root, features_key(objective.tower_name, processing, recipe))
+    limit = int(recipe.data.cache_max_gb * 1e9)
+    used = [part for part in parts if part is not None]
+    if recipe.data.cache_features == "auto" and not _fits(store, processing, objective, used, limit):
+        if accelerator.is_main_process:
+            console.line(
+                f"vision features: those of {count_images(used):,} images would take "
+                f"{count_images(used) * record_bytes(processing, objective) / 1e9:,.1f} GB and do not fit in "
+                "data.cache_max_gb and on the disk; the tower runs in every step (cache_features = true keeps some)"
+            )
+        return
+    for part in used:
+        part.image_reader.store = store
+    objective.features = FeatureWriter(store, limit)
+    console.line(f"vision features: {len(store):,} images in {store.folder}")
+
+
+def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str:
+    """Name of the store: the tower, and all that decides what an image file becomes before it."""
+    settings = processing.processor.image_processor.to_dict()
+    text = json.dumps([_FORMAT, tower_name, recipe.data.image_aspect, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def count_images(parts: Sequence[Part]) -> int:
+    """Different images of the data, at most: images that stand alone and beside others count twice."""
+    keys = np.concatenate([part.survey.image_keys[part.rows] for part in parts])
+    sizes = np.concatenate([part.survey.num_images[part.rows] for part in parts])
+    _, first = np.unique(keys, return_index=True)
+    return int(sizes[first].sum())
+
+
+def record_bytes(processing: Processing, objective: Objective) -> int:
+    """Disk for the features of one image."""
+    item = next(objective.tower.parameters()).element_size()
+    return processing.num_image_tokens * int(processing.base.vision.hidden_size) * item
+
+
+def _fits(store: FeatureStore, processing: Processing, objective: Objective, parts: Sequence[Part], limit: int) -> bool:
+    present, root = store.num_bytes(), store.root
+    others = sum(file.stat().st_size for file in Path(root).glob("*/*.safetensors")) - present
+    wanted = count_images(parts) * record_bytes(processing, objective)
+    free = (1 - _SPARE_DISK) * shutil.disk_usage(root).free
+    return wanted <= limit - others and wanted - present <= free
+
+
+_NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "num_hidden_layers"}
+
+
+def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) -> str:
+    """A SHA-256 over the part of the tower that features depend on: every weight, the layer, and the type.
+
+    That of a tower on disk is kept, so that a start with files that did not change reads no weight. Every rank must call
+    this.
+    """
+    parked = objective.parked
+    if parked is None or not parked.stored:
+        return _read_through(objective)
+    path = cache_dir / "towers" / _files_key(objective, parked)
+    with accelerator.local_main_process_first():
+        if not path.exists():
+            with whole_file(path) as unfinished:
+                unfinished.write_text(_read_through(objective))
+    return path.read_text()
+
+
+def _read_through(objective: Objective) -> str:
+    tower, parked, depth = objective.tower, objective.parked, num_tower_layers(objective.llava.config)
+    found = hashlib.sha256(_facts(objective))
+    unused = tuple(f"encoder.layers.{number}." for number in range(depth, len(tower.encoder.layers)))  # pyright: ignore
+    for name, parameter in sorted(tower.named_parameters()):
+        if not name.startswith((*unused, "post_layernorm.", "head.")):
+            found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            weight = parked.weight(name) if parked else parameter
+            found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _files_key(objective: Objective, parked: ParkedTower) -> str:
+    """Changes with every fact that the name depends on, and with every file as it was when it was opened."""
+    found = hashlib.sha256(_facts(objective) + str(parked.module.dtype).encode())
+    for name, tensor in sorted(parked.stored.items()):
+        # Archives and copies may give two files one size and one mtime; the ctime is the system's.
+        times = (tensor.status.st_mtime_ns, tensor.status.st_ctime_ns)
+        found.update(repr((name, str(tensor.file.resolve()), tensor.name, tensor.status.st_size, *times)).encode())
+    return found.hexdigest()
+
+
+def _facts(objective: Objective) -> bytes:
+    """What besides the weights decides what the tower computes."""
+    config = objective.llava.config
+    facts = {
+        "config": {key: value for key, value in objective.tower.config.to_dict().items() if key not in _NO_MATTER},
+        "layers": num_tower_layers(config),
+        "select": config.vision_feature_select_strategy,
+    }
+    return json.dumps(facts, sort_keys=True, default=str).encode()
