@@ -11,7 +11,7 @@ from llava_accel.data.labels import Example
 from llava_accel.data.trie import Row, build_row, chain
 
 IMAGE = 99
-IMAGE = 3  # tokens of one image
+LENGTH = 3  # tokens of one image
 Drawn = list[tuple[list[str | list[int]], set[int]]]
 Key = tuple[int | tuple[str, int], ...]
 
@@ -24,7 +24,7 @@ def make(*parts: str | list[int], targets: Collection[int] = (), index: int = -1
         if isinstance(part, str):
             starts.append(len(ids))
             images.append(part)
-        ids += [IMAGE] * IMAGE if isinstance(part, str) else part
+        ids += [IMAGE] * LENGTH if isinstance(part, str) else part
     is_target = np.array([place in targets and id != IMAGE for place, id in enumerate(ids)])
     return Example(
         input_ids=np.array(ids), is_target=is_target, image_starts=tuple(starts), images=tuple(images), index=index
@@ -45,7 +45,7 @@ def keys(example: Example) -> Key:
     """The tokens, with an image's known by their file."""
     result: list[int | tuple[str, int]] = example.input_ids.tolist()
     for start, name in zip(example.image_starts, example.images, strict=True):
-        result[start : start + IMAGE] = [(name, place) for place in range(IMAGE)]
+        result[start : start + LENGTH] = [(name, place) for place in range(LENGTH)]
     return tuple(result)
 
 
@@ -62,7 +62,7 @@ def paths(row: Row) -> list[list[int]]:
 def keys_of_tokens(row: Row) -> list[int | tuple[str, int]]:
     result: list[int | tuple[str, int]] = row.input_ids.tolist()
     for start, name in zip(row.image_starts, row.images, strict=True):
-        result[start : start + IMAGE] = [(name, place) for place in range(IMAGE)]
+        result[start : start + LENGTH] = [(name, place) for place in range(LENGTH)]
     assert IMAGE not in result, "an image's token belongs to no image"
     return result
 

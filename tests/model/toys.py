@@ -25,7 +25,6 @@ PX, PATCHES = 28, 4
 TOLERANCE = 1e-5
 PIXELS = {name: torch.randn(3, PX, PX, generator=torch.Generator().manual_seed(ord(name))) for name in "abcd"}
 IMAGES = {name: LoadedImage(pixels) for name, pixels in PIXELS.items()}
-IMAGES = {name: LoadedImage(pixels) for name, pixels in PIXELS.items()}
 
 
 def make_llava(tower: str = "clip", attention: str = "sdpa") -> LlavaForConditionalGeneration:
