@@ -12,13 +12,15 @@ from statistics import median
 
 from accelerate import Accelerator
 
-from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.command_line import read_recipe, recipe_parser
+from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
 from llava_accel.measurement.timed_loop import Job, Timed, first_windows
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
 from llava_accel.runtime.timing import APART, PHASES, matrix_rate, waiting_note
 from llava_accel.setup.assembly import build_objective
@@ -47,10 +49,11 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))
-        training, _ = open_data(own, processing, accelerator, console)
-        windows = first_windows(own, training, steps, accelerator)
-        objective, _ = build_objective(own, processing, accelerator, console)
-        job = Job(own, processing, accelerator, objective, training, windows)
+        run = RunContext(own, accelerator, console)
+        training, _ = open_data(run, processing)
+        windows = first_windows(run, training, steps)
+        objective, _ = build_objective(run, processing)
+        job = Job(run, processing, objective, training, windows)
         found = _measure(job, rounds)
     return _report(console, own, processing, accelerator, len(windows), found)
 
@@ -121,7 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="windows of a pass (10)")
     parser.add_argument("--rounds", type=int, default=5, help="passes (5)")
     arguments = parser.parse_intermixed_args()
-    run(lambda: bench(read_recipe(arguments), arguments.steps, arguments.rounds))
+    run_verb(lambda: bench(read_recipe(arguments), arguments.steps, arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 import argparse
 from pathlib import Path
 
-from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.command_line import read_recipe, recipe_parser
+from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import find_adapter
@@ -14,6 +15,7 @@ from llava_accel.loop.validation import describe
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.scoring.held_out import Evaluation, evaluate, write_predictions
 from llava_accel.scoring.metrics import by_type, score_file
@@ -34,16 +36,17 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    _, part = open_data(recipe, processing, accelerator, console)
+    run = RunContext(recipe, accelerator, console)
+    _, part = open_data(run, processing)
     if part is None:
         raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or data.eval_fraction"
         )
-    objective, _ = build_objective(recipe, processing, accelerator, console)
+    objective, _ = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
-    attach_features(recipe, processing, objective, (part,), accelerator, console)
+    attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
-    found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, console)
+    found = evaluate(run, model, part, processing.processor.tokenizer)
     objective.flush_features()
     console.line(describe(found))
     for kind, table in by_type(found.predictions).items():
@@ -66,7 +69,7 @@ def main() -> None:
         if action.dest == "recipe":
             action.nargs = "?"
     arguments = parser.parse_intermixed_args()
-    run(lambda: _verb(arguments, parser))
+    run_verb(lambda: _verb(arguments, parser))
 
 
 def _verb(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

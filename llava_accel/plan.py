@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from llava_accel.console.command_line import read_recipe, recipe_parser, run
+from llava_accel.console.command_line import read_recipe, recipe_parser
+from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, load_windows
 from llava_accel.data.problems import DataError
@@ -20,6 +21,7 @@ from llava_accel.estimate.trace import build_meta, trace_layouts
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.setup.datasets import Part, build_order, open_data
@@ -42,7 +44,8 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    training, _ = open_data(recipe, processing, accelerator, console)
+    run = RunContext(recipe, accelerator, console)
+    training, _ = open_data(run, processing)
     profile = read_profile()
     ranks = accelerator.num_processes if profile.is_distributed else ranks
     on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
@@ -63,7 +66,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
             console.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
     if probe:
         planned = next(found for found in plans if found.layout.name == profile.layout)
-        _show_probe(console, planned, measure_step(recipe, processing, accelerator, batch))
+        _show_probe(console, planned, measure_step(run, processing, training.corpus, batch))
         accelerator.end_training()
     return plans
 
@@ -104,6 +107,7 @@ def worst_batch(recipe: Recipe, part: Part) -> Loaded:
         device=torch.device("cpu"),
         on_error=on_error,
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
+        pack=recipe.model.attention != "flash_attention_2",
     )
     return max((window[0] for window in windows), key=lambda batch: _size(batch))
 
@@ -180,7 +184,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the profiles with several (8)")
     parser.add_argument("--probe", action="store_true", help="run the worst batch once and compare")
     arguments = parser.parse_intermixed_args()
-    run(lambda: _verb(arguments))
+    run_verb(lambda: _verb(arguments))
 
 
 def _verb(arguments: argparse.Namespace) -> None:
