@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from interrupted import STEPS, assert_same_run, checkpoints, settings, train, train_until
-from runs import Tables, metrics, trained
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import llava_accel.train as verb
+from helpers.interrupted import STEPS, assert_same_run, checkpoints, settings, train, train_until
+from helpers.runs import Tables, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.loop.meter import Meter
 from llava_accel.model.lora import prepare_trainable

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import CHATML, CHATML_PARTS, LLAVA, PARITY, byte_level, encode, encoder, llama, record, rounds, spans
 from transformers import PreTrainedTokenizerFast
 
+from helpers.samples import (
+    CHATML,
+    CHATML_PARTS,
+    LLAVA,
+    PARITY,
+    byte_level,
+    encode,
+    encoder,
+    llama,
+    record,
+    rounds,
+    spans,
+)
 from llava_accel.data.conversation import BOS, EOS, Piece, Turn
 from llava_accel.data.jinja_template import ChatTemplate
 

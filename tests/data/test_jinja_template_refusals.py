@@ -1,8 +1,8 @@
 """A chat template on which training would not match generation is refused before any data is read."""
 
 import pytest
-from samples import LLAVA, llama
 
+from helpers.samples import LLAVA, llama
 from llava_accel.data.conversation import Turn
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.problems import DataError

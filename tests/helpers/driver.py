@@ -1,6 +1,6 @@
 """Many short runs in one start of the processes: a start costs more than ten runs of five steps on a tiny model.
 
-    accelerate launch --config_file launch/ddp.yaml --num_processes 2 tests/backends/driver.py FOLDER PID
+    accelerate launch --config_file launch/ddp.yaml --num_processes 2 tests/helpers/driver.py FOLDER PID
 
 Every rank takes FOLDER/0000.json, 0001.json and so on as they appear, and leaves what went wrong, or nothing, in
 0000.RANK.done. A job is {"name", "profile", "tables", "mutant"}: a recipe under the environment that `accelerate launch`
@@ -27,7 +27,7 @@ from llava_accel.loop import finish
 from llava_accel.recipe import make_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from backends import mutants
+from helpers import mutants
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 _linear = F.linear

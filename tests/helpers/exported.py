@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import PARITY, recipe
 from torch import Tensor
 
+from helpers.runs import PARITY, recipe
 from llava_accel.export import main
 from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import verification as proof
@@ -18,7 +18,7 @@ from llava_accel.release.verification import probe
 from llava_accel.train import train
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ORIGINAL = PARITY / "llava-orig"
 
 _WITHOUT_US = """

@@ -6,9 +6,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from runs import Tables, metrics, tables, trained, without_times
 
 import llava_accel.train as verb
+from helpers.runs import Tables, metrics, tables, trained, without_times
 from llava_accel.loop.step import seed_step
 from llava_accel.recipe import make_recipe
 

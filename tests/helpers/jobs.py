@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runs import PARITY, Tables, mixed_records, talk, write_records
+import pytest
 from safetensors.torch import load_file
-from tiny import make_llava
 from torch import Tensor
+
+from helpers.runs import MEASURED, PARITY, Tables, distance, metrics, mixed_records, talk, write_records
+from helpers.tiny import make_llava
 
 DRIVER = Path(__file__).parent / "driver.py"
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -180,3 +182,25 @@ def trains(what: str, **model: Any) -> dict[str, Any]:
 def weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of an export or a checkpoint."""
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest relative distance of two trained tensors of the same name."""
+    return distance(weights(one / "export"), weights(other / "export"))
+
+
+def flat_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl with the evaluation's values among the others.
+
+    Less what a clock decides, and less the share of padding, in which the splits differ by their nature.
+    """
+    lines = [{**line, **line.get("eval", {})} for line in metrics(run)]
+    return [{k: v for k, v in line.items() if k not in ("eval", "padding", *MEASURED)} for line in lines]
+
+
+def assert_same_metrics(one: Path, other: Path) -> None:
+    """Line by line, within the tolerance."""
+    ours, reference = flat_metrics(one), flat_metrics(other)
+    assert len(ours) == len(reference)
+    for line, expected in zip(ours, reference, strict=True):
+        assert line == pytest.approx(expected, rel=TOLERANCE)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench.traffic import Traffic
 
+from bench.traffic import Traffic
 from llava_accel import train as train_module
 from llava_accel.model.objective import Objective
 

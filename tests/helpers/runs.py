@@ -15,7 +15,7 @@ from torch import Tensor
 from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.runtime.timing import PHASES
 
-PARITY = Path(__file__).parent / "parity"
+PARITY = Path(__file__).parents[1] / "parity"
 MEASURED = ("seconds", "tokens_per_s", "answers_per_s", "peak_memory_gib", *(f"{phase}_s" for phase in PHASES))
 
 Tables = dict[str, dict[str, Any]]

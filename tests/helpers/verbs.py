@@ -13,8 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from runs import PARITY, tables
-
+from helpers.runs import PARITY, tables
 from llava_accel.model import processing
 from llava_accel.recipe.toml import to_toml
 

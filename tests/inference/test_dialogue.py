@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import CPU, ORIGINAL
 from PIL import Image
-from runs import PARITY
 from transformers import AutoProcessor
 
+from helpers.exported import CPU, ORIGINAL
+from helpers.runs import PARITY
 from llava_accel.data.conversation import Turn
 from llava_accel.data.records import parse_record
 from llava_accel.inference.dialogue import Dialogue, _Pieces

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import IMAGE_ID, IMAGES, PX, VOCABULARY, make_llava, talk
 from transformers import GenerationConfig
 
+from helpers.toys import IMAGE_ID, IMAGES, PX, VOCABULARY, make_llava, talk
 from llava_accel.inference.generate import build_prompts, generate
 from llava_accel.model.objective import Objective
 

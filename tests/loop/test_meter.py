@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import metrics, mixed_records, recipe, talk, write_records
 
 import llava_accel.train as verb
+from helpers.runs import metrics, mixed_records, recipe, talk, write_records
 from llava_accel.storage.jsonl import keep_lines_until
 
 STEPS = 7

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import metrics, mixed_records, recipe, write_records
 from torch import nn
 
 import llava_accel.train as verb
+from helpers.runs import metrics, mixed_records, recipe, write_records
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler, learning_rates, parameter_groups, part_of
 from llava_accel.recipe import OptimTable
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from runs import recipe
 
+from helpers.runs import recipe
 from llava_accel.console.output import Console
 from llava_accel.loop.meter import Meter
 from llava_accel.loop.validation import Evaluator

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from prepared import load, recipe_of
-from tiny import make_clip, make_language_model, make_siglip
 from transformers import PreTrainedModel
 
+from helpers.prepared import load, recipe_of
+from helpers.tiny import make_clip, make_language_model, make_siglip
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.processing import load_processing

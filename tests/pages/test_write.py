@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_run import HOSTILE, write_run
-from runs import PARITY, recipe
 
 import llava_accel.train as verb
+from helpers.report_run import HOSTILE, write_run
+from helpers.runs import PARITY, recipe
 from llava_accel.pages import write as live
 from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, verdict
 from llava_accel.pages.history import read_run

@@ -22,7 +22,7 @@ from llava_accel.recipe import (
 )
 from llava_accel.recipe.keys import KEYS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(ROOT.glob("recipes/*.toml"))
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
 # The keys that other tools rely on, with their defaults: the contract, written out a second time on purpose.

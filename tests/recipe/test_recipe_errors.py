@@ -1,4 +1,4 @@
-"""Promises of the recipe's errors: everything wrong is said at once. Which keys: tests/broken/broken_recipes.py."""
+"""Promises of the recipe's errors: everything wrong is said at once. Which keys: tests/helpers/broken_recipes.py."""
 
 import pickle
 import tomllib

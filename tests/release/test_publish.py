@@ -4,8 +4,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from exported import assert_same, export, logits
 from huggingface_hub import constants
+
+from helpers.exported import assert_same, export, logits
 
 
 def test_dry_run_lists_what_would_be_sent_and_opens_no_connection(

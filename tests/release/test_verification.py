@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from exported import CPU, prove_here
-from runs import PARITY, recipe, write_records
 from safetensors.torch import load_file, save_file
 
 import llava_accel.train as verb
+from helpers.exported import CPU, prove_here
+from helpers.runs import PARITY, recipe, write_records
 from llava_accel.console.output import Console
 from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import verification as verify

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from runs import recipe
 
+from helpers.runs import recipe
 from llava_accel.runtime import zero as backend_deepspeed
 from llava_accel.runtime.launch_profile import Engine, Profile
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import metrics, mixed_records, recipe, write_records
 
 import llava_accel.train as verb
+from helpers.runs import metrics, mixed_records, recipe, write_records
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.model.objective import Objective

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from accelerate.tracking import GeneralTracker
 from PIL import Image
-from runs import PARITY, metrics, recipe
 
 import llava_accel.runtime.trackers as module
 import llava_accel.train as verb
+from helpers.runs import PARITY, metrics, recipe
 from llava_accel.console.output import Console
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import build_accelerator

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import PARITY, mixed_records, recipe, talk, write_records
 from torch import Tensor
 from transformers import GenerationConfig
 
+from helpers.runs import PARITY, mixed_records, recipe, talk, write_records
 from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.model.objective import Objective

@@ -17,7 +17,7 @@ from llava_accel.scoring.metrics import (
 )
 
 # [rule, {answer: annotators}, prediction, accuracy]: the last computed by the official evaluator, 6 decimals.
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "vqa_accuracy_golden.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parent / "vqa_accuracy_golden.json").read_text(encoding="utf-8"))
 RULES = sorted({row[0] for row in GOLDEN})
 
 

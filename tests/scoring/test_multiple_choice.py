@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import PARITY, metrics, recipe, write_records
 
 import llava_accel.train as verb
+from helpers.runs import PARITY, metrics, recipe, write_records
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import option, parse_record
 from llava_accel.pages.history import read_run

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import recipe
 from torch import nn
 
+from helpers.runs import recipe
 from llava_accel.console.output import Console
 from llava_accel.estimate.peak_memory import Layout as Profile
 from llava_accel.estimate.peak_memory import count_weights, plan_for

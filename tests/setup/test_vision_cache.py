@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import PARITY
 from safetensors.torch import load_file, save_file
 
+from helpers.runs import PARITY
 from llava_accel.model.build import load_model
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
