@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import CPU, ORIGINAL, ROOT
-from runs import PARITY
 
+from helpers.exported import CPU, ORIGINAL, ROOT
+from helpers.runs import PARITY
 from llava_accel import chat
 from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained

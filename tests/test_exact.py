@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import distance, metrics, mixed_records, recipe, trained, write_records
 from torch import Tensor, nn
 
 import llava_accel.train as verb
+from helpers.runs import distance, metrics, mixed_records, recipe, trained, write_records
 from llava_accel.loop.step import count_targets, gradient_sync
 from llava_accel.model.objective import Objective
 

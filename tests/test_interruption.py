@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import STEPS, assert_same_run, checkpoints, settings, train
-from runs import PARITY, Tables, metrics, trained
 
 import llava_accel.train as verb
+from helpers.interrupted import STEPS, assert_same_run, checkpoints, settings, train
+from helpers.runs import PARITY, Tables, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
 from llava_accel.data.images import ImageReader

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from gpu.figures import make_base, make_data
-from runs import mixed_records, recipe, write_records
 from torch._subclasses.fake_tensor import FakeTensor
 
 import llava_accel.train as verb
+from gpu.figures import make_base, make_data
+from helpers.runs import mixed_records, recipe, write_records
 from llava_accel import plan as plan_file
 from llava_accel.console.output import Console
 from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for

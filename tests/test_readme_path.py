@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from exported import ROOT, prove_here
 from PIL import Image
+
+from helpers.exported import ROOT, prove_here
 
 SECTION = "## From the OK-VQA files to an adapter you can talk to"
 # What makes the commands small: everything else is as the README has it.

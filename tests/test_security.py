@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import PARITY, on_tiny, tables, talk, write_records
 
 import llava_accel.chat
 import llava_accel.check
 import llava_accel.report
 import llava_accel.train as verb
+from helpers.runs import PARITY, on_tiny, tables, talk, write_records
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
 
@@ -185,7 +185,7 @@ def test_a_token_on_the_command_line_is_not_written_down(tmp_path: Path, monkeyp
     assert token not in text and "hf_..." in text
 
 
-# No image outside data.images (tests/broken/broken_images.py), and no temporary file that others can read.
+# No image outside data.images (tests/helpers/broken_images.py), and no temporary file that others can read.
 
 
 def test_a_report_shows_no_image_from_outside(

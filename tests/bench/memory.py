@@ -56,7 +56,7 @@ class Peak:
 
 def make(folder: Path) -> None:
     """A base of 480 M weights in fp32: the tests' tiny LLaVA with 24 layers of 1,280."""
-    from tiny import make_llava
+    from helpers.tiny import make_llava
 
     make_llava(folder)
     raw = json.loads((folder / "config.json").read_text())

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 from bench.traffic import Traffic
-
 from llava_accel.console.output import Console
 from llava_accel.measurement.timed_loop import Job, first_windows
 

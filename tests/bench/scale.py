@@ -24,8 +24,7 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from runs import recipe as make_recipe
-
+from helpers.runs import recipe as make_recipe
 from llava_accel.console.output import Console
 from llava_accel.data.loader import cache_folder
 from llava_accel.data.mapped_table import Table

@@ -31,9 +31,8 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from backends.driver import profile_environment
-from runs import metrics, trained, without_times
-
+from helpers.driver import profile_environment
+from helpers.runs import metrics, trained, without_times
 from llava_accel import train
 from llava_accel.recipe.toml import to_toml
 

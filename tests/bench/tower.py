@@ -21,7 +21,6 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.memory import Peak
-
 from llava_accel.console.output import Console
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe
@@ -31,7 +30,7 @@ from llava_accel.setup.assembly import build_objective
 
 def make(folder: Path) -> None:
     """The tests' tiny LLaVA with the tower of LLaVA-1.5 at a smaller image size, in bf16."""
-    from tiny import make_llava
+    from helpers.tiny import make_llava
 
     make_llava(folder)
     raw = json.loads((folder / "config.json").read_text())

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from toys import (
+from transformers import LlavaForConditionalGeneration
+
+from helpers.toys import (
     IMAGES,
     MIXED,
     PIXELS,
@@ -18,8 +20,6 @@ from toys import (
     talk,
     watch,
 )
-from transformers import LlavaForConditionalGeneration
-
 from llava_accel.data.collate import collate
 from llava_accel.data.images import LoadedImage
 from llava_accel.data.trie import build_row, chain
