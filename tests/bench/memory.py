@@ -27,6 +27,7 @@ from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.model.processing import load_processing
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, gathered_weights, prepare
 from llava_accel.setup.assembly import build_objective
 
@@ -85,7 +86,7 @@ def measure(base: Path, naive: bool) -> None:
         accelerator = build_accelerator(settings)
         processing = load_processing(settings.model, settings.data.image_aspect)
         found: dict[str, object] = {"rank": accelerator.process_index, "start": peak.take()}
-        objective, _ = build_objective(settings, processing, accelerator, Console(False))
+        objective, _ = build_objective(RunContext(settings, accelerator, Console(False)), processing)
         found["load"] = peak.take()
         optimizer = build_optimizer(objective, settings.optim)
         scheduler = build_scheduler(optimizer, settings.optim, 10)

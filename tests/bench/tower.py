@@ -24,6 +24,7 @@ from bench.memory import Peak
 from llava_accel.console.output import Console
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 
@@ -54,7 +55,7 @@ def measure(base: Path, cache: Path, features: bool) -> dict[str, object]:
         processing = load_processing(recipe.model, recipe.data.image_aspect)
         peak = Peak()
         before, since = peak.take(), time.perf_counter()
-        build_objective(recipe, processing, accelerator, Console(False))
+        build_objective(RunContext(recipe, accelerator, Console(False)), processing)
         seconds, after = time.perf_counter() - since, peak.take()
     return {**{name: after[name] - before[name] for name in after}, "seconds": round(seconds, 2)}
 

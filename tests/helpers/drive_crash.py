@@ -4,8 +4,9 @@ import os
 import sys
 
 import llava_accel.train as verb
-from llava_accel.loop.step import seed_step
+from llava_accel.loop import step as step_file
 from llava_accel.recipe import load_recipe
+from llava_accel.setup.state import seed_step
 
 EXIT_CODE = 9
 
@@ -19,7 +20,7 @@ def main() -> None:
             os._exit(EXIT_CODE)
         seed_step(seed, step, rank)
 
-    verb.seed_step = dying
+    step_file.seed_step = dying
     verb.train(load_recipe(sys.argv[1]))
 
 

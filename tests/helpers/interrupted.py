@@ -9,7 +9,8 @@ import torch
 
 import llava_accel.train as verb
 from helpers.runs import Tables, metrics, tables, trained, without_times
-from llava_accel.loop.step import seed_step
+from llava_accel.loop import step as step_file
+from llava_accel.setup.state import seed_step
 from llava_accel.recipe import make_recipe
 
 STEPS = 8
@@ -50,7 +51,7 @@ def train_until(settings: Tables, last: int) -> Path:
             raise Killed
         seed_step(seed, step, rank)
 
-    with patch.object(verb, "seed_step", dying), pytest.raises(Killed):
+    with patch.object(step_file, "seed_step", dying), pytest.raises(Killed):
         train(settings)
     return Path(settings["run"]["output_dir"])
 

@@ -11,21 +11,22 @@ import torch
 
 from bench.traffic import Traffic
 from llava_accel import train as train_module
+from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
-_count = train_module.count_targets
+_count = step_module.count_targets
 
 
 def rank_factor_dropped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(train_module, "count_targets", lambda w, a: _count(w, a) * a.num_processes)
+    patch.setattr(step_module, "count_targets", lambda w, a: _count(w, a) * a.num_processes)
 
 
 def per_rank_target_count(patch: pytest.MonkeyPatch) -> None:
     def local(window: Any, accelerator: Any) -> torch.Tensor:
         return sum(micro_batch["target_weights"].sum() for micro_batch in window) * accelerator.num_processes
 
-    patch.setattr(train_module, "count_targets", local)
+    patch.setattr(step_module, "count_targets", local)
 
 
 def mean_per_micro_batch(patch: pytest.MonkeyPatch) -> None:
@@ -35,11 +36,11 @@ def mean_per_micro_batch(patch: pytest.MonkeyPatch) -> None:
         return forward(self, **batch) / batch["target_weights"].sum().clamp(min=1)
 
     patch.setattr(Objective, "forward", mean)
-    patch.setattr(train_module, "count_targets", lambda w, a: torch.tensor(float(len(w) * a.num_processes)))
+    patch.setattr(step_module, "count_targets", lambda w, a: torch.tensor(float(len(w) * a.num_processes)))
 
 
 def last_micro_batch_only(patch: pytest.MonkeyPatch) -> None:
-    right = train_module.gradient_sync
+    right = step_module.gradient_sync
 
     @contextmanager
     def forgetful(accelerator: Any, model: Any, *, enabled: bool) -> Iterator[None]:
@@ -48,7 +49,7 @@ def last_micro_batch_only(patch: pytest.MonkeyPatch) -> None:
         if not enabled:
             model.zero_grad()
 
-    patch.setattr(train_module, "gradient_sync", forgetful)
+    patch.setattr(step_module, "gradient_sync", forgetful)
 
 
 def sync_left_off(patch: pytest.MonkeyPatch) -> None:
@@ -58,7 +59,7 @@ def sync_left_off(patch: pytest.MonkeyPatch) -> None:
         with accelerator.no_sync(model):
             yield
 
-    patch.setattr(train_module, "gradient_sync", never)
+    patch.setattr(step_module, "gradient_sync", never)
 
 
 def note_images(patch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,7 @@ def note_images(patch: pytest.MonkeyPatch) -> None:
 
 def note_traffic(patch: pytest.MonkeyPatch) -> None:
     """No mutant: rank 0 notes in FOLDER/traffic.jsonl what it sends within each micro-batch, and if it is a last one."""
-    right, start = train_module.gradient_sync, train_module.open_run
+    right, start = step_module.gradient_sync, train_module.open_run
     folder: list[Path] = []
 
     @contextmanager
@@ -90,7 +91,7 @@ def note_traffic(patch: pytest.MonkeyPatch) -> None:
                 file.write(json.dumps({"last": enabled, **traffic.sent}) + "\n")
 
     patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
-    patch.setattr(train_module, "gradient_sync", noting)
+    patch.setattr(step_module, "gradient_sync", noting)
 
 
 NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic)}

@@ -8,43 +8,27 @@ import pytest
 from helpers.runs import recipe
 from llava_accel.console.output import Console
 from llava_accel.loop.meter import Meter
-from llava_accel.loop.validation import Evaluator
+from llava_accel.loop.validation import Validation
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.state import TrainState
 
 NAN = float("nan")
 
 
-class Checkpoints:
-    """Notes what is asked of it."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def save(self, _enter: object) -> bool:
-        self.calls.append("save")
-        return True
-
-    def keep_best(self) -> None:
-        self.calls.append("keep")
-
-
 def decide(
     monkeypatch: pytest.MonkeyPatch, settings: Recipe, values: Iterable[float], state: TrainState
 ) -> list[tuple[bool, bool]]:
-    """Show the evaluator one value a step; returns after each whether it kept the checkpoint and ended the run."""
-    monkeypatch.setattr(Evaluator, "_report", lambda *_: None)
-    evaluator, checkpoints, meter = object.__new__(Evaluator), Checkpoints(), object.__new__(Meter)
-    meter.enter = lambda _phase: None
-    evaluator._recipe, evaluator._console, evaluator._checkpoints = settings, Console(False), checkpoints
+    """Show the validation one value a step; returns after each whether it is to be kept, and whether the run ends."""
+    monkeypatch.setattr(Validation, "_report", lambda *_: None)
+    validation, meter = object.__new__(Validation), object.__new__(Meter)
+    validation._run = RunContext(settings, build_accelerator(settings), Console(False))
     decisions = []
     for value in values:
-        monkeypatch.setattr(Evaluator, "_measure", lambda *_, value=value: value)
+        monkeypatch.setattr(Validation, "_measure", lambda *_, value=value: value)
         state.step += 1
-        checkpoints.calls.clear()
-        evaluator(state, meter)
-        assert checkpoints.calls in ([], ["save", "keep"]), "what is kept has been saved before"
-        decisions.append((bool(checkpoints.calls), state.is_stopped))
+        decisions.append((validation.finds_best(state, meter), state.is_stopped))
     return decisions
 
 

@@ -17,6 +17,7 @@ from llava_accel.data.labels import Example
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.scoring.held_out import Evaluation, answer, choose_rows, evaluate, write_predictions
 from llava_accel.setup.assembly import build_objective
@@ -40,7 +41,7 @@ class Ready:
         """Evaluate with other keys of [eval]."""
         changed = self.recipe.model_copy(update={"eval": self.recipe.eval.model_copy(update=keys)})
         accelerator, tokenizer = build_accelerator(changed), self.processing.processor.tokenizer
-        return evaluate(self.objective, self.part, changed, accelerator, tokenizer, Console(False))
+        return evaluate(RunContext(changed, accelerator, Console(False)), self.objective, self.part, tokenizer)
 
     def prompt(self, row: int) -> tuple[Example, dict[str, Tensor]]:
         """A row as transformers takes it, images included."""
@@ -64,11 +65,11 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
         train={"per_device_batch_size": 2},
         eval={"max_new_tokens": TOKENS, "blind_limit": 0},
     )
-    accelerator, console = build_accelerator(settings), Console(False)
+    run = RunContext(settings, build_accelerator(settings), Console(False))
     processing = load_processing(settings.model, settings.data.image_aspect)
-    other, part = open_data(settings, processing, accelerator, console)
+    other, part = open_data(run, processing)
     assert part is not None
-    objective, _ = build_objective(settings, processing, accelerator, console)
+    objective, _ = build_objective(run, processing)
     with torch.no_grad():
         objective.llava.model.multi_modal_projector.linear_2.weight.mul_(30)
     return Ready(settings, objective.eval(), part, other, processing)
@@ -133,10 +134,10 @@ def test_a_limit_draws_the_same_rows_each_time(ready: Ready) -> None:
 
 def _answers(ready: Ready, part: Part, blind: bool) -> list[object]:
     tokenizer, rows = ready.processing.processor.tokenizer, part.rows.tolist()
-    accelerator, console = build_accelerator(ready.recipe), Console(False)
-    with console.bar("answer", 1) as bar:
+    run = RunContext(ready.recipe, build_accelerator(ready.recipe), Console(False))
+    with run.console.bar("answer", 1) as bar:
         batches = [rows[::2], rows[1::2]]
-        found, _ = answer(ready.objective, part, batches, ready.recipe, accelerator, tokenizer, bar, blind=blind)
+        found, _ = answer(run, ready.objective, part, batches, tokenizer, bar, blind=blind)
     return [row["prediction"] for row in found]
 
 

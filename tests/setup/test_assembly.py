@@ -17,6 +17,7 @@ from llava_accel.loop.optimizer import build_optimizer
 from llava_accel.measurement.probe import living_bytes
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import OptimTable
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 
@@ -38,7 +39,7 @@ def test_every_weight_is_there_once_and_frozen_ones_in_the_type_of_storage_alone
     stored = torch.bfloat16 if precision == "bf16" else torch.float32
     accelerator, processing = build_accelerator(settings), load_processing(settings.model, "pad")
     before = living_bytes(CPU)
-    objective, loaded = build_objective(settings, processing, accelerator, Console(False))
+    objective, loaded = build_objective(RunContext(settings, accelerator, Console(False)), processing)
     if objective.parked:
         objective.parked.on(CPU)  # as the first image without stored features does
     kept = living_bytes(CPU) - before
