@@ -1,4 +1,4 @@
-"""What the README's section on security promises, clause by clause."""
+"""What .github/SECURITY.md promises, clause by clause."""
 
 import ast
 import json
@@ -220,8 +220,8 @@ def test_no_temporary_file_has_a_name_that_others_can_foresee() -> None:
     assert known == [] and fixed == []
 
 
-def test_the_readme_names_a_test_for_each_promise() -> None:
-    section = (PACKAGE.parent / "README.md").read_text().split("\n## Security\n")[1].split("\n## ")[0]
+def test_the_security_page_names_a_test_for_each_promise() -> None:
+    section = (PACKAGE.parent / ".github/SECURITY.md").read_text().split("\n## What is promised\n")[1].split("\n## ")[0]
     named = set(re.findall(r"`(tests/[\w/.]+\.py)`", section))
     assert len(named) >= 3 and all((PACKAGE.parent / name).is_file() for name in named)
     listed = subprocess.run(["grep", "-c", "^| ", "-"], input=section, capture_output=True, text=True).stdout

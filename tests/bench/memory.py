@@ -90,7 +90,7 @@ def measure(base: Path, naive: bool) -> None:
         found["load"] = peak.take()
         optimizer = build_optimizer(objective, settings.optim)
         scheduler = build_scheduler(optimizer, settings.optim, 10)
-        model: Any = prepare(settings, accelerator, objective, optimizer, scheduler)[0]
+        model: Any = prepare(accelerator, objective, optimizer, scheduler).model
         found["prepare"] = peak.take()
         accelerator.wait_for_everyone()
         found["rest"] = peak.take()

@@ -10,8 +10,8 @@ import torch
 import llava_accel.train as verb
 from helpers.runs import Tables, metrics, tables, trained, without_times
 from llava_accel.loop import step as step_file
-from llava_accel.setup.state import seed_step
 from llava_accel.recipe import make_recipe
+from llava_accel.setup.state import seed_step
 
 STEPS = 8
 # Windows of 4, 4, 4 and 1 examples in each of two epochs.

@@ -3,8 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralModel, Qwen2Config, Qwen2Model
-from transformers import Qwen3Config, Qwen3Model
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from llava_accel.model.last_layer import LastLayer, read_at_positions
 
@@ -15,7 +23,14 @@ SIZES = {
 READ = torch.tensor([3, 7, 8])
 
 
-@pytest.fixture(params=[(LlamaConfig, LlamaModel), (MistralConfig, MistralModel), (Qwen2Config, Qwen2Model), (Qwen3Config, Qwen3Model)])
+@pytest.fixture(
+    params=[
+        (LlamaConfig, LlamaModel),
+        (MistralConfig, MistralModel),
+        (Qwen2Config, Qwen2Model),
+        (Qwen3Config, Qwen3Model),
+    ]
+)
 def decoder(request: pytest.FixtureRequest) -> nn.Module:
     config, model = request.param
     torch.manual_seed(0)
@@ -42,7 +57,9 @@ def test_output_and_gradients_are_those_of_the_whole_layer(decoder: nn.Module) -
     for name in found:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(decoder(input_ids=ids, use_cache=False).last_hidden_state, whole, rtol=0, atol=1e-6)
-    assert torch.equal(decoder(input_ids=ids, use_cache=True).last_hidden_state, decoder(input_ids=ids).last_hidden_state)
+    assert torch.equal(
+        decoder(input_ids=ids, use_cache=True).last_hidden_state, decoder(input_ids=ids).last_hidden_state
+    )
 
 
 def test_a_layer_of_another_form_stays_as_it_is() -> None:

@@ -48,7 +48,7 @@ def test_keys_that_nothing_has_a_place_for_are_counted(
     sample: Sample, lora_run: Path, llava_folder: Path, tmp_path: Path, here: None
 ) -> None:
     def older(adapter: dict[str, Any]) -> dict[str, Any]:
-        return {name.replace("model.language_model.", "plain_inference."): tensor for name, tensor in adapter.items()}
+        return {name.replace("model.language_model.", "elsewhere."): tensor for name, tensor in adapter.items()}
 
     folder = changed(lora_run / "export", tmp_path / "older", older)
     with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match=r"load 0 of \d+ weights"):
