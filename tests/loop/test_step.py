@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from llava_accel.data.collate import collate
-from llava_accel.loop.step import count_targets, gradient_sync, seed_step
-from llava_accel.runtime.engines import clip_gradients
+from llava_accel.loop.step import clip_gradients, count_targets, gradient_sync
+from llava_accel.setup.state import seed_step
 
 
 def test_the_count_is_over_the_whole_window_and_an_empty_micro_batch_adds_nothing() -> None:

@@ -20,6 +20,12 @@ SIZES = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8,
 }  # fmt: skip
+MODELS = [
+    (LlamaConfig, LlamaModel),
+    (MistralConfig, MistralModel),
+    (Qwen2Config, Qwen2Model),
+    (Qwen3Config, Qwen3Model),
+]
 READ = torch.tensor([3, 7, 8])
 
 
@@ -34,7 +40,7 @@ READ = torch.tensor([3, 7, 8])
 def decoder(request: pytest.FixtureRequest) -> nn.Module:
     config, model = request.param
     torch.manual_seed(0)
-    return model(config(**SIZES)).eval()
+    return model(config(**SIZES)).eval().double()
 
 
 def gradients(model: nn.Module, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -51,12 +57,12 @@ def test_output_and_gradients_are_those_of_the_whole_layer(decoder: nn.Module) -
     read_at_positions(decoder)
     assert isinstance(decoder.layers[-1], LastLayer) and list(decoder.state_dict()) == names
     read = decoder(input_ids=ids, use_cache=False, read_positions=READ).last_hidden_state
-    torch.testing.assert_close(read[0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(read[0], expected, rtol=0, atol=1e-12)
     found = gradients(decoder, read)
     assert found.keys() == wanted.keys()
     for name in found:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(decoder(input_ids=ids, use_cache=False).last_hidden_state, whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(decoder(input_ids=ids, use_cache=False).last_hidden_state, whole, rtol=0, atol=1e-12)
     assert torch.equal(
         decoder(input_ids=ids, use_cache=True).last_hidden_state, decoder(input_ids=ids).last_hidden_state
     )
