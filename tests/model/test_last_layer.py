@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from llava_accel.model.last_layer import LastLayer, read_at_positions
+from llava_accel.model.objective import LastLayer, read_at_positions
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
