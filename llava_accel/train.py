@@ -4,9 +4,16 @@ Read `train` from top to bottom: build, then steps. One turn of the outer loop i
 micro-batches. Nothing in the path of a step is hidden behind a hook, a callback or a class that calls back.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("train")  # before the imports below, so that help and mistakes are answered at once
+
+
+import argparse
+
 from llava_accel.checkpoint.resume import find_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
-from llava_accel.console.command_line import read_recipe, recipe_parser, run
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
 from llava_accel.loop.memory_guard import MemoryGuard
@@ -88,14 +95,6 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     return state
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.train`."""
-    parser = recipe_parser(
-        "train", "Fine-tune a LLaVA.", "accelerate launch -m llava_accel.train recipes/quickstart.toml"
-    )
-    arguments = parser.parse_args()
-    run(lambda: train(read_recipe(arguments), Interruption().listen()))
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel train RECIPE`."""
+    train(arguments.loaded, Interruption().listen())

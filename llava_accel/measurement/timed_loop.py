@@ -151,7 +151,7 @@ class Job:
             self.part.corpus,
             self.part.image_reader,
             iter(self.windows),
-            workers=self.recipe.data.workers,
+            workers=self.recipe.data.num_workers,
             device=self.accelerator.device,
             on_error=on_error,
             share_up_to=self.recipe.data.max_length if self.recipe.data.share_prefix else 0,

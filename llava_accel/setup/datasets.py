@@ -97,7 +97,7 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
 
     def read() -> Survey:
         with console.bar("read data", len(corpus)) as bar:
-            return survey(corpus, workers=recipe.data.workers, decode=False, progress=bar.advance)
+            return survey(corpus, workers=recipe.data.num_workers, decode=False, progress=bar.advance)
 
     found = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
     refuse_bad(recipe.data, found)
@@ -155,7 +155,7 @@ def train_windows(
         part.corpus,
         part.image_reader,
         mine,
-        workers=recipe.data.workers,
+        workers=recipe.data.num_workers,
         device=accelerator.device,
         on_error=on_error,
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
