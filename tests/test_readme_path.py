@@ -1,6 +1,5 @@
 """The README's way from the OK-VQA files to an adapter that talks: its own commands, on small files of the official form."""
 
-import importlib
 import io
 import json
 import re
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 from exported import ROOT, prove_here
 from PIL import Image
+
+from llava_accel.__main__ import main
 
 SECTION = "## From the OK-VQA files to an adapter you can talk to"
 # What makes the commands small: everything else is as the README has it.
@@ -38,10 +39,11 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A command in this process."""
     module = words[words.index("-m") + 1]
     assert words[: words.index("-m")] in (["python"], ["accelerate", "launch"])
-    monkeypatch.setattr(sys, "argv", words[words.index("-m") + 1 :])
+    verb = module.removeprefix("llava_accel.")
+    monkeypatch.setattr(sys, "argv", ["llava-accel", verb, *words[words.index("-m") + 2 :]])
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
     try:
-        importlib.import_module(module).main()
+        main()
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

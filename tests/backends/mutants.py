@@ -10,7 +10,7 @@ import pytest
 import torch
 from bench.traffic import Traffic
 
-from llava_accel import train as train_module
+import llava_accel.train as train_module
 from llava_accel.model.objective import Objective
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
