@@ -1,6 +1,11 @@
 """Fine-tunes LLaVA models with a hand-written Accelerate loop: stage 1, LoRA, QLoRA and full."""
 
 import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava_accel.recipe import load_recipe as load_recipe
+    from llava_accel.train import train as train
 
 
 class _Without(logging.Filter):
@@ -17,3 +22,17 @@ class _Without(logging.Filter):
 # Said while bitsandbytes is imported, hence here: it would like to download a faster 4-bit kernel for CPUs at run time;
 # the one it has gives the same numbers.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_Without("Failed to load CPU gemm_4bit_forward"))
+
+
+def __getattr__(name: str) -> Any:
+    """`from llava_accel import load_recipe, train`: torch is imported when `train` is asked for, and not before."""
+    if name == "load_recipe":
+        from llava_accel.recipe import load_recipe
+
+        return load_recipe
+    if name == "train":
+        from llava_accel.train import train
+
+        globals()["train"] = train  # in place of the module, which the import has put there
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,32 +1,27 @@
 """`llava-accel VERB ...` is `python -m llava_accel.VERB ...`."""
 
-import runpy
 import sys
-from pathlib import Path
 
-_NOT_VERBS = {"__init__", "__main__"}
-
-
-def verbs() -> dict[str, str]:
-    """Every verb and the first line of what its file says of it."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in _NOT_VERBS:
-            found[path.stem] = path.read_text().split('"""')[1].splitlines()[0]
-    return found
+from llava_accel.console.command_line import start
+from llava_accel.console.verbs import VERBS
+from llava_accel.prepare import main as prepare
 
 
 def main() -> None:
     """Run the verb that the command line names."""
-    known = verbs()
-    if len(sys.argv) < 2 or sys.argv[1] not in known:
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb not in SUMMARIES:
         print("usage: llava-accel VERB ...   (VERB --help shows an example)\n")
-        for name, line in known.items():
-            print(f"  {name:10} {line}")
+        for name, summary in sorted(SUMMARIES.items()):
+            print(f"  {name:10} {summary}")
         sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
-    del sys.argv[0]
-    runpy.run_module(f"llava_accel.{sys.argv[0]}", run_name="__main__", alter_sys=True)
+    del sys.argv[1]
+    prepare() if verb == "prepare" else start(verb)
 
+
+SUMMARIES = {verb: known.summary.splitlines()[0] for verb, known in VERBS.items()} | {
+    "prepare": "Turns public data sets and tables into the JSON lines that data.train reads."
+}
 
 if __name__ == "__main__":
     main()

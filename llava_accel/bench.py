@@ -4,6 +4,13 @@ Tokens are those of the user's examples, however few of them had to be computed.
 for what was computed, by the time, over the rate of large matrix products on the same device.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("bench")  # before the imports below, so that help and mistakes are answered at once
+
+
+import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +19,6 @@ from statistics import median
 
 from accelerate import Accelerator
 
-from llava_accel.console.command_line import read_recipe, recipe_parser
-from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
@@ -118,14 +123,6 @@ def _share(timed: Sequence[Timed], phase: str) -> float:
     return median(each.phases[phase] / each.seconds for each in timed)
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.bench`."""
-    parser = recipe_parser("bench", (__doc__ or "").splitlines()[0], "llava-accel bench recipes/quickstart.toml")
-    parser.add_argument("--steps", type=int, default=10, help="windows of a pass (10)")
-    parser.add_argument("--rounds", type=int, default=5, help="passes (5)")
-    arguments = parser.parse_intermixed_args()
-    run_verb(lambda: bench(read_recipe(arguments), arguments.steps, arguments.rounds))
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel bench RECIPE`."""
+    bench(arguments.loaded, arguments.steps, arguments.rounds)

@@ -4,14 +4,19 @@ Training and evaluation fill the same cache by themselves, in their first pass o
 first epoch of the tower; on several ranks each takes its part of the images.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("cache")  # before the imports below, so that help and mistakes are answered at once
+
+
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from llava_accel.console.command_line import read_recipe, recipe_parser
-from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.data.collate import stack_images
 from llava_accel.data.images import ImageReader, LoadedImage
@@ -105,7 +110,7 @@ class _Files(Dataset[LoadedImage | DataError]):
 
 
 def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterator[list[LoadedImage]]:
-    loader = DataLoader(_Files(files, image_reader), _AT_ONCE, num_workers=recipe.data.workers, collate_fn=list)
+    loader = DataLoader(_Files(files, image_reader), _AT_ONCE, num_workers=recipe.data.num_workers, collate_fn=list)
     for found in loader:
         for error in [each for each in found if isinstance(each, DataError)]:
             if recipe.data.on_bad_record == "error":
@@ -113,18 +118,6 @@ def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterat
         yield [each for each in found if isinstance(each, LoadedImage)]
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.cache`."""
-    parser = recipe_parser(
-        "cache", (__doc__ or "").splitlines()[0], "python -m llava_accel.cache recipes/okvqa_qlora.toml"
-    )
-    arguments = parser.parse_args()
-
-    def verb() -> None:
-        cache(read_recipe(arguments))
-
-    run_verb(verb)
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel cache RECIPE`."""
+    cache(arguments.loaded)

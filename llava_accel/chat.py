@@ -3,6 +3,12 @@
 Commands: /image FILE puts an image at the start of the next question, /reset begins anew, /quit ends.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("chat")  # before the imports below, so that help and mistakes are answered at once
+
+
 import argparse
 import sys
 from contextlib import redirect_stdout
@@ -11,7 +17,6 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from llava_accel.console.command_line import run
 from llava_accel.console.output import printable
 from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import Dialogue
@@ -62,46 +67,6 @@ def talk(dialogue: Dialogue) -> None:
             print("\n(stopped; the question is forgotten)")
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.chat`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_accel.chat",
-        description=__doc__,
-        epilog="example:\n  python -m llava_accel.chat --adapter runs/quickstart --image image.jpg",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it"
-    )
-    parser.add_argument(
-        "--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter"
-    )
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
-    parser.add_argument("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
-    parser.add_argument(
-        "--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
-    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
-    arguments = parser.parse_args()
-    if not arguments.base and not arguments.adapter:
-        parser.error("name a model with --base, or what was trained with --adapter")
-    if arguments.max_new_tokens < 1:
-        parser.error("--max-new-tokens: an answer has at least one token")
-    run(lambda: _verb(arguments))
-
-
-def _verb(arguments: argparse.Namespace) -> None:
-    # What libraries have to say belongs beside the answers, not among them.
-    with redirect_stdout(sys.stderr):
-        dialogue = open_dialogue(arguments)
-        answer = None if arguments.once is None else dialogue.ask(arguments.once)
-    if answer is None:
-        talk(dialogue)
-    else:
-        print(printable(answer))
-
-
 def _obey(dialogue: Dialogue, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
@@ -117,5 +82,13 @@ def _obey(dialogue: Dialogue, line: str) -> None:
         print(flush=True)
 
 
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel chat`."""
+    # What libraries have to say belongs beside the answers, not among them.
+    with redirect_stdout(sys.stderr):
+        dialogue = open_dialogue(arguments)
+        answer = None if arguments.once is None else dialogue.ask(arguments.once)
+    if answer is None:
+        talk(dialogue)
+    else:
+        print(printable(answer))

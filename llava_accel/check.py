@@ -5,13 +5,19 @@ weights are looked at; so is the run folder. All problems are reported in one pa
 coloured by what the model is trained to say: answers, and nothing else.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("check")  # before the imports below, so that help and mistakes are answered at once
+
+
 import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from llava_accel.console.command_line import read_recipe, recipe_parser, run, say_error
+from llava_accel.console.command_line import say_error
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.duplicates import duplicate_ids
@@ -39,14 +45,9 @@ def check(arguments: argparse.Namespace) -> int:
         The exit code: 0 where all can be trained on (or is left out by the recipe's own word), 1 where records are
         wrong, 2 where anything else is.
     """
-    console, wrong = Console(), None
-    try:
-        recipe = read_recipe(arguments)
-    except RecipeError as error:
-        say_error(error)
-        if error.rest is None:
-            return 2
-        recipe, wrong = error.rest, error
+    console = Console()
+    recipe: Recipe = arguments.loaded
+    wrong: RecipeError | None = arguments.wrong  # has been said
     problems = [] if wrong and wrong.is_about("run.name", "run.output_dir", "run.resume") else examine_run(recipe)
     processing = None
     if not (wrong and wrong.is_about(*_MODEL)):
@@ -126,7 +127,7 @@ def check_corpus(
 def read(recipe: Recipe, corpus: Corpus, name: str, console: Console) -> Survey:
     """Every record and every image, with a bar."""
     with console.bar(f"reading {name}", len(corpus)) as bar:
-        return survey(corpus, workers=recipe.data.workers, decode=True, progress=bar.advance)
+        return survey(corpus, workers=recipe.data.num_workers, decode=True, progress=bar.advance)
 
 
 def summarise(
@@ -155,22 +156,7 @@ def summarise(
         console.line(f"  and {len(errors) - _SHOWN_ERRORS:,} more, all listed by --fix DIR")
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.check`."""
-    parser = recipe_parser(
-        "check", (__doc__ or "").splitlines()[0], "python -m llava_accel.check recipes/okvqa_qlora.toml"
-    )
-    parser.add_argument("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
-    parser.add_argument("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
-    parser.add_argument("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
-    arguments = parser.parse_intermixed_args()
-
-    def verb() -> None:
-        if code := check(arguments):
-            raise SystemExit(code)
-
-    run(verb)
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel check RECIPE`."""
+    if code := check(arguments):
+        raise SystemExit(code)

@@ -3,18 +3,22 @@
 `--score` needs no model: it reads lines {"answers": [...], "prediction": ...} and adds the official VQA accuracy.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("evaluate")  # before the imports below, so that help and mistakes are answered at once
+
+
 import argparse
 from pathlib import Path
 
-from llava_accel.console.command_line import read_recipe, recipe_parser
-from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import find_adapter
 from llava_accel.loop.validation import describe
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
-from llava_accel.recipe import Recipe
+from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.scoring.held_out import Evaluation, evaluate, write_predictions
@@ -58,34 +62,17 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     return found
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.evaluate`."""
-    example = "python -m llava_accel.evaluate recipes/quickstart.toml --adapter runs/quickstart"
-    parser = recipe_parser("evaluate", (__doc__ or "").splitlines()[0], example)
-    parser.add_argument("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
-    parser.add_argument("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
-    parser.add_argument("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
-    for action in parser._actions:
-        if action.dest == "recipe":
-            action.nargs = "?"
-    arguments = parser.parse_intermixed_args()
-    run_verb(lambda: _verb(arguments, parser))
-
-
-def _verb(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel evaluate RECIPE`, or `--score FILE.jsonl`."""
     out = Path(arguments.out) if arguments.out else None
     if arguments.score:
-        if out is None:
-            parser.error("--score needs --out FILE.jsonl for the scored lines")
+        assert out is not None
         for name, value in score_file(Path(arguments.score), out).items():
             print(f"{name}: {value:.6g}")
         return
-    if arguments.recipe is None:
-        parser.error("name a recipe, or a file of predictions with --score")
+    recipe: Recipe = arguments.loaded
     if arguments.adapter:
-        arguments.overrides.append(f'model.adapter="{find_adapter(Path(arguments.adapter))}"')
-    evaluate_recipe(read_recipe(arguments), out)
-
-
-if __name__ == "__main__":
-    main()
+        tables = recipe.model_dump()
+        tables["model"]["adapter"] = str(find_adapter(Path(arguments.adapter)))
+        recipe = make_recipe(tables, arguments.recipe)
+    evaluate_recipe(recipe, out)

@@ -2,6 +2,8 @@
 
 import signal
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+"""What schedulers, terminals and people end a job with."""
 EX_TEMPFAIL = 75
 """Exit code of a run that saved and ended because it was asked to: start the same command again (sysexits.h)."""
 

@@ -4,13 +4,18 @@
 folder that LLaVA's own code writes. Each is compared with what was trained before it is called done.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("export")  # before the imports below, so that help and mistakes are answered at once
+
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from llava_accel.console.command_line import run
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import Trained, find_trained
@@ -46,37 +51,6 @@ def export_source(arguments: argparse.Namespace, console: Console) -> None:
         push(Path(arguments.out), arguments.push, console)
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.export`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_accel.export",
-        description=str(__doc__).splitlines()[0],
-        epilog="example:\n  python -m llava_accel.export runs/quickstart --to merged --out runs/quickstart-merged\n"
-        "A GPU is used where there is one; CUDA_VISIBLE_DEVICES= leaves the work to the CPU, in fp32.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "source", metavar="RUN_OR_CHECKPOINT", help="a run, a checkpoint, an export, or a base to convert"
-    )
-    parser.add_argument(
-        "--to", required=True, choices=list(FORMS), help="peft, transformers (merged), or LLaVA's own code"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--base", default="", metavar="DIR_OR_NAME", help="the base, if it is not where the recipe says"
-    )
-    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
-    parser.add_argument(
-        "--dtype", default="auto", choices=list(_DTYPES), help="weights of a whole model; auto = the base's"
-    )
-    parser.add_argument("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
-    parser.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
-    arguments = parser.parse_args()
-    if arguments.dry_run and not arguments.push:
-        parser.error("--dry-run belongs to --push ORG/NAME")
-    run(lambda: export_source(arguments, Console()))
-
-
 def _with_own_template(trained: Trained) -> Trained:
     """A base that is only converted keeps its own chat template, if it has one."""
     model = trained.recipe.model.model_copy(update={"template": "auto"})
@@ -85,5 +59,6 @@ def _with_own_template(trained: Trained) -> Trained:
     return replace(trained, recipe=trained.recipe.model_copy(update={"model": model}))
 
 
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel export RUN_OR_CHECKPOINT`."""
+    export_source(arguments, Console())

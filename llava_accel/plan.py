@@ -3,14 +3,18 @@
 No weight is loaded: the model is built on PyTorch's meta device, and the longest records of the data decide.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("plan")  # before the imports below, so that help and mistakes are answered at once
+
+
 import argparse
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from llava_accel.console.command_line import read_recipe, recipe_parser
-from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, load_windows
 from llava_accel.data.problems import DataError
@@ -175,21 +179,6 @@ def _show_probe(console: Console, planned: Plan, measured: int) -> None:
     )
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.plan`."""
-    parser = recipe_parser(
-        "plan", (__doc__ or "").splitlines()[0], "python -m llava_accel.plan recipes/okvqa_qlora.toml --gpu 24"
-    )
-    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of one GPU, for a verdict")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the profiles with several (8)")
-    parser.add_argument("--probe", action="store_true", help="run the worst batch once and compare")
-    arguments = parser.parse_intermixed_args()
-    run_verb(lambda: _verb(arguments))
-
-
-def _verb(arguments: argparse.Namespace) -> None:
-    plan(read_recipe(arguments), arguments.gpu, arguments.gpus, arguments.probe)
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel plan RECIPE`."""
+    plan(arguments.loaded, arguments.gpu, arguments.gpus, arguments.probe)

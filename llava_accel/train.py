@@ -5,10 +5,16 @@ micro-batches. Nothing calls back into it and no hook changes it: a step is `loo
 `model/objective.py`, and what it updates with is `loop/optimizer.py`.
 """
 
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("train")  # before the imports below, so that help and mistakes are answered at once
+
+
+import argparse
+
 from llava_accel.checkpoint.resume import find_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
-from llava_accel.console.command_line import read_recipe, recipe_parser
-from llava_accel.console.command_line import run as run_verb
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
 from llava_accel.loop.memory_guard import out_of_memory_explained
@@ -81,14 +87,6 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     return state
 
 
-def main() -> None:
-    """Entry point of `python -m llava_accel.train`."""
-    parser = recipe_parser(
-        "train", "Fine-tune a LLaVA.", "accelerate launch -m llava_accel.train recipes/quickstart.toml"
-    )
-    arguments = parser.parse_args()
-    run_verb(lambda: train(read_recipe(arguments), Interruption().listen()))
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel train RECIPE`."""
+    train(arguments.loaded, Interruption().listen())

@@ -12,6 +12,7 @@ import torch
 from helpers.exported import CPU, ORIGINAL, ROOT
 from helpers.runs import PARITY
 from llava_accel import chat
+from llava_accel.console.command_line import start
 from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
 
@@ -112,10 +113,10 @@ def test_an_adapter_from_elsewhere_needs_its_base(
     arguments = ["chat", "--adapter", str(PARITY / "adapter_final"), "--max-new-tokens", "2", "--once", "Hello"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match="2"):
-        chat.main()
+        start("chat")
     assert "--base" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*arguments, "--base", str(ORIGINAL)])
-    chat.main()
+    start("chat")
 
 
 def test_four_bits_are_loaded_where_they_are_asked_for(lora_run: Path, loaded: Loaded) -> None:

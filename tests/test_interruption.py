@@ -19,8 +19,7 @@ from helpers.runs import PARITY, Tables, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
 from llava_accel.data.images import ImageReader
-from llava_accel.data.loader import SIGNALS
-from llava_accel.exceptions import Interrupted
+from llava_accel.exceptions import SIGNALS, Interrupted
 from llava_accel.loop import step as step_file
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml

@@ -10,7 +10,7 @@ import torch
 
 from helpers.exported import CPU, assert_same, export, logits, prove_here
 from helpers.runs import metrics
-from llava_accel import chat, evaluate
+from llava_accel.__main__ import main
 from llava_accel.inference.origin import find_trained, load_trained
 
 PLACES = ("run", "best", "checkpoint", "export", "peft")
@@ -33,13 +33,15 @@ def test_chat_export_and_evaluate_take_it(
     prove_here(monkeypatch)
     folder = place(name, lora_run, lora_exports)
     question = ["--once", "What is it?", "--max-new-tokens", "4"]
-    monkeypatch.setattr(sys, "argv", ["chat", "--adapter", str(folder), *question])
-    chat.main()
+    monkeypatch.setattr(sys, "argv", ["llava-accel", "chat", "--adapter", str(folder), *question])
+    main()
     assert capsys.readouterr().out.strip()
     assert_same(logits(lora_run), logits(export(monkeypatch, folder, "peft", tmp_path / "again")))
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(lora_run / "recipe.toml"), "--adapter", str(folder)])
+    monkeypatch.setattr(
+        sys, "argv", ["llava-accel", "evaluate", str(lora_run / "recipe.toml"), "--adapter", str(folder)]
+    )
     capsys.readouterr()
-    evaluate.main()
+    main()
     expected = metrics(lora_run)[-1]["eval"]["loss"]
     assert f"evaluation loss {expected:.4f}" in capsys.readouterr().out
 
@@ -48,8 +50,8 @@ def test_a_merged_model_is_evaluated_as_a_base(
     lora_run: Path, lora_exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = f'model.base="{lora_exports["merged"]}"'
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(lora_run / "recipe.toml"), base, "model.adapter="])
-    evaluate.main()
+    monkeypatch.setattr(sys, "argv", ["llava-accel", "evaluate", str(lora_run / "recipe.toml"), base, "model.adapter="])
+    main()
     expected = metrics(lora_run)[-1]["eval"]["loss"]
     assert f"evaluation loss {expected:.4f}" in capsys.readouterr().out
 

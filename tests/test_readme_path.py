@@ -1,6 +1,5 @@
 """The README's way from the OK-VQA files to an adapter that talks: its own commands, on small files of the official form."""
 
-import importlib
 import io
 import json
 import re
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers.exported import ROOT, prove_here
+from llava_accel.__main__ import main
 
 SECTION = "## From OK-VQA to an adapter"
 # What makes the commands small: everything else is as the README has it.
@@ -38,10 +38,10 @@ def commands() -> list[list[str]]:
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`llava-accel VERB ...` in this process."""
     assert words[0] == "llava-accel"
-    monkeypatch.setattr(sys, "argv", words[1:])
+    monkeypatch.setattr(sys, "argv", words)
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
     try:
-        importlib.import_module(f"llava_accel.{words[1]}").main()
+        main()
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

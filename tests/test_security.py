@@ -15,11 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import llava_accel.chat
-import llava_accel.check
-import llava_accel.report
 import llava_accel.train as verb
 from helpers.runs import PARITY, on_tiny, tables, talk, write_records
+from llava_accel.console.command_line import start
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
 
@@ -112,12 +110,12 @@ EVIL = "<script>alert(1)</script>\x1b[31mred\x07\x9b2J\u202eback\u2028[bold]b[/b
 TOKENS = {name: f"hf_{name}Secret0123456789abcdef" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")}
 
 
-def started(module: object, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def started(name: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What a verb prints."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(getattr(module, "__name__", "")), *arguments])
+        patch.setattr(sys, "argv", [name, *arguments])
         try:
-            module.main()  # pyright: ignore[reportAttributeAccessIssue]
+            start(name)
         except SystemExit as end:
             assert end.code in (0, 1, None), capsys.readouterr().err
     captured = capsys.readouterr()
@@ -158,11 +156,11 @@ def test_hostile_data_and_tokens_leave_no_trace(
     evil: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = evil.parent / "run"
-    said = started(llava_accel.check, capsys, str(evil))
-    said += started(verb, capsys, str(evil))
-    said += started(llava_accel.report, capsys, str(run))
+    said = started("check", capsys, str(evil))
+    said += started("train", capsys, str(evil))
+    said += started("report", capsys, str(run))
     monkeypatch.setattr("builtins.input", lambda _: "/quit")
-    said += started(llava_accel.chat, capsys, "--adapter", str(run), "--once", EVIL.replace("\x00", ""))
+    said += started("chat", capsys, "--adapter", str(run), "--once", EVIL.replace("\x00", ""))
     assert "script" in said, "the test needs the data to be shown"
     assert_harmless(said)
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -198,7 +196,7 @@ def test_a_report_shows_no_image_from_outside(
     for row in rows:
         row["image"] = f"{PARITY}/images/../../../../../..{tmp_path}/secret.png"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    started(llava_accel.report, capsys, str(run))
+    started("report", capsys, str(run))
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "lies outside" in page and "data:image/jpeg" not in page
 

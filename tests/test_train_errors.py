@@ -27,6 +27,7 @@ from helpers.runs import (
     trained,
     write_records,
 )
+from llava_accel.console.command_line import start
 from llava_accel.recipe.toml import to_toml
 
 # What the user can mend ends with one message and exit code 2.
@@ -49,7 +50,7 @@ def _message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     """What the verb prints on its way to exit code 2."""
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     with pytest.raises(SystemExit) as ended:
-        verb.main()
+        start("train")
     text = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in text and text.count("error:") == 1
     return text

@@ -1,49 +1,64 @@
-"""What all verbs share on the command line: recipe and overrides, and errors without a traceback."""
+"""What all verbs share on the command line: how they begin, recipe and overrides, and errors without a traceback.
+
+A verb's arguments and its recipe are read before its module is imported, because torch comes with that and takes seconds:
+neither help nor a mistake waits for it.
+"""
 
 import argparse
 import errno
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable
-
-import torch.distributed
-from torch.distributed.distributed_c10d import _get_default_store
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from llava_accel.console.output import printable
-from llava_accel.exceptions import Interrupted, UserError
-from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+from llava_accel.console.verbs import read_arguments
+from llava_accel.exceptions import SIGNALS, Interrupted, UserError
 
 
-def recipe_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser that takes RECIPE and `table.key=value` overrides; `--help` shows a working example."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m llava_accel.{verb}",
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, for example recipes/okvqa_qlora.toml")
-    parser.add_argument("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
-    return parser
+def start(verb: str) -> None:
+    """Read the arguments of a verb and its recipe, import the module that does the work, and run its `main(arguments)`.
 
-
-def read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """The recipe with its overrides; keys that are set but have no effect are said on standard error.
-
-    Raises:
-        RecipeError: all problems at once.
+    Where the verb takes a recipe, `arguments.loaded` is what was read.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RecipeWarning)
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-    for warning in caught:
+    arguments = read_arguments(verb, sys.argv[1:])
+    run(lambda: _work(arguments))
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    if getattr(arguments, "recipe", None) is not None:
+        from llava_accel.console.recipe_file import read_recipe  # pydantic takes as long as all of a verb's help
+
+        read_recipe(arguments)
+    with _ended_by_signals():
+        module = importlib.import_module(arguments.module)
+    module.main(arguments)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End at once when asked to: nothing has been done yet, and an exception may be lost in the imports of a library."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        interrupted = Interrupted(signal.Signals(number))
         if os.environ.get("RANK", "0") == "0":
-            print(f"note: {warning.message}", file=sys.stderr)
-    return recipe
+            print(f"{interrupted}: ended before anything was done", file=sys.stderr, flush=True)
+        os._exit(interrupted.exit_code)
+
+    known = {one: signal.getsignal(one) for one in SIGNALS}
+    for one, handler in known.items():
+        if handler != signal.SIG_IGN:  # nohup, and shells for what runs in the background
+            signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one, handler in known.items():
+            signal.signal(one, handler)
 
 
 def say_error(error: UserError | OSError) -> None:
@@ -88,11 +103,14 @@ _LONGEST_START = 5.0  # seconds between the starts of two processes
 def is_reporting_rank() -> bool:
     """Whether this rank, which ends with an error, is to say why. Call it once.
 
-    The first to end reports; a rank that loses its connection to it ends later, and has nothing to add. Before ranks are
-    connected, all meet the same errors (a recipe's): then the first of each machine reports.
+    The first rank to end reports; one that loses its connection to it comes later, and has nothing to add. Before ranks
+    are connected all meet the same errors (a recipe's): then the first rank of each machine reports.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that it could wait for
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        from torch.distributed.distributed_c10d import _get_default_store
+
         try:
             is_first = _get_default_store().add(_KEY, 1) == 1
         except RuntimeError:  # the machine that kept it is gone

@@ -20,12 +20,10 @@ from llava_accel.data.labels import Example
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import MicroBatch, Window
 from llava_accel.data.trie import chain, pack_rows, share_rows
-from llava_accel.exceptions import UserError
+from llava_accel.exceptions import SIGNALS, UserError
 
 Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
-"""What schedulers, terminals and people end a job with."""
 _SHOWN_IDS = 8
 _WAIT_S = 0.1
 _T = TypeVar("_T")

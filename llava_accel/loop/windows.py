@@ -59,7 +59,7 @@ def load(
         part.corpus,
         part.image_reader,
         wanted,
-        workers=recipe.data.workers,
+        workers=recipe.data.num_workers,
         device=run.accelerator.device,
         on_error=on_error,
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,

@@ -1,5 +1,6 @@
 """The tables of a recipe that say what goes in: [model] with its sub-tables, and [data]."""
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 _MOST = 10**9  # what no run reaches is a slip of the hand, and would end as an overflow or a full memory
+_MOST_WORKERS = 4  # of "auto"
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 AtLeastOne = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -172,5 +174,14 @@ class DataTable(Table):
     """Folder for features and for indexes of the data; empty = a folder of the user's cache."""
     cache_max_gb: Annotated[float, Field(ge=0, le=1e9)] = 50.0
     """Most disk that features may take, in GB."""
-    workers: Annotated[int, Field(ge=0, le=1024)] = 4
-    """Processes that load and decode, on each rank; 0 = in the training process."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
+    """Processes that load and decode, on each rank: "auto" = up to 4, and no more than the rank has cores; 0 = none."""
+
+    @property
+    def num_workers(self) -> int:
+        """`workers` as a number, on this machine."""
+        if self.workers != "auto":
+            return self.workers
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, as the launcher says
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(_MOST_WORKERS, cores // ranks)

@@ -12,8 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from llava_accel.console.output import Bar
-from llava_accel.data.loader import SIGNALS
-from llava_accel.exceptions import Interrupted
+from llava_accel.exceptions import SIGNALS, Interrupted
 
 # A launcher passes on the Ctrl-C that the terminal has sent to its workers already: that is not a second one.
 _SAME_CTRL_C_S = 0.5

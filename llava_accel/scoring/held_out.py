@@ -56,7 +56,7 @@ def answer(
         part.corpus,
         part.image_reader,
         batches,
-        workers=recipe.data.workers,
+        workers=recipe.data.num_workers,
         device=accelerator.device,
         max_length=recipe.data.max_length,
         blind=blind,

@@ -90,7 +90,7 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
 
     def read() -> Survey:
         with console.bar("read data", len(corpus)) as bar:
-            return survey(corpus, workers=recipe.data.workers, decode=False, progress=bar.advance)
+            return survey(corpus, workers=recipe.data.num_workers, decode=False, progress=bar.advance)
 
     found = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
     refuse_bad(recipe.data, found)

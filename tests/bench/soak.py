@@ -31,9 +31,10 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import llava_accel.train  # noqa: F401  once for all the processes that are forked
 from helpers.driver import profile_environment
 from helpers.runs import metrics, trained, without_times
-from llava_accel import train
+from llava_accel.console import command_line
 from llava_accel.recipe.toml import to_toml
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +135,7 @@ class Forks:
                 os.environ.update({key: str(value) for key, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"})
             os.chdir(ROOT)
             sys.argv = ["train", str(recipe)]
-            train.main()
+            command_line.start("train")
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

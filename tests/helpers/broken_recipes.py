@@ -75,7 +75,7 @@ TOO_MUCH: dict[str, list[str]] = {
     f"train.max_steps={HUGE}": ["train.max_steps", "at most 1,000,000,000"],
     f"train.per_device_batch_size={HUGE}": ["train.per_device_batch_size", "at most 1,000,000,000"],
     f"data.max_length={HUGE}": ["data.max_length", "at most 1,000,000,000"],
-    "data.workers=100000": ["data.workers = 100000", "at most 1,024", "`workers = 4`"],
+    "data.workers=100000": ["data.workers = 100000", "at most 1,024", '`workers = "auto"`'],
     f"model.lora.rank={HUGE}": ["model.lora.rank", "at most 65,536"],
     "data.cache_max_gb=1e300": ["data.cache_max_gb", "at most 1,000,000,000"],
     'data.train=[{path="a", weight=1e300}]': ["data.train[0].weight", "at most 1,000,000"],

@@ -22,7 +22,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from llava_accel import train as train_module
+import llava_accel.train as train_module
 from llava_accel.loop import finish
 from llava_accel.recipe import make_recipe
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helpers.runs import PARITY, recipe
-from llava_accel.export import main
+from llava_accel.console.command_line import start
 from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import plain_inference
 from llava_accel.release import verification as proof
@@ -63,18 +63,18 @@ def fine_tune(folder: Path, **tables: Any) -> Path:
 def export(monkeypatch: pytest.MonkeyPatch, source: Path | str, to: str, out: Path, *options: str) -> Path:
     """Run the verb in this process; its errors are those of the command line."""
     monkeypatch.setattr(sys, "argv", ["export", str(source), "--to", to, "--out", str(out), *options])
-    main()
+    start("export")
     return out
 
 
 def prove_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in this process what the proof of an export does in another: it takes less time to start."""
 
-    def start(job: Path) -> subprocess.CompletedProcess[str]:
+    def compute(job: Path) -> subprocess.CompletedProcess[str]:
         plain_inference.compute(job)
         return subprocess.CompletedProcess([], 0, "", "")
 
-    monkeypatch.setattr(proof, "_start", start)
+    monkeypatch.setattr(proof, "_start", compute)
 
 
 def logits(path: Path | str, **options: Any) -> Tensor:

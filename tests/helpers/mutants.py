@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import llava_accel.train as train_module
 from bench.traffic import Traffic
-from llava_accel import train as train_module
 from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
 

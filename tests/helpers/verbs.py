@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 from helpers.runs import PARITY, tables
+from llava_accel.__main__ import main
 from llava_accel.model import processing
 from llava_accel.recipe.toml import to_toml
 
@@ -56,11 +57,11 @@ def start(verb: str, *arguments: str, fresh: bool = False) -> Ended:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        stack.enter_context(patch.object(sys, "argv", [verb, *arguments]))
+        stack.enter_context(patch.object(sys, "argv", ["llava-accel", verb, *arguments]))
         if not fresh and hasattr(module, "load_processing"):
             stack.enter_context(patch.object(module, "load_processing", _read_once().load_processing))
         try:
-            module.main()
+            main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:

@@ -1,0 +1,219 @@
+"""What each verb takes on the command line. It imports nothing but argparse, so that help and usage errors are quick."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+Reader = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
+
+
+class Verb(NamedTuple):
+    """A verb: a line about it, examples, and the function that declares, reads and checks its arguments."""
+
+    summary: str
+    examples: str
+    read: Reader
+
+
+def read_arguments(verb: str, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a verb, and in `module` the name of the module that does the work.
+
+    Raises:
+        SystemExit: 0 after `--help`, 2 after a usage error; what is to be said has been printed.
+    """
+    known = VERBS[verb]
+    parser = argparse.ArgumentParser(
+        prog=f"llava-accel {verb}",
+        description=known.summary,
+        epilog=f"example{'s' if chr(10) in known.examples else ''}:\n{known.examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(module=f"llava_accel.{verb}")
+    return known.read(parser, words)
+
+
+def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    _add_recipe(parser)
+    parser.add_argument("--profile", metavar="FILE.yaml", help="start the processes of this profile of Accelerate's")
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        metavar="N",
+        help="processes to start; without a profile each has a whole model (DDP)",
+    )
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.num_processes is not None and arguments.num_processes < 1:
+        parser.error(f"--num-processes {arguments.num_processes}: name at least 1")
+    if arguments.profile and not Path(arguments.profile).is_file():
+        parser.error(f"--profile {arguments.profile}: there is no such file. Name one of the launch folder's")
+    if arguments.profile or (arguments.num_processes or 1) > 1:
+        if "RANK" in os.environ:
+            parser.error("a launcher has started this process: give it the profile and the number of processes")
+        arguments.module = "llava_accel.runtime.launcher"
+    return arguments
+
+
+def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    _add_recipe(parser, nargs="?")
+    parser.add_argument("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
+    parser.add_argument("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.score and not arguments.out:
+        parser.error("--score needs --out FILE.jsonl for the scored lines")
+    if not arguments.score and arguments.recipe is None:
+        parser.error("name a recipe, or a file of predictions with --score")
+    return arguments
+
+
+def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    _add_recipe(parser)
+    parser.set_defaults(wrong=None)  # a place for what is wrong with the recipe
+    parser.add_argument("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
+    parser.add_argument("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
+    parser.add_argument("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
+    return parser.parse_intermixed_args(words)
+
+
+def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    _add_recipe(parser)
+    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of one GPU, for a verdict")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the profiles with several (8)")
+    parser.add_argument("--probe", action="store_true", help="run the worst batch once and compare")
+    return parser.parse_intermixed_args(words)
+
+
+def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    _add_recipe(parser)
+    parser.add_argument("--steps", type=int, default=10, help="windows of a pass (10)")
+    parser.add_argument("--rounds", type=int, default=5, help="passes (5)")
+    return parser.parse_intermixed_args(words)
+
+
+def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    _add_recipe(parser)
+    return parser.parse_args(words)
+
+
+def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    parser.add_argument(
+        "--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it"
+    )
+    parser.add_argument(
+        "--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter"
+    )
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
+    parser.add_argument("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
+    parser.add_argument(
+        "--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
+    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
+    arguments = parser.parse_args(words)
+    if not arguments.base and not arguments.adapter:
+        parser.error("name a model with --base, or what was trained with --adapter")
+    if arguments.max_new_tokens < 1:
+        parser.error("--max-new-tokens: an answer has at least one token")
+    return arguments
+
+
+def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    parser.add_argument(
+        "source", metavar="RUN_OR_CHECKPOINT", help="a run, a checkpoint, an export, or a base to convert"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("peft", "merged", "llava"),
+        help="peft, transformers (merged), or LLaVA's own code",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--base", default="", metavar="DIR_OR_NAME", help="the base, if it is not where the recipe says"
+    )
+    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="weights of a whole model; auto = the base's",
+    )
+    parser.add_argument("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
+    parser.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
+    arguments = parser.parse_args(words)
+    if arguments.dry_run and not arguments.push:
+        parser.error("--dry-run belongs to --push ORG/NAME")
+    return arguments
+
+
+def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
+    parser.add_argument(
+        "--out", metavar="FILE.html", type=Path, help="of a comparison; by default comparison.html beside the first run"
+    )
+    arguments = parser.parse_args(words)
+    if arguments.out and len(arguments.runs) == 1:
+        parser.error("--out is for a comparison: the report of one run is RUN/report.html")
+    return arguments
+
+
+def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml"
+    )
+    parser.add_argument("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
+
+
+VERBS = {
+    "bench": Verb(
+        "How fast a recipe trains here, and where its time goes.",
+        "  llava-accel bench recipes/quickstart.toml",
+        _bench,
+    ),
+    "cache": Verb(
+        "Write the vision tower's features of all images to disk, ahead of the run.",
+        "  llava-accel cache recipes/okvqa_qlora.toml",
+        _cache,
+    ),
+    "chat": Verb(
+        "Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.\n\n"
+        "Commands: /image FILE puts an image at the start of the next question, /reset begins anew, /quit ends.",
+        "  llava-accel chat --adapter runs/quickstart --image image.jpg",
+        _chat,
+    ),
+    "check": Verb(
+        "Read all that a recipe names, without building the model: what is in it, what is wrong, what is learned from it.",
+        "  llava-accel check recipes/okvqa_qlora.toml",
+        _check,
+    ),
+    "evaluate": Verb(
+        "Evaluate a base or an adapter on a recipe's held-out data, or score a file of predictions.",
+        "  llava-accel evaluate recipes/quickstart.toml --adapter runs/quickstart",
+        _evaluate,
+    ),
+    "export": Verb(
+        "Export a run, a checkpoint or an adapter for peft, transformers or LLaVA's own code, or convert a base.",
+        "  llava-accel export runs/quickstart --to merged --out runs/quickstart-merged\n"
+        "A GPU is used where there is one; CUDA_VISIBLE_DEVICES= leaves the work to the CPU, in fp32.",
+        _export,
+    ),
+    "plan": Verb(
+        "What a run will take, before it is launched: memory on each GPU by kind, operations and steps, and what fits.",
+        "  llava-accel plan recipes/okvqa_qlora.toml --gpu 24",
+        _plan,
+    ),
+    "report": Verb(
+        "Write the report of a run, or compare several, as one HTML file that needs no network.",
+        "  llava-accel report runs/quickstart\n  llava-accel report runs/rank_16 runs/rank_128 --out comparison.html",
+        _report,
+    ),
+    "train": Verb(
+        "Fine-tune a LLaVA.",
+        "  llava-accel train recipes/quickstart.toml\n"
+        "  llava-accel train recipes/okvqa_qlora.toml --profile launch/zero3.yaml --num-processes 8 train.epochs=2",
+        _train,
+    ),
+}
+"""All verbs but `prepare`, whose own module is light and has a parser for each source of data."""

@@ -1,0 +1,182 @@
+"""A command answers at once where no library is needed, and what it starts ends with our own lines and codes."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers.interrupted import checkpoints, settings
+from helpers.runs import PARITY
+
+from llava_accel.__main__ import SUMMARIES
+from llava_accel.console.verbs import VERBS
+from llava_accel.recipe import make_recipe
+from llava_accel.recipe.toml import to_toml
+
+ROOT = PARITY.parents[1]
+HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "matplotlib", "numpy")
+WITHOUT = f"""
+import contextlib, io, json, runpy, sys
+
+def ended(module, *arguments):
+    sys.argv = [module, *arguments]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            return end.code, said.getvalue(), [name for name in {HEAVY} if name in sys.modules]
+
+print(json.dumps([ended(*command) for command in json.loads(sys.argv[1])]))
+"""
+
+
+def ended(*commands: list[str]) -> list[tuple[int, str, list[str]]]:
+    """Exit code, output, and the heavy libraries that were imported, of each command."""
+    job = [sys.executable, "-c", WITHOUT, json.dumps(commands)]
+    done = subprocess.run(job, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_verb_is_in_the_list() -> None:
+    files = {path.stem for path in (ROOT / "llava_accel").glob("*.py")}
+    assert {*VERBS, "prepare"} == set(SUMMARIES) == files - {"__init__", "__main__", "exceptions", "compat"}
+
+
+def test_help_of_every_verb_imports_no_library() -> None:
+    commands = [["llava_accel", verb, "--help"] for verb in SUMMARIES]
+    commands += [[f"llava_accel.{verb}", "--help"] for verb in SUMMARIES]
+    for command, (code, said, heavy) in zip(commands, ended(["llava_accel"], *commands)[1:], strict=True):
+        assert (code, heavy) == (0, []), command
+        assert "usage: " in said and "example" in said, command
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("train", "RECIPE"),
+        ("train r.toml --profile nowhere.yaml", "there is no such file"),
+        ("train r.toml --num-processes 0", "at least 1"),
+        ("evaluate", "name a recipe"),
+        ("evaluate --score a.jsonl", "--out FILE.jsonl"),
+        ("chat", "--base"),
+        ("chat --base b --max-new-tokens 0", "at least one token"),
+        ("export run --to peft --out a --dry-run", "--push"),
+        ("export run --to gguf --out a", "invalid choice"),
+        ("report run --out a.html", "comparison"),
+        ("train nowhere.toml", "There is no such file"),
+        ("check nowhere.toml", "There is no such file"),
+        ("plan recipes/quickstart.toml optim.learning_rat=1", "Did you mean optim.learning_rate?"),
+        ("trian", "usage: llava-accel VERB"),
+    ],
+)
+def test_a_mistake_on_the_command_line_imports_no_library(command: str, says: str) -> None:
+    ((code, said, heavy),) = ended(["llava_accel", *command.split()])
+    assert (code, heavy) == (2, []) and says in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("command", "seconds"), [("train --help", 0.6), ("train r.toml a.b=1", 1.5)])
+def test_the_answer_takes_little_time(command: str, seconds: float) -> None:
+    """Of the processor: the machine may be busy. Twice the promise, for slower ones."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, "-m", "llava_accel", *command.split()], capture_output=True, cwd=ROOT)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2 * seconds
+
+
+def test_the_python_interface_is_light_until_it_trains() -> None:
+    script = "import sys; from llava_accel import load_recipe; assert 'torch' not in sys.modules"
+    script += "; from llava_accel import train; assert train.__name__ == 'train' and callable(train)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(1, 1, 1), (2, 1, 2), (64, 1, 4), (8, 4, 2), (2, 4, 0)])
+def test_automatic_workers_are_no_more_than_the_cores(
+    cores: int, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    tables = {"run": {"name": "r"}, "model": {"base": "b"}, "data": {"train": "t"}}
+    assert make_recipe(tables).data.num_workers == workers
+    assert make_recipe(tables | {"data": {"train": "t", "workers": 9}}).data.num_workers == 9
+
+
+class Started:
+    """`llava-accel train` with two processes of launch/ddp.yaml, on a recipe that takes many steps."""
+
+    def __init__(self, folder: Path, data: Path, *overrides: str) -> None:
+        self.run = folder / "run"
+        many = settings(folder, data, train={"epochs": 1000, "per_device_batch_size": 1}, eval={"every": 10**6})
+        (folder / "recipe.toml").write_text(to_toml(many))
+        command = [sys.executable, "-m", "llava_accel", "train", str(folder / "recipe.toml"), *overrides]
+        self.process = subprocess.Popen(
+            [*command, "--profile", "launch/ddp.yaml", "--num-processes", "2"],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_for_steps(self) -> list[psutil.Process]:
+        """Wait for the first steps; returns the two processes."""
+        file, until = self.run / "metrics.jsonl", time.monotonic() + 240
+        while not (file.exists() and '"step": 2' in file.read_text()):
+            assert self.process.poll() is None and time.monotonic() < until, self.end()
+            time.sleep(0.1)
+        return psutil.Process(self.process.pid).children()
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        output, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
+    all_started: list[Started] = []
+
+    def start(*overrides: str) -> Started:
+        all_started.append(Started(tmp_path, data, *overrides))
+        return all_started[-1]
+
+    yield start
+    for each in all_started:
+        if each.process.poll() is None:
+            each.process.terminate()
+            each.end()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code(
+    number: signal.Signals, code: int, started: Callable[..., Started]
+) -> None:
+    training = started()
+    ranks = training.wait_for_steps()
+    os.killpg(training.process.pid, number)  # as a terminal does
+    ended_with, output = training.end()
+    assert ended_with == code, output
+    assert output.splitlines()[-1].startswith(f"{number.name}: ended at step ")
+    assert not [word for word in ("Traceback", "Error", "elastic", "not passed", "warn") if word in output], output
+    assert not any(rank.is_running() for rank in ranks) and checkpoints(training.run)
+
+
+def test_a_mistake_that_a_process_meets_ends_with_its_message_and_code(started: Callable[..., Started]) -> None:
+    code, output = started("data.train=nowhere.json").end()
+    assert code == 2 and output.count("error: ") == 1 and "nowhere.json" in output and "Traceback" not in output
+
+
+def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
+    training = started()
+    ranks = training.wait_for_steps()
+    next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+    code, output = training.end()
+    assert code == 2 and "error: rank 1 was killed by SIGKILL" in output
+    assert "elastic" not in output and not any(rank.is_running() for rank in ranks)
