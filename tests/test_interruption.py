@@ -109,7 +109,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_resume_from(
 def test_a_signal_ends_the_wait_for_data(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, calls = Images.load, iter(range(1000))
+    load, calls = ImageReader.load, iter(range(1000))
 
     def hanging(self: ImageReader, path: Path) -> Any:
         if next(calls) == 5:
@@ -119,7 +119,7 @@ def test_a_signal_ends_the_wait_for_data(
 
     unwatched = settings(tmp_path, data, data={"eval": "", "cache_features": False})
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "load", hanging)
+        patch.setattr(ImageReader, "load", hanging)
         _interrupted(unwatched, signal.SIGTERM)
     assert 0 < len(metrics(tmp_path / "run")) < STEPS
     weights, expected = trained(train(unwatched) / "export"), trained(whole / "export")

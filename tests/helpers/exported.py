@@ -13,6 +13,7 @@ from torch import Tensor
 from helpers.runs import PARITY, recipe
 from llava_accel.export import main
 from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.release import plain_inference
 from llava_accel.release import verification as proof
 from llava_accel.release.verification import probe
 from llava_accel.train import train

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from helpers.tiny import make_llava
 from llava_accel.model.lora import Trainable, language_model_linears, split_state
 
 PARITY = Path(__file__).parents[1] / "parity"
-ORIGINAL = {"base": str(PARITY / "llava-orig"), "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+ORIGINAL: dict[str, Any] = {"base": str(PARITY / "llava-orig"), "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_pefts_adapter_with_a_projector_inside_continues(biased: Path, tmp_path:
     )
     theirs = get_peft_model(LlavaForConditionalGeneration.from_pretrained(biased), config)
     random_step(theirs)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(str(tmp_path))
     ours = prepare(base=str(biased), adapter=str(tmp_path))
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
     adapted = {name.split(".lora_")[0] for name in trained(ours) if ".lora_" in name}
