@@ -8,6 +8,8 @@ from helpers.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, assert_same_metri
 from helpers.mutants import MUTANTS
 from helpers.runs import metrics, predictions
 
+pytestmark = pytest.mark.slow
+
 TRAINED = ("lora", "projector", "full")
 
 

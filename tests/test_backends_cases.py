@@ -12,6 +12,8 @@ from PIL import Image
 from helpers.jobs import ENGINES, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
 from helpers.runs import PARITY, distance, metrics, mixed_records, write_records
 
+pytestmark = pytest.mark.slow
+
 
 def bits(number: int, **more: Any) -> dict[str, Any]:
     """A recipe with a quantised base."""

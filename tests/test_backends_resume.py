@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, trains, weights
 
+pytestmark = pytest.mark.slow
+
 NEXT: dict[str, str] = dict(zip(ENGINES, (*ENGINES[1:], ENGINES[0]), strict=True))
 SAVED: dict[str, Any] = {"checkpoint": {"every": 3, "keep": 9}}
 

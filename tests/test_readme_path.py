@@ -14,6 +14,8 @@ from PIL import Image
 
 from helpers.exported import ROOT, prove_here
 
+pytestmark = pytest.mark.slow
+
 SECTION = "## From the OK-VQA files to an adapter you can talk to"
 # What makes the commands small: everything else is as the README has it.
 SMALL = [

@@ -29,6 +29,8 @@ from helpers.runs import (
 )
 from llava_accel.recipe.toml import to_toml
 
+pytestmark = pytest.mark.slow
+
 # What the user can mend ends with one message and exit code 2.
 
 

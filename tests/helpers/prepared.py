@@ -1,4 +1,4 @@
-"""A tiny model as a recipe makes it trainable, for the tests of this folder."""
+"""A tiny model as a recipe makes it trainable, for the tests of the model."""
 
 from typing import Any
 

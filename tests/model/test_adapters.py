@@ -54,6 +54,7 @@ def save_as_a_checkpoint_does(model: Trainable, folder: Path) -> None:
     model.peft_config["default"].save_pretrained(str(folder))
 
 
+@pytest.mark.slow
 def test_plain_peft_gets_the_same_logits_in_another_process(biased: Path, tmp_path: Path) -> None:
     expected: dict[Path, Tensor] = {}
     for variant in ("lora", "rslora", "dora"):

@@ -16,6 +16,8 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.runtime.trackers import Trackers
 
+pytestmark = pytest.mark.slow
+
 TILES = [Image.new("RGB", (40, 52), color) for color in ("red", "green", "blue")]
 
 
