@@ -1,4 +1,12 @@
-"""Fixtures that several rooms share. Nothing here needs a network, a hub or a GPU."""
+"""Fixtures that several rooms share, and how the tests are laid out. Nothing here needs a network, a hub or a GPU.
+
+- tests/ROOM/test_MODULE.py tests llava_accel/ROOM/MODULE.py.
+- tests/test_VERB.py runs a verb as its users do, and the other files beside it hold a promise of the README from end to
+  end; tests/broken does so for inputs that cannot be used.
+- tests/helpers is imported by tests, and never collected; bench, gpu and quickstart hold programs whose figures or data
+  the documents name.
+- `slow` marks what trains for long or starts processes. `-m "not slow"` is the fast subset of `launch/test.sh --fast`.
+"""
 
 import os
 from collections.abc import Iterator
@@ -92,6 +100,29 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers.interrupted import settings, train
 
     return train(settings(tmp_path_factory.mktemp("whole"), data))
+
+
+SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports"}
+"""Fixtures that take long to make, and the group of the tests that use them: one process makes each once."""
+LONGEST_FIRST = ("engines", "launch", "interrupted", "exports")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the tests over the processes of pytest-xdist: by shared fixture or else by file, long groups first."""
+
+    def group(item: pytest.Item) -> str:
+        if item.path.stem == "test_launch":
+            return "launch"
+        uses = getattr(item, "fixturenames", ())
+        return next((name for fixture, name in SHARED.items() if fixture in uses), item.path.stem)
+
+    def rank(item: pytest.Item) -> int:
+        return LONGEST_FIRST.index(group(item)) if group(item) in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,6 +8,8 @@ from helpers.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, assert_same_metri
 from helpers.mutants import MUTANTS
 from helpers.runs import metrics, predictions
 
+pytestmark = pytest.mark.slow
+
 TRAINED = ("lora", "projector", "full")
 
 
@@ -51,7 +53,7 @@ def test_plain_gradient_descent_hides_no_wrong_scale(lab: Lab, engine: str) -> N
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_recipe_decides_about_clipping_under_every_engine(lab: Lab, engine: str) -> None:
-    unclipped = {"optim": {"max_grad_norm": 0.0}}
+    unclipped: dict[str, Any] = {"optim": {"max_grad_norm": 0.0}}
     reference = lab.reference(**unclipped)
     assert difference(lab.run(engine, 2, 2, **unclipped), reference) < TOLERANCE
     # Else the runs above would have been clipped to no effect, and could not tell the two apart.

@@ -12,6 +12,8 @@ from PIL import Image
 from helpers.jobs import ENGINES, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
 from helpers.runs import PARITY, distance, metrics, mixed_records, write_records
 
+pytestmark = pytest.mark.slow
+
 
 def bits(number: int, **more: Any) -> dict[str, Any]:
     """A recipe with a quantised base."""
@@ -46,7 +48,7 @@ def test_what_waits_in_main_memory_is_updated_just_the_same(lab: Lab) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(lab: Lab, engine: str) -> None:
     cache = lab.folder / f"cache-{engine}"
-    cached = {"data": {"cache_features": True, "cache_dir": str(cache)}}
+    cached: dict[str, Any] = {"data": {"cache_features": True, "cache_dir": str(cache)}}
     for name in ("-cold", "-warm"):
         run = lab.run(engine, 2, 2, name=name, **cached)
         assert difference(run, lab.reference(**trains("lora"))) < TOLERANCE
@@ -56,7 +58,9 @@ def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_rank_reads_the_tower_for_its_own_images_without_cached_features(lab: Lab, engine: str) -> None:
     cache = lab.folder / f"cache-few-{engine}"
-    few = {"data": {"cache_features": True, "cache_dir": str(cache), "cache_max_gb": 10e-6}}  # two records
+    few: dict[str, Any] = {
+        "data": {"cache_features": True, "cache_dir": str(cache), "cache_max_gb": 10e-6}
+    }  # two records
     for name in ("-cold", "-warm"):
         assert difference(lab.run(engine, 2, 4, name=name, **few), lab.reference(**trains("lora"))) < TOLERANCE
     assert len(list((cache / "towers").iterdir())) == 1
@@ -71,14 +75,14 @@ def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_data_without_a_image_trains_on_two_ranks(lab: Lab, engine: str) -> None:
-    settings = {"data": {"train": str(lab.folder / "text.json")}}
+    settings: dict[str, Any] = {"data": {"train": str(lab.folder / "text.json")}}
     assert difference(lab.run(engine, 2, 4, **settings), lab.reference(**settings)) < TOLERANCE
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fewer_records_than_ranks_and_micro_batches_train(lab: Lab, engine: str) -> None:
     few = write_records(lab.folder / "few.json", mixed_records(1))
-    settings = {"data": {"train": str(few)}}
+    settings: dict[str, Any] = {"data": {"train": str(few)}}
     run = lab.run(engine, 2, 4, **settings)
     assert [line["num_examples"] for line in metrics(run)] == [1] * 5
     assert difference(run, lab.reference(**settings)) < TOLERANCE
@@ -88,7 +92,7 @@ def test_fewer_records_than_ranks_and_micro_batches_train(lab: Lab, engine: str)
 def broken(lab: Lab) -> dict[str, Any]:
     """Data that was read through, and then one of its images broke."""
     shutil.copytree(PARITY / "images", lab.folder / "images")
-    settings = {"data": {"images": str(lab.folder / "images"), "on_bad_record": "skip"}}
+    settings: dict[str, Any] = {"data": {"images": str(lab.folder / "images"), "on_bad_record": "skip"}}
     lab.reference(train={"max_steps": 1}, **settings)
     image = lab.folder / "images" / "t1.png"
     Image.open(image).save(image, format="PNG")

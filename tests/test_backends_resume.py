@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, trains, weights
 
-NEXT = dict(zip(ENGINES, (*ENGINES[1:], ENGINES[0]), strict=True))
-SAVED = {"checkpoint": {"every": 3, "keep": 9}}
+pytestmark = pytest.mark.slow
+
+NEXT: dict[str, str] = dict(zip(ENGINES, (*ENGINES[1:], ENGINES[0]), strict=True))
+SAVED: dict[str, Any] = {"checkpoint": {"every": 3, "keep": 9}}
 
 
 def checkpoint(lab: Lab, engine: str, train: str = "lora") -> Path:
@@ -70,5 +72,5 @@ def test_a_checkpoint_is_refused_where_a_step_is_another_portion_of_data(lab: La
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_adapter_of_any_engine_starts_a_run_of_one_process_and_of_two(lab: Lab, engine: str) -> None:
-    start = {"model": {"adapter": str(checkpoint(lab, engine))}}
+    start: dict[str, Any] = {"model": {"adapter": str(checkpoint(lab, engine))}}
     assert difference(lab.run(engine, 2, 1, **start), lab.reference(**start)) < TOLERANCE

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from bench.plain_trainer import compare
@@ -11,6 +12,8 @@ from llava_accel.bench import bench
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.trace import build_meta
 from llava_accel.model.processing import load_processing
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_recipe_is_timed(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from llava_accel.data import images
 from llava_accel.model import objective as objective_file
 from llava_accel.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 IMAGES = 7  # different ones in the data
 FOUR = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 160) * 1e-9}

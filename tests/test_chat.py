@@ -16,6 +16,8 @@ from llava_accel.console.command_line import start
 from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
 
+pytestmark = pytest.mark.slow
+
 ONE, TWO = PARITY / "images" / "t0.png", PARITY / "images" / "t3.png"
 
 

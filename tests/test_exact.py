@@ -16,6 +16,8 @@ from llava_accel.loop import step as step_file
 from llava_accel.loop.step import count_targets, gradient_sync
 from llava_accel.model.objective import Objective
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 STEPS = 5
 # Three steps an epoch; the last of the first epoch has 3 examples, which 8x1 does not even fill.

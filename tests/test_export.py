@@ -16,6 +16,8 @@ from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import verification as agreement
 
+pytestmark = pytest.mark.slow
+
 IMAGE = PARITY / "images" / "t3.png"
 QUESTION = "What is in the image?"  # of the model card
 

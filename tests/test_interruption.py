@@ -26,6 +26,8 @@ from llava_accel.recipe.toml import to_toml
 from llava_accel.runtime.signals import Interruption
 from llava_accel.scoring import held_out as evaluation
 
+pytestmark = pytest.mark.slow
+
 ROOT = PARITY.parents[1]
 
 

@@ -17,6 +17,8 @@ from helpers.jobs import TOLERANCE, Lab, assert_same_metrics, difference, enviro
 from helpers.runs import PARITY, metrics
 from llava_accel.recipe.toml import to_toml
 
+pytestmark = pytest.mark.slow
+
 MINUTE = 60.0
 MULTINODE = "multinode_zero3"
 

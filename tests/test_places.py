@@ -13,6 +13,8 @@ from helpers.runs import metrics
 from llava_accel.__main__ import main
 from llava_accel.inference.origin import find_trained, load_trained
 
+pytestmark = pytest.mark.slow
+
 PLACES = ("run", "best", "checkpoint", "export", "peft")
 
 

@@ -25,6 +25,8 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import open_data
 
+pytestmark = pytest.mark.slow
+
 FULL = {"train": "full", "adapter": ""}
 QLORA = {"quantization": {"bits": 4}, "adapter": "", "lora": {"dropout": 0.1}}
 TWICE = {"per_device_batch_size": 8, "accumulation_steps": 2}

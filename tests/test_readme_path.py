@@ -14,6 +14,8 @@ from PIL import Image
 from helpers.exported import ROOT, prove_here
 from llava_accel.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 SECTION = "## From OK-VQA to an adapter"
 # What makes the commands small: everything else is as the README has it.
 SMALL = [

@@ -27,6 +27,8 @@ from llava_accel.checkpoint import store as checkpoint
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml, toml_value
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_uninterrupted_run_is_what_these_tests_need(whole: Path) -> None:
     lines = metrics(whole)

@@ -13,6 +13,8 @@ from llava_accel.data.labels import Example
 from llava_accel.data.sampler import Order, windows
 from llava_accel.data.trie import share_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "launch" / "slurm.sh"
 COMMANDS = {
     "scontrol": 'if [ "$1" = show ]; then echo node-a; echo node-b; else echo "$@" > "$PLAY/requeued"; fi',

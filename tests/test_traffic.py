@@ -10,6 +10,8 @@ from bench.ranks_worker import compare_ranks
 from helpers.jobs import ENGINES, LAUNCH, Lab, weights
 from llava_accel.recipe import make_recipe
 
+pytestmark = pytest.mark.slow
+
 SUMS = ("allreduce", "reducescatter", "reduce")
 
 

@@ -30,6 +30,8 @@ from helpers.runs import (
 from llava_accel.console.command_line import start
 from llava_accel.recipe.toml import to_toml
 
+pytestmark = pytest.mark.slow
+
 # What the user can mend ends with one message and exit code 2.
 
 

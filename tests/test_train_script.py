@@ -12,6 +12,8 @@ from helpers.runs import command, losses, metrics, mixed_records, on_tiny, write
 from llava_accel.recipe import load_recipe
 from llava_accel.recipe.toml import to_toml
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

@@ -14,6 +14,8 @@ from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.setup.datasets import open_corpora
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 ANSWERS = {"a red square": 5, "a red circle": 3, "blue": 1, "two small blue squares on the left": 1}
 

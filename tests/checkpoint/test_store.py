@@ -26,6 +26,8 @@ from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.setup.state import TrainState
 from llava_accel.storage import manifest as sealed
 
+pytestmark = pytest.mark.slow
+
 
 def test_keep_is_the_number_of_newest_checkpoints(whole: Path) -> None:
     assert checkpoints(whole) == ["step-000006", "step-000008"]

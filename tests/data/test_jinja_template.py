@@ -149,6 +149,7 @@ def test_ids_are_those_of_generating_with_the_template(template: str) -> None:
         for role, text in zip(("user", "assistant", "user"), ("What is it?", "A cat.", "Sure?"), strict=True)
     ]
     prompt = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert isinstance(prompt, str)
     expected = tokenizer(prompt)["input_ids"]
     assert example.input_ids[: len(expected)].tolist() == expected
     if template != LLAVA:  # there the answer's leading space comes first

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 from helpers.rows import Drawn, build, key_paths, make, paths, some
@@ -59,6 +60,7 @@ def llava_like(count: int) -> np.ndarray:
     return np.where(random.random(count) < 40_688 / 665_298, text, image).astype(np.int64)
 
 
+@pytest.mark.slow
 def test_less_than_3_percent_is_padding_on_a_mix_like_llavas_and_ranks_work_equally() -> None:
     lengths = llava_like(6_400)
     for batch, per_device, ranks in ((128, 16, 8), (16, 16, 1), (16, 4, 2)):

@@ -51,7 +51,7 @@ def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
 @cache
 def sentencepiece(space_first: bool) -> SentencePieceProcessor:
     """The library that LLaVA's tokenizer calls, with or without its own space at the start."""
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     model.ParseFromString((PARITY / "llava-orig" / "tokenizer.model").read_bytes())
     model.normalizer_spec.add_dummy_prefix = space_first
     return SentencePieceProcessor(model_proto=model.SerializeToString())

@@ -63,6 +63,7 @@ def llava_config(tiny: bool, image_token_id: int) -> LlavaConfig:
             patch_size=14,
         )  # fmt: skip
         text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, pad_token_id=0)  # Llama-2-7B's defaults
+    assert isinstance(vision.image_size, int) and isinstance(vision.patch_size, int)
     tokens = (vision.image_size // vision.patch_size) ** 2
     return LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=image_token_id, image_seq_length=tokens
@@ -73,6 +74,7 @@ def make_base(folder: Path, tiny: bool, weights: bool = True) -> Path:
     """Random weights in the hub's layout; `weights=False` leaves them out, which is enough for a plan."""
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
     config = llava_config(tiny, tokenizer.convert_tokens_to_ids("<image>"))
+    assert isinstance(config.vision_config, CLIPVisionConfig)
     side = config.vision_config.image_size
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(

@@ -10,6 +10,8 @@ from transformers import LlavaForConditionalGeneration
 from gpu.figures import llava_config, main, make_base, make_recipe_for
 from llava_accel.plan import plan
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_script_gives_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = main(["--tiny", "--rounds", "1", "--folder", str(tmp_path)])

@@ -34,7 +34,7 @@ def settings(folder: Path, data: Path, /, **changes: Mapping[str, object]) -> Ta
         checkpoint={"every": 2},
     )
     for table, keys in changes.items():
-        base[table] = base.get(table, {}) | keys
+        base[table] = {**base.get(table, {}), **keys}
     return base
 
 

@@ -1,4 +1,6 @@
-"""A tiny model as a recipe makes it trainable, for the tests of this folder."""
+"""A tiny model as a recipe makes it trainable, for the tests of the model."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe, make_recipe
 
 
-def recipe_of(**model: object) -> Recipe:
+def recipe_of(**model: Any) -> Recipe:
     model = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}} | model
     return make_recipe({"run": {"name": "t"}, "model": model, "data": {"train": "x.json"}})
 
@@ -18,7 +20,7 @@ def load(recipe: Recipe, dtype: torch.dtype = torch.float32) -> LoadedModel:
     return load_model(recipe, load_processing(recipe.model, "pad"), dtype=dtype, device=None)
 
 
-def prepare(dtype: torch.dtype = torch.float32, **model: object) -> Trainable:
+def prepare(dtype: torch.dtype = torch.float32, **model: Any) -> Trainable:
     recipe = recipe_of(**model)
     return prepare_trainable(load(recipe, dtype).model, recipe)
 

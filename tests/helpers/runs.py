@@ -21,7 +21,7 @@ MEASURED = ("seconds", "tokens_per_s", "answers_per_s", "peak_memory_gib", *(f"{
 Tables = dict[str, dict[str, Any]]
 
 
-def tables(folder: Path, records: Path | None = None, /, **changes: Mapping[str, object]) -> Tables:
+def tables(folder: Path, records: Path | None = None, /, **changes: Mapping[str, Any]) -> Tables:
     """A LoRA recipe on the parity base, in seconds on a CPU: no evaluation, one checkpoint at the end.
 
     Args:
@@ -55,7 +55,7 @@ def tables(folder: Path, records: Path | None = None, /, **changes: Mapping[str,
     return result
 
 
-def recipe(folder: Path, records: Path | None = None, /, **changes: Mapping[str, object]) -> Recipe:
+def recipe(folder: Path, records: Path | None = None, /, **changes: Mapping[str, Any]) -> Recipe:
     """`tables` as a recipe."""
     return make_recipe(tables(folder, records, **changes))
 

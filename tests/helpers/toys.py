@@ -1,6 +1,7 @@
 """A random LLaVA small enough to compute by hand, and examples made of plain numbers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,14 @@ IMAGES = {name: LoadedImage(pixels) for name, pixels in PIXELS.items()}
 def make_llava(tower: str = "clip", attention: str = "sdpa") -> LlavaForConditionalGeneration:
     """A random LLaVA of two layers and two tower layers, in evaluation mode, every weight trained."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     # Wide weights: attention that looked at the wrong place must show.
-    images = {"image_size": PX, "patch_size": PX // 2, "initializer_range": 0.2}
+    images: dict[str, Any] = {"image_size": PX, "patch_size": PX // 2, "initializer_range": 0.2}
     vision = CLIPVisionConfig(**sizes, **images) if tower == "clip" else SiglipVisionConfig(**sizes, **images)
     text = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, initializer_range=0.2, pad_token_id=0, **sizes)
     config = LlavaConfig(
@@ -70,7 +76,7 @@ def talk(seed: int, question: int, answer: int, images: str = "", rounds: int = 
 MIXED = [talk(1, 5, 3, "a"), talk(2, 9, 7, "b", rounds=2), talk(3, 4, 1), talk(4, 6, 5, "ca"), talk(5, 3, 2, "bad")]
 
 
-def batch_of(rows: Sequence[Row]) -> dict[str, Tensor | bool]:
+def batch_of(rows: Sequence[Row]) -> dict[str, Any]:
     return collate(rows, IMAGES, (3, PX, PX))
 
 

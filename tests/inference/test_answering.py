@@ -47,7 +47,9 @@ def alone(objective: Objective, example: Example) -> list[int]:
     ids = torch.from_numpy(example.input_ids[: example.prompt_length()])[None]
     pixels = {"pixel_values": torch.stack([PIXELS[name] for name in example.images])} if example.images else {}
     mask = torch.ones_like(ids)
-    answer = objective.llava.generate(input_ids=ids, attention_mask=mask, generation_config=config, **pixels)
+    answer = objective.llava.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        input_ids=ids, attention_mask=mask, generation_config=config, **pixels
+    )
     return answer[0, ids.shape[1] :].tolist()
 
 
@@ -87,7 +89,7 @@ def test_a_image_and_its_prefix_run_once_for_all_questions_on_it(objective: Obje
     questions = [example for example in about_one_image() if example.images == ("a",)]
     assert len(questions) == 4
     images: list[int] = []
-    watch(objective.tower.encoder.layers[0], images)
+    watch(objective.tower.get_submodule("encoder.layers.0"), images)
     tokens: list[int] = []
     objective.llava.model.language_model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append(args[0].shape[0] * args[0].shape[1]), with_kwargs=True

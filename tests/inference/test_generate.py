@@ -81,7 +81,7 @@ def test_answers_are_those_of_transformers_for_one_prompt_at_a_time(objective: O
         ids = torch.from_numpy(example.input_ids[: example.prompt_length()])[None]
         images = [IMAGES[name].tensor for name in example.images]
         pixels = {"pixel_values": torch.stack(images)} if images else {}
-        answer = objective.llava.generate(
+        answer = objective.llava.generate(  # pyright: ignore[reportAttributeAccessIssue]
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **pixels
         )
         alone.append(answer[0, ids.shape[1] :].tolist())

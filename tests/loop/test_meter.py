@@ -9,6 +9,8 @@ import llava_accel.train as verb
 from helpers.runs import metrics, mixed_records, recipe, talk, write_records
 from llava_accel.storage.jsonl import keep_lines_until
 
+pytestmark = pytest.mark.slow
+
 STEPS = 7
 
 

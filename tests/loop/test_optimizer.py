@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,12 @@ class Toy(nn.Module):
         self.lm_head = nn.Linear(2, 3, bias=False)
 
 
+def groups_of(toy: Toy) -> list[dict[str, Any]]:
+    return parameter_groups(toy, RATES)
+
+
 def test_each_part_has_its_rate_and_vectors_are_not_decayed() -> None:
-    groups = {str(group["name"]): group for group in parameter_groups(Toy(), RATES)}
+    groups = {str(group["name"]): group for group in groups_of(Toy())}
     found = {name: (group["lr"], group["weight_decay"], len(list(group["params"]))) for name, group in groups.items()}
     assert found == {
         "language_model": (3.0, 0.5, 2),
@@ -45,7 +50,7 @@ def test_what_is_frozen_is_in_no_group() -> None:
     toy = Toy()
     toy.vision_tower.requires_grad_(False)
     toy.lm_head.requires_grad_(False)
-    grouped = {id(p) for group in parameter_groups(toy, RATES) for p in group["params"]}
+    grouped = {id(p) for group in groups_of(toy) for p in group["params"]}
     assert grouped == {id(p) for p in toy.parameters() if p.requires_grad}
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from helpers.tiny import make_llava
 from llava_accel.model.lora import Trainable, language_model_linears, split_state
 
 PARITY = Path(__file__).parents[1] / "parity"
-ORIGINAL = {"base": str(PARITY / "llava-orig"), "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+ORIGINAL: dict[str, Any] = {"base": str(PARITY / "llava-orig"), "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def save_as_a_checkpoint_does(model: Trainable, folder: Path) -> None:
     model.peft_config["default"].save_pretrained(str(folder))
 
 
+@pytest.mark.slow
 def test_plain_peft_gets_the_same_logits_in_another_process(biased: Path, tmp_path: Path) -> None:
     expected: dict[Path, Tensor] = {}
     for variant in ("lora", "rslora", "dora"):
@@ -116,7 +118,7 @@ def test_pefts_adapter_with_a_projector_inside_continues(biased: Path, tmp_path:
     )
     theirs = get_peft_model(LlavaForConditionalGeneration.from_pretrained(biased), config)
     random_step(theirs)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(str(tmp_path))
     ours = prepare(base=str(biased), adapter=str(tmp_path))
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
     adapted = {name.split(".lora_")[0] for name in trained(ours) if ".lora_" in name}

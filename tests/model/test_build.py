@@ -96,7 +96,8 @@ def test_generation_never_writes_an_added_token() -> None:
     model = load(base=PARITY / "llava-orig").model
     with torch.no_grad():
         model.lm_head.weight[2000:] += 100 * model.lm_head.weight[:2000].abs().max()
-    ids = model.generate(input_ids=torch.tensor([[1, 5, 6]]), max_new_tokens=8, min_new_tokens=8)
+    prompt = torch.tensor([[1, 5, 6]])
+    ids = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8)  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(ids, torch.Tensor)
     assert ids.max() < 2000
 

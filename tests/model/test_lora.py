@@ -1,6 +1,7 @@
 """What is trained is what the recipe says, and what a checkpoint holds brings it back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,11 @@ def test_no_layer_of_tower_projector_or_head_gets_an_adapter(llava_folder: Path)
 def test_the_saved_targets_name_the_same_layers_in_one_expression(llava_folder: Path) -> None:
     model = prepare(base=str(llava_folder))
     assert isinstance(model, PeftModel)
-    assert isinstance(model.peft_config["default"].target_modules, str)
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig) and isinstance(config.target_modules, str)
     plain = get_peft_model(
         LlavaForConditionalGeneration.from_pretrained(llava_folder),
-        LoraConfig(target_modules=model.peft_config["default"].target_modules),
+        LoraConfig(target_modules=config.target_modules),
     )
     assert {n for n, _ in plain.named_parameters() if ".lora_" in n} == {
         n for n, _ in model.named_parameters() if ".lora_" in n
@@ -85,9 +87,7 @@ def test_every_variant_starts_at_the_bases_function(llava_folder: Path, variant:
         ({"train": "projector", "train_vision": True}, {"projector", "vision tower"}),
     ],
 )
-def test_the_recipe_says_which_parts_are_trained(
-    llava_folder: Path, settings: dict[str, object], parts: set[str]
-) -> None:
+def test_the_recipe_says_which_parts_are_trained(llava_folder: Path, settings: dict[str, Any], parts: set[str]) -> None:
     summary = trainable_summary(prepare(base=str(llava_folder), **settings))
     assert {row.part for row in summary.parts if row.trainable} == parts
     whole = {row.part for row in summary.parts if row.trainable == row.total}
@@ -96,9 +96,7 @@ def test_the_recipe_says_which_parts_are_trained(
 
 
 @pytest.mark.parametrize("settings", [{"train": "lora"}, {"train": "full", "train_vision": True}])
-def test_trained_weights_are_fp32_and_frozen_ones_keep_their_type(
-    llava_folder: Path, settings: dict[str, object]
-) -> None:
+def test_trained_weights_are_fp32_and_frozen_ones_keep_their_type(llava_folder: Path, settings: dict[str, Any]) -> None:
     model = prepare(torch.bfloat16, base=str(llava_folder), **settings)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
@@ -106,7 +104,7 @@ def test_trained_weights_are_fp32_and_frozen_ones_keep_their_type(
 
 
 @pytest.mark.parametrize("settings", [{"train": "lora"}, {"train": "full"}, {"train": "projector"}])
-def test_everything_that_is_trained_has_a_gradient(llava_folder: Path, settings: dict[str, object]) -> None:
+def test_everything_that_is_trained_has_a_gradient(llava_folder: Path, settings: dict[str, Any]) -> None:
     model = prepare(base=str(llava_folder), train_vision=True, **settings)
     batch = inputs(model)
     model(**batch, labels=batch["input_ids"]).loss.backward()
@@ -124,7 +122,7 @@ def test_everything_that_is_trained_has_a_gradient(llava_folder: Path, settings:
         {"train": "projector"},
     ],
 )
-def test_what_a_checkpoint_holds_brings_the_model_back(biased: Path, settings: dict[str, object]) -> None:
+def test_what_a_checkpoint_holds_brings_the_model_back(biased: Path, settings: dict[str, Any]) -> None:
     model = prepare(base=str(biased), **settings)
     random_step(model)
     adapter, rest = split_state(model, model.state_dict())

@@ -24,6 +24,7 @@ def test_empty_blocks_are_skipped() -> None:
     """Three texts of 256 tokens side by side: 6 of 9 pairs of texts need no score, and half of the others."""
     ends = torch.tensor([256, 512, 768]).repeat_interleave(256)[None]
     blocks = forest_blocks(ends)
+    assert blocks.full_kv_num_blocks is not None
     assert int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum()) == 3 * 3
 
 

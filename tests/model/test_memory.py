@@ -59,7 +59,7 @@ def test_a_trained_tower_is_checkpointed_too(llava_folder: Path) -> None:
 def test_a_light_dropout_is_a_dropout_that_keeps_a_byte_for_each_number() -> None:
     model = torch.nn.Sequential(torch.nn.Dropout(0.25), torch.nn.ModuleDict({"inner": torch.nn.Dropout(0.0)}))
     lighten_dropout(model)
-    light, other = model[0], model[1]["inner"]
+    light, other = model[0], model.get_submodule("1.inner")
     assert isinstance(light, LightDropout) and isinstance(other, LightDropout) and light.p == 0.25 and other.p == 0
     kept: list[torch.Tensor] = []
     values = torch.rand(100, 100).add(1).requires_grad_()

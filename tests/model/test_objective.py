@@ -89,7 +89,8 @@ def test_rows_behind_the_vocabulary_never_enter_the_softmax(llava: LlavaForCondi
     batch["target_ids"] = batch["target_ids"].clamp(max=scored - 1)
     loss = Objective(llava, scored)(**batch)
     loss.backward()
-    assert not llava.lm_head.weight.grad[scored:].any() and llava.lm_head.weight.grad[:scored].any()
+    gradient = llava.lm_head.weight.grad
+    assert gradient is not None and not gradient[scored:].any() and gradient[:scored].any()
     with torch.no_grad():
         llava.lm_head.weight[scored:] = 100.0
     assert torch.equal(Objective(llava, scored)(**batch), loss)

@@ -1,6 +1,7 @@
 """The objective does no work that cannot change a gradient, and leaves no rank without one."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,8 @@ def test_a_frozen_tower_keeps_no_graph_and_a_trained_one_gets_gradients(llava: L
     llava.model.vision_tower.encoder.layers[0].register_forward_hook(lambda *values: outputs.append(values[2]))
     Objective(llava, VOCABULARY)(**batch).backward()
     assert not outputs[0].requires_grad and weight.grad is None
-    assert llava.model.multi_modal_projector.linear_1.weight.grad.any()
+    gradient = llava.model.multi_modal_projector.linear_1.weight.grad
+    assert gradient is not None and gradient.any()
 
 
 def test_logits_in_parts_give_the_same_loss_and_gradients(
@@ -190,6 +192,6 @@ def test_stored_features_take_the_place_of_pixels(llava: LlavaForConditionalGene
         }
     expected = objective(**batch_of(rows))
     objective.parked = ParkedTower(llava)
-    batch = collate(rows, IMAGES | stored, (3, PX, PX))
+    batch: dict[str, Any] = collate(rows, IMAGES | stored, (3, PX, PX))
     assert len(batch["pixel_values"]) == len(batch["tower_features"]) == 2
     assert_same(llava, objective(**batch), expected)

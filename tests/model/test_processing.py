@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,10 +40,10 @@ def image(width: int = 80, height: int = 40) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["hub", "original", "clip", "siglip"])
 def test_the_processor_expands_a_image_to_the_models_tokens(parts: Path, llava_folder: Path, kind: str) -> None:
-    bases = {"hub": {"base": llava_folder}, "original": {"base": PARITY / "llava-orig"}}
+    bases: dict[str, dict[str, Any]] = {"hub": {"base": llava_folder}, "original": {"base": PARITY / "llava-orig"}}
     part = {"language_model": parts / "language", "vision_tower": parts / kind}
     processing = processing_of(**bases.get(kind, part))
-    batch = processing.processor(images=image(), text="USER: <image>\nHi", return_tensors="pt")
+    batch = processing.processor(images=image(), text="USER: <image>\nHi", return_tensors="pt")  # pyright: ignore[reportCallIssue]
     count = int((batch["input_ids"] == processing.image_token_id).sum())
     assert count == processing.num_image_tokens == NUM_PATCHES
     assert batch["pixel_values"].shape == (1, 3, 56, 56)
@@ -88,10 +89,11 @@ def test_the_legacy_flag_means_what_it_meant_to_llava_and_outlives_saving(tmp_pa
 
 
 def test_tokenizers_pad_on_the_right_with_the_unknown_token(parts: Path) -> None:
-    for model in (
+    models: tuple[dict[str, Any], ...] = (
         {"base": PARITY / "llava-orig"},
         {"language_model": parts / "language", "vision_tower": parts / "clip"},
-    ):
+    )
+    for model in models:
         tokenizer = processing_of(**model).processor.tokenizer
         assert (tokenizer.padding_side, tokenizer.pad_token) == ("right", "<unk>")
 

@@ -1,10 +1,11 @@
 """What 4 and 8 bits touch: every linear layer of the language model, and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit
 
 from helpers.tiny import make_llava
 from llava_accel.model.build import LoadedModel, load_model
@@ -64,9 +65,9 @@ def test_the_storage_of_4_bit_weights_has_the_compute_type(base: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "kind"), [({"type": "nf4"}, "nf4"), ({"type": "fp4", "double": False}, "fp4")])
-def test_the_recipe_chooses_the_code(base: Path, settings: dict[str, object], kind: str) -> None:
+def test_the_recipe_chooses_the_code(base: Path, settings: dict[str, Any], kind: str) -> None:
     layer = load(base, bits=4, **settings).model.model.language_model.layers[0].self_attn.q_proj
-    assert isinstance(layer, Linear4bit)
+    assert isinstance(layer, Linear4bit) and isinstance(layer.weight, Params4bit)
     assert layer.weight.quant_type == kind
     assert layer.weight.compress_statistics == settings.get("double", True)
 

@@ -1,6 +1,7 @@
 """A tower that was left on disk costs nothing, and is the same as one that was loaded once an image needs it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ BASES = ("hub", "4 bits", "a tower beside it", "CLIP", "SigLIP")
 
 
 @pytest.fixture(scope="module")
-def bases(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def bases(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """[model] of a recipe for every kind of place that a tower comes from."""
     folder = tmp_path_factory.mktemp("parts")
     make_language_model(folder / "language")

@@ -16,7 +16,10 @@ _DRIVER = shutil.which("chromedriver")
 _MISSING = [name for name, found in (("Chromium", _BROWSER), ("chromedriver", _DRIVER)) if not found]
 _MISSING += [] if importlib.util.find_spec("selenium") else ["selenium"]
 
-pytestmark = pytest.mark.skipif(bool(_MISSING), reason=f"no {' and no '.join(_MISSING)} on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(_MISSING), reason=f"no {' and no '.join(_MISSING)} on this machine"),
+]
 
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

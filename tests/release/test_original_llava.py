@@ -16,6 +16,8 @@ from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
 from llava_accel.release.verification import probe
 
+pytestmark = pytest.mark.slow
+
 
 def test_adapter_of_the_original_comes_back_as_the_original_wrote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

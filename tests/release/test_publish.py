@@ -8,6 +8,8 @@ from huggingface_hub import constants
 
 from helpers.exported import assert_same, export, logits
 
+pytestmark = pytest.mark.slow
+
 
 def test_dry_run_lists_what_would_be_sent_and_opens_no_connection(
     lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,8 @@ from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import verification as verify
 from llava_accel.release.verification import Sample, plain_outputs, probe_example, prove, take_sample
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = "adapter_model.safetensors"
 
 

@@ -15,6 +15,8 @@ from llava_accel.console.output import Console
 from llava_accel.model.objective import Objective
 from llava_accel.runtime.timing import PHASES, Phases, take_peak, waiting_note
 
+pytestmark = pytest.mark.slow
+
 SLOW_S = 0.05
 
 

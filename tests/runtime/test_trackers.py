@@ -16,6 +16,8 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.runtime.trackers import Trackers
 
+pytestmark = pytest.mark.slow
+
 TILES = [Image.new("RGB", (40, 52), color) for color in ("red", "green", "blue")]
 
 
@@ -122,7 +124,7 @@ def test_one_tracker_that_fails_leaves_the_others_alone(
 
     settings = tracked(tmp_path, "tensorboard", "aim")
     accelerator = build_accelerator(settings)
-    accelerator.log_with = ["tensorboard", "aim"]
+    accelerator.log_with = ["tensorboard", "aim"]  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(module.LOGGER_TYPE_TO_CLASS, "aim", Notes)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("")

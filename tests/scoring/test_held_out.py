@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ class Ready:
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     """The parity base with an adapter; its answers depend on words and images."""
     folder = tmp_path_factory.mktemp("evaluation")
-    records = [*mixed_records(9), talk("long", "What do you see? " * 5, "a word", "t2.png"), talk("short", "A?", "b")]
+    records: list[dict[str, Any]] = [*mixed_records(9), talk("long", "What do you see? " * 5, "a word", "t2.png")]
+    records.append(talk("short", "A?", "b"))
     swapped = {f"t{number}.png": f"t{(number + 3) % 8}.png" for number in range(8)}
     others = [{**record, "image": [swapped[name] for name in record.get("image", [])]} for record in records]
     settings = recipe(
@@ -83,7 +85,8 @@ def _plain_answer(ready: Ready, row: int) -> str:
     never = list(range(ready.objective.vocab_size, llava.lm_head.out_features))
     config = GenerationConfig(max_new_tokens=TOKENS, eos_token_id=2, pad_token_id=0, suppress_tokens=never)
     with torch.no_grad():
-        answer = llava.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **pixels)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+        answer = llava.generate(**inputs, generation_config=config)  # pyright: ignore[reportAttributeAccessIssue]
     new = answer[0, ids.shape[1] :]
     return ready.processing.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
@@ -168,7 +171,7 @@ def test_evaluation_leaves_no_gradient_and_no_change(ready: Ready) -> None:
 
 
 def test_predictions_are_lines_of_json_in_any_script(tmp_path: Path) -> None:
-    rows = [{"id": "1", "prediction": "grün 緑\n"}, {"id": "2", "prediction": ""}]
+    rows: list[Any] = [{"id": "1", "prediction": "grün 緑\n"}, {"id": "2", "prediction": ""}]
     write_predictions(tmp_path / "predictions" / "step.jsonl", rows)
     text = (tmp_path / "predictions" / "step.jsonl").read_text()
     assert [json.loads(line) for line in text.splitlines()] == rows and "緑" in text

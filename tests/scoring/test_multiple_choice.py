@@ -11,6 +11,8 @@ from llava_accel.data.problems import DataError
 from llava_accel.data.records import option, parse_record
 from llava_accel.pages.history import read_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("text", "letter"),

@@ -4,8 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 import llava_accel.train as verb
 from helpers.runs import recipe, talk, write_records
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_wrong_label_is_the_first_of_the_worst_training_examples(tmp_path: Path) -> None:
