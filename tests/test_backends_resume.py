@@ -1,5 +1,6 @@
 """Checkpoints and exports of every engine: whole tensors, for any engine and any number of ranks."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def test_a_checkpoint_holds_whole_tensors_as_one_process_writes_them(lab: Lab, e
     assert {path.name for path in ours.iterdir()} == {
         path.name for path in (reference / "checkpoints" / "step-000003").iterdir()
     }
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_whole_weights_come_from_accelerate_and_nothing_that_is_not_saved(lab: Lab, engine: str) -> None:
+    # Trained layers and a projector that stays as it was, which is saved besides.
+    settings = trains("lora", train_projector=False)
+    run = lab.run(engine, 2, 4, mutant="note_state_dicts", **settings, **SAVED)
+    given = [set(json.loads(line)) for line in (run / "state-dicts.jsonl").read_text().splitlines()]
+    assert len(given) == 3, "at steps 3 and 5, and for the export"
+    for names in given:
+        assert {".lora_" in name or ".multi_modal_projector." in name for name in names} == {True}
+        assert len(names) == len(weights(run / "export"))
+    assert difference(run, lab.reference(**settings)) < TOLERANCE
 
 
 @pytest.mark.parametrize("engine", ENGINES)

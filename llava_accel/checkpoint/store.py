@@ -149,7 +149,7 @@ class Checkpoints:
 
     def _gathered(self) -> Mapping[str, Tensor]:
         keep = is_saved(self._objective(), self._recipe)
-        return dict(gathered_weights(self._accelerator, self._model, keep))
+        return gathered_weights(self._accelerator, self._model, keep)
 
     def _objective(self) -> Objective:
         objective = self._accelerator.unwrap_model(self._model)

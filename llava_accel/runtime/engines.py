@@ -7,6 +7,7 @@ the same: what differs is done here, before the first step.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -132,19 +133,34 @@ def whole_root(objective: Objective) -> AbstractContextManager[None]:
     return fsdp2.whole_root(objective) if isinstance(objective, FSDPModule) else nullcontext()
 
 
-def gathered_weights(
-    accelerator: Accelerator, model: nn.Module, keep: Callable[[str], bool]
-) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole value of every weight that `keep` wants, one at a time; only the main process gets any.
+def gathered_weights(accelerator: Accelerator, model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Name and whole value of every weight that `keep` wants; empty but on the main process. Every rank must call it.
 
-    `accelerator.get_state_dict` holds the same and the whole frozen model besides. Every rank must take every item.
+    It is what `accelerator.get_state_dict` returns for a module that has these weights alone: for the whole model it would
+    gather the frozen base besides. A weight that every rank holds whole is not copied, and is not to be changed.
     """
-    whole = zero.whole if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2.whole
-    for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
+    if not is_sharded(accelerator) and not accelerator.is_main_process:
+        return {}  # DeepSpeed's answer is a copy, which one rank alone needs
+    part = _part_of(accelerator.unwrap_model(model), keep)  # pyright: ignore[reportArgumentType]
+    is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    with zero.narrowed_to(part, model) if is_deepspeed else nullcontext(part) as asked:
+        state: Any = accelerator.get_state_dict(asked)
+    return state or {}  # other ranks of ZeRO-3 get None
+
+
+def _part_of(module: nn.Module, keep: Callable[[str], bool]) -> nn.Module:
+    """A module with those of the other's parameters that `keep` wants, the very same ones under the same names."""
+    part = nn.Module()
+    for name, parameter in module.named_parameters():
         if keep(name):
-            value = whole(parameter)
-            if accelerator.is_main_process:
-                yield name, value.detach().cpu()
+            *path, last = name.split(".")
+            place = part
+            for child in path:
+                if child not in dict(place.named_children()):
+                    place.add_module(child, nn.Module())
+                place = place.get_submodule(child)
+            place.register_parameter(last, parameter)
+    return part
 
 
 def gathered_optimizer_state(

@@ -50,11 +50,6 @@ def whole_root(module: FSDPModule) -> Iterator[None]:
         module.reshard()
 
 
-def whole(parameter: nn.Parameter) -> Tensor:
-    """The value over all ranks. Every rank must call it."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """Its shape over all ranks."""
     return parameter.shape

@@ -7,6 +7,7 @@ engine, and the forward pass is under autocast. Its own bf16 mode would round wh
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ def configured_plugin(recipe: Recipe) -> DeepSpeedPlugin:
         raise UserError("\n".join(f"{problem}. Leave the key out of the file" for problem in problems))
     config |= wanted
     zero["overlap_comm"] = False
+    # For `get_state_dict`. Named after what DeepSpeed trains in otherwise: what it gathers here is fp32.
+    zero["stage3_gather_16bit_weights_on_model_save"] = True
     # The recipe's optimizer is used as it is. DeepSpeed would put its own kernel, compiled on the spot, in its place.
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
@@ -118,19 +121,19 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
         init._convert_to_zero_parameters([parameter])
 
 
-def whole(parameter: nn.Parameter) -> Tensor:
-    """The value over all ranks; of a trained weight the one that the optimizer holds. Every rank must call it."""
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
+@contextmanager
+def narrowed_to(part: nn.Module, engine: Any) -> Iterator[nn.Module]:
+    """The engine, which for the time of a block takes a part of its model for all of it.
 
-    if parameter.requires_grad:  # and there is an optimizer, as there is when anything is saved
-        value = safe_get_full_fp32_param(parameter)
-        assert value is not None
-        return value
-    if not _is_partitioned(parameter):
-        return parameter
-    with GatheredParameters([parameter]):
-        return parameter.detach().clone()
+    ZeRO-3 gathers every weight of its model for a state dict. Frozen ones it can leave out of the answer, not of the
+    gathering, and Accelerate has no argument for that.
+    """
+    whole = engine.module
+    engine.module = part
+    try:
+        yield engine
+    finally:
+        engine.module = whole
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:

@@ -28,7 +28,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.runtime.context import RunContext
-from llava_accel.runtime.engines import build_accelerator, gathered_weights, prepare
+from llava_accel.runtime.engines import build_accelerator, gathered_weights, is_sharded, prepare
 from llava_accel.setup.assembly import build_objective
 
 MIB = 2**20
@@ -94,6 +94,7 @@ def measure(base: Path, naive: bool) -> None:
         found["prepare"] = peak.take()
         accelerator.wait_for_everyone()
         found["rest"] = peak.take()
+        started = time.perf_counter()
         if naive:
             if accelerator.deepspeed_plugin:
                 model._config.zero_config.gather_16bit_weights_on_model_save = True
@@ -101,8 +102,12 @@ def measure(base: Path, naive: bool) -> None:
             state: dict[str, Tensor] = accelerator.get_state_dict(model) or {}  # pyright: ignore[reportAssignmentType]
         else:
             state = dict(gathered_weights(accelerator, model, is_saved(objective, settings)))
+        # What engines that keep a whole model return is the model's own memory here, and a copy where that is a GPU's.
+        copies = [] if is_sharded(accelerator) else [tensor.clone() for tensor in state.values()]
+        found["seconds"] = round(time.perf_counter() - started, 3)
         found["naive gather" if naive else "gather"] = peak.take()
         found["gathered_mib"] = sum(tensor.nbytes for tensor in state.values()) // MIB
+        del copies
         print(json.dumps(found), flush=True)
         accelerator.wait_for_everyone()
         accelerator.end_training()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import llava_accel.train as train_module
 from bench.traffic import Traffic
@@ -94,7 +95,23 @@ def note_traffic(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(step_module, "gradient_sync", noting)
 
 
-NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic)}
+def note_state_dicts(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: rank 0 notes in FOLDER/state-dicts.jsonl the names that each `accelerator.get_state_dict` has given."""
+    right, start = Accelerator.get_state_dict, train_module.open_run
+    folder: list[Path] = []
+
+    def noting(self: Accelerator, *arguments: Any, **named: Any) -> Any:
+        state = right(self, *arguments, **named)
+        if self.is_main_process:
+            with (folder[0] / "state-dicts.jsonl").open("a") as file:
+                file.write(json.dumps(sorted(state)) + "\n")
+        return state
+
+    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
+    patch.setattr(Accelerator, "get_state_dict", noting)
+
+
+NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic, note_state_dicts)}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (
