@@ -58,13 +58,10 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
 def main() -> None:
     """Entry point of `python -m llava_accel.evaluate`."""
     example = "python -m llava_accel.evaluate recipes/quickstart.toml --adapter runs/quickstart"
-    parser = recipe_parser("evaluate", (__doc__ or "").splitlines()[0], example)
+    parser = recipe_parser("evaluate", (__doc__ or "").splitlines()[0], example, needs_recipe=False)
     parser.add_argument("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
     parser.add_argument("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
     parser.add_argument("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
-    for action in parser._actions:
-        if action.dest == "recipe":
-            action.nargs = "?"
     arguments = parser.parse_intermixed_args()
     run(lambda: _verb(arguments, parser))
 

@@ -11,14 +11,14 @@ import warnings
 from collections.abc import Callable
 
 import torch.distributed
-from torch.distributed.distributed_c10d import _get_default_store
 
+from llava_accel import compat
 from llava_accel.console.output import printable
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
 
 
-def recipe_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
+def recipe_parser(verb: str, description: str, example: str, *, needs_recipe: bool = True) -> argparse.ArgumentParser:
     """A parser that takes RECIPE and `table.key=value` overrides; `--help` shows a working example."""
     parser = argparse.ArgumentParser(
         prog=f"python -m llava_accel.{verb}",
@@ -26,7 +26,8 @@ def recipe_parser(verb: str, description: str, example: str) -> argparse.Argumen
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, for example recipes/okvqa_qlora.toml")
+    about = "a TOML file, for example recipes/okvqa_qlora.toml"
+    parser.add_argument("recipe", metavar="RECIPE", nargs=None if needs_recipe else "?", help=about)
     parser.add_argument("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
     return parser
 
@@ -94,7 +95,7 @@ def is_reporting_rank() -> bool:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that it could wait for
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         try:
-            is_first = _get_default_store().add(_KEY, 1) == 1
+            is_first = compat.count_up(_KEY) == 1
         except RuntimeError:  # the machine that kept it is gone
             return True
         if not is_first:

@@ -1,22 +1,21 @@
 """One step, taken for real: what memory it takes at most."""
 
 import gc
-import os
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.profiler import ProfilerActivity, profile
 
+from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.loop.step import gradient_sync
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
-from llava_accel.runtime.ddp import bucket_bytes
 from llava_accel.runtime.engines import clip_gradients, prepare
 from llava_accel.setup.assembly import build_objective
 
@@ -48,7 +47,7 @@ def measure_step(recipe: Recipe, processing: Processing, accelerator: Accelerato
 
     step()
     step()
-    standing_bytes = living_bytes(accelerator.device) - before + bucket_bytes(model)
+    standing_bytes = living_bytes(accelerator.device) - before + compat.ddp_bucket_bytes(model)
     peak = torch.tensor([peak_of(step, standing_bytes, accelerator.device)], device=accelerator.device)
     return int(torch.as_tensor(accelerator.gather(peak)).max())
 
@@ -78,10 +77,7 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
         before = torch.cuda.memory_allocated(device)
         run()
         return standing_bytes + torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write its stages among the user's lines
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    return standing_bytes + _peak(found)
+    return standing_bytes + max(accumulate(compat.allocations(run), initial=0))
 
 
 def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> int:
@@ -91,14 +87,3 @@ def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> 
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]  # those have not been read
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _peak(found: profile) -> int:
-    """The highest sum of what was allocated and freed so far, in the order of time."""
-    assert found.profiler is not None and found.profiler.kineto_results is not None
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        highest = max(highest, level)
-    return highest

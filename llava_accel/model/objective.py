@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
+from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.model.last_layer import last_mlp_at
 from llava_accel.model.tower import ParkedTower, tower_features
@@ -58,9 +59,7 @@ class Objective(nn.Module):
 
     @property
     def _kernel(self) -> str:
-        kernel = self.llava.config.text_config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        assert isinstance(kernel, str)
-        return kernel
+        return compat.attention_kernel(self.llava.config.text_config)  # pyright: ignore[reportArgumentType]
 
     def flush_features(self) -> None:
         """Write the features that still wait in memory."""
