@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llava_accel import compat
 from llava_accel.console.output import printable
 from llava_accel.console.verbs import read_arguments
 from llava_accel.exceptions import SIGNALS, Interrupted, UserError
@@ -109,10 +110,8 @@ def is_reporting_rank() -> bool:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that it could wait for
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
-        from torch.distributed.distributed_c10d import _get_default_store
-
         try:
-            is_first = _get_default_store().add(_KEY, 1) == 1
+            is_first = compat.count_up(_KEY) == 1
         except RuntimeError:  # the machine that kept it is gone
             return True
         if not is_first:

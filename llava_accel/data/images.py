@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_backends import PilBackend
+from transformers import PilBackend
 
 from llava_accel.data.feature_store import FeatureStore, digest
 from llava_accel.data.problems import DataError, printable

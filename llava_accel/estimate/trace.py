@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, LlavaForConditionalGeneration
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import LlavaForConditionalGeneration
 
+from llava_accel import compat
 from llava_accel.model.build import final_config
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
@@ -46,7 +43,7 @@ class Moment:
         return self.gradients + self.copies
 
 
-class Ledger(TorchDispatchMode):
+class Ledger:
     """Counts every tensor's memory from the operation that makes it until nothing refers to it.
 
     Args:
@@ -55,26 +52,31 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, module: nn.Module, vocabulary: Sequence[int]) -> None:
-        super().__init__()
         self._vocabulary = set(vocabulary)
         tensors = [*module.parameters(), *module.buffers()]
         self._weights = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in tensors}
         self._entries: dict[int, tuple[weakref.ref[torch.UntypedStorage], int, str]] = {}
         self._now = Moment()
         self.moments: list[Moment] = []
+        self._watch = compat.watch_operations(self._note)
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        is_cast = func is torch.ops.aten._to_copy.default and self._is_weight(args[0])
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not self._is_weight(tensor):
+    def __enter__(self) -> "Ledger":
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        self._watch.__exit__(*reason)
+
+    def _note(self, made: list[Tensor], cast: Tensor | None) -> None:
+        is_copy = cast is not None and self._is_weight(cast)
+        for tensor in made:
+            if not self._is_weight(tensor):
                 is_logits = tensor.ndim > 1 and tensor.shape[-1] in self._vocabulary
-                self._enter(tensor, "copies" if is_cast else "logits" if is_logits else "activations")
+                self._enter(tensor, "copies" if is_copy else "logits" if is_logits else "activations")
         self.moments.append(self._now)
-        return out
 
     def _is_weight(self, tensor: Tensor) -> bool:
         return id(tensor.untyped_storage()) in self._weights
@@ -111,15 +113,6 @@ def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
     return tuple(found)
 
 
-def _causal(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any
-) -> tuple[Tensor, None]:
-    return sdpa_attention_forward(module, query, key, value, None, **settings)
-
-
-AttentionInterface.register("llava_accel_plan", _causal)
-
-
 def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn.Module:
     """The recipe's model on the meta device, trainable as in the run; its adapter is new, whatever the recipe says."""
     config = copy.deepcopy(final_config(processing))
@@ -145,9 +138,8 @@ def trace_step(
         is_sharded: Whether ranks share each weight; logits are then made at once.
     """
     model = build_meta(recipe, processing, dtype)
-    with FakeTensorMode(), torch.device("cpu"):
-        # On the meta device itself there is no autocast, and its copies of the weights are not small.
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    # On the meta device itself there is no autocast, and its copies of the weights are not small.
+    with compat.fake_tensors(model):
         objective = Objective(model.train(), processing.vocab_size, dtype, recipe.model.train_vision)
         objective.is_sharded = is_sharded
         with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
@@ -174,6 +166,5 @@ def _fake(batch: Mapping[str, Tensor | bool], objective: Objective) -> dict[str,
         for key, value in batch.items()
     }
     if not fields["branched"]:
-        # transformers makes no mask for a kernel that it does not know; for its own it looks at values, which are not there.
-        objective.llava.model.language_model.config._attn_implementation = "llava_accel_plan"
+        compat.attend_without_masks(objective.llava.model.language_model.config)
     return fields

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
 
+from llava_accel import compat
 from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.questions import Questions
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, forest_mask, place_features
@@ -142,18 +143,18 @@ class _Branches:
 def _masked_attention(objective: Objective) -> Iterator[None]:
     """Kernels that take no mask for each pair of tokens give way to one that does, for the time of a block."""
     config = objective.llava.model.language_model.config
-    kept = config._attn_implementation
+    kept = compat.attention_kernel(config)
     if kept not in ("sdpa", "eager"):
-        config._attn_implementation = "sdpa"
+        compat.set_attention_kernel(config, "sdpa")
     try:
         yield
     finally:
-        config._attn_implementation = kept
+        compat.set_attention_kernel(config, kept)
 
 
 def _attention(objective: Objective, mask: Bool[Tensor, "rows 1 some keys"]) -> Shaped[Tensor, "rows 1 some keys"]:
     """The mask in the form that the attention kernel takes: "eager" adds it to its scores."""
-    if objective.llava.model.language_model.config._attn_implementation == "sdpa":
+    if compat.attention_kernel(objective.llava.model.language_model.config) == "sdpa":
         return mask
     dtype = objective.llava.dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -1,15 +1,15 @@
 """One step, taken for real: what memory it takes at most."""
 
 import gc
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.profiler import ProfilerActivity, profile
 
+from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded
@@ -18,7 +18,6 @@ from llava_accel.loop.step import train_step
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.model.processing import Processing
 from llava_accel.runtime.context import RunContext
-from llava_accel.runtime.ddp import bucket_bytes
 from llava_accel.runtime.engines import prepare
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.state import TrainState
@@ -49,7 +48,7 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
 
     step()
     step()
-    standing_bytes = living_bytes(device) - before + bucket_bytes(prepared.model)
+    standing_bytes = living_bytes(device) - before + compat.ddp_bucket_bytes(prepared.model)
     peak = torch.tensor([peak_of(step, standing_bytes, device)], device=device)
     return int(torch.as_tensor(run.accelerator.gather(peak)).max())
 
@@ -79,10 +78,7 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
         before = torch.cuda.memory_allocated(device)
         run()
         return standing_bytes + torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write its stages among the user's lines
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    return standing_bytes + _peak(found)
+    return standing_bytes + max(accumulate(compat.allocations(run), initial=0))
 
 
 def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> int:
@@ -92,14 +88,3 @@ def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> 
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]  # those have not been read
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _peak(found: profile) -> int:
-    """The highest sum of what was allocated and freed so far, in the order of time."""
-    assert found.profiler is not None and found.profiler.kineto_results is not None
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        highest = max(highest, level)
-    return highest

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model import weights
 from llava_accel.model.bases import find_base
 from llava_accel.model.files import read_json
-from llava_accel.model.memory import keep_storage_format, quantization_config
+from llava_accel.model.memory import quantization_config
 from llava_accel.model.processing import Processing
 from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
@@ -66,20 +66,15 @@ def load_model(
         notes.append(f"The projector is new: random weights from seed {recipe.run.seed}.")
     if leave_tower:
         state |= weights.tower_stand_ins(stored, dtype)
-    config = final_config(processing)
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
+    model = compat.load_model(
+        LlavaForConditionalGeneration,
+        final_config(processing),
+        state,
         dtype=dtype,
         quantization_config=quantization_config(recipe.model.quantization, dtype),
         attn_implementation=attention(recipe.model.attention),
-        output_loading_info=True,
     )
-    model, info = loaded
-    assert isinstance(model, LlavaForConditionalGeneration)
-    keep_storage_format(model)
-    assert not any(info.values()), info  # `check` has compared every name and shape
+    compat.keep_storage_format(model)
     tower = ParkedTower(model, weights.tower_part(stored)) if leave_tower else None
     if processing.num_rows > base.text.vocab_size:
         notes.append(

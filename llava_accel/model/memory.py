@@ -3,12 +3,11 @@
 from functools import partial
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BitsAndBytesConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import BitsAndBytesConfig, GradientCheckpointingLayer
 
+from llava_accel import compat
 from llava_accel.recipe import QuantizationTable
 
 
@@ -31,9 +30,7 @@ def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
     chosen = language_model[: -1 : int(every)] if every else []
     again = partial(checkpoint, use_reentrant=False)
     for module in chosen + ([module for module in tower if _is_trained(module)] if every else []):
-        # What transformers' own switch sets, which knows nothing between all layers and none in its older versions.
-        module.gradient_checkpointing = True
-        module._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]  it is no submodule
+        compat.checkpoint_layer(module, again)
     return len(chosen)
 
 
@@ -41,7 +38,7 @@ class LightDropout(nn.Dropout):
     """Dropout that keeps one byte for each number: PyTorch's own does so on a GPU alone, and keeps four on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.native_dropout(input, self.p, self.training)[0]
+        return compat.byte_mask_dropout(input, self.p, self.training)
 
 
 def lighten_dropout(model: nn.Module) -> None:
@@ -80,14 +77,3 @@ def quantization_config(quantization: QuantizationTable, dtype: torch.dtype) -> 
         bnb_4bit_quant_storage=dtype,
         llm_int8_skip_modules=list(SKIPPED),
     )
-
-
-def keep_storage_format(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights in place when a CPU with bf16 runs them in evaluation mode.
-
-    It rounds the scales to bf16 and forgets the double quantisation, so an evaluation would change the base that
-    training goes on with; and it fails on layers whose width is no multiple of 32.
-    """
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False

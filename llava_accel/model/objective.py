@@ -20,6 +20,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.model.tower import ParkedTower, tower_features
 
@@ -76,9 +77,7 @@ class Objective(nn.Module):
 
     @property
     def _kernel(self) -> str:
-        kernel = self.llava.config.text_config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        assert isinstance(kernel, str)
-        return kernel
+        return compat.attention_kernel(self.llava.config.text_config)  # pyright: ignore[reportArgumentType]
 
     def flush_features(self) -> None:
         """Write the features that still wait in memory."""

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, CLIPVisionConfig, LlamaTokenizer, LlavaProcessor, PreTrainedTokenizerFast
-from transformers.image_processing_backends import PilBackend
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaTokenizer,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    PilBackend,
+    PreTrainedTokenizerFast,
+)
 
+from llava_accel import compat
 from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
@@ -125,8 +131,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if isinstance(tokenizer, LlamaTokenizer):
-        # transformers 5 reads this flag but does not save it: a saved tokenizer would come back as another one.
-        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
+        compat.save_legacy_flag(tokenizer)
     return tokenizer
 
 
@@ -149,8 +154,8 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
     elif isinstance(vision, CLIPVisionConfig):
         loaded = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
     else:
-        mean, std = list(IMAGENET_STANDARD_MEAN), list(IMAGENET_STANDARD_STD)
-        loaded = CLIPImageProcessorPil(size=square, do_center_crop=False, image_mean=mean, image_std=std)
+        half = [0.5] * 3  # SigLIP's mean and deviation
+        loaded = CLIPImageProcessorPil(size=square, do_center_crop=False, image_mean=half, image_std=half)
     settings: dict[str, Any] = {key: value for key, value in loaded.to_dict().items() if key in _SETTINGS}
     if "height" in settings["size"]:  # SigLIP's: the image is stretched, and its file says nothing about a crop
         settings["do_center_crop"] = False

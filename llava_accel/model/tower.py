@@ -1,12 +1,11 @@
 """The vision tower up to the layer that LLaVA uses."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
+from llava_accel import compat
 from llava_accel.model.weights import Stored
 
 
@@ -27,11 +26,7 @@ def tower_features(
     weight = next(tower.parameters())
     trained = any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        hidden = tower.embeddings(pixel_values.to(weight.dtype))  # pyright: ignore[reportCallIssue]
-        if isinstance(tower, CLIPVisionModel):
-            hidden = tower.pre_layrnorm(hidden)
-        for layer in tower.encoder.layers[: num_tower_layers(config)]:  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-            hidden = layer(hidden, None)  # pyright: ignore[reportCallIssue]
+        hidden = compat.tower_states(tower, pixel_values.to(weight.dtype), num_tower_layers(config))
     return (hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden).to(weight.dtype)
 
 
@@ -68,13 +63,6 @@ class ParkedTower:
         return self.stored[name].read().to(parameter.dtype) if parameter.is_meta else parameter
 
     def _read(self) -> PreTrainedModel:
-        loaded: Any = type(self.module).from_pretrained(
-            None,
-            config=self.module.config,
-            state_dict={name: tensor.tensor for name, tensor in self.stored.items()},
-            dtype=self.module.dtype,
-            output_loading_info=True,
-        )
-        tower, info = loaded
-        assert not any(info.values()), info  # names and shapes were compared when the model was loaded
+        state = {name: tensor.tensor for name, tensor in self.stored.items()}
+        tower = compat.load_model(type(self.module), self.module.config, state, dtype=self.module.dtype)
         return tower.requires_grad_(False)

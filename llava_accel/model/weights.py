@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
@@ -141,7 +141,7 @@ def fresh_projector(base: Base, seed: int) -> dict[str, object]:
     """A random projector for the state dict: PyTorch's own initialisation, as LLaVA's have, the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = LlavaMultiModalProjector(base.config)
+        projector = compat.new_projector(base.config)
     return {layouts.to_hub(_PROJECTOR + name): tensor for name, tensor in projector.state_dict().items()}
 
 

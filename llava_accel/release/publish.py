@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 
@@ -49,11 +50,11 @@ def push(folder: Path, name: str, console: Console) -> None:
     Raises:
         UserError: the hub refused, or could not be reached.
     """
-    api = HfApi()  # its HTTPError is that of requests, httpx or httpx2, by its version
+    api = HfApi()
     try:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with llava_accel")
-    except (HTTPError, OSError) as error:
+    except (compat.hub_http_error(), OSError) as error:
         reason = re.sub(r"hf_\w+", "hf_...", str(error).strip().partition("\n")[0])
         raise UserError(
             f"--push {name}: {reason}. The export is complete in {folder}: check name, rights and network, and send it "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
 
+from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
@@ -68,7 +69,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         project_dir=recipe.run.output_dir,
     )
     if profile.engine == "deepspeed":
-        zero.leave_loading_alone()
+        compat.forget_deepspeed()  # `place` shards what was loaded
     if on_cpu and accelerator.num_processes > 1 and accelerator.is_main_process:
         where = f"{accelerator.num_processes} CPU processes over gloo"
         print(f"rehearsal: no GPU here, so {profile.title} runs on {where}. Same numbers, no speed.")

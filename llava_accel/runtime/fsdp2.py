@@ -6,21 +6,20 @@ from contextlib import contextmanager
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import GradientCheckpointingLayer
+
+from llava_accel import compat
 
 
 def start_rehearsal() -> None:
-    """Let Accelerate believe in FSDP without a GPU: it knows FSDP only where it found several GPUs."""
+    """Let Accelerate believe in FSDP without a GPU."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    PartialState(cpu=True)
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    compat.pretend_gpus()
 
 
 def shard(module: nn.Module, accelerator: Accelerator) -> None:
@@ -41,8 +40,7 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
 @contextmanager
 def whole_root(module: FSDPModule) -> Iterator[None]:
     """Gather the group outside the layers for the time of a block."""
-    # A root is set up by its first forward pass, and a layer that runs before would take itself for one.
-    module._get_fsdp_state()._lazy_init()
+    compat.make_fsdp_root(module)
     module.unshard()
     try:
         yield

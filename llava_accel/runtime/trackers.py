@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
+from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.recipe import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
@@ -33,12 +34,12 @@ class Trackers:
             "wandb": {"name": recipe.run.name, "dir": str(folder), "settings": {"quiet": True}},
             "trackio": {"name": recipe.run.name},
         }
-        installed = {str(name) for name in accelerator.log_with}
+        installed = compat.tracker_classes(accelerator)
         for name in recipe.log.trackers:
             if name not in installed:
                 console.line(f"log.trackers: {name} is not installed and gets nothing. Install it, or take it out")
                 continue
-            made = LOGGER_TYPE_TO_CLASS[name]
+            made = installed[name]
             extra = options.get(name, {"logging_dir": str(folder)} if made.requires_logging_directory else {})
             self._running[name] = made("tensorboard" if name == "tensorboard" else PROJECT, **extra)
             self._guarded(name, lambda tracker: tracker.start())

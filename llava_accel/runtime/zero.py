@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe
 
@@ -37,10 +37,7 @@ def configured_plugin(recipe: Recipe) -> DeepSpeedPlugin:
         UserError: a configuration file that the profile names contradicts the recipe.
     """
     if not torch.cuda.is_available():
-        import deepspeed
-
-        # Collectives in shared memory: compiled on the spot for minutes, and a rank that is killed leaves others in them.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        compat.leave_out_shared_memory()
     # torch has new names for the two collectives that DeepSpeed calls thousands of times.
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     plugin = DeepSpeedPlugin()
@@ -93,11 +90,6 @@ def _numel(parameter: nn.Parameter) -> int:
     return whole_shape(parameter).numel()
 
 
-def leave_loading_alone() -> None:
-    """Keep transformers from sharding what it loads, as it would once it knows of ZeRO-3: `shard` does so later."""
-    unset_hf_deepspeed_config()
-
-
 def zero_stage(accelerator: Accelerator) -> int:
     """1, 2 or 3."""
     assert accelerator.deepspeed_plugin is not None
@@ -118,7 +110,7 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
         # DeepSpeed sends rank 0's value to all. Received in place it would turn the pages of the checkpoint's file, which
         # all ranks share, into a copy of this rank's own, a whole model in the end: hence one tensor at a time.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-        init._convert_to_zero_parameters([parameter])
+        compat.partition(parameter, init)
 
 
 @contextmanager
@@ -138,7 +130,8 @@ def narrowed_to(part: nn.Module, engine: Any) -> Iterator[nn.Module]:
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """Its shape over all ranks."""
-    return parameter.ds_shape if _is_partitioned(parameter) else parameter.shape  # pyright: ignore
+    part = compat.partition_of(parameter)
+    return part[0] if part else parameter.shape
 
 
 def moments(parameter: nn.Parameter, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
@@ -149,9 +142,9 @@ def moments(parameter: nn.Parameter, optimizer: Any) -> Iterator[tuple[str, Tens
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    flat = _flat_partitions(optimizer)[0]
-    if not _is_partitioned(parameter):
-        _link_moments(optimizer)
+    flat = compat.flat_partitions(optimizer)[0]
+    if not compat.partition_of(parameter):
+        compat.link_moments(optimizer)
     for key, value in optimizer.optimizer.state[flat].items():
         if isinstance(value, Tensor) and value.shape == flat.shape:
             yield key, safe_get_full_optimizer_state(parameter, key)  # pyright: ignore[reportReturnType]
@@ -163,35 +156,16 @@ def put_state(parameter: nn.Parameter, optimizer: Any, key: str, value: Tensor) 
     """Put back one value of `moments`: into this rank's part of the flat tensors, which are made if need be."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    for flat in _flat_partitions(optimizer):
+    for flat in compat.flat_partitions(optimizer):
         state = optimizer.optimizer.state[flat]
         if not value.ndim:
             state[key] = value.clone()
         elif key not in state:
             state[key] = torch.zeros_like(flat)
-    if value.ndim and _is_partitioned(parameter):
-        size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()  # pyright: ignore[reportAttributeAccessIssue]
+    if value.ndim and (partition := compat.partition_of(parameter)):
+        size, rank = partition[1], torch.distributed.get_rank()
         part = value.flatten()[rank * size : (rank + 1) * size].to(parameter.device)
         safe_set_local_optimizer_state(parameter, F.pad(part, (0, size - len(part))), key)
     elif value.ndim:
-        _link_moments(optimizer)
+        compat.link_moments(optimizer)
         safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
-
-
-def _link_moments(optimizer: Any) -> None:
-    """Let ZeRO-2 look its moments up again: it does so after the update of its first group, when the others have none."""
-    optimizer._hp_optimizer_states_linked = False
-    optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _is_partitioned(parameter: nn.Parameter) -> bool:
-    return "ds_id" in vars(parameter)
-
-
-def _flat_partitions(optimizer: Any) -> list[Tensor]:
-    """This rank's part of the trained weights, a tensor for each group of the optimizer: what the recipe's one updates."""
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-
-    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        return optimizer.fp32_partitioned_groups_flat
-    return optimizer.single_partition_of_fp32_groups

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn.modules import Params4bit
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from llava_accel import compat
 from llava_accel.data.loader import cache_folder
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
@@ -135,18 +135,14 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
 
 def num_weights(parameter: nn.Parameter) -> int:
     """Weights that a parameter stands for; a 4-bit one holds several in each element of its storage."""
-    state = parameter.quant_state if isinstance(parameter, Params4bit) else None
-    if state is not None:
-        assert state.shape is not None
-        return state.shape.numel()
-    return parameter.numel()
+    packed = compat.packed_weights(parameter)
+    return packed[1] if packed else parameter.numel()
 
 
 def type_name(parameter: nn.Parameter) -> str:
     """`nf4`, `fp4`, or the type of the tensor."""
-    if isinstance(parameter, Params4bit):
-        return parameter.quant_type
-    return str(parameter.dtype).removeprefix("torch.")
+    packed = compat.packed_weights(parameter)
+    return packed[0] if packed else str(parameter.dtype).removeprefix("torch.")
 
 
 def _part_of(name: str) -> str:

@@ -1,0 +1,321 @@
+"""torch and transformers keep what `compat.py` reads in them; and no other file reads anything of that kind."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AttentionInterface,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from contracts import contract
+from llava_accel import compat
+
+PACKAGE = Path(compat.__file__).parent
+TESTS = Path(__file__).parent
+FUNCTIONS = [node for node in ast.parse(Path(compat.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+IDS = torch.arange(1, 11)[None]
+
+
+def language_model(kernel: str = "sdpa") -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=64, initializer_range=0.2, pad_token_id=0, attn_implementation=kernel, **SIZES)
+    return LlamaForCausalLM(config)
+
+
+DOCUMENTED = {
+    "accelerate", "accelerate.optimizer", "accelerate.scheduler", "accelerate.tracking", "accelerate.utils",
+    "bitsandbytes", "deepspeed", "deepspeed.utils", "peft",
+    "torch", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "torch.nn.attention.flex_attention", "torch.nn.functional", "torch.nn.parallel", "torch.optim.lr_scheduler",
+    "torch.profiler", "torch.utils.checkpoint", "torch.utils.data",
+    "transformers", "transformers.generation.streamers", "transformers.utils.import_utils",
+    "transformers.utils.logging",
+}  # fmt: skip
+"""Modules of the six libraries from which the package takes what their references name."""
+LIBRARIES = {name.partition(".")[0] for name in DOCUMENTED}
+UNDOCUMENTED = {
+    "backend_tokenizer", "ds_id", "ds_shape", "ds_tensor", "fp32_partitioned_groups_flat", "init_kwargs",
+    "kineto_results", "log_with", "native_dropout", "pre_layrnorm", "quant_state", "single_partition_of_fp32_groups",
+    "support_avx512bf16_for_cpu",
+}  # fmt: skip
+"""Names without an underscore that no reference explains."""
+PYTHONS_OWN = {"__class__", "__doc__", "__enter__", "__exit__", "__file__", "__getitem__", "__init__", "__name__"}
+ALLOWED = {
+    # It shows that an export loads without this package, so it may import nothing of it.
+    "release/plain_inference.py": {"support_avx512bf16_for_cpu"},
+}
+
+
+def reaches(path: Path) -> set[str]:
+    """What a file touches of others' private or undocumented parts."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names, modules = [], []
+        if isinstance(node, ast.Attribute) and not (
+            isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        ):
+            names = [node.attr]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            names = [each.value for each in node.args[1:2] if isinstance(each, ast.Constant)]
+        elif isinstance(node, ast.Import):
+            modules = [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(("llava_accel", "__future__")):
+            names, modules = [each.name for each in node.names], [node.module or ""]
+        names += [part for module in modules for part in module.split(".")]
+        found |= {name for name in names if name in UNDOCUMENTED or (name.startswith("_") and name not in PYTHONS_OWN)}
+        found |= {module for module in modules if module.split(".")[0] in LIBRARIES and module not in DOCUMENTED}
+    return found
+
+
+def test_only_compat_touches_private_or_undocumented_parts_of_a_library() -> None:
+    touched = {str(path.relative_to(PACKAGE)): reaches(path) for path in sorted(PACKAGE.rglob("*.py"))}
+    assert len(touched.pop("compat.py")) > 20
+    assert {path: names for path, names in touched.items() if names} == ALLOWED
+
+
+def test_every_reach_has_a_contract_and_says_where_it_was_read_and_why() -> None:
+    text = "".join(path.read_text() for path in TESTS.glob("test_compat*.py"))
+    assert re.findall(r"^@contract\(compat\.(\w+)\)$", text, re.MULTILINE) == [function.name for function in FUNCTIONS]
+    for function in FUNCTIONS:
+        _, _, place = (ast.get_docstring(function) or "").partition("\n\n")
+        assert re.match(r"Read in \w+ \d+\.\d+, [\w/]+.*`.*\. \S", place, re.DOTALL), function.name
+
+
+def test_a_broken_contract_says_what_broke_and_where_to_look() -> None:
+    @contract(compat.count_up)
+    def broken() -> None:
+        raise AttributeError("no such store")
+
+    with pytest.raises(AssertionError) as raised:
+        broken()
+    words = ("torch 2", "compat.count_up: Add 1", "AttributeError: no such store", "distributed_c10d.py")
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_compat_alone_imports_no_library() -> None:
+    code = f"import sys, llava_accel.compat; assert not {LIBRARIES!r} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# torch
+
+
+@contract(compat.count_up)
+def test_ranks_share_a_number(one_rank: None) -> None:
+    assert [compat.count_up("a"), compat.count_up("a"), compat.count_up("b")] == [1, 2, 1]
+
+
+@contract(compat.ddp_bucket_bytes)
+def test_ddp_tells_the_size_of_its_buckets(one_rank: None) -> None:
+    layer = nn.Linear(8, 4, bias=False)
+    assert compat.ddp_bucket_bytes(DistributedDataParallel(layer)) == 4 * 8 * 4
+    assert compat.ddp_bucket_bytes(layer) == 0
+
+
+@contract(compat.make_fsdp_root)
+def test_a_layer_may_run_before_the_root_of_fsdp2_does(one_rank: None) -> None:
+    # On two ranks: test_backends.py::test_evaluations_and_answers_are_those_of_one_process.
+    model, mesh = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), init_device_mesh("cpu", (1,))
+    root: Any = fully_shard(model, mesh=mesh) if fully_shard(model[0], mesh=mesh) is model[0] else None
+    compat.make_fsdp_root(root)
+    assert model(model[0](torch.ones(1, 4))).shape == (1, 4)
+
+
+@contract(compat.fake_tensors)
+def test_fake_weights_take_no_memory_and_are_on_the_cpu() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(10**6, 10**6, bias=False)  # 4 TB
+    with compat.fake_tensors(model):
+        out = model(torch.empty(3, 10**6))
+        out.sum().backward()
+    assert out.shape == (3, 10**6) and out.device.type == model.weight.device.type == "cpu"
+
+
+@contract(compat.watch_operations)
+def test_every_operation_is_seen_those_of_the_backward_pass_too() -> None:
+    seen: list[tuple[list[Tensor], Tensor | None]] = []
+    weight, inputs = torch.ones(2, 3, requires_grad=True), torch.ones(4, 3)
+    with compat.watch_operations(lambda made, cast: seen.append((made, cast))):
+        loss = (inputs @ weight.t()).sum()
+        forward = len(seen)
+        loss.backward()
+        weight.detach().bfloat16()
+    shapes = [tuple(tensor.shape) for made, _ in seen for tensor in made]
+    assert (4, 2) in shapes and any(shape in ((2, 3), (3, 2)) for shape in shapes[forward:])
+    casts = [(made[0].dtype, cast.dtype) for made, cast in seen if cast is not None]
+    assert casts == [(torch.bfloat16, torch.float32)]
+
+
+@contract(compat.allocations)
+def test_what_is_taken_and_given_back_is_told_in_its_order() -> None:
+    def work() -> None:
+        first = torch.empty(1000)
+        del first
+        torch.empty(3000)
+
+    assert [size for size in compat.allocations(work) if abs(size) >= 4000] == [4000, -4000, 12000, -12000]
+
+
+@contract(compat.byte_mask_dropout)
+def test_dropout_keeps_a_byte_for_each_number() -> None:
+    kept: list[Tensor] = []
+    inputs = torch.ones(1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        out = compat.byte_mask_dropout(inputs, 0.25, True)
+    assert [tensor.element_size() for tensor in kept] == [1]
+    assert set(out.tolist()) == {0.0, pytest.approx(4 / 3)} and 650 < int((out > 0).sum()) < 850
+    assert torch.equal(compat.byte_mask_dropout(inputs, 0.25, False), inputs)
+
+
+# transformers
+
+
+@contract(compat.attention_kernel)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_config_tells_the_kernel_of_its_model(kernel: str) -> None:
+    assert compat.attention_kernel(language_model(kernel).config) == kernel
+
+
+@contract(compat.set_attention_kernel)
+def test_a_model_takes_the_kernel_that_its_config_is_given() -> None:
+    class Taken(Exception):
+        pass
+
+    def taken(*_: Any, **__: Any) -> Any:
+        raise Taken
+
+    AttentionInterface.register("test_compat", taken)
+    model = language_model()
+    model(IDS)
+    compat.set_attention_kernel(model.model.config, "test_compat")
+    with pytest.raises(Taken):
+        model(IDS)
+
+
+@contract(compat.attend_without_masks)
+def test_attention_is_causal_without_a_look_at_any_value() -> None:
+    model = language_model().eval()
+    expected = model(IDS).logits
+    compat.attend_without_masks(model.config)
+    assert torch.equal(model(IDS).logits, expected)
+    with compat.fake_tensors(model):  # positions that begin anew need a mask, and their values are not there
+        places = torch.empty(1, 10, dtype=torch.int64)
+        assert model(input_ids=places, position_ids=places).logits.shape == expected.shape
+
+
+@contract(compat.checkpoint_layer)
+def test_one_layer_alone_is_computed_again() -> None:
+    calls: list[str] = []
+
+    def counted(function: Any, *arguments: Any) -> Any:
+        calls.append("layer")
+        return checkpoint(function, *arguments, use_reentrant=False)
+
+    gradients = []
+    for is_checkpointed in (False, True):
+        model = language_model().train()
+        if is_checkpointed:
+            compat.checkpoint_layer(model.model.layers[0], counted)
+        model(IDS, use_cache=False).logits.sum().backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    assert calls == ["layer"] and torch.equal(*gradients)
+
+
+@contract(compat.load_model)
+def test_a_model_is_loaded_from_slices_of_a_file(tmp_path: Path) -> None:
+    model = language_model()
+    save_file(model.state_dict(), tmp_path / "weights")
+    with safe_open(tmp_path / "weights", framework="pt") as file:
+        state = {name: file.get_slice(name) for name in file.keys()}
+        found = compat.load_model(LlamaForCausalLM, model.config, state, dtype=torch.float32)
+        with pytest.raises(AssertionError, match="norm"):
+            compat.load_model(LlamaForCausalLM, model.config, {n: s for n, s in state.items() if "norm" not in n})
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@contract(compat.new_projector)
+def test_a_new_projector_is_that_of_a_llava() -> None:
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**SIZES), text_config=LlamaConfig(vocab_size=64, **SIZES))
+    with torch.device("meta"):
+        whole = LlavaForConditionalGeneration(config).model.multi_modal_projector.state_dict()
+    alone = compat.new_projector(config).state_dict()
+    assert {name: tensor.shape for name, tensor in alone.items()} == {n: tensor.shape for n, tensor in whole.items()}
+    # PyTorch's own initial weights are even up to 1 / sqrt(inputs), transformers' are normal.
+    assert 0.9 / 32**0.5 < float(alone["linear_1.weight"].abs().max()) <= 1 / 32**0.5
+
+
+@contract(compat.tower_states)
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_tower_up_to_a_layer_is_the_tower_there(kind: str) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14, "initializer_range": 0.2}
+    is_clip = kind == "clip"
+    tower = CLIPVisionModel(CLIPVisionConfig(**sizes)) if is_clip else SiglipVisionModel(SiglipVisionConfig(**sizes))
+    pixels = torch.randn(2, 3, 28, 28)
+    states = tower.eval()(pixels, output_hidden_states=True).hidden_states
+    for layer in (1, 2):
+        assert torch.equal(compat.tower_states(tower, pixels, layer), states[layer])
+
+
+@contract(compat.tokenizer_description)
+def test_a_tokenizer_is_described_with_the_keys_that_its_encoder_changes(tmp_path: Path) -> None:
+    from tiny import make_tokenizer
+    from tokenizers import Tokenizer
+
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.add_tokens(["<x>"])
+    spec = compat.tokenizer_description(tokenizer)
+    assert {"model", "normalizer", "pre_tokenizer", "added_tokens", "truncation", "padding"} <= spec.keys()
+    assert {"type", "vocab"} <= spec["model"].keys() and {"type", "prepend_scheme"} <= spec["pre_tokenizer"].keys()
+    keys = {"id", "content", "special", "lstrip", "rstrip", "single_word"}
+    assert all(keys <= token.keys() for token in spec["added_tokens"]) and spec["added_tokens"][-1]["content"] == "<x>"
+    spec["pre_tokenizer"]["prepend_scheme"], spec["added_tokens"][-1]["special"] = "never", True
+    changed = Tokenizer.from_str(json.dumps(spec))
+    changed.encode_special_tokens = True
+    assert not changed.encode("red", add_special_tokens=False).tokens[0].startswith("▁")
+    assert "<x>" not in changed.encode("a<x>", add_special_tokens=False).tokens
+
+
+@contract(compat.save_legacy_flag)
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_saved_tokenizer_keeps_its_legacy_flag(tmp_path: Path, legacy: bool) -> None:
+    from tiny import make_tokenizer
+
+    tokenizer = make_tokenizer(tmp_path, legacy)
+    tokenizer.init_kwargs.pop("legacy")
+    compat.save_legacy_flag(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["legacy"] is legacy
+
+
+@contract(compat.forget_deepspeed)
+def test_transformers_forgets_deepspeed() -> None:
+    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    assert is_deepspeed_zero3_enabled()
+    compat.forget_deepspeed()
+    assert not is_deepspeed_zero3_enabled() and config.is_zero3()
