@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_accel.exceptions import UserError
+from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
 _SHARD_BYTES = 64 << 20  # a writer holds at most so much in memory, which is what a kill can cost
@@ -156,7 +157,8 @@ class FeatureWriter:
             with _turn(self._store.root):
                 chosen = dict(self._fitting())
                 if chosen:
-                    _write_whole(self._store.folder, chosen)
+                    with atomic_file(self._store.folder / f"{uuid.uuid4().hex}.safetensors") as unfinished:
+                        save_file(chosen, unfinished)
             self.is_full = len(chosen) < len(self._waiting)
         self._waiting, self._waiting_bytes = {}, 0
         self._pause, self._since = min(2 * self._pause, _LONGEST_WAIT), time.monotonic()
@@ -181,18 +183,5 @@ def _turn(root: Path) -> Iterator[None]:
         yield
 
 
-def _write_whole(folder: Path, records: dict[str, Tensor]) -> None:
-    path = folder / f"{uuid.uuid4().hex}.safetensors"
-    unfinished = path.with_suffix(".tmp")
-    save_file(records, unfinished)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
 def _size(folder: Path) -> int:
-    return sum(entry.stat().st_size for entry in _files(folder))
-
-
-def _files(folder: Path) -> Iterable[os.DirEntry[str]]:
-    return [entry for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
+    return sum(file.stat().st_size for file in os.scandir(folder) if file.name.endswith(".safetensors"))

@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import MAX_BYTES
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
 _BLOCK = 1 << 22  # characters read at once from a JSON array
@@ -67,7 +67,7 @@ class Table:
 
 def _write_arrow(source: Path, target: Path) -> None:
     with (
-        whole_file(target) as unfinished,
+        atomic_file(target) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
         pa.ipc.new_file(file, _SCHEMA) as writer,
     ):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.exceptions import UserError
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 
 def held_out(
@@ -76,7 +76,7 @@ def _kept(
         return draw()
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
     if not path.exists():
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        with atomic_file(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, draw())
     return np.load(path, mmap_mode="r")
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_images
 from llava_accel.data.problems import DataError
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
@@ -194,7 +194,7 @@ def _write(found: Survey, path: Path) -> None:
     batch = pa.record_batch({name: getattr(found, name) for name in COLUMNS})
     batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(found.num_dropped_turns)})
     with (
-        whole_file(path) as unfinished,
+        atomic_file(path) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
         pa.ipc.new_file(file, batch.schema) as writer,
     ):

@@ -18,7 +18,7 @@ from llava_accel.model.tower import ParkedTower, num_tower_layers
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 _FORMAT = 1
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
@@ -106,7 +106,7 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
     path = cache_dir / "towers" / _files_key(objective, parked)
     with accelerator.local_main_process_first():
         if not path.exists():
-            with whole_file(path) as unfinished:
+            with atomic_file(path) as unfinished:
                 unfinished.write_text(_read_through(objective))
     return path.read_text()
 
