@@ -1,4 +1,4 @@
-"""Batches to evaluate: questions on the same images share their prefix, and each knows where its answer begins."""
+"""Batches to evaluate: questions on the same images share their prefix, and it is known where each answer begins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ def load_questions(
         blind: Leave the images out; their places in the text stay.
 
     Raises:
-        DataError: a record or image that the survey found in order is broken now.
+        DataError: a record or image was changed since the survey, and is broken now.
     """
     data = _Batches(corpus, image_reader, batches, max_length, blind)
     loader = DataLoader(

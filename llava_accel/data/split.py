@@ -42,8 +42,8 @@ def held_out(
 
 
 def _draw(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int) -> Float[np.ndarray, "rows"]:
-    """A number from 0 to 1 for each row, equal for rows whose images must stay together. Holds no names of files
-    but of those that stand beside others, or in several folders."""
+    """A number from 0 to 1 for each row, equal for rows whose images must stay together. Only the names of images
+    that share a record or a file with others are held."""
     groups = _Groups()
     several_roots = len({source.images for source in corpus.sources}) > 1
     names_of_files: dict[str, str] = {}
@@ -86,14 +86,14 @@ def _uniform(name: str, seed: int) -> float:
 
 
 class _Groups:
-    """Union-find over names that were joined; names that never were stand alone and cost nothing."""
+    """Union-find over names that were joined; other names cost nothing."""
 
     def __init__(self) -> None:
         self._parents: dict[str, str] = {}
 
     def find(self, name: str) -> str:
         while (parent := self._parents.get(name)) is not None:
-            self._parents[name] = self._parents.get(parent, parent)  # halves the way for the next one
+            self._parents[name] = self._parents.get(parent, parent)  # halves the path for the next call
             name = parent
         return name
 

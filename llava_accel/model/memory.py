@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass: layers that are computed again, and dropout without its noise."""
+"""What saves memory: gradient checkpointing, dropout that keeps a byte a number, and quantised weights."""
 
 from functools import partial
 
@@ -10,6 +10,9 @@ from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llava_accel.recipe import QuantizationTable
+
+SKIPPED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+"""Full paths: a skip list is matched from the start of a name, so `multi_modal_projector` alone would skip nothing."""
 
 
 def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
@@ -31,9 +34,9 @@ def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
     chosen = language_model[: -1 : int(every)] if every else []
     again = partial(checkpoint, use_reentrant=False)
     for module in chosen + ([module for module in tower if _is_trained(module)] if every else []):
-        # What transformers' own switch sets, which knows nothing between all layers and none in its older versions.
+        # What transformers' own switch sets, which in older versions knows only all layers or none.
         module.gradient_checkpointing = True
-        module._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]  it is no submodule
+        module._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]  not a submodule
     return len(chosen)
 
 
@@ -54,10 +57,6 @@ def lighten_dropout(model: nn.Module) -> None:
 
 def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-SKIPPED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
-"""Full paths: a skip list is matched from the start of a name, so `multi_modal_projector` alone would skip nothing."""
 
 
 def quantization_config(quantization: QuantizationTable, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -86,7 +85,7 @@ def keep_storage_format(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place when a CPU with bf16 runs them in evaluation mode.
 
     It rounds the scales to bf16 and forgets the double quantisation, so an evaluation would change the base that
-    training goes on with; and it fails on layers whose width is no multiple of 32.
+    training goes on with; and it fails on layers whose width is not a multiple of 32.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
