@@ -26,7 +26,7 @@ class Source:
 
 
 class Corpus:
-    """Rows of all sources, numbered through.
+    """The rows of all sources under one numbering.
 
     Args:
         sources: At least one.

@@ -18,7 +18,7 @@ from llava_accel.data.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A record's examples, the turns of user and assistant that each holds, and how many were dropped to make it fit."""
+    """A record's examples, the number of turns that each holds, and how many were dropped to make it fit."""
 
     examples: tuple[Example, ...]
     """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1."""

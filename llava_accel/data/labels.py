@@ -100,7 +100,9 @@ class Labeller:
             return []
         token = self._tokenizer.special_tokens_map.get(f"{name}_token") if name in ("bos", "eos") else name
         if token is None:
-            raise UserError("model: the tokenizer has no end-of-sequence token, so no answer could ever end")
+            raise UserError(
+                "model: the tokenizer has no end-of-sequence token, so no answer could ever end. Use a base that has one"
+            )
         token_id = self._tokenizer.get_added_vocab().get(token)
         if token_id is None:
             raise UserError(

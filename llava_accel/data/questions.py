@@ -130,7 +130,7 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
 
 def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Record]) -> Questions:
-    """Where the last answer of each example begins in its row, by the places of its targets."""
+    """Where the last answer of each example begins in its row, from the positions of its targets."""
     indices, numbers, places, counts = list[int](), list[int](), list[int](), list[int]()
     for number, row in enumerate(rows):
         before = 0

@@ -20,7 +20,7 @@ Window = list[MicroBatch]
 
 
 class Batches:
-    """The global batches of an epoch: stretches of one array, as objects of their own only while they are looked at.
+    """The global batches of an epoch: slices of one array, made when they are read.
 
     Args:
         examples: All of them, batch after batch.

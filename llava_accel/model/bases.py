@@ -71,7 +71,7 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
         raise _not_a_llava(folder, raw)
     config = _read_config(folder, LlavaConfig.from_pretrained)
     if not isinstance(config.vision_config, _TOWERS):
-        raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP")
+        raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP. Use a LLaVA-1.5 model")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(
             f"{folder}/config.json: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
@@ -116,7 +116,8 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     kind = _LANGUAGE_MODELS.get(str(raw.get("model_type")))
     if kind is None:
         raise UserError(
-            f"{folder}/config.json: model_type {raw.get('model_type')!r} is not a LLaVA on Llama or Mistral"
+            f"{folder}/config.json: model_type {raw.get('model_type')!r} is not a LLaVA on Llama or "
+            "Mistral. Use a LLaVA-1.5 model"
         )
     kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
     if not kept.get("rope_scaling"):
@@ -127,7 +128,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     else:
         name = raw.get("mm_vision_tower")
         if not isinstance(name, str):
-            raise UserError(f"{folder}/config.json names no mm_vision_tower. Set model.vision_tower")
+            raise UserError(f"{folder}/config.json does not name an mm_vision_tower. Set model.vision_tower")
         tower = _tower_folder(name, folder, weights)
     config = _llava_config(
         text,
@@ -199,7 +200,7 @@ def _read_config(folder: Path, read: Callable[..., Any]) -> Any:
         ) from error
 
 
-def check_original(folder: Path, raw: dict[str, Any]) -> None:
+def _check_original(folder: Path, raw: dict[str, Any]) -> None:
     """Refuse the variants of the original that the model class of transformers has no place for."""
     place = f"{folder}/config.json"
     kind = raw.get("mm_projector_type", "linear")
@@ -220,7 +221,7 @@ def check_original(folder: Path, raw: dict[str, Any]) -> None:
             f"{place}: mm_use_im_start_end puts tokens around images, which no template does. Use LLaVA-1.5"
         )
     if raw.get("mm_resampler_type"):
-        raise UserError(f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} has no place in a LLaVA-1.5 model")
+        raise UserError(f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} is not in LLaVA-1.5. Use LLaVA-1.5")
 
 
 def _not_a_llava(folder: Path, raw: dict[str, Any]) -> UserError:
