@@ -40,9 +40,9 @@ def test_a_truncated_array_is_an_error_and_not_a_shorter_file(tmp_path: Path, cu
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "no JSON array"),
-        ("{}", "no JSON array"),
-        ('{"id": 1}\n{"id": 2}\n', "no JSON array"),
+        ("", "not a JSON array"),
+        ("{}", "not a JSON array"),
+        ('{"id": 1}\n{"id": 2}\n', "not a JSON array"),
         ("[", "cut off"),
         ("[{}", "cut off"),
         ("[{},", "cut off"),
