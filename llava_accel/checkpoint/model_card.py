@@ -13,6 +13,7 @@ from llava_accel.recipe import Recipe, changed_keys
 from llava_accel.recipe.toml import toml_value
 from llava_accel.scoring.metrics import SCORES
 from llava_accel.setup.run_folder import versions
+from llava_accel.storage.jsonl import read_json_lines
 
 Form = Literal["checkpoint", "peft", "merged", "llava"]
 """What a run writes itself, and what `llava_accel.export` makes of it."""
@@ -65,7 +66,7 @@ def write_model_card(
 
 def evaluations(path: Path, step: int) -> list[dict[str, Any]]:
     """The first evaluation of a run and the last one up to `step`, each {"step", "loss", ...}."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_json_lines(path) if path.is_file() else []
     found = [{"step": line["step"], **line["eval"]} for line in lines if "eval" in line and line["step"] <= step]
     return [*found[:1], *found[1:][-1:]]
 

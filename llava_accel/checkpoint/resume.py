@@ -5,7 +5,8 @@ from pathlib import Path
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.recipe.toml import flatten, toml_value
-from llava_accel.storage.manifest import MANIFEST, complete_checkpoints, is_complete
+from llava_accel.setup.run_folder import complete_checkpoints
+from llava_accel.storage.atomic import MANIFEST, is_complete
 
 
 def find_checkpoint(recipe: Recipe) -> Path | None:

@@ -30,16 +30,9 @@ from llava_accel.model.save import is_saved, save_model
 from llava_accel.recipe import dump_recipe
 from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import gathered_optimizer_state, gathered_weights, load_optimizer_state
+from llava_accel.setup.run_folder import complete_checkpoints, step_of
 from llava_accel.setup.state import TrainState
-from llava_accel.storage.manifest import (
-    MANIFEST,
-    beside,
-    commit,
-    complete_checkpoints,
-    is_of_the_disk,
-    recover,
-    step_of,
-)
+from llava_accel.storage.atomic import MANIFEST, beside, commit, is_of_the_disk, recover
 
 
 class Checkpoints:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _PATIENCE_S = 5.0
-_FILE_WIDTH = 120  # columns of a table where there is no terminal to be as wide as
+_FILE_WIDTH = 120  # columns of a table where the output is not a terminal
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class _RichBar:
 class _PlainBar:
     """At most twenty lines a phase where the output is a file: a bar would fill it with control characters.
 
-    A line that says nothing but how far it is comes only where somebody may begin to wonder.
+    A line without a note is printed only after some seconds of silence.
     """
 
     def __init__(self, console: rich.console.Console, name: str, total: int, done: int) -> None:
@@ -59,14 +59,6 @@ class _PlainBar:
         if (due > self._printed or self._done == self._total) and (note or now - self._since > _PATIENCE_S):
             self._printed, self._since = due, now
             self._console.print(f"{self._name} {self._done:,}/{self._total:,} {note}".rstrip(), soft_wrap=True)
-
-    def close(self) -> None:
-        pass
-
-
-class _NoBar:
-    def advance(self, count: int = 1, note: str = "") -> None:
-        pass
 
     def close(self) -> None:
         pass
@@ -95,7 +87,7 @@ class Console:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads along, and not a file."""
+        """Whether the output is a terminal, and not a file."""
         return self.rich.is_terminal
 
     def line(self, text: str) -> None:
@@ -113,9 +105,7 @@ class Console:
 
     def open_bar(self, name: str, total: int, done: int = 0) -> Bar:
         """A progress bar with a note and the time left; the caller closes it. Several may be open."""
-        if not self._is_main:
-            return _NoBar()
-        if not self.rich.is_terminal:
+        if not self._is_main or not self.rich.is_terminal:
             return _PlainBar(self.rich, name, total, done)
         if not self._progress.live.is_started:
             self._progress.start()
@@ -133,5 +123,5 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out: nothing of a data set may drive the terminal."""
+    """The text with control characters written out: data must not control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,6 @@
 """Other people's data -> records: what all converters share, tables (CSV), and the data set easy-VQA.
 
-The question and annotation files of VQA and OK-VQA are in `vqa_files.py`.
+The question and annotation files of VQA and OK-VQA are in `vqa_challenge.py`.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.images import find_image
-from llava_accel.data.problems import DataError, printable
+from llava_accel.data.problems import DataError, quoted
 from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -49,11 +49,8 @@ def vqa_record(
     target = max(candidates, key=answers.__getitem__)
     for text in (question, target):
         if IMAGE in text:
-            raise DataError(
-                "image_count",
-                f"{printable(text)} holds {IMAGE}",
-                f"Take it out: every question gets one {IMAGE}",
-            )
+            remedy = f"Take it out: every question gets one {IMAGE}"
+            raise DataError("image_count", f"{quoted(text)} holds {IMAGE}", remedy)
     prompt = "\n".join(filter(None, [IMAGE, question, suffix]))
     record: dict[str, object] = {
         "id": record_id,
@@ -88,9 +85,9 @@ def csv_records(
             if missing := [name for name in columns if name not in (table.fieldnames or [])]:
                 raise DataError(
                     "fields",
-                    f"there is no column {', '.join(map(repr, missing))} among {printable(table.fieldnames)}",
+                    f"there is no column {', '.join(map(repr, missing))} among {quoted(table.fieldnames)}",
                     "Name the columns with --image-column, --question-column and --answer-column, "
-                    "and what stands between them with --delimiter",
+                    "and what separates them with --delimiter",
                     file=str(file),
                     row=1,
                 )
@@ -112,7 +109,7 @@ def csv_records(
     except UnicodeDecodeError as error:
         raise DataError("json", f"not UTF-8 ({error})", "Save it as CSV UTF-8", file=str(file)) from None
     except csv.Error as error:
-        raise DataError("json", f"no well-formed CSV ({error})", "Check its quotes", file=str(file)) from None
+        raise DataError("json", f"not well-formed CSV ({error})", "Check its quotes", file=str(file)) from None
 
 
 def _cells(row: Mapping[str | None, str | None], columns: tuple[str, str, str]) -> list[str]:
@@ -133,14 +130,14 @@ def easy_vqa_folder() -> Path:
     Raises:
         UserError: it is not installed.
     """
-    found = importlib.util.find_spec("easy_vqa")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("easy_vqa")
+    if spec is None or not spec.submodule_search_locations:
         raise UserError("The package easy-vqa is not installed. Run: python -m pip install easy-vqa")
-    return Path(found.submodule_search_locations[0]) / "data"
+    return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def convert_easy_vqa(source: Path, out: Path) -> dict[str, int]:
-    """Write train.jsonl, test.jsonl and a copy of the images into `out`, so that the folder stands alone.
+    """Write train.jsonl, test.jsonl and a copy of the images into `out`, so that the folder needs no other.
 
     Args:
         source: Folder with {train,test}/questions.json, rows of [question, answer, image id], and

@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_accel.converters.formats import vqa_record
 from llava_accel.data.images import find_image
-from llava_accel.data.problems import DataError, printable
+from llava_accel.data.problems import DataError, quoted, some
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class VqaPair:
             DataError: neither tells.
         """
         for text in (self.subtype, self.path.name):
-            if found := re.search(r"train|minival|val|test-?dev|test", text):
-                return found.group()
+            if split := re.search(r"train|minival|val|test-?dev|test", text):
+                return split.group()
         problem = "neither 'data_subtype' nor the file's name tells the split"
         raise DataError("fields", problem, "Give its name with --split-name", file=str(self.path))
 
@@ -62,18 +62,18 @@ def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
     for question_id, row in rows.items():
         text, image_id = row.get("question"), row.get("image_id")
         if not isinstance(text, str) or not isinstance(image_id, int):
-            problem = f"it needs a text 'question' and a number 'image_id', but is {printable(row)}"
+            problem = f"it needs a text 'question' and a number 'image_id', but is {quoted(row)}"
             raise _misfit(questions, question_id, problem)
         asked[question_id] = _Question(image_id, text)
     noted, answered = _read(annotations, "annotations")
     _check_ids(questions, asked, annotations, answered, "annotation")
     _check_ids(annotations, answered, questions, asked, "question")
     names = noted.get("question_types")  # OK-VQA says there what "one", "two", ... mean
-    found = re.search(r"(?:train|val|test)\d{4}", questions.name)
+    image_set = re.search(r"(?:train|val|test)\d{4}", questions.name)
     subtype = content.get("data_subtype")
     return VqaPair(
         path=questions,
-        subtype=subtype if isinstance(subtype, str) else found.group() if found else "",
+        subtype=subtype if isinstance(subtype, str) else image_set.group() if image_set else "",
         questions=asked,
         annotations={
             question_id: _annotation(
@@ -130,7 +130,7 @@ def _read(path: Path, kind: str) -> tuple[Mapping[str, object], dict[int | str, 
     for place, row in enumerate(rows, start=1):
         question_id = row.get("question_id") if isinstance(row, dict) else None
         if not isinstance(question_id, int | str):
-            problem = f"entry {place} of {kind!r} has no 'question_id': {printable(row)}"
+            problem = f"entry {place} of {kind!r} has no 'question_id': {quoted(row)}"
             raise DataError("fields", problem, remedy, file=str(path))
         if question_id in entries:
             raise _misfit(path, question_id, "the question occurs twice")
@@ -153,10 +153,10 @@ def _annotation(
     for entry in given if isinstance(given, list) else []:
         answer = entry.get("answer") if isinstance(entry, dict) else None
         if not isinstance(answer, str):
-            raise _misfit(path, question_id, f"an answer has no text 'answer': {printable(entry)}")
+            raise _misfit(path, question_id, f"an answer has no text 'answer': {quoted(entry)}")
         counts[answer] = counts.get(answer, 0) + 1
     if not counts:
-        raise _misfit(path, question_id, f"there are no 'answers': {printable(row)}")
+        raise _misfit(path, question_id, f"there are no 'answers': {quoted(row)}")
     question_type = str(row.get("question_type") or "")
     return _Annotation(counts, type_names.get(question_type, question_type), str(row.get("answer_type") or ""))
 
@@ -187,7 +187,7 @@ def image_names(image_ids: Iterable[int], subtype: str, images: Path) -> dict[in
         images: The folder that holds the images, or the one above.
 
     Raises:
-        DataError: without its place. Missing images are counted, not only the first one told.
+        DataError: without its place. Missing images are counted, and some of them named.
     """
     present = _listing(images)
     names: dict[int, str] = {}
@@ -212,16 +212,11 @@ def image_names(image_ids: Iterable[int], subtype: str, images: Path) -> dict[in
 
 
 def _listing(folder: Path) -> dict[str, str]:
-    """File name -> path relative to `folder`, of its files and those one folder down; the upper file wins."""
+    """File name -> path relative to `folder`, of its files and those one folder down; the upper file comes first."""
     if not folder.is_dir():
         raise DataError("missing_image", f"there is no folder {folder}", "Check --images")
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for place in ("", *sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())):
         for name in os.listdir(folder / place):
-            found.setdefault(name, f"{place}/{name}" if place else name)
-    return found
-
-
-def some(items: Sequence[object], limit: int = 5) -> str:
-    """The first few of many, for an error message."""
-    return ", ".join(map(str, items[:limit])) + (", ..." if len(items) > limit else "")
+            paths.setdefault(name, f"{place}/{name}" if place else name)
+    return paths

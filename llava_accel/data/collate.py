@@ -1,4 +1,4 @@
-"""Rows -> a batch of tensors."""
+"""Rows -> a batch of tensors: padding, each image once, targets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Batch:
     image_names: UInt8[Tensor, "named digest"]
     """Names under which features of `pixel_values` go into the cache; none where there is no cache."""
     image_positions: Int[Tensor, "places"]
-    """Where the tokens of an image begin; an image may stand in several places."""
+    """Where the tokens of an image begin; an image may be in several places."""
     image_index: Int[Tensor, "places"]
-    """Which image stands there, counted in the order in which they first stand in the rows."""
+    """Which image is there, counted in the order in which they first occur in the rows."""
     image_order: Int[Tensor, "different"]
-    """For each of these images its place among `pixel_values` and, behind them, `tower_features`. Sums over images
+    """For each of these images its place among `pixel_values` and, after them, `tower_features`. Sums over images
     are taken in the order of the rows: were it that of the cache, it would depend on what the cache held already."""
     target_positions: Int[Tensor, "targets"]
     """Whose hidden states predict."""
@@ -113,7 +113,7 @@ def place_images(names: Iterable[str], images: Mapping[str, LoadedImage]) -> dic
 
 
 def stack_images(images: Sequence[LoadedImage], image_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The three fields of a batch that hold images, which stand in the order of `place_images`."""
+    """The three fields of a batch that hold images, which are in the order of `place_images`."""
     pixels = [image.tensor for image in images if not image.is_encoded]
     features = [image.tensor for image in images if image.is_encoded]
     names = [list(image.name) for image in images if image.name and not image.is_encoded]

@@ -6,6 +6,7 @@ pieces are tokenised one by one in `labels.py`, so the targets are known by cons
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from llava_accel.data.problems import DataError
@@ -16,7 +17,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. Images stand in the text of user turns as `<image>`."""
+    """One message. The text of a user turn has `<image>` in the place of each image."""
 
     role: Role
     text: str
@@ -40,22 +41,23 @@ Template = Callable[[Sequence[Turn]], list[Piece]]
 BOS = Piece("special", "bos")
 EOS = Piece("special", "eos", supervised=True)
 
-_VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-_LLAMA_2 = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
-_CHATML = "Answer the questions."
+SYSTEM_PROMPTS = {
+    "v1": "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    "plain": "",
+    "llava_llama_2": "You are a helpful language and vision assistant. You are able to understand the visual content "
+    "that the user provides, and assist the user with a variety of tasks using natural language.",
+    "mistral_instruct": "",
+    "chatml": "Answer the questions.",
+}
+"""What a template says where a record has no system turn."""
 
 
 def check_turns(turns: Sequence[Turn], num_images: int) -> None:
-    """Hold the shape that templates rely on: [system] (user assistant)+, images in user turns only, counts equal."""
+    """Check the shape that templates rely on: [system] (user assistant)+, images in user turns only, counts equal."""
     spoken = [turn for turn in turns if turn.role != "system"]
     if any(turn.role == "system" for turn in turns[1:]):
-        raise DataError("roles", "a system turn stands behind the first place", "Move it to the start")
+        raise DataError("roles", "a system turn comes after another turn", "Move it to the start")
     if not spoken:
         raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
     for position, turn in enumerate(spoken):
@@ -72,7 +74,7 @@ def check_turns(turns: Sequence[Turn], num_images: int) -> None:
         )
     in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
     if in_answers and num_images:
-        raise DataError("image_count", f"{IMAGE} stands outside a user turn", "Images belong into questions")
+        raise DataError("image_count", f"{IMAGE} is outside a user turn", "Move it into a question")
     marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
     if marks != num_images:
         raise DataError(
@@ -96,7 +98,7 @@ def split_images(text: str, has_images: bool) -> list[Piece]:
 
 
 def move_images_to_start(text: str) -> str:
-    """LLaVA's placement: the images of a turn stand before its text, one a line, and the text is stripped."""
+    """LLaVA's placement: the images of a turn come before its text, one a line, and the text is stripped."""
     count = text.count(IMAGE)
     if not count:
         return text
@@ -104,7 +106,7 @@ def move_images_to_start(text: str) -> str:
 
 
 def _v1(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    system, rounds = _rounds(turns, _VICUNA)
+    system, rounds = _rounds(turns, "v1")
     pieces = [BOS]
     for number, (question, answer) in enumerate(rounds):
         lead = f"{system} " if number == 0 and system else ""
@@ -114,8 +116,8 @@ def _v1(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
     return pieces
 
 
-def _inst(turns: Sequence[Turn], has_images: bool, default_system: str, bos_between: bool) -> list[Piece]:
-    system, rounds = _rounds(turns, default_system)
+def _inst(turns: Sequence[Turn], has_images: bool, *, template: str, bos_between: bool) -> list[Piece]:
+    system, rounds = _rounds(turns, template)
     pieces = [BOS]
     for number, (question, answer) in enumerate(rounds):
         lead = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if number == 0 and system else ""
@@ -127,16 +129,8 @@ def _inst(turns: Sequence[Turn], has_images: bool, default_system: str, bos_betw
     return pieces
 
 
-def _llava_llama_2(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    return _inst(turns, has_images, _LLAMA_2, bos_between=True)
-
-
-def _mistral_instruct(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    return _inst(turns, has_images, "", bos_between=False)
-
-
 def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    _, rounds = _rounds(turns, "")
+    _, rounds = _rounds(turns, "plain")
     if len(rounds) != 1:
         raise DataError(
             "roles",
@@ -150,7 +144,7 @@ def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
 
 
 def _chatml(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    system, rounds = _rounds(turns, _CHATML)
+    system, rounds = _rounds(turns, "chatml")
     start, end = Piece("special", "<|im_start|>"), Piece("special", "<|im_end|>")
     pieces = [start, Piece("text", f"system\n{system}"), end]
     for question, answer in rounds:
@@ -163,15 +157,15 @@ def _chatml(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
 TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
     "v1": _v1,
     "plain": _plain,
-    "llava_llama_2": _llava_llama_2,
-    "mistral_instruct": _mistral_instruct,
+    "llava_llama_2": partial(_inst, template="llava_llama_2", bos_between=True),
+    "mistral_instruct": partial(_inst, template="mistral_instruct", bos_between=False),
     "chatml": _chatml,
 }
 
 
-def _rounds(turns: Sequence[Turn], default_system: str) -> tuple[str, list[tuple[str, str]]]:
+def _rounds(turns: Sequence[Turn], template: str) -> tuple[str, list[tuple[str, str]]]:
     """The system prompt and the (question, answer) pairs of checked turns (`check_turns`)."""
-    system = turns[0].text if turns[0].role == "system" else default_system
+    system = turns[0].text if turns[0].role == "system" else SYSTEM_PROMPTS[template]
     spoken = [turn.text for turn in turns if turn.role != "system"]
     assert len(spoken) % 2 == 0, "records hold whole rounds"
     return system, list(zip(spoken[::2], spoken[1::2], strict=True))

@@ -18,7 +18,7 @@ _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 @dataclass(frozen=True)
 class Source:
-    """One file: its rows, the folder of its images, and how often its rows stand in an epoch."""
+    """One file: its rows, the folder of its images, and how often its rows occur in an epoch."""
 
     table: Table
     images: Path
@@ -26,7 +26,7 @@ class Source:
 
 
 class Corpus:
-    """Rows of all sources, numbered through.
+    """The rows of all sources under one numbering.
 
     Args:
         sources: At least one.
@@ -127,7 +127,7 @@ def open_sources(
                     raise
                 unreadable.append(error)
     if sources and not any(len(source.table) for source in sources):
-        error = DataError("empty", "there is no record in it", "Check the file", file=str(sources[0].table.path))
+        error = DataError("empty", "the file has no records", "Check the file", file=str(sources[0].table.path))
         if unreadable is None:
             raise error
         unreadable.append(error)

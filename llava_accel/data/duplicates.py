@@ -12,11 +12,11 @@ from llava_accel.data.records import record_id
 
 
 def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
-    """Row -> what is wrong, for every record whose id an earlier record of the same file has.
+    """Row -> what is wrong, for every record with the id of an earlier record of the same file.
 
-    Records without an id are known by their row and share it with nobody. Eight bytes a record are held.
+    Records without an id go by their row, which is unique. Takes eight bytes of memory a record.
     """
-    found: dict[int, DataError] = {}
+    repeated: dict[int, DataError] = {}
     start = 0
     for source in corpus.sources:
         for row, first in _repeated(source.table).items():
@@ -24,15 +24,15 @@ def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
             error = DataError(
                 "duplicate_id",
                 f"row {number} has the same id",
-                "Give each record its own (--fix does): reports and predictions know records by their ids",
+                "Give each record its own id, as --fix does: reports and predictions name records by their ids",
             )
-            found[start + row] = corpus.locate(error, start + row)
+            repeated[start + row] = corpus.locate(error, start + row)
         start += len(source.table)
-    return found
+    return repeated
 
 
 def with_own_id(raw: bytes, number: int) -> bytes:
-    """The record under an id that nobody else has: the old one and the number of its row."""
+    """The record under a unique id: the old one and the number of its row."""
     fields = json.loads(raw)
     return json.dumps(fields | {"id": f"{record_id(raw)}-row{number}"}, ensure_ascii=False).encode()
 

@@ -18,7 +18,7 @@ from llava_accel.data.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A record's examples, the turns of user and assistant that each holds, and how many were dropped to make it fit."""
+    """A record's examples, the number of turns that each holds, and how many were dropped to make it fit."""
 
     examples: tuple[Example, ...]
     """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1."""
@@ -79,7 +79,7 @@ class Encoder:
             root: Folder that its image names are relative to.
 
         Raises:
-            DataError: unsafe or missing image, or too long and not to be shortened. Without its place.
+            DataError: unsafe or missing image, or too long and not shortened. Without its place.
         """
         dropped = 0
         images = [str(find_image(root, name)) for name in record.images]
@@ -105,13 +105,13 @@ class Encoder:
         if not self._is_weighted or not record.answers:
             return (self._label(self.pieces(record), images, index),)
         total = sum(count for _, count in record.answers)
-        found: list[Example] = []
+        examples: list[Example] = []
         for text, count in sorted(record.answers, key=lambda answer: -answer[1]):
             turns = (*record.turns[:-1], replace(record.turns[-1], text=text))
             example = self._label(self.pieces(replace(record, turns=turns)), images, index)
-            repeated = max((_common(example, other) for other in found), default=0)
-            found.append(replace(example, weight=count / total, num_repeated=repeated))
-        return tuple(found)
+            repeated = max((_common(example, other) for other in examples), default=0)
+            examples.append(replace(example, weight=count / total, num_repeated=repeated))
+        return tuple(examples)
 
 
 def _common(one: Example, other: Example) -> int:
@@ -130,7 +130,7 @@ def _without_last_round(record: Record) -> Record | None:
 
 
 def find_images(record: Record, index: int, root: Path) -> Encoded:
-    """Stands in for an `Encoder` where there is no tokenizer: the record's images are found, its text is not read.
+    """Replaces an `Encoder` where there is no tokenizer: the record's images are found, its text is not read.
 
     Raises:
         DataError: unsafe or missing image. Without its place.

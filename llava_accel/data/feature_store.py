@@ -1,8 +1,7 @@
 """Features of a frozen vision tower, kept on disk: a folder of memory-mapped safetensors files for each tower.
 
-A record is what the tower made of one image, under the hash of the image file's content. Files are written whole,
-under another name, and then renamed, so a reader never sees a part of one, whatever was killed when. Any number of
-processes may write into the same folder; a lock makes them take turns, and lets them keep to one limit together.
+A record is what the tower made of one image, under the hash of the image file's content. Any number of processes may
+write into the same folder: a lock makes them take turns and keep to one limit together.
 """
 
 import atexit
@@ -11,7 +10,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_accel.exceptions import UserError
+from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
-_SHARD_BYTES = 64 << 20  # a writer holds at most so much in memory, which is what a kill can cost
+_SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
 _LONGEST_WAIT = 30.0  # seconds
 _HEADER_BYTES = 160  # of a record in a file's header, at most
 
 
 def digest(content: bytes) -> bytes:
-    """The name of an image: of what the file holds, wherever it lies."""
+    """The name of an image: a hash of the file's content, wherever the file is."""
     return hashlib.sha256(content).digest()[:DIGEST_BYTES]
 
 
@@ -67,15 +67,15 @@ class FeatureStore:
         """The record of an image; a view of the file, in the type in which it was computed.
 
         Raises:
-            KeyError: there is none.
-            UserError: a file was deleted or damaged under our hands.
+            KeyError: it is not stored.
+            UserError: a file was deleted or damaged meanwhile.
         """
         if name not in self:
             raise KeyError(name.hex())
         return self._open(self._places[name.hex()]).get_tensor(name.hex())
 
     def num_bytes(self) -> int:
-        """Disk that this tower's records take."""
+        """Disk space of this tower's records."""
         return _size(self.folder)
 
     def _refresh(self) -> None:
@@ -137,7 +137,7 @@ class FeatureWriter:
             self._write()
 
     def flush(self) -> None:
-        """Write all that is here. Call it at the end; the end of the process does so, too."""
+        """Write all that waits. Call it at the end; the end of the process does so, too."""
         self._fetch()
         self._write()
 
@@ -156,7 +156,8 @@ class FeatureWriter:
             with _turn(self._store.root):
                 chosen = dict(self._fitting())
                 if chosen:
-                    _write_whole(self._store.folder, chosen)
+                    with atomic_file(self._store.folder / f"{uuid.uuid4().hex}.safetensors") as unfinished:
+                        save_file(chosen, unfinished)
             self.is_full = len(chosen) < len(self._waiting)
         self._waiting, self._waiting_bytes = {}, 0
         self._pause, self._since = min(2 * self._pause, _LONGEST_WAIT), time.monotonic()
@@ -174,25 +175,12 @@ class FeatureWriter:
 @contextmanager
 def _turn(root: Path) -> Iterator[None]:
     with (root / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when the process ends, however it does
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
         for folder in root.iterdir():
             for left in folder.glob("*.tmp") if folder.is_dir() else ():
                 left.unlink()  # of a process that was killed: nobody else is writing now
         yield
 
 
-def _write_whole(folder: Path, records: dict[str, Tensor]) -> None:
-    path = folder / f"{uuid.uuid4().hex}.safetensors"
-    unfinished = path.with_suffix(".tmp")
-    save_file(records, unfinished)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
 def _size(folder: Path) -> int:
-    return sum(entry.stat().st_size for entry in _files(folder))
-
-
-def _files(folder: Path) -> Iterable[os.DirEntry[str]]:
-    return [entry for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
+    return sum(file.stat().st_size for file in os.scandir(folder) if file.name.endswith(".safetensors"))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PilBackend
 
 from llava_accel.data.feature_store import FeatureStore, digest
-from llava_accel.data.problems import DataError, printable
+from llava_accel.data.problems import DataError, quoted
 
 Aspect = Literal["pad", "crop", "stretch"]
 _MAX_RATIO = 1000  # of the sides: the square around a longer strip, or its enlarged form, would fill the memory
@@ -23,21 +23,21 @@ _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow's readers raise for files that are cut off or damaged: each format has its own habits."""
+"""What Pillow's readers raise for files that are cut off or damaged; it differs between formats."""
 
 
 def find_image(root: Path, name: str) -> Path:
     """The file that `name` means below `root`.
 
     Raises:
-        DataError: the name, or a link on its way, leaves `root`; or there is no plain file.
+        DataError: the name, or a link on its way, leaves `root`; or is not a plain file.
     """
     path = root / name
-    # os.path, not pathlib: looping links and overlong names are missing images to it, and errors to pathlib.
+    # os.path, not pathlib: it takes looping links and overlong names for missing files, and pathlib raises.
     if "\0" in name or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise DataError(
             "unsafe_path",
-            f"the image {printable(name)} lies outside {root}",
+            f"the image {quoted(name)} lies outside {root}",
             "Name it relative to data.images, or set data.images to a folder that holds all images",
         )
     if not os.path.isfile(path):  # false for a folder, a pipe and a dangling link too
@@ -47,19 +47,19 @@ def find_image(root: Path, name: str) -> Path:
 
 def _absence(path: Path, name: str, root: Path) -> str:
     if os.path.isdir(path):
-        return f"the image {printable(name)} is a folder in {root}"
+        return f"the image {quoted(name)} is a folder in {root}"
     if os.path.exists(path):
-        return f"the image {printable(name)} in {root} is a pipe or a device, which is never opened"
+        return f"the image {quoted(name)} in {root} is a pipe or a device, which is never opened"
     if os.path.islink(path):
-        return f"the image {printable(name)} in {root} is a link that leads nowhere"
-    return f"there is no image {printable(name)} in {root}"
+        return f"the image {quoted(name)} in {root} is a link that leads nowhere"
+    return f"there is no image {quoted(name)} in {root}"
 
 
 def check_header(path: Path) -> tuple[int, int]:
     """Width and height in pixels from the file's header; cheap, nothing is decoded.
 
     Raises:
-        DataError: no image, or more pixels than Pillow's limit against decompression bombs.
+        DataError: not an image, or more pixels than Pillow's limit against decompression bombs.
     """
     with _open(path) as image:
         return image.size
@@ -69,7 +69,7 @@ def decode(path: Path) -> Image.Image:
     """The image in RGB. As in LLaVA an animation is its first frame, transparency and EXIF rotation are ignored.
 
     Raises:
-        DataError: the file is cut off or no image, or too large.
+        DataError: the file is cut off, not an image, or too large.
     """
     with _open(path) as image:
         try:
@@ -132,7 +132,7 @@ class ImageReader:
         size = settings["crop_size"] if settings.get("do_center_crop") else settings["size"]
         self._side: int = size.get("height") or size["shortest_edge"]
         self.store: FeatureStore | None = None
-        """Where the tower's features of images may lie already."""
+        """Features of images that are stored already."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -180,18 +180,18 @@ def _open(path: Path) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise DataError(
             "broken_image",
-            f"{printable(path, 200)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
+            f"{quoted(path, 200)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
             "Scale it down before training: the tower sees a few hundred pixels a side",
         ) from None
     except _BROKEN as error:
         raise _broken(path, error) from None
     if max(image.size) > _MAX_RATIO * min(image.size):
         width, height = image.size
-        problem = f"{printable(path, 200)} is a strip of {width} x {height} pixels"
-        raise DataError("broken_image", problem, "Cut it into images that a tower can see")
+        problem = f"{quoted(path, 200)} is a strip of {width} x {height} pixels"
+        raise DataError("broken_image", problem, "Cut it into images whose sides are less unequal")
     return image
 
 
 def _broken(path: Path, error: Exception) -> DataError:
-    problem = f"{printable(path, 200)} is no readable image ({' '.join(str(error).split())})"
+    problem = f"{quoted(path, 200)} is not a readable image ({' '.join(str(error).split())})"
     return DataError("broken_image", problem, "Replace it or drop the record")

@@ -1,7 +1,7 @@
 """`template = "auto"`: the pieces of a conversation from the processor's own chat template.
 
-The template is rendered with marks in place of the users' texts. What stands between the marks is the template's, may
-hold special tokens and is parsed; the users' texts never are.
+The template is rendered with marks in place of the users' texts. What is between the marks comes from the template,
+may hold special tokens and is parsed; the users' texts never are.
 """
 
 import re
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import BOS, EOS, IMAGE, Piece, Turn
 from llava_accel.data.labels import adds_bos
-from llava_accel.data.problems import DataError, printable
+from llava_accel.data.problems import DataError, quoted
 from llava_accel.exceptions import UserError
 
 _MARK = "\ue000{}.{}\ue001"  # of the private use area: no template and no tokenizer gives it a meaning
@@ -21,7 +21,7 @@ _REMEDY = "Name one of LLaVA's templates: v1, plain, llava_llama_2, mistral_inst
 _PROBE = [Turn("user", "q"), Turn("assistant", "a")]
 
 _REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What a template raises on a conversation that it was not written for, or in its box (jinja2's sandbox)."""
+"""What a template raises on a conversation that it was not written for, or in jinja2's sandbox."""
 
 Message = dict[str, str | list[dict[str, str]]]
 
@@ -30,7 +30,7 @@ class ChatTemplate:
     """A callable like those in `conversation.TEMPLATES`.
 
     Supervised are each answer, the space that leads to it, and the special token that ends it; where the template has
-    none, the end-of-sequence token behind the last answer, without which generation would never stop.
+    none, the end-of-sequence token after the last answer, without which generation would never stop.
 
     Args:
         tokenizer: Renders the template and knows its special tokens.
@@ -43,7 +43,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> None:
         if not chat_template:
             raise UserError(
-                "model.template: 'auto' takes the chat template of the base's processor, and it has none. " + _REMEDY
+                "model.template: 'auto' uses the chat template of the base's processor, which has none. " + _REMEDY
             )
         self._tokenizer = tokenizer
         self._template = chat_template
@@ -66,25 +66,25 @@ class ChatTemplate:
 
         Raises:
             DataError: the template refuses such a conversation. Without its place.
-            UserError: it drops or repeats a part, or begins answers in another way than generation does.
+            UserError: it drops or repeats a part, or its answers begin otherwise than generation does.
         """
         texts = [self._texts(turn, has_images) for turn in turns]
         messages = self._messages(texts, turns)
         rendered = self._render(messages)
         self._check_marks(rendered, texts)
         pieces: list[Piece] = []
-        place, behind_answer = 0, False
+        place, after_answer = 0, False
         for mark in _MARKS.finditer(rendered):
             number, part = int(mark[1]), int(mark[2])
             is_answer = turns[number].role == "assistant"
             between, place = rendered[place : mark.start()], mark.end()
             lead = self._lead(messages[:number], between) if is_answer else ""
             between = between[: len(between) - len(lead)]
-            pieces += self._behind_answer(between) if behind_answer else self._parse(between)
+            pieces += self._after_answer(between) if after_answer else self._parse(between)
             text = lead + texts[number][part]
             pieces += [Piece("text", text, supervised=is_answer)] if text else []
-            behind_answer = is_answer
-        end = self._behind_answer(rendered[place:])
+            after_answer = is_answer
+        end = self._after_answer(rendered[place:])
         last = [number for number, piece in enumerate(end) if piece.kind == "special" and piece.supervised]
         pieces += end[: last[0] + 1] if last else [EOS]
         if sum(piece.kind == "image" for piece in pieces) != sum(len(parts) - 1 for parts in texts):
@@ -98,7 +98,7 @@ class ChatTemplate:
         first, *rest = turn.text.split(IMAGE)
         texts = [first]
         for text in rest:
-            # A template that takes images as parts writes the line break behind leading ones by itself.
+            # A template that takes images as parts writes the line break after leading ones by itself.
             leading = self._takes_parts and not any(texts)
             texts.append(text.removeprefix("\n") if leading else text)
         return texts
@@ -123,20 +123,20 @@ class ChatTemplate:
                 add_generation_prompt=generation,
             )
         except _REFUSALS as error:
-            problem = f"the base's chat template refuses the conversation ({printable(error)})"
+            problem = f"the base's chat template refuses the conversation ({quoted(error)})"
             raise DataError("roles", problem, "Change its turns, or choose another model.template") from None
         assert isinstance(text, str)
         return text
 
     def _check_marks(self, rendered: str, texts: Sequence[Sequence[str]]) -> None:
-        found = [(int(number), int(part)) for number, part in _MARKS.findall(rendered)]
+        rendered_marks = [(int(number), int(part)) for number, part in _MARKS.findall(rendered)]
         wanted = [
             (number, part)
             for number, parts in enumerate(texts)
             for part, text in enumerate(parts)
             if text or len(parts) == 1
         ]
-        if found != wanted:
+        if rendered_marks != wanted:
             raise UserError(f"model.template: the chat template drops, repeats or moves texts. {_REMEDY}")
 
     def _lead(self, messages: list[Message], between: str) -> str:
@@ -151,23 +151,23 @@ class ChatTemplate:
             self._leads[between] = between[len(prompt) :]
         return self._leads[between]
 
-    def _behind_answer(self, text: str) -> list[Piece]:
-        """The template's text behind an answer; its first special token ends the answer and is learned."""
-        found = self._special.match(text, len(text) - len(text.lstrip()))
-        if not found or found[0] == IMAGE:
+    def _after_answer(self, text: str) -> list[Piece]:
+        """The template's text after an answer; its first special token ends the answer and is learned."""
+        token = self._special.match(text, len(text) - len(text.lstrip()))
+        if not token or token[0] == IMAGE:
             return self._parse(text)
-        ending = [Piece("text", text[: found.start()], supervised=True)] if found.start() else []
-        ending.append(Piece("special", self._names.get(found[0], found[0]), supervised=True))
-        return ending + self._parse(text[found.end() :])
+        ending = [Piece("text", text[: token.start()], supervised=True)] if token.start() else []
+        ending.append(Piece("special", self._names.get(token[0], token[0]), supervised=True))
+        return ending + self._parse(text[token.end() :])
 
     def _parse(self, text: str) -> list[Piece]:
         pieces: list[Piece] = []
         place = 0
-        for found in self._special.finditer(text):
-            pieces += [Piece("text", text[place : found.start()])] if found.start() > place else []
-            name = self._names.get(found[0], found[0])
+        for token in self._special.finditer(text):
+            pieces += [Piece("text", text[place : token.start()])] if token.start() > place else []
+            name = self._names.get(token[0], token[0])
             pieces.append(Piece("image") if name == IMAGE else Piece("special", name))
-            place = found.end()
+            place = token.end()
         return pieces + ([Piece("text", text[place:])] if place < len(text) else [])
 
 

@@ -1,7 +1,7 @@
-"""Pieces -> token ids and targets. The riskiest step of a LLaVA trainer, so it has a file of its own.
+"""Pieces -> token ids and targets. The riskiest step of a LLaVA trainer, so it has its own file.
 
 LLaVA tokenises the text between two images as one chunk and a SentencePiece tokenizer puts a space before the start
-of a chunk; whether it also puts one behind a special token depends on the tokenizer's `legacy` flag. Both are facts of
+of a chunk; whether it also puts one after a special token depends on the tokenizer's `legacy` flag. Both are facts of
 the encoder here, not corrections of a count, so ids and targets agree with LLaVA's for every text. Text of the user
 never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import Piece
-from llava_accel.data.text_encoder import Behind, TextEncoder
+from llava_accel.data.text_encoder import Context, TextEncoder
 from llava_accel.exceptions import UserError
 
 
@@ -22,8 +22,8 @@ from llava_accel.exceptions import UserError
 class Example:
     """One conversation as the model sees it.
 
-    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. Images stand as
-    `num_image_tokens` copies of the image token from `image_starts[k]` on and are never targets.
+    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. An image is
+    `num_image_tokens` copies of the image token from `image_starts[k]` on, which are never targets.
     """
 
     input_ids: Int[np.ndarray, "length"]
@@ -54,7 +54,7 @@ class Labeller:
 
     Args:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
-        image_token_id: Id that stands at every position of an image.
+        image_token_id: Id at every position of an image.
         num_image_tokens: Positions that one image takes.
     """
 
@@ -69,24 +69,24 @@ class Labeller:
         ids: list[int] = []
         is_target: list[bool] = []
         image_starts: list[int] = []
-        behind: Behind = "start"
+        after: Context = "start"
         for piece in pieces:
             if piece.kind == "image":
                 image_starts.append(len(ids))
-                new, behind = self._image_ids, "start"
+                new, after = self._image_ids, "start"
             elif piece.kind == "special":
                 new = self._special_ids.get(piece.text)
                 if new is None:
                     new = self._special_ids[piece.text] = self._special(piece.text)
-                # The first BOS belongs to the start: the tokenizer adds it, the text behind it begins the chunk.
-                behind = "start" if piece.text == "bos" and not ids else "special"
+                # The first BOS belongs to the start: the tokenizer adds it, the text after it begins the chunk.
+                after = "start" if piece.text == "bos" and not ids else "special"
             else:
-                new = self._encode(piece.text, behind)
-                behind = "text" if new else behind
+                new = self._encode(piece.text, after)
+                after = "text" if new else after
             ids += new
             is_target += [piece.supervised and piece.kind != "image"] * len(new)
         assert len(image_starts) == len(images) or not images, "one file for each image of the text"
-        is_target[:1] = [False] * len(is_target[:1])  # nothing stands before the first token that could predict it
+        is_target[:1] = [False] * len(is_target[:1])  # no token before the first one could predict it
         return Example(
             input_ids=np.asarray(ids, dtype=np.int64),
             is_target=np.asarray(is_target, dtype=bool),
@@ -100,7 +100,9 @@ class Labeller:
             return []
         token = self._tokenizer.special_tokens_map.get(f"{name}_token") if name in ("bos", "eos") else name
         if token is None:
-            raise UserError("model: the tokenizer has no end-of-sequence token, so no answer could ever end")
+            raise UserError(
+                "model: the tokenizer has no end-of-sequence token, so no answer could ever end. Use a base that has one"
+            )
         token_id = self._tokenizer.get_added_vocab().get(token)
         if token_id is None:
             raise UserError(

@@ -6,6 +6,7 @@ change; every later start and every rank maps the same file.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +16,11 @@ import pyarrow.parquet as parquet
 
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import MAX_BYTES
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
 _BLOCK = 1 << 22  # characters read at once from a JSON array
+_SPACE, _SEPARATOR = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _FORMAT = "2"
 _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])
 
@@ -31,7 +33,7 @@ class Table:
         cache_dir: Folder for the Arrow file.
 
     Raises:
-        DataError: the file cannot be read or is no such file; names file and remedy.
+        DataError: the file is missing or cannot be read; names file and remedy.
     """
 
     def __init__(self, path: Path, cache_dir: Path) -> None:
@@ -60,14 +62,14 @@ class Table:
         return self._rows.chunk(chunk)[place].as_py()
 
     def number(self, index: int) -> int:
-        """Where the row stands in the file: its line, blank ones counted, or its place in the array, from 1."""
+        """Where the row is in the file: its line, blank ones counted, or its place in the array, from 1."""
         chunk, place = divmod(index, _ROWS_PER_CHUNK)
         return self._numbers.chunk(chunk)[place].as_py()
 
 
 def _write_arrow(source: Path, target: Path) -> None:
     with (
-        whole_file(target) as unfinished,
+        atomic_file(target) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
         pa.ipc.new_file(file, _SCHEMA) as writer,
     ):
@@ -102,7 +104,7 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
 def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(_lines(file), start=1):
-            # A byte order mark is no part of the first record.
+            # A byte order mark is not part of the first record.
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             line = line if len(line) > MAX_BYTES else line.strip()
             if line:
@@ -126,8 +128,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 yield number, json.dumps(row, ensure_ascii=False, default=str).encode()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        problem = f"no readable Parquet file: {' '.join(str(error).split())}"
-        raise DataError("json", problem, "Write it anew", file=str(path)) from None
+        problem = f"not a readable Parquet file: {' '.join(str(error).split())}"
+        raise DataError("json", problem, "Write the file again", file=str(path)) from None
 
 
 def _json_array(path: Path) -> Iterator[bytes]:
@@ -138,12 +140,11 @@ def _json_array(path: Path) -> Iterator[bytes]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read(_BLOCK).lstrip()
             if not text.startswith("["):
-                raise DataError(
-                    "json", "the file is no JSON array", "Write [record, ...], or one a line in .jsonl", file=str(path)
-                )
+                remedy = "Write [record, ...], or one record a line in .jsonl"
+                raise DataError("json", "the file is not a JSON array", remedy, file=str(path))
             place = 1
             while True:
-                place = _skip(text, place, " \t\r\n" if number == 1 else " \t\r\n,")
+                place = (_SPACE if number == 1 else _SEPARATOR).match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]  matches ""
                 if text.startswith("]", place):
                     break
                 try:
@@ -154,21 +155,21 @@ def _json_array(path: Path) -> Iterator[bytes]:
                         problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
                         remedy = "Write one conversation a record; images are files, named in 'image'"
                         raise DataError("json", problem, remedy, file=str(path), row=number) from None
-                    block = file.read(max(_BLOCK, len(left))) if cut else ""  # doubling keeps a huge record linear
+                    block = (
+                        file.read(max(_BLOCK, len(left))) if cut else ""
+                    )  # doubling keeps the work on a huge record linear
                     if not block:
                         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                         problem = f"not valid JSON ({reason}){'; the file may be cut off' if cut else ''}"
-                        raise DataError("json", problem, "Write it anew", file=str(path), row=number) from None
+                        raise DataError("json", problem, "Write the file again", file=str(path), row=number) from None
                     text, place = left + block, 0
                     continue
                 # Between the tokens of JSON a line break means nothing, and inside them there is none.
                 yield text[place:end].replace("\n", " ").replace("\r", " ").encode()
                 place, number = end, number + 1
-            behind = (text[place + 1 :] + file.read(_BLOCK)).strip()
-            if behind:
-                raise DataError(
-                    "json", "something stands behind the end of the array", "Write one array a file", file=str(path)
-                )
+            if (text[place + 1 :] + file.read(_BLOCK)).strip():
+                problem = "there is more text after the end of the array"
+                raise DataError("json", problem, "Write one array a file", file=str(path))
     except UnicodeDecodeError as error:
         raise DataError("json", f"not UTF-8 ({error})", "Save it as UTF-8", file=str(path)) from None
 
@@ -178,9 +179,3 @@ def _may_be_cut(error: Exception, text: str) -> bool:
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(text) - 16  # longer than any escape or word
-
-
-def _skip(text: str, place: int, characters: str) -> int:
-    while place < len(text) and text[place] in characters:
-        place += 1
-    return place

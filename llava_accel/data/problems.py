@@ -1,5 +1,6 @@
-"""The one error that a user's data can raise: what is wrong, where it stands, and what to do about it."""
+"""The one error that a user's data can raise: what is wrong, where, and what to do about it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +28,7 @@ class DataError(UserError):
         kind: The class that summaries count it under.
         problem: What is wrong, with the offending value.
         remedy: What the user can do.
-        file, row, id: Where it stands; `row` counts from 1, as editors do. Filled in by `at`.
+        file, row, id: Where it is; `row` counts from 1, as editors do. Filled in by `at`.
     """
 
     kind: Kind
@@ -46,11 +47,11 @@ class DataError(UserError):
         return replace(self, remedy=f"{self.remedy}.{note}")
 
     def __str__(self) -> str:
-        place = self.file if self.file.isprintable() else printable(self.file, 200)
+        place = self.file if self.file.isprintable() else quoted(self.file, 200)
         if self.row is not None:
             place += f", row {self.row}"
         if self.id is not None:
-            place += f" (id {printable(self.id)})"
+            place += f" (id {quoted(self.id)})"
         return f"{place}: {self.problem}. {self.remedy}" if place else f"{self.problem}. {self.remedy}"
 
     def __reduce__(self) -> tuple[type["DataError"], tuple[str | int | None, ...]]:
@@ -58,7 +59,13 @@ class DataError(UserError):
         return DataError, (self.kind, self.problem, self.remedy, self.file, self.row, self.id)
 
 
-def printable(text: object, limit: int = 80) -> str:
-    """`text` in quotes, at most `limit` characters, with control characters escaped: data never drives a terminal."""
+def quoted(text: object, limit: int = 80) -> str:
+    """`text` in quotes, at most `limit` characters, with control characters escaped: data must not control a terminal."""
     shown = str(text)
     return repr(shown if len(shown) <= limit else shown[: limit - 1] + "…")
+
+
+def some(items: Sequence[object], limit: int = 4) -> str:
+    """The first few of many, and how many more there are, for an error message."""
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(map(str, items[:limit])) + more

@@ -1,4 +1,4 @@
-"""Batches to evaluate: questions on the same images share their prefix, and each knows where its answer begins."""
+"""Batches to evaluate: questions on the same images share their prefix, and it is known where each answer begins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ def load_questions(
         blind: Leave the images out; their places in the text stay.
 
     Raises:
-        DataError: a record or image that the survey found in order is broken now.
+        DataError: a record or image was changed since the survey, and is broken now.
     """
     data = _Batches(corpus, image_reader, batches, max_length, blind)
     loader = DataLoader(
@@ -130,7 +130,7 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
 
 def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Record]) -> Questions:
-    """Where the last answer of each example begins in its row, by the places of its targets."""
+    """Where the last answer of each example begins in its row, from the positions of its targets."""
     indices, numbers, places, counts = list[int](), list[int](), list[int](), list[int]()
     for number, row in enumerate(rows):
         before = 0

@@ -1,4 +1,4 @@
-"""One row of the user's file -> `Record`. Every error in it is raised here, with its remedy.
+"""One row of the user's file -> `Record`: turns, images, answers, choices. Errors in it are raised here, with a remedy.
 
 Accepted: `conversations` (or `messages`) of `{"from": human|gpt|user|assistant|system, "value": ...}` or
 `{"role": ..., "content": ...}`, `image` (a name or a list of names) or `images`, and what `prepare` adds: `question`,
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from llava_accel.data.conversation import Role, Turn, check_turns
-from llava_accel.data.problems import DataError, printable
+from llava_accel.data.problems import DataError, quoted
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -24,7 +24,7 @@ _ROLES: dict[str, Role] = {
     "system": "system",
 }
 MAX_BYTES = 16 << 20
-"""Longest row that is read: a line of hundreds of megabytes is no conversation, and would fill the memory."""
+"""Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def parse_record(raw: bytes, row: int) -> Record:
     record_id = _either(fields, "id", "question_id")
     record_id = row if record_id is None else record_id
     if isinstance(record_id, bool) or not isinstance(record_id, str | int):
-        raise DataError("fields", f"'id' is {printable(record_id)}, no string or whole number", "Give it a plain id")
+        raise DataError("fields", f"'id' is {quoted(record_id)}", "Write a string or a whole number")
     images = _images(fields)
     turns = _turns(fields)
     check_turns(turns, num_images=len(images))
@@ -76,13 +76,13 @@ def parse_record(raw: bytes, row: int) -> Record:
 
 
 def record_id(raw: bytes) -> str | None:
-    """The id of a row that may be broken, for an error message; None where there is none to read."""
+    """The id of a row that may be broken, for an error message; None if it cannot be read."""
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    found = _either(fields, "id", "question_id") if isinstance(fields, dict) else None
-    return str(found) if isinstance(found, str | int) else None
+    name = _either(fields, "id", "question_id") if isinstance(fields, dict) else None
+    return str(name) if isinstance(name, str | int) else None
 
 
 def _object(raw: bytes) -> Mapping[str, object]:
@@ -96,18 +96,18 @@ def _object(raw: bytes) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise DataError("json", f"not valid JSON ({error})", "Write one JSON object a row") from None
     if not isinstance(fields, dict):
-        raise DataError("json", f"the row is {printable(fields)}, not a JSON object", "Write {...}")
+        raise DataError("json", f"the row is {quoted(fields)}, not a JSON object", "Write {...}")
     if b"\\ud" in raw or b"\\uD" in raw:
         try:
             json.dumps(fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            half = printable(error.object[error.start])
-            raise DataError("json", f"{half} is half a character", "Write both halves of the pair, or none") from None
+            half = quoted(error.object[error.start])
+            raise DataError("json", f"{half} is half of a surrogate pair", "Write both halves, or neither") from None
     return fields
 
 
 def _either(fields: Mapping[str, object], name: str, other: str) -> object:
-    """The field of either spelling. A null is an absent field: Parquet has no other way to leave one out."""
+    """The field of either spelling. A null counts as absent: Parquet has no other way to leave a field out."""
     value = fields.get(name)
     return fields.get(other) if value is None else value
 
@@ -117,7 +117,7 @@ def _images(fields: Mapping[str, object]) -> tuple[str, ...]:
     names: list[str] = []
     for name in [] if value is None else value if isinstance(value, list) else [value]:
         if not isinstance(name, str) or not name:
-            raise DataError("fields", f"'image' holds {printable(name)}, not a file name", "Name a file, or drop it")
+            raise DataError("fields", f"'image' holds {quoted(name)}, not a file name", "Name a file, or drop it")
         names.append(name)
     return tuple(names)
 
@@ -127,7 +127,7 @@ def _turns(fields: Mapping[str, object]) -> tuple[Turn, ...]:
     if not isinstance(rows, list):
         raise DataError(
             "fields",
-            f"'conversations' is {'missing' if rows is None else printable(rows)}",
+            f"'conversations' is {'missing' if rows is None else quoted(rows)}",
             'Write "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]',
         )
     return tuple(_turn(row, position) for position, row in enumerate(rows, start=1))
@@ -135,14 +135,14 @@ def _turns(fields: Mapping[str, object]) -> tuple[Turn, ...]:
 
 def _turn(row: object, position: int) -> Turn:
     if not isinstance(row, dict):
-        raise DataError("fields", f"turn {position} is {printable(row)}", 'Write {"from": ..., "value": ...}')
+        raise DataError("fields", f"turn {position} is {quoted(row)}", 'Write {"from": ..., "value": ...}')
     speaker, text = _either(row, "from", "role"), _either(row, "value", "content")
     if not isinstance(speaker, str) or speaker not in _ROLES:
         raise DataError(
-            "roles", f"turn {position} is from {printable(speaker)}", f"Use one of {', '.join(_ROLES)} in 'from'"
+            "roles", f"turn {position} is from {quoted(speaker)}", f"Use one of {', '.join(_ROLES)} in 'from'"
         )
     if not isinstance(text, str):
-        raise DataError("fields", f"the text of turn {position} is {printable(text)}", "Write a string in 'value'")
+        raise DataError("fields", f"the text of turn {position} is {quoted(text)}", "Write a string in 'value'")
     return Turn(_ROLES[speaker], text)
 
 
@@ -151,7 +151,7 @@ def _text(fields: Mapping[str, object], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError("fields", f"{key!r} is {printable(value)}", "Write a string, or drop it")
+        raise DataError("fields", f"{key!r} is {quoted(value)}", "Write a string, or drop it")
     return value
 
 
@@ -171,12 +171,12 @@ def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
         entries = [entry.get("answer") if isinstance(entry, dict) else entry for entry in value]
         texts = [entry for entry in entries if isinstance(entry, str)]
         counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
-    found = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
-    if not counts or len(found) < len(counts):
+    answers = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
+    if not counts or len(answers) < len(counts):
         raise DataError(
-            "fields", f"'answers' is {printable(value)}", 'Write {"answer": count} or a list of answers, or drop it'
+            "fields", f"'answers' is {quoted(value)}", 'Write {"answer": count} or a list of answers, or drop it'
         )
-    return found
+    return answers
 
 
 def parse_choices(value: object, answer: str) -> tuple[str, ...]:
@@ -185,20 +185,18 @@ def parse_choices(value: object, answer: str) -> tuple[str, ...]:
         return ()
     names = tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
     if not isinstance(value, list) or len(names) < len(value) or not 2 <= len(names) <= len(_LETTERS):
-        raise DataError("fields", f"'choices' is {printable(value)}", "Write 2 to 26 strings, or drop it")
+        raise DataError("fields", f"'choices' is {quoted(value)}", "Write 2 to 26 strings, or drop it")
     if option(answer, len(names)) is None:
-        letters = f"A to {_LETTERS[len(names) - 1]}"
-        raise DataError(
-            "fields", f"the answer {printable(answer)} names none of {len(names)} choices", f"Begin it with {letters}"
-        )
+        problem = f"the answer {quoted(answer)} does not name one of the {len(names)} choices"
+        raise DataError("fields", problem, f"Begin it with a letter from A to {_LETTERS[len(names) - 1]}")
     return names
 
 
 def option(text: str, num_choices: int) -> str | None:
-    """The letter of the option that a text names, by LLaVA's rule for ScienceQA: alone, in front ("B. a magnet"), or in
-    the only "The answer is B." of the text.
+    """The letter of the option that a text names, by LLaVA's rule for ScienceQA: alone, at the start ("B. a magnet"), or
+    in the only "The answer is B." of the text.
 
-    None where the text names no option in one of these ways, or a letter that is none of the choices.
+    None where the text names no option in one of these ways, or a letter beyond the choices.
     """
     text = text.strip()
     letter = text if len(text) == 1 else text[:1] if text[1:3] == ". " else ""

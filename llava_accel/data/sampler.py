@@ -5,10 +5,9 @@ dealt out. Lengths are real tokens, image tokens included.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
 
 import numpy as np
 from jaxtyping import Int
@@ -20,8 +19,8 @@ MicroBatch = list[int]
 Window = list[MicroBatch]
 
 
-class Batches(Sequence[Int[np.ndarray, "batch"]]):
-    """The global batches of an epoch: stretches of one array, as objects of their own only while they are looked at.
+class Batches:
+    """The global batches of an epoch: slices of one array, made when they are read.
 
     Args:
         examples: All of them, batch after batch.
@@ -35,13 +34,7 @@ class Batches(Sequence[Int[np.ndarray, "batch"]]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> Int[np.ndarray, "batch"]: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Int[np.ndarray, "batch"]]: ...
-    def __getitem__(self, place: int | slice) -> Int[np.ndarray, "batch"] | list[Int[np.ndarray, "batch"]]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(len(self))[place]]
+    def __getitem__(self, place: int) -> Int[np.ndarray, "batch"]:
         start = int(self._numbers[place]) * self._size
         return self._examples[start : start + self._size]
 
@@ -55,7 +48,7 @@ class Order:
         seed: The run's seed.
         global_batch_size: Examples of one step over all ranks and micro-batches.
         group_by_length: Put examples of similar length into the same step.
-        repeats: How often each example stands in an epoch (data.train weights); fractions are drawn anew each epoch.
+        repeats: How often each example occurs in an epoch (data.train weights); fractions are drawn again each epoch.
         groups: Examples of equal number stay together and share their prefix; None keeps none together. A group is cut
             only where a global batch ends, so every step has as many examples as without groups.
     """

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.exceptions import UserError
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 
 def held_out(
@@ -42,8 +42,8 @@ def held_out(
 
 
 def _draw(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int) -> Float[np.ndarray, "rows"]:
-    """A number from 0 to 1 for each row, equal for rows whose images must stay together. Holds no names of files
-    but of those that stand beside others, or in several folders."""
+    """A number from 0 to 1 for each row, equal for rows whose images must stay together. Only the names of images
+    that share a record or a file with others are held."""
     groups = _Groups()
     several_roots = len({source.images for source in corpus.sources}) > 1
     names_of_files: dict[str, str] = {}
@@ -76,7 +76,7 @@ def _kept(
         return draw()
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
     if not path.exists():
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        with atomic_file(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, draw())
     return np.load(path, mmap_mode="r")
 
@@ -86,14 +86,14 @@ def _uniform(name: str, seed: int) -> float:
 
 
 class _Groups:
-    """Union-find over names that were joined; names that never were stand alone and cost nothing."""
+    """Union-find over names that were joined; other names cost nothing."""
 
     def __init__(self) -> None:
         self._parents: dict[str, str] = {}
 
     def find(self, name: str) -> str:
         while (parent := self._parents.get(name)) is not None:
-            self._parents[name] = self._parents.get(parent, parent)  # halves the way for the next one
+            self._parents[name] = self._parents.get(parent, parent)  # halves the path for the next call
             name = parent
         return name
 

@@ -1,22 +1,23 @@
-"""Reads every record once before the first step: lengths for the order, and everything that is wrong with the data."""
+"""Reads every record and image once before the first step: lengths for the order, what is wrong, and a cache of both."""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int, Shaped
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_images
 from llava_accel.data.problems import DataError
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
@@ -27,16 +28,16 @@ COLUMNS = {
     "num_turns": np.int32,
     "image_keys": np.int64,
 }
-"""What is kept of each row: few bytes, as there may be ten million."""
+"""What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What reading the data found. Arrays have one entry for each row; 0 where it cannot be used."""
+    """What is known of the data. Arrays have one entry for each row; 0 where it cannot be used."""
 
     lengths: Int[np.ndarray, "rows"]
-    """Tokens, image tokens included; several answers to a record stand behind one prompt."""
+    """Tokens, image tokens included; several answers to a record share one prompt."""
     num_targets: Int[np.ndarray, "rows"]
     num_images: Int[np.ndarray, "rows"]
     num_turns: Int[np.ndarray, "rows"]
@@ -56,12 +57,12 @@ class Survey:
         return Counter(error.kind for error in self.errors.values())
 
 
-Found = tuple[Shaped[np.ndarray, "rows"], dict[int, DataError]]
-"""Of some rows: their `COLUMNS` and "dropped_turns", and what is wrong with those that cannot be used."""
+def _read_rows(corpus: Corpus, rows: Sequence[int]) -> tuple[Shaped[np.ndarray, "rows"], dict[int, DataError]]:
+    """Tokenise some rows, and find their images without opening them.
 
-
-def read_rows(corpus: Corpus, rows: Sequence[int]) -> Found:
-    """Tokenise some rows. Their images are there; whether they can be read is not looked at."""
+    Returns:
+        Their `COLUMNS` and "dropped_turns", and by row what is wrong with those that cannot be used.
+    """
     columns = np.zeros(len(rows), dtype=_READ)
     errors: dict[int, DataError] = {}
     for place, row in enumerate(rows):
@@ -98,19 +99,19 @@ def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[in
     columns = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in _READ.names or ()}
     errors: dict[int, DataError] = {}
     chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in range(0, len(corpus), _CHUNK)]
-    for rows, (found, bad) in zip(chunks, _in_parallel(_Records(corpus, chunks), workers), strict=True):
+    for rows, (read, wrong) in zip(chunks, _in_parallel(partial(_read_rows, corpus), chunks, workers), strict=True):
         for name, column in columns.items():
-            column[rows.start : rows.stop] = found[name]
-        errors |= bad
-        progress(int(np.count_nonzero(found["num_images"] == 0)))
-    errors |= _broken_images(corpus, columns, workers, decode, progress)
+            column[rows.start : rows.stop] = read[name]
+        errors |= wrong
+        progress(int(np.count_nonzero(read["num_images"] == 0)))
+    errors |= _image_errors(corpus, columns, workers, decode, progress)
     for column in columns.values():
         column[list(errors)] = 0
     num_dropped_turns = int(columns.pop("dropped_turns").sum())
     return Survey(**columns, num_dropped_turns=num_dropped_turns, errors=dict(sorted(errors.items())))
 
 
-def _broken_images(
+def _image_errors(
     corpus: Corpus,
     columns: dict[str, np.ndarray],
     workers: int,
@@ -118,56 +119,36 @@ def _broken_images(
     progress: Callable[[int], None],
 ) -> dict[int, DataError]:
     (shown,) = np.nonzero(columns["num_images"])
-    keys, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)
-    order = np.argsort(first)  # that of the data, in which neighbouring images lie side by side on the disk
-    keys, rows, counts = keys[order], shown[first][order], counts[order]
-    chunks = [range(start, min(start + _CHUNK // 8, len(rows))) for start in range(0, len(rows), _CHUNK // 8)]
+    _, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)
+    order = np.argsort(first)  # that of the data, in which neighbouring images are neighbours on the disk
+    rows, counts = shown[first][order].tolist(), counts[order]
+    chunks = [rows[start : start + _CHUNK // 8] for start in range(0, len(rows), _CHUNK // 8)]
     broken: dict[int, DataError] = {}
-    reader = _Images(corpus, [rows[chunk.start : chunk.stop].tolist() for chunk in chunks], decode)
-    for chunk, found in zip(chunks, _in_parallel(reader, workers), strict=True):
-        broken |= {int(keys[chunk.start + place]): error for place, error in found.items()}
-        progress(int(counts[chunk.start : chunk.stop].sum()))
-    bad = shown[np.isin(columns["image_keys"][shown], list(broken))].tolist() if broken else []
-    return {row: corpus.locate(broken[int(columns["image_keys"][row])], row) for row in bad}
+    done = 0
+    read = partial(_check_rows, corpus, decode=decode)
+    for chunk, errors in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
+        broken |= {int(columns["image_keys"][row]): error for row, error in errors.items()}
+        progress(int(counts[done : done + len(chunk)].sum()))
+        done += len(chunk)
+    unusable = shown[np.isin(columns["image_keys"][shown], list(broken))].tolist() if broken else []
+    return {row: corpus.locate(broken[int(columns["image_keys"][row])], row) for row in unusable}
 
 
-class _Records(Dataset[Found]):
-    def __init__(self, corpus: Corpus, chunks: Sequence[range]) -> None:
-        self._corpus, self._chunks = corpus, chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, number: int) -> Found:
-        return read_rows(self._corpus, self._chunks[number])
-
-
-class _Images(Dataset[dict[int, DataError]]):
-    """Index: rows that stand for all with their images -> what is wrong, by place among these rows."""
-
-    def __init__(self, corpus: Corpus, chunks: Sequence[list[int]], decode: bool) -> None:
-        self._corpus, self._chunks, self._decode = corpus, chunks, decode
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, number: int) -> dict[int, DataError]:
-        errors: dict[int, DataError] = {}
-        for place, row in enumerate(self._chunks[number]):
-            try:
-                check_images(map(Path, self._corpus.encode(row).example.images), self._decode)
-            except DataError as error:
-                errors[place] = error
-        return errors
+def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> dict[int, DataError]:
+    """Row -> what is wrong with its images."""
+    errors: dict[int, DataError] = {}
+    for row in rows:
+        try:
+            check_images(map(Path, corpus.encode(row).example.images), decode)
+        except DataError as error:
+            errors[row] = error
+    return errors
 
 
-def _in_parallel(reader: _Records | _Images, workers: int) -> Iterator[Any]:
-    workers = workers if len(reader) * _CHUNK > _SMALL else 0
-    yield from DataLoader(reader, batch_size=None, num_workers=workers, collate_fn=_as_is)  # pyright: ignore[reportArgumentType]
-
-
-def _as_is(found: Any) -> Any:
-    return found
+def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int) -> Iterator[Any]:
+    """What `read` makes of each chunk, in order; by worker processes where there are many."""
+    workers = workers if len(chunks) * _CHUNK > _SMALL else 0
+    yield from DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=read)  # pyright: ignore[reportArgumentType]
 
 
 _FORMAT = 3
@@ -189,12 +170,12 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
     return _load(path)
 
 
-def _write(found: Survey, path: Path) -> None:
-    errors = json.dumps({row: vars(error) for row, error in found.errors.items()})
-    batch = pa.record_batch({name: getattr(found, name) for name in COLUMNS})
-    batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(found.num_dropped_turns)})
+def _write(survey: Survey, path: Path) -> None:
+    errors = json.dumps({row: vars(error) for row, error in survey.errors.items()})
+    batch = pa.record_batch({name: getattr(survey, name) for name in COLUMNS})
+    batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(survey.num_dropped_turns)})
     with (
-        whole_file(path) as unfinished,
+        atomic_file(path) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
         pa.ipc.new_file(file, batch.schema) as writer,
     ):
@@ -211,25 +192,21 @@ def _load(path: Path) -> Survey:
     )
 
 
-def _mended(corpus: Corpus, found: Survey) -> Survey:
-    rows = [row for row, error in found.errors.items() if error.kind in _OF_IMAGES]
+def _mended(corpus: Corpus, survey: Survey) -> Survey:
+    rows = [row for row, error in survey.errors.items() if error.kind in _OF_IMAGES]
     if not rows:
-        return found
-    columns, errors = read_rows(corpus, rows)
-    for place, row in enumerate(rows):
-        if row not in errors:
-            try:
-                check_images(map(Path, corpus.encode(row).example.images), whole=True)
-            except DataError as error:
-                columns[place] = 0
-                errors[row] = corpus.locate(error, row)
-    arrays = {name: np.array(getattr(found, name)) for name in COLUMNS}  # a copy: files are not changed
+        return survey
+    columns, errors = _read_rows(corpus, rows)
+    broken = _check_rows(corpus, [row for row in rows if row not in errors], decode=True)
+    errors |= {row: corpus.locate(error, row) for row, error in broken.items()}
+    columns[[row in broken for row in rows]] = 0
+    arrays = {name: np.array(getattr(survey, name)) for name in COLUMNS}  # a copy: files are not changed
     for name, array in arrays.items():
         array[rows] = columns[name]
-    others = {row: error for row, error in found.errors.items() if row not in set(rows)}
+    others = {row: error for row, error in survey.errors.items() if row not in set(rows)}
     return replace(
-        found,
+        survey,
         **arrays,
-        num_dropped_turns=found.num_dropped_turns + int(columns["dropped_turns"].sum()),
+        num_dropped_turns=survey.num_dropped_turns + int(columns["dropped_turns"].sum()),
         errors=dict(sorted((others | errors).items())),
     )

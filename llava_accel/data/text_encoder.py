@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from llava_accel import compat
 from llava_accel.exceptions import UserError
 
-Behind = Literal["start", "special", "text"]
-"""What a text follows: the start of a chunk (the conversation, or an image's end), a special token, or text."""
+Context = Literal["start", "special", "text"]
+"""What comes before a text: the start of a chunk (of the conversation, or after an image), a special token, or text."""
 _CONTROL = re.compile(r"<\|.*\|>")
 _WORDS = re.compile("[ ▁]*[^ ▁]+|[ ▁]+$")  # each word with the spaces that lead to it
 _OVER_AN_END = re.compile("[^▁]▁")
@@ -23,8 +23,8 @@ class TextEncoder:
     """Plain text -> ids, with the leading space under our control and no special token ever parsed.
 
     Args:
-        tokenizer: One with a `tokenizers` backend, else ValueError.
-        image_token_id: Never comes out of a text either, special or not in the tokenizer's own book.
+        tokenizer: One with a `tokenizers` backend, else UserError.
+        image_token_id: Is never made from a text either, whether the tokenizer calls it special or not.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int = -1) -> None:
@@ -35,7 +35,7 @@ class TextEncoder:
             )
         spec = compat.tokenizer_description(tokenizer)
         self._space, self.space_at_start, self.space_after_special = _take_over_spaces(spec)
-        # Some files carry the settings of their last use; here they would cut off or fill up every piece.
+        # Some files hold the settings of their last use, which would cut off or pad every piece.
         spec["truncation"] = spec["padding"] = None
         for token in spec["added_tokens"]:
             # Not all bases mark what structures a conversation as special. Other added tokens are words.
@@ -45,29 +45,29 @@ class TextEncoder:
         self._words = _WORDS if _ends_at_spaces(spec) else None
         self._known: dict[str, list[int]] = {}
 
-    def __call__(self, text: str, behind: Behind) -> list[int]:
-        """Ids of `text`, given what it stands behind."""
+    def __call__(self, text: str, after: Context) -> list[int]:
+        """Ids of `text`, given what comes before it."""
         if not text:
             return []
-        lead = (behind == "start" and self.space_at_start) or (behind == "special" and self.space_after_special)
+        lead = (after == "start" and self.space_at_start) or (after == "special" and self.space_after_special)
         text = f"{self._space}{text}" if lead else text
         if self._words is None:
             return list(self._ids(text))
         return [token for word in self._words.findall(text) for token in self._ids(word)]
 
     def _ids(self, text: str) -> list[int]:
-        found = self._known.get(text)
-        if found is None:
-            found = self._backend.encode(text, add_special_tokens=False).ids
+        ids = self._known.get(text)
+        if ids is None:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             if len(text) <= _LONGEST_KNOWN:
-                self._known[text] = found
-        return found
+                self._known[text] = ids
+        return ids
 
 
 def _ends_at_spaces(spec: dict) -> bool:
-    """Whether no token reaches over the end of a word into the space behind it, as with SentencePiece's BPE.
+    """Whether no token reaches over the end of a word into the space after it, as with SentencePiece's BPE.
 
     Then a text's ids are those of its words, each with the spaces that lead to it: what is merged, and in which order,
     in one word depends on no other.
@@ -101,7 +101,7 @@ def _take_over_spaces(spec: dict) -> tuple[str, bool, bool]:
     """Remove the automatic leading space from a tokenizer's description.
 
     Returns:
-        The space, whether it stands at the start of a text, and whether it stands behind special tokens too.
+        The space, whether it is added at the start of a text, and whether it is added after special tokens too.
     """
     normalizer, pre_tokenizer = spec.get("normalizer"), spec.get("pre_tokenizer")
     parts = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])

@@ -1,7 +1,7 @@
-"""Examples -> rows. A row is a forest of token sequences in which a common prefix stands once.
+"""Examples -> rows: chains, shared prefixes, packs. A row is a forest of sequences that holds a common prefix once.
 
-The tokens of a row stand in depth-first order, so the descendants of a token are the ones right behind it, up to
-`subtree_end`. Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
+The tokens of a row are in depth-first order, so the descendants of a token come right after it, up to `subtree_end`.
+ Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
 pack of chains and questions that share an image are all this one thing.
 """
 
@@ -29,7 +29,7 @@ class Row:
     indices: tuple[int, ...]
     """Places in the data of the records in this row; several answers to one record name it once."""
     num_example_tokens: int
-    """Tokens of the records one by one: what the row stands for, however little of it is computed."""
+    """Tokens of the records one by one, those of a shared prefix counted for each."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -46,7 +46,7 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
     Args:
         examples: At least one. An image is part of a shared prefix where its file and its place are the same.
         weights: Factor on the loss of each example; its own weight where absent.
-        share: Common prefixes stand once. False puts the examples side by side (a pack).
+        share: Hold common prefixes once. False puts the examples side by side (a pack).
     """
     weights = [example.weight for example in examples] if weights is None else weights
     numbers: dict[str, int] = {}
@@ -60,7 +60,7 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
 def share_rows(examples: Sequence[Example], max_length: int) -> list[Row]:
     """Rows in which examples of the same images, and answers to the same record, share their prefix.
 
-    A row longer than `max_length` is split at branches, so a prefix then stands once in each of its parts.
+    A row longer than `max_length` is split at branches, and each part then holds the prefix.
     """
     groups: dict[object, list[Example]] = {}
     for example in examples:
@@ -72,8 +72,8 @@ def _split(group: Sequence[Example], max_length: int) -> list[list[Example]]:
     """Parts of a group whose rows fit `max_length`, as far as its examples do. Branches stay together."""
     numbers: dict[str, int] = {}
     keys = [_keys(example, numbers) for example in group]
-    # Sorted by their tokens' bytes, examples stand as in the depth-first order of their tree, up to the order of
-    # branches: each then adds to the row what is behind its common prefix with the one before.
+    # Sorted by their tokens' bytes, examples are in the depth-first order of their tree, up to the order of
+    # branches: each then adds to the row what comes after its common prefix with the one before.
     order = sorted(range(len(group)), key=lambda place: keys[place].tobytes())
     parts: list[list[int]] = []
     length = 0
@@ -98,7 +98,7 @@ def _keys(example: Example, numbers: dict[str, int]) -> Int[np.ndarray, "length"
     for start, name in zip(example.image_starts, example.images, strict=True):
         number = numbers.setdefault(name, len(numbers))
         run = int(np.argmax(np.append(keys[start:] != keys[start], True)))
-        keys[start : start + run] = -1 - number  # an image right behind this one overwrites its own part
+        keys[start : start + run] = -1 - number  # an image right after this one overwrites its own part
     return keys
 
 
@@ -118,7 +118,7 @@ class _Builder:
         while waiting:
             item = waiting.pop()
             if isinstance(item, int):
-                self.ends[item][:] = self.length  # all its descendants stand by now
+                self.ends[item][:] = self.length  # all its descendants are placed by now
                 continue
             group, depth = item
             first = self.keys[group[0]]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llava_accel.model.lora import LANGUAGE_MODEL, PROJECTOR
+from llava_accel.model.layouts import LANGUAGE_MODEL, PROJECTOR
 from llava_accel.model.processing import Processing
 from llava_accel.model.tower import num_tower_layers
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from llava_accel.estimate.trace import Moment
-from llava_accel.model.lora import LANGUAGE_MODEL
+from llava_accel.model.layouts import LANGUAGE_MODEL
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.zero import REDUCE_BUCKET_SIZE
 

@@ -19,7 +19,7 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe, make_recipe
-from llava_accel.storage.manifest import complete_checkpoints
+from llava_accel.setup.run_folder import complete_checkpoints
 
 Kind = Literal["lora", "projector", "model"]
 """LoRA weights, the projector of stage 1, or all the weights that there are."""

@@ -1,6 +1,5 @@
 """What the model is trained to say, for people and for programs: examples on the console, labels in a file."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from llava_accel.data.corpus import Corpus
 from llava_accel.data.labels import Example
 from llava_accel.data.survey import Survey
 from llava_accel.model.processing import Processing
+from llava_accel.storage.jsonl import write_json_lines
 
 IGNORE_INDEX = -100
 
@@ -63,15 +63,16 @@ def write_labels(path: Path, corpus: Corpus, found: Survey) -> None:
 
     With data.answers = "weighted" a line for each answer, with its "weight".
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        for row in found.usable:
-            for example in corpus.encode(int(row)).examples:
-                labels = np.where(example.is_target, example.input_ids, IGNORE_INDEX)
-                line = {
-                    "id": corpus.record(int(row)).id,
-                    "input_ids": example.input_ids.tolist(),
-                    "labels": labels.tolist(),
-                    **({"weight": example.weight} if example.weight != 1 else {}),
-                }
-                file.write(json.dumps(line) + "\n")
+    write_json_lines(
+        (
+            {
+                "id": corpus.record(row).id,
+                "input_ids": example.input_ids.tolist(),
+                "labels": np.where(example.is_target, example.input_ids, IGNORE_INDEX).tolist(),
+                **({"weight": example.weight} if example.weight != 1 else {}),
+            }
+            for row in found.usable.tolist()
+            for example in corpus.encode(row).examples
+        ),
+        path,
+    )

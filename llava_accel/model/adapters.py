@@ -1,10 +1,10 @@
-"""Adapters of any origin: read them, check them against the recipe, and put them into a model.
+"""Adapters of any origin: read, compared with the recipe, and put into a model.
 
 Ours (adapter_model.safetensors, non_lora_trainables.safetensors), peft's (a projector may be in it, as a module
 to save), original LLaVA's (non_lora_trainables.bin, its own key names), and those of transformers before 4.52.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Adapter:
     rest: dict[str, Tensor]
 
     def choose(self, paths: list[str]) -> list[str]:
-        """Those of the model's layers that it adapts.
+        """The layers among `paths` that it adapts.
 
         Raises:
             UserError: there are none.
@@ -41,8 +41,8 @@ class Adapter:
         chosen = [path for path in paths if path in adapted]
         if not chosen:
             raise UserError(
-                f"model.adapter: {self.folder} adapts none of the model's layers; it adapts {min(adapted)} and the "
-                "like. Name the base that it was trained on"
+                f"model.adapter: {self.folder} does not adapt any layer of this model, but layers such as "
+                f"{min(adapted)}. Name the base that it was trained on"
             )
         return chosen
 
@@ -51,7 +51,7 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     """Read an adapter's folder and compare its config with the recipe's.
 
     Raises:
-        UserError: it is no LoRA adapter, is damaged, or was made with other settings.
+        UserError: it is not a LoRA adapter, is damaged, or was made with other settings.
     """
     folder = resolve_folder(name, "model.adapter")
     _check_config(folder, lora)
@@ -76,7 +76,7 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
             rest[_renamed(layouts.trainable_to_memory, tensor.name.replace(".base_layer.", "."), file)] = tensor.read()
     for tensor in read_tensors(other) if other else ():
         tensor.check_finite()
-        rest[_renamed(layouts.trainable_to_memory, tensor.name, other)] = tensor.read()
+        rest[_renamed(layouts.trainable_to_memory, tensor.name, tensor.file)] = tensor.read()
     if not adapter:
         raise UserError(f"model.adapter: {file} holds no LoRA weights. Name another adapter")
     return Adapter(folder, adapter, rest)
@@ -94,7 +94,7 @@ def has_tower(name: str) -> bool:
 
 
 def load_adapter(model: PeftModel, adapter: Adapter) -> None:
-    """Put an adapter into a model whose LoRA layers it shall fill.
+    """Put an adapter into a model that has LoRA layers for it.
 
     Raises:
         UserError: a tensor has no place in the model, or a LoRA layer of the model has no tensor.
@@ -163,31 +163,31 @@ def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
 def _check_config(folder: Path, lora: LoraTable) -> None:
     if not (folder / "adapter_config.json").is_file():
         hint = ". Name an mm_projector file in model.projector" if (folder / "mm_projector.bin").is_file() else ""
-        raise UserError(f"model.adapter: {folder} has no adapter_config.json, so it is no adapter{hint or _RUN}")
+        raise UserError(f"model.adapter: {folder} has no adapter_config.json, so it is not an adapter{hint or _RUN}")
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise UserError(
-            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and here only LoRA is trained. "
+            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and only LoRA can be continued here. "
             "Merge it into its base with peft, and name the result in model.base"
         )
-    theirs_of = lora_settings(config)
-    ours_of = {"rank": lora.rank, "alpha": lora.alpha, "variant": lora.variant, "bias": lora.bias}
-    for key, ours in ours_of.items():
-        theirs = theirs_of[key]
-        if theirs != ours:
+    for key, made_with in lora_settings(config).items():
+        wanted = getattr(lora, key)
+        if wanted != made_with:
             raise UserError(
-                f"model.lora.{key} is {ours!r}, and the adapter {folder} was made with {theirs!r}. "
-                f"Set model.lora.{key} = {theirs!r} to continue it"
+                f"model.lora.{key} is {wanted!r}, and the adapter {folder} was made with {made_with!r}. "
+                f"Set model.lora.{key} = {made_with!r} to continue it"
             )
     patterns = [key for key in ("rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
     if patterns:
-        raise UserError(f"model.adapter: {folder} uses {', '.join(patterns)}, which no recipe can. Merge it first")
+        raise UserError(
+            f"model.adapter: {folder} uses {', '.join(patterns)}, which a recipe cannot express. Merge it into its base "
+            "with peft first"
+        )
 
 
-def _renamed(rename: object, name: str, file: Path | None) -> str:
-    assert callable(rename)
+def _renamed(rename: Callable[[str], str], name: str, file: Path) -> str:
     try:
-        return str(rename(name))
+        return rename(name)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 

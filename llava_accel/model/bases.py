@@ -1,6 +1,6 @@
-"""What a recipe's [model] names: which layout, which folders, and the `LlavaConfig` that all of them end up in.
+"""The base that a recipe's [model] names: layout, folders, one `LlavaConfig` for all, and which bases are refused.
 
-Only configs are read here, so everything that a model cannot do is refused before any weight is touched.
+Only configs are read here, so what cannot be trained is refused before any weight is touched.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llama": "llama", 
 _NOT_THE_LANGUAGE_MODELS = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "tokenizer_", "use_mm_", "_")
 _NOT_KEPT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache"}
 _UNREADABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
-"""What the configs of transformers raise for values that they cannot hold: each model has its own habits."""
+"""What the configs of transformers raise for values that they cannot hold; it differs between models."""
 _TOWERS = (CLIPVisionConfig, SiglipVisionConfig)
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
@@ -30,8 +30,8 @@ TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 class Base:
     """A model as its configs describe it.
 
-    `tower` is the folder that the vision tower's weights come from; None means that `folder` is the only place.
-    `tower_overridden` says that it comes before a tower inside the checkpoint. `text` and `vision` are the halves of
+    `tower` is the folder that the vision tower's weights come from; None if they are in `folder`.
+    `tower_overridden` says that it replaces a tower inside the checkpoint. `text` and `vision` are the halves of
     `config`; `text.vocab_size` is the number of rows on disk.
     """
 
@@ -59,7 +59,7 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
         weights: False downloads configs and tokenizers only.
 
     Raises:
-        UserError: something is missing, or is a model that `LlavaForConditionalGeneration` cannot hold.
+        UserError: something is missing, or `LlavaForConditionalGeneration` cannot hold the model.
     """
     if not model.base:
         return _parts(model, weights)
@@ -68,11 +68,15 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
     if "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral"):
         return _original(model, folder, raw, weights)
     if raw.get("model_type") != "llava":
-        raise UserError(no_llava(folder, raw))
+        raise _not_a_llava(folder, raw)
     config = _read_config(folder, LlavaConfig.from_pretrained)
     if not isinstance(config.vision_config, _TOWERS):
-        raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP")
-    check_hub(folder, config)
+        raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP. Use a LLaVA-1.5 model")
+    if not isinstance(config.vision_feature_layer, int):
+        raise UserError(
+            f"{folder}/config.json: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
+            "one layer is used here. Use a model with one, such as LLaVA-1.5 (-2)"
+        )
     tower = _tower_folder(model.vision_tower, None, weights) if model.vision_tower else None
     if tower:
         config.vision_config = read_tower_config(tower)
@@ -89,7 +93,7 @@ def read_tower_config(folder: Path) -> TowerConfig:
     config = getattr(config, "vision_config", config)
     if not isinstance(config, _TOWERS):
         raise UserError(
-            f"{folder} holds a {config.model_type!r}, which is no vision tower that LLaVA can use here. "
+            f"{folder} holds a {config.model_type!r}, which cannot be used as a vision tower here. "
             "Name a CLIP or SigLIP model in model.vision_tower"
         )
     return config
@@ -108,10 +112,13 @@ def num_patches(vision: TowerConfig) -> int:
 
 
 def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: bool) -> Base:
-    check_original(folder, raw)
+    _check_original(folder, raw)
     kind = _LANGUAGE_MODELS.get(str(raw.get("model_type")))
     if kind is None:
-        raise UserError(f"{folder}/config.json: model_type {raw.get('model_type')!r} is no LLaVA on Llama or Mistral")
+        raise UserError(
+            f"{folder}/config.json: model_type {raw.get('model_type')!r} is not a LLaVA on Llama or "
+            "Mistral. Use a LLaVA-1.5 model"
+        )
     kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
     if not kept.get("rope_scaling"):
         kept.pop("rope_scaling", None)
@@ -121,7 +128,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     else:
         name = raw.get("mm_vision_tower")
         if not isinstance(name, str):
-            raise UserError(f"{folder}/config.json names no mm_vision_tower. Set model.vision_tower")
+            raise UserError(f"{folder}/config.json does not name an mm_vision_tower. Set model.vision_tower")
         tower = _tower_folder(name, folder, weights)
     config = _llava_config(
         text,
@@ -193,58 +200,39 @@ def _read_config(folder: Path, read: Callable[..., Any]) -> Any:
         ) from error
 
 
-def check_original(folder: Path, raw: dict[str, Any]) -> None:
-    """Refuse the variants of the original that the model class of transformers has no place for.
-
-    Args:
-        raw: The folder's config.json.
-
-    Raises:
-        UserError: with the config's key, its value and what to use.
-    """
+def _check_original(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse the variants of the original that the model class of transformers has no place for."""
     place = f"{folder}/config.json"
     kind = raw.get("mm_projector_type", "linear")
     if kind != "mlp2x_gelu":
         raise UserError(
-            f"{place}: mm_projector_type {kind!r}, and LlavaForConditionalGeneration holds two layers with GELU "
-            "(mlp2x_gelu) and nothing else. Use a LLaVA-1.5 model, or train a new projector: model.language_model with "
+            f"{place}: mm_projector_type is {kind!r}, and LlavaForConditionalGeneration can only hold two layers with "
+            "GELU (mlp2x_gelu). Use a LLaVA-1.5 model, or train a new projector: model.language_model with "
             "model.vision_tower"
         )
     tiles = raw.get("mm_patch_merge_type", "flat")
     if tiles != "flat" or "anyres" in str(raw.get("image_aspect_ratio", "")):
         raise UserError(
-            f"{place}: an image is cut into tiles there (mm_patch_merge_type {tiles!r}, image_aspect_ratio "
-            f"{raw.get('image_aspect_ratio')!r}), as in LLaVA-1.6, and here it is one square. Use a LLaVA-1.5 model"
+            f"{place}: this model cuts an image into tiles (mm_patch_merge_type {tiles!r}, image_aspect_ratio "
+            f"{raw.get('image_aspect_ratio')!r}), as LLaVA-1.6 does, and here an image is one square. Use a LLaVA-1.5 model"
         )
     if raw.get("mm_use_im_start_end"):
         raise UserError(
-            f"{place}: mm_use_im_start_end puts tokens around images, and no template here does. Use LLaVA-1.5"
+            f"{place}: mm_use_im_start_end puts tokens around images, which no template does. Use LLaVA-1.5"
         )
     if raw.get("mm_resampler_type"):
-        raise UserError(f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} has no place in a LLaVA-1.5 model")
+        raise UserError(f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} is not in LLaVA-1.5. Use LLaVA-1.5")
 
 
-def check_hub(folder: Path, config: LlavaConfig) -> None:
-    """Refuse LLaVAs of the hub that join several layers of the tower.
-
-    Raises:
-        UserError: with the layers.
-    """
-    if not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"{folder}/config.json: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
-            "here one layer is used. Use a model with one, such as LLaVA-1.5 (-2)"
-        )
-
-
-def no_llava(folder: Path, raw: dict[str, Any]) -> str:
-    """The message for a base that is no LLaVA of this kind."""
+def _not_a_llava(folder: Path, raw: dict[str, Any]) -> UserError:
     kind = raw.get("model_type")
     if kind is None:
-        return f"model.base: {folder}/config.json names no model_type, so it is no LLaVA's. Copy the model's own"
-    if isinstance(kind, str) and kind.startswith("llava"):
-        return f"model.base: {folder} is a {kind!r}, and here LLaVA-1.5 is trained (model_type llava or llava_llama)"
-    return (
-        f"model.base: {folder}/config.json says {kind!r}, which is no LLaVA. To build one on it, name it in "
-        "model.language_model, and a CLIP or SigLIP model in model.vision_tower"
-    )
+        problem = "does not name a model_type, so it is not a LLaVA's. Copy the model's own config.json"
+    elif isinstance(kind, str) and kind.startswith("llava"):
+        problem = f"says {kind!r}, and only LLaVA-1.5 is trained here. Name one (model_type llava or llava_llama)"
+    else:
+        problem = (
+            f"says {kind!r}, which is not a LLaVA. To build one on it, name it in model.language_model, and a CLIP or "
+            "SigLIP model in model.vision_tower"
+        )
+    return UserError(f"model.base: {folder}/config.json {problem}")

@@ -24,9 +24,9 @@ _PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin", "non_lora_tr
 class LoadedModel:
     """A model on its device, and what is known about it.
 
-    `vocab_size` is the number of `lm_head` rows that take part in the softmax; rows behind them hold tokens that were
+    `vocab_size` is the number of `lm_head` rows that take part in the softmax; the rows after them hold tokens that were
     added and are never predicted. `fingerprint` is that of the base on disk. `notes` are lines for the console. `tower` is
-    the vision tower where it was left on disk: then there is none in `model`.
+    the vision tower if it was left on disk: then `model` does not hold one.
     """
 
     model: LlavaForConditionalGeneration
@@ -123,7 +123,7 @@ def find_projector(name: str) -> Path:
     """The projector's file: `name` itself, or the one in that folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path = Path(name).expanduser()
     files = [path, *(path / file for file in _PROJECTOR_FILES)]
@@ -131,7 +131,7 @@ def find_projector(name: str) -> Path:
         if file.is_file():
             return file
     raise UserError(
-        f"model.projector: {name} is no file, and no folder with one of {', '.join(_PROJECTOR_FILES)}. Correct the path"
+        f"model.projector: {name} is neither a file nor a folder with one of {', '.join(_PROJECTOR_FILES)}. Correct the path"
     )
 
 

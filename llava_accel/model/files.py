@@ -1,4 +1,5 @@
 """Model folders and the tensors in them. Every fault of a weights file is raised here, with its name and a remedy.
+
 Nothing here runs code from a checkpoint: safetensors, or pickles restricted to tensors.
 """
 
@@ -41,14 +42,18 @@ class StoredTensor:
         return self.tensor if isinstance(self.tensor, Tensor) else self.tensor[...]
 
     def check_finite(self) -> None:
-        """Read it once; ValueError where a number in it is none, or is infinite."""
-        tensor = self.read()
-        if tensor.is_meta or not tensor.numel():  # on the meta device only names and shapes are read
-            return
-        low, high = torch.aminmax(tensor)
-        if not (low.isfinite() and high.isfinite()):
+        """Read it once; UserError if it holds NaN or an infinite number."""
+        if not is_finite(self.read()):
             problem = f"{self.file}: {self.name} holds values that are not finite (NaN or infinite)"
             raise UserError(f"{problem}. {_REMEDY}, or take an earlier checkpoint of it")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number in it is NaN or infinite; True on the meta device, where only names and shapes are read."""
+    if tensor.is_meta or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(low.isfinite() and high.isfinite())
 
 
 def resolve_folder(name: str, key: str, beside: Path | None = None, weights: bool = True) -> Path:
@@ -73,7 +78,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
         return _download(name, weights)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
-            f"{key}: there is no folder {name!r}, and the hub gave no model of that name ({first_line(error)}). "
+            f"{key}: there is no folder {name!r}, and the hub has no such model within reach ({first_line(error)}). "
             "Correct the name, log in with `hf auth login` if the model is gated, or download it to a folder"
         ) from error
 
@@ -82,12 +87,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder.
 
     Raises:
-        UserError: it cannot be read, or is no object.
+        UserError: it cannot be read, or is not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: this is no model folder, or not all of one. Check the path") from None
+        raise UserError(f"{path} is missing: this is not a model folder, or it is incomplete. Check the path") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not readable JSON ({error}). {_REMEDY}") from error
     if not isinstance(value, dict):
@@ -122,7 +127,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
     """The tensors of one file, without reading their values.
 
     Raises:
-        UserError: the file is damaged, needs code to be unpickled, or holds something else than tensors.
+        UserError: the file is damaged, needs code to be unpickled, or holds something other than tensors.
     """
     status = path.stat()
     if path.suffix == ".safetensors":
@@ -152,7 +157,7 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
             "Convert it to safetensors where you trust it, and use that file"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no PyTorch file ({first_line(error)}). {_REMEDY}") from error
+        raise UserError(f"{path} is damaged or not a PyTorch file ({first_line(error)}). {_REMEDY}") from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise UserError(f"{path} does not hold a mapping of names to tensors. Convert it to safetensors")
     return loaded
@@ -172,18 +177,18 @@ def _read_shards(index: Path) -> Iterator[StoredTensor]:
             f"{index.parent} lacks {', '.join(missing)}: {index.name} names {len(names)} shards. "
             "Download or copy what is missing"
         )
-    found: set[str] = set()
+    present: set[str] = set()
     for name in names:
         for tensor in read_tensors(index.parent / name):
-            found.add(tensor.name)
+            present.add(tensor.name)
             yield tensor
-    absent = sorted(weight_map.keys() - found)
+    absent = sorted(weight_map.keys() - present)
     if absent:
         raise UserError(f"{index} lists {len(absent)} weights that no shard holds, such as {absent[0]}. {_REMEDY}")
 
 
 def _download(name: str, weights: bool) -> Path:
-    """The folder of a hub model; what is in the local cache serves when there is no network."""
+    """The folder of a hub model; without a network, what the local cache has of it."""
     folder = Path(snapshot_download(name, allow_patterns=_TEXT_FILES))
     if not weights:
         return folder
@@ -197,5 +202,5 @@ def _download(name: str, weights: bool) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """The gist of an error of a library, on one line, for a message of ours."""
+    """What a library's error says, on one line, for a message of ours."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""Names of weights in the three layouts that LLaVA models come in, and the maps between them. No tensor is touched.
+"""Names of weights in the three layouts of LLaVA models, and the maps between them. No tensor is touched.
 
 * **memory**: what `LlavaForConditionalGeneration` of transformers 5 calls its parameters. Adapters carry these names.
 * **hub**: what the models of llava-hf hold on disk, and what transformers still writes.
@@ -18,6 +18,11 @@ from llava_accel.exceptions import UserError
 
 PEFT_PREFIX = "base_model.model."
 """What peft puts before every name of the model that it wraps."""
+
+LANGUAGE_MODEL = "model.language_model."
+PROJECTOR = "model.multi_modal_projector."
+TOWER = "model.vision_tower."
+"""What the in-memory names of the three parts begin with; `lm_head` is a part of its own."""
 
 _LINEAR = {"0": "linear_1", "2": "linear_2"}
 _INDEX = {linear: index for index, linear in _LINEAR.items()}
@@ -48,8 +53,7 @@ _TO_ORIGINAL = (
     ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
     ("lm_head.", "lm_head."),
 )
-_PROJECTOR = "model.multi_modal_projector."
-_PROJECTOR_PREFIXES = ("model.mm_projector.", "mm_projector.", _PROJECTOR, "multi_modal_projector.", "")
+_PROJECTOR_PREFIXES = ("model.mm_projector.", "mm_projector.", PROJECTOR, "multi_modal_projector.", "")
 _HARMLESS = (".rotary_emb.inv_freq", "embeddings.position_ids")
 
 
@@ -65,7 +69,7 @@ def to_memory(name: str) -> str:
         UserError: no module of `LlavaForConditionalGeneration` can hold it.
     """
     if name.startswith("model.mm_projector."):
-        return _PROJECTOR + projector_part(name)
+        return PROJECTOR + projector_part(name)
     return _replace_prefix(name, _TO_MEMORY)
 
 
@@ -76,15 +80,15 @@ def to_hub(name: str) -> str:
 
 def to_original(name: str) -> str:
     """LLaVA's own name of an in-memory one."""
-    if name.startswith(_PROJECTOR):
-        linear, _, kind = name.removeprefix(_PROJECTOR).partition(".")
+    if name.startswith(PROJECTOR):
+        linear, _, kind = name.removeprefix(PROJECTOR).partition(".")
         if linear in _INDEX and kind:
             return f"model.mm_projector.{_INDEX[linear]}.{kind}"
     return _replace_prefix(name, _TO_ORIGINAL)
 
 
 def language_model_to_memory(name: str) -> str:
-    """The name that a weight of a causal language model gets inside a LLaVA; weights without a head are taken too."""
+    """The name that a weight of a causal language model, or of one without a head, gets inside a LLaVA."""
     if name.startswith("lm_head."):
         return name
     return f"model.language_model.{name.removeprefix('model.')}"
@@ -100,16 +104,16 @@ def tower_to_memory(name: str) -> str | None:
 def projector_part(name: str) -> str:
     """`linear_1.weight` and the like, from a name of a projector in the original or the hub's layout.
 
-    It may begin with `model.mm_projector.`, `mm_projector.`, `[model.]multi_modal_projector.` or none of them.
+    It may begin with `model.mm_projector.`, `mm_projector.` or `[model.]multi_modal_projector.`, but need not.
 
     Raises:
-        UserError: it is no weight of a two-layer projector.
+        UserError: it is not a weight of a two-layer projector.
     """
     bare = name.removeprefix(PEFT_PREFIX).removeprefix("module.")
     prefix = next(prefix for prefix in _PROJECTOR_PREFIXES if bare.startswith(prefix))
     linear, _, kind = bare.removeprefix(prefix).partition(".")
     if _LINEAR.get(linear, linear) not in _INDEX or kind not in ("weight", "bias"):
-        raise UserError(f"{name!r} is no weight of a two-layer projector (mlp2x_gelu)")
+        raise UserError(f"{name!r} is not a weight of a two-layer projector (mlp2x_gelu)")
     return f"{_LINEAR.get(linear, linear)}.{kind}"
 
 
@@ -144,4 +148,6 @@ def _replace_prefix(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
     for old, new in prefixes:
         if name.startswith(old):
             return new + name.removeprefix(old)
-    raise UserError(f"{name!r} is no weight of a LLaVA model: it begins with none of {[old for old, _ in prefixes]}")
+    raise UserError(
+        f"{name!r} is not a weight of a LLaVA model: it does not begin with one of {[old for old, _ in prefixes]}"
+    )

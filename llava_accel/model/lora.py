@@ -14,15 +14,12 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_accel.exceptions import UserError
 from llava_accel.model.adapters import load_adapter, put_lora, put_rest, read_adapter
-from llava_accel.model.layouts import PEFT_PREFIX
+from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR
+from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
 Trainable = LlavaForConditionalGeneration | PeftModel
 """A LLaVA, or peft's wrapper around one."""
-
-LANGUAGE_MODEL = "model.language_model."
-PROJECTOR = "model.multi_modal_projector."
-TOWER = "model.vision_tower."
 
 
 def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> Trainable:
@@ -55,7 +52,7 @@ def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> T
     if table.train_projector or table.train == "projector":
         model.model.multi_modal_projector.requires_grad_(True)
     if table.train_vision:
-        for parameter in used_tower_parameters(model):
+        for parameter in used_tower_parameters(model.model.vision_tower, model.config).values():
             parameter.requires_grad_(True)
     for parameter in prepared.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
@@ -85,21 +82,21 @@ def find_targets(model: nn.Module, targets: str | Iterable[str]) -> list[str]:
     if isinstance(targets, str):
         assert targets == "auto", targets
         return linears
-    found: set[str] = set()
+    chosen: set[str] = set()
     for pattern in targets:
         matched = [name for name in linears if re.fullmatch(pattern, name)]
         if not matched:
             near = difflib.get_close_matches(pattern, linears, n=3, cutoff=0.0)
             raise UserError(
                 f"model.lora.targets: {pattern!r} matches no linear layer of the language model. An expression must "
-                f"match a whole path; near ones are {', '.join(near)}"
+                f"match a whole path, such as {', '.join(near)}"
             )
-        found.update(matched)
-    return [name for name in linears if name in found]
+        chosen.update(matched)
+    return [name for name in linears if name in chosen]
 
 
 def compact(targets: list[str], model: nn.Module) -> str | list[str]:
-    """One regular expression that matches exactly `targets` in the model, or the list if there is none."""
+    """One regular expression that matches exactly `targets` in the model, or the list if no expression does."""
     numbered = re.compile(r"(?<=\.)\d+(?=\.)")
     patterns = {numbered.sub("#", name): None for name in targets}
     expression = "|".join(re.escape(pattern).replace(r"\#", r"\d+") for pattern in patterns)
@@ -124,18 +121,6 @@ def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraCon
     )
 
 
-def used_tower_parameters(model: LlavaForConditionalGeneration) -> list[nn.Parameter]:
-    """The tower's parameters that its selected features depend on.
-
-    LLaVA takes the last layer but one: what is behind gets no gradient, and several ranks would wait for it in vain.
-    """
-    layer, depth = model.config.vision_feature_layer, model.model.vision_tower.config.num_hidden_layers
-    assert isinstance(layer, int)
-    used = layer if layer >= 0 else depth + 1 + layer
-    unused = (*(f"encoder.layers.{index}." for index in range(used, depth)), "post_layernorm.", "head.")
-    return [p for name, p in model.model.vision_tower.named_parameters() if not name.startswith(unused)]
-
-
 def without_starting_values(table: ModelTable) -> ModelTable:
     """The settings with LoRA layers that need no weights to start from, for a model that has none; sizes are the same."""
     if table.lora.variant not in ("pissa", "olora"):
@@ -153,7 +138,7 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     Returns:
         The LoRA part as peft saves it (adapter_model.safetensors; empty without LoRA), and the rest that is trained,
         under in-memory names without peft's prefix (non_lora_trainables.safetensors). The projector is always in the
-        rest: it may come from elsewhere than the base, and an adapter is worth nothing with another one.
+        rest: it may come from a file other than the base, and an adapter is useless with another one.
     """
     if not isinstance(model, PeftModel):
         kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

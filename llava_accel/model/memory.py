@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass: layers that are computed again, and dropout without its noise."""
+"""What saves memory: gradient checkpointing, dropout that keeps a byte a number, and quantised weights."""
 
 from functools import partial
 
@@ -9,6 +9,9 @@ from transformers import BitsAndBytesConfig, GradientCheckpointingLayer
 
 from llava_accel import compat
 from llava_accel.recipe import QuantizationTable
+
+SKIPPED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+"""Full paths: a skip list is matched from the start of a name, so `multi_modal_projector` alone would skip nothing."""
 
 
 def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
@@ -51,10 +54,6 @@ def lighten_dropout(model: nn.Module) -> None:
 
 def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-SKIPPED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
-"""Full paths: a skip list is matched from the start of a name, so `multi_modal_projector` alone would skip nothing."""
 
 
 def quantization_config(quantization: QuantizationTable, dtype: torch.dtype) -> BitsAndBytesConfig | None:

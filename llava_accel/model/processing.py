@@ -1,6 +1,6 @@
-"""Tokenizer, image processor and processor of a base, without its weights.
+"""Tokenizer, image processor, chat template and processor of a base, without its weights.
 
-What is saved of them must tokenise and resize as in training when plain transformers loads it again.
+Plain transformers must tokenise and resize as training does when it loads what is saved of them.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from llava_accel import compat
+from llava_accel.data.conversation import SYSTEM_PROMPTS
 from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
@@ -26,8 +27,9 @@ from llava_accel.model.files import first_line, read_json
 from llava_accel.recipe import ModelTable
 
 IMAGE_TOKEN = "<image>"
+_TEMPLATES = Path(__file__).parent / "templates"
 ROWS_MULTIPLE = 64
-"""Embedding matrices grow to a multiple of this, which matrix kernels like."""
+"""Embedding matrices grow to a multiple of this, which makes matrix kernels fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Processing:
 
     @property
     def added_ids(self) -> list[int]:
-        """Ids that the model must never write: rows behind the vocabulary, and the image token in a spare row."""
+        """Ids that the model must never write: rows after the vocabulary, and the image token in a spare row."""
         return sorted({self.image_token_id, *range(self.vocab_size, self.num_rows)})
 
 
@@ -109,7 +111,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
     """The tokenizer of a base, padding on the right, with an image token and a pad token.
 
     Raises:
-        UserError: there is none that transformers itself can load.
+        UserError: transformers itself cannot load one.
     """
     kwargs: dict[str, object] = {}
     path = base.folder / "tokenizer_config.json"
@@ -123,7 +125,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(
             base.folder, config=base.text, trust_remote_code=False, padding_side="right", **kwargs
         )
-    except Exception as error:  # of files that it cannot read the tokenizers library says so with a bare Exception
+    except Exception as error:  # tokenizers raises a bare Exception for a file that it cannot read
         raise UserError(
             f"{base.folder} has no tokenizer that can be loaded ({first_line(error)}). "
             "Copy the files of the tokenizer (tokenizer.json or tokenizer.model, tokenizer_config.json) once more"
@@ -191,86 +193,21 @@ def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | Non
     return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
 
 
-_VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-_LLAMA_2 = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
-_CHATML = "Answer the questions."
-
-_CONTENT = (
-    "{%- macro text_of(content) -%}"
-    "{%- if content is string -%}{{ content | replace('<image>', 'IMAGE') }}{%- else -%}"
-    "{%- set ns = namespace(leading=true) -%}"
-    "{%- for part in content -%}"
-    "{%- if part['type'] == 'image' -%}{{ 'IMAGE' }}{%- if ns.leading -%}{{ '\\n' }}{%- endif -%}"
-    "{%- elif part['type'] == 'text' -%}{%- set ns.leading = false -%}{{ part['text'] }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
-)
-_SYSTEM = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set system = text_of(messages[0]['content']) -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}{%- set system = DEFAULT -%}{%- set turns = messages -%}{%- endif -%}"
-)
-
-
-def _template(default_system: str, body: str) -> str:
-    return _CONTENT + _SYSTEM.replace("DEFAULT", repr(default_system)) + body
-
-
-def _inst(default_system: str, between: str) -> str:
-    return _template(
-        default_system,
-        "{%- for message in turns -%}"
-        "{%- if message['role'] == 'user' -%}"
-        "{%- if not loop.first -%}{{ '" + between + "' }}{%- endif -%}{{ '[INST] ' }}"
-        "{%- if loop.first and system -%}{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{%- endif -%}"
-        "{{ text_of(message['content']) + ' [/INST]' }}"
-        "{%- else -%}{{ ' ' + text_of(message['content']) + ' </s>' }}{%- endif -%}"
-        "{%- endfor -%}",
-    )
-
-
-_TEMPLATES: dict[str, str] = {
-    "v1": _template(
-        _VICUNA,
-        "{{ system + ' ' }}"
-        "{%- for message in turns -%}"
-        "{%- if message['role'] == 'user' -%}{{ 'USER: ' + text_of(message['content']) + ' ASSISTANT:' }}"
-        "{%- else -%}{{ ' ' + text_of(message['content']) + '</s>' }}{%- endif -%}"
-        "{%- endfor -%}",
-    ),
-    "plain": _CONTENT
-    + (
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'user' -%}"
-        "{{ '<image>' * (text_of(message['content']).split('<image>') | length - 1) }}"
-        "{%- elif message['role'] == 'assistant' -%}{{ text_of(message['content']) + '\\n' }}{%- endif -%}"
-        "{%- endfor -%}"
-    ),
-    "llava_llama_2": _inst(_LLAMA_2, "<s>"),
-    "mistral_instruct": _inst("", ""),
-    "chatml": _template(
-        _CHATML,
-        "{{ '<|im_start|>system\\n' + system + '<|im_end|>' }}"
-        "{%- for message in turns -%}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + text_of(message['content']) + '<|im_end|>' }}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
-    ),
-}
-"""By the names of `model.template`. In v1 and the [INST] ones a user's turn itself ends in the generation prompt."""
-
-
-def chat_template(name: str, space_behind_image: bool) -> str:
-    """The template of that name.
+def chat_template(name: str, space_after_image: bool) -> str:
+    """The template of that name, as one line. In v1 and the [INST] ones a user's turn ends in the generation prompt.
 
     Args:
         name: Of `model.template`.
-        space_behind_image: Training begins a new text behind an image, before which a SentencePiece tokenizer puts a
-            space. True writes it out, for tokenizers that put none behind special tokens.
+        space_after_image: Training begins a new text after an image, before which a SentencePiece tokenizer puts a
+            space. True writes it out, for tokenizers that put none after special tokens.
     """
-    return _TEMPLATES[name].replace("IMAGE", "<image> " if space_behind_image else "<image>")
+    parts = {
+        "plain": ["text_of", "plain"],
+        "llava_llama_2": ["text_of", "system", "inst"],
+        "mistral_instruct": ["text_of", "system", "inst"],
+    }.get(name, ["text_of", "system", name])
+    lines = [line for part in parts for line in (_TEMPLATES / f"{part}.jinja").read_text().splitlines()]
+    template = "".join(map(str.strip, lines))
+    template = template.replace("DEFAULT", repr(SYSTEM_PROMPTS[name]))
+    template = template.replace("BETWEEN", "<s>" if name == "llava_llama_2" else "")
+    return template.replace("IMAGE", "<image> " if space_after_image else "<image>")

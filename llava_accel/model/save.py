@@ -61,7 +61,7 @@ def save_model(
     adapter, rest = split_state(objective.model, weights)
     if isinstance(objective.model, PeftModel):
         config = copy.copy(objective.model.peft_config["default"])
-        config.inference_mode = True  # who loads it to train on says so (`is_trainable`)
+        config.inference_mode = True  # whoever loads it to train further says so (`is_trainable`)
         config.save_pretrained(str(folder))
         save_file(_stored(adapter), folder / ADAPTER, metadata={"format": "pt"})
     save_file(_stored(rest), folder / REST, metadata={"format": "pt"})

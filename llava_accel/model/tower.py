@@ -1,4 +1,4 @@
-"""The vision tower up to the layer that LLaVA uses."""
+"""The vision tower up to the layer that LLaVA uses, and the tower taken out of a model until an image needs it."""
 
 import torch
 from jaxtyping import Float
@@ -16,12 +16,23 @@ def num_tower_layers(config: LlavaConfig) -> int:
     return layer if layer >= 0 else depth + 1 + layer
 
 
+def used_tower_parameters(tower: nn.Module, config: LlavaConfig) -> dict[str, nn.Parameter]:
+    """The tower's parameters that its selected features depend on, by their names in it.
+
+    LLaVA takes the last layer but one: what comes after it gets no gradient, and ranks would wait for it for ever.
+    """
+    depth = len(tower.encoder.layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    unused = [f"encoder.layers.{number}." for number in range(num_tower_layers(config), depth)]
+    left_out = (*unused, "post_layernorm.", "head.")
+    return {name: weight for name, weight in tower.named_parameters() if not name.startswith(left_out)}
+
+
 def tower_features(
     tower: nn.Module, config: LlavaConfig, pixel_values: Float[Tensor, "images 3 height width"]
 ) -> Float[Tensor, "images tokens channels"]:
     """Hidden states of the vision tower at the layer that the config selects, in the tower's type.
 
-    Layers behind the selected one are not computed. The class token is left out where the config says so.
+    Layers after the selected one are not computed. The class token is left out where the config says so.
     """
     weight = next(tower.parameters())
     trained = any(parameter.requires_grad for parameter in tower.parameters())
@@ -31,7 +42,7 @@ def tower_features(
 
 
 class ParkedTower:
-    """Takes the tower out of a model. It is no module, so nobody moves, divides or saves what is in it.
+    """Takes the tower out of a model. It is not a module, so no engine moves, shards or saves what is in it.
 
     Args:
         model: An empty module takes the tower's place in it.

@@ -1,7 +1,7 @@
 """The weights of a base, by name and still on disk: gathered from its folders, checked, and grown by the new rows."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_accel import compat
+from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
-from llava_accel.model.files import StoredTensor, read_tensors, read_weights
+from llava_accel.model.files import StoredTensor, is_finite, read_tensors, read_weights
+from llava_accel.model.layouts import PROJECTOR, TOWER
 
 Stored = dict[str, StoredTensor]
 """In-memory name -> tensor on disk."""
 
-_PROJECTOR = "model.multi_modal_projector."
-_TOWER = "model.vision_tower."
 _VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 
 def gather(base: Base, projector: Path | None) -> Stored:
     """Every tensor of a base, from the checkpoint, the tower's folder and the projector's file.
 
-    A tower inside the checkpoint comes before the one that its config names, and after the one that the recipe names; a
-    projector that the recipe names comes before the checkpoint's.
+    A tower that the recipe names replaces one inside the checkpoint, which replaces the one that its config names; a
+    projector that the recipe names replaces the checkpoint's.
 
     Raises:
         UserError: a file is damaged or missing, or holds a weight that a LLaVA has no place for.
@@ -35,17 +35,17 @@ def gather(base: Base, projector: Path | None) -> Stored:
     stored: Stored = {}
     for tensor in read_weights(base.folder):
         _put(stored, tensor, rename)
-    has_tower = any(name.startswith(_TOWER) for name in stored)
+    has_tower = any(name.startswith(TOWER) for name in stored)
     if base.tower and (base.tower_overridden or not has_tower):
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_TOWER)}
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(TOWER)}
         for tensor in read_weights(base.tower):
             _put(stored, tensor, layouts.tower_to_memory)
     if base.config.tie_word_embeddings:  # saved by some although it is the embedding
         stored.pop("lm_head.weight", None)
     if projector:
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_PROJECTOR)}
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(PROJECTOR)}
         for tensor in read_tensors(projector):
-            _put(stored, tensor, lambda name: _PROJECTOR + layouts.projector_part(name))
+            _put(stored, tensor, lambda name: PROJECTOR + layouts.projector_part(name))
     return stored
 
 
@@ -59,7 +59,7 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
         expected = {name: tuple(t.shape) for name, t in LlavaForConditionalGeneration(base.config).state_dict().items()}
     if base.config.tie_word_embeddings:
         del expected["lm_head.weight"]
-    optional = {name for name in expected if fresh_projector and name.startswith(_PROJECTOR)}
+    optional = {name for name in expected if fresh_projector and name.startswith(PROJECTOR)}
     wrong = [
         f"{name} is {tensor.shape} in {tensor.file} and {expected[name]} in the model"
         for name, tensor in stored.items()
@@ -67,25 +67,25 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     ]
     if wrong:
         raise UserError(
-            f"{_some(wrong)}. The configs and the weights belong to different models: copy both from the same one, "
+            f"{some(wrong)}. The configs and the weights belong to different models: copy both from the same one, "
             "and choose a projector that was trained for this language model and this vision tower"
         )
     coded = [f"{tensor.name} in {tensor.file}" for tensor in stored.values() if not tensor.is_float]
     if coded:
-        raise UserError(f"{_some(coded)}: weights that are quantised or no floats cannot be used. Name a 16-bit model")
+        raise UserError(f"{some(coded)}: quantised or integer weights cannot be used. Name a 16-bit model")
     missing = sorted(expected.keys() - stored.keys() - optional)
     if missing:
-        where = base.tower if base.tower and missing[0].startswith(_TOWER) else base.folder
-        remedy = "name a trained one in model.projector" if missing[0].startswith(_PROJECTOR) else "download it again"
-        raise UserError(f"{where} lacks {len(missing)} weights: {_some(missing)}. It is not complete; {remedy}")
+        where = base.tower if base.tower and missing[0].startswith(TOWER) else base.folder
+        remedy = "name a trained one in model.projector" if missing[0].startswith(PROJECTOR) else "download it again"
+        raise UserError(f"{where} lacks {len(missing)} weights: {some(missing)}. It is not complete: {remedy}")
     left = sorted(stored.keys() - expected.keys())
     if left:
-        names = _some(f"{stored[name].name} in {stored[name].file}" for name in left)
+        names = some([f"{stored[name].name} in {stored[name].file}" for name in left])
         raise UserError(f"The model has no place for {len(left)} weights: {names}. The configs are another model's")
 
 
 def check_values(model: nn.Module, source: str) -> None:
-    """Hold that a model that is only used, and not trained, can give an answer; in training the first step finds out.
+    """Check the weights of a model that is used and not trained; in training the first step finds out.
 
     Args:
         source: Names the model in the error.
@@ -96,8 +96,7 @@ def check_values(model: nn.Module, source: str) -> None:
     for name, parameter in model.named_parameters():
         # Quantised weights are of a class of their own: packed into floats, which may read as anything.
         if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.numel():
-            low, high = torch.aminmax(parameter.detach())
-            if not (low.isfinite() and high.isfinite()):
+            if not is_finite(parameter.detach()):
                 raise UserError(
                     f"{source}: {name} holds values that are not finite (NaN or infinite). Download or copy the model "
                     "again, or take an earlier checkpoint; llava_accel.check names the file"
@@ -105,7 +104,7 @@ def check_values(model: nn.Module, source: str) -> None:
 
 
 def grow_rows(tensor: Tensor, num_rows: int) -> Tensor:
-    """`tensor` with rows added up to `num_rows`, each the mean of the old ones. They are never trained nor scored."""
+    """`tensor` with rows added up to `num_rows`, each the mean of the old ones. They are neither trained nor scored."""
     mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(num_rows - len(tensor), *tensor.shape[1:])])
 
@@ -129,12 +128,12 @@ def tower_stand_ins(stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> d
     `from_pretrained` makes random weights, of full size, in place of those that it is not given.
     """
     number = torch.zeros((), dtype=dtype)
-    return {layouts.to_hub(_TOWER + name): number.expand(t.shape) for name, t in tower_part(stored).items()}
+    return {layouts.to_hub(TOWER + name): number.expand(t.shape) for name, t in tower_part(stored).items()}
 
 
 def tower_part(stored: Mapping[str, StoredTensor]) -> Stored:
     """The vision tower's weights, by their names in it."""
-    return {name.removeprefix(_TOWER): tensor for name, tensor in stored.items() if name.startswith(_TOWER)}
+    return {name.removeprefix(TOWER): tensor for name, tensor in stored.items() if name.startswith(TOWER)}
 
 
 def fresh_projector(base: Base, seed: int) -> dict[str, object]:
@@ -142,15 +141,15 @@ def fresh_projector(base: Base, seed: int) -> dict[str, object]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = compat.new_projector(base.config)
-    return {layouts.to_hub(_PROJECTOR + name): tensor for name, tensor in projector.state_dict().items()}
+    return {layouts.to_hub(PROJECTOR + name): tensor for name, tensor in projector.state_dict().items()}
 
 
 def fingerprint(stored: Mapping[str, StoredTensor], base: Base) -> str:
     """Tells one base from another: a SHA-256, shortened to 16 digits.
 
     Over the kinds of the parts, and of every weight its in-memory name, its shape and its first 64 entries.
-    The layout does not enter, the precision does: the same model stored in bf16 is another base. It is no protection
-    against a forger.
+    The layout does not matter, the precision does: the same model stored in bf16 is another base. It does not protect
+    against forgery.
     """
     facts = (base.text.model_type, base.vision.model_type, base.vision.image_size, base.config.vision_feature_layer)
     digest = hashlib.sha256(repr(facts).encode())
@@ -171,9 +170,3 @@ def _put(stored: Stored, tensor: StoredTensor, rename: Callable[[str], str | Non
         raise UserError(f"{tensor.file}: {error}") from None
     if name is not None:
         stored[name] = tensor
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

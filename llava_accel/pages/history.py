@@ -12,9 +12,9 @@ from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, read_lines
 from llava_accel.scoring.held_out import FILE
+from llava_accel.setup.run_folder import complete_checkpoints
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.jsonl import read_json_lines
-from llava_accel.storage.manifest import complete_checkpoints
 
 Prediction = dict[str, Any]
 
@@ -103,7 +103,7 @@ class History:
     def count_lines(self, name: str) -> int:
         """Lines of a file of the run folder, 0 where there is none."""
         path = self.folder / name
-        return len(path.read_text().splitlines()) if path.is_file() else 0
+        return len(read_json_lines(path, may_be_cut=True)) if path.is_file() else 0
 
 
 def read_run(folder: Path, state: TrainState | None = None) -> History:

@@ -7,13 +7,14 @@ on for all templates. Besides, the page forbids the browser every script but its
 import base64
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from llava_accel.storage.atomic import atomic_file
 
 # Control characters, surrogates on their own, and the marks that turn the direction of the text behind them. White
 # space and the joiners that Persian, Hindi and emoji need stay.
@@ -40,10 +41,8 @@ def write_page(path: Path, html: str) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(html, encoding="utf-8")
-    os.replace(unfinished, path)
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(html, encoding="utf-8")
 
 
 def percent(share: int | float) -> str:

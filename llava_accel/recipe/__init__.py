@@ -1,7 +1,7 @@
 """The typed recipe: one TOML file a run, checked in full before anything heavy is loaded.
 
-`python -m llava_accel.recipe` prints the JSON schema that editors complete and check recipes with. What the
-keys mean stands in recipe/inputs.py and recipe/tables.py; what cannot be run together in recipe/rules.py.
+`python -m llava_accel.recipe` prints the JSON schema that editors complete and check recipes with. inputs.py and
+tables.py say what the keys mean, rules.py says which of them cannot be combined.
 """
 
 import copy
@@ -19,35 +19,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from llava_accel.recipe.errors import Problem, RecipeError, path_of, problems_of, unknown_key
-from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, QuantizationTable, Source
+from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, QuantizationTable
 from llava_accel.recipe.keys import REQUIRED
 from llava_accel.recipe.rules import changed_keys, conflicts, unused
-from llava_accel.recipe.tables import (
-    CheckpointTable,
-    EvalTable,
-    LogTable,
-    OptimTable,
-    Recipe,
-    RunTable,
-    TrainTable,
-)
+from llava_accel.recipe.tables import OptimTable, Recipe, TrainTable
 from llava_accel.recipe.toml import to_toml
 
 __all__ = [
-    "CheckpointTable",
     "DataTable",
-    "EvalTable",
-    "LogTable",
     "LoraTable",
     "ModelTable",
     "OptimTable",
-    "Problem",
     "QuantizationTable",
     "Recipe",
     "RecipeError",
     "RecipeWarning",
-    "RunTable",
-    "Source",
     "TrainTable",
     "changed_keys",
     "dump_recipe",
@@ -140,11 +126,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+)", str(error))
-        line = text.split("\n")[int(found[1]) - 1].strip() if found else "the end of the file"
+        position = re.search(r"at line (\d+)", str(error))
+        line = text.split("\n")[int(position[1]) - 1].strip() if position else "the end of the file"
         raise refuse(f"Not TOML: {error}.", f"Correct this line: {line[:_LONGEST_LINE]}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise refuse(f"Not readable as TOML: {error}.", "Write numbers and lists that a person could read.") from error
+        raise refuse(f"Not readable as TOML: {error}.", "Write shorter numbers and fewer brackets.") from error
 
 
 def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
@@ -173,7 +159,7 @@ def _value(text: str) -> Any:
 
 
 def _without_errors(tables: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:
-    """`tables` less every key that has an error, and with stand-ins for the required ones."""
+    """`tables` without the keys that have an error, and with examples for the required ones."""
     repaired = copy.deepcopy(dict(tables))
     for detail in error.errors(include_url=False):
         *parents, name = (str(part) for part in takewhile(_is_key, path_of(detail)))

@@ -55,9 +55,9 @@ class Problem:
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be run. `problems` holds all that was found, `source` names the recipe.
+    """A recipe that cannot be run. `problems` holds all of its problems, `source` names the recipe.
 
-    `rest` is the recipe with its wrong keys at their defaults, so that what they do not concern can still be looked at;
+    `rest` is the recipe with its wrong keys at their defaults, so that the rest can still be checked;
     None where nothing could be read.
     """
 
@@ -90,7 +90,7 @@ def unknown_key(key: str, value: object, keys: Iterable[str] = KEYS) -> Problem:
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """The problems behind a failed validation, one a key, in the order of the tables."""
+    """The problems of a failed validation, one a key, in the order of the tables."""
     by_key: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_key.setdefault(_dotted(path_of(detail)), []).append(detail)
@@ -109,7 +109,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
 
 
 def path_of(detail: ErrorDetails) -> tuple[str | int, ...]:
-    """The keys and indices that lead to an error, less the union members that pydantic puts between them."""
+    """The keys and indices that lead to an error, without the union members that pydantic puts between them."""
     path: list[str | int] = []
     table: type[BaseModel] | None = Recipe
     for part in detail["loc"]:
@@ -141,7 +141,7 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
     if similar := difflib.get_close_matches(str(value), choices, n=1):
         remedy = f'Did you mean "{similar[0]}"? {remedy}'
     elif types & {"int_type", "float_type", "bool_type"} and isinstance(value, str):
-        remedy = f"Numbers, true and false stand without quotes. {remedy}"
+        remedy = f"Write numbers, true and false without quotes. {remedy}"
     elif types == {"string_type"} and not isinstance(value, Mapping | list):
         remedy = f"Put it in quotes: `{name} = {toml_value(str(value))}`."
     elif "model_type" in types:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-_MOST = 10**9  # what no run reaches is a slip of the hand, and would end as an overflow or a full memory
 _MOST_WORKERS = 4  # of "auto"
+_MOST = 10**9  # no run needs more: such a number is a typing error, and would overflow or fill the memory
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 AtLeastOne = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -17,6 +17,11 @@ Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def refused(problem: str, remedy: str) -> PydanticCustomError:
+    """The error of a value that `errors.problems_of` words as it is given here."""
+    return PydanticCustomError("refused", "{problem}", {"problem": problem, "remedy": remedy})
 
 
 class Table(BaseModel):
@@ -30,9 +35,7 @@ class Table(BaseModel):
     @classmethod
     def _has_no_nul(cls, value: Any) -> Any:
         if isinstance(value, str) and "\0" in value:
-            raise PydanticCustomError(
-                "refused", "No path and no name holds the character NUL.", {"remedy": "Write it without."}
-            )
+            raise refused("A path or a name cannot hold the character NUL.", "Remove it.")
         return value
 
 
@@ -40,11 +43,8 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise PydanticCustomError(
-            "refused",
-            "Not a regular expression: {reason}.",
-            {"reason": str(error), "remedy": "Correct the pattern; a literal dot is written \\\\. in TOML."},
-        ) from error
+        remedy = "Correct the pattern; a literal dot is written \\\\. in TOML."
+        raise refused(f"Not a regular expression: {error}.", remedy) from error
     return pattern
 
 
@@ -56,7 +56,7 @@ class QuantizationTable(Table):
     """How the frozen language model is stored. Vision tower, projector and lm_head are never quantised."""
 
     bits: Literal[16, 8, 4] = 16
-    """Bits a weight: 4 is QLoRA, 16 is no quantisation."""
+    """Bits a weight: 4 is QLoRA, 16 is not quantised."""
     type: Literal["nf4", "fp4"] = "nf4"
     """The 4-bit code; nf4 fits weights that are normally distributed (QLoRA)."""
     double: bool = True
@@ -75,8 +75,8 @@ class LoraTable(Table):
     bias: Literal["none", "lora_only"] = "none"
     """Also train the biases of the layers that carry an adapter ("lora_only")."""
     targets: Literal["auto"] | Patterns = "auto"
-    """"auto" = every linear layer of the language model except lm_head, or a list of regular expressions
-    that a layer's whole path must match: q_proj alone matches nothing, rather than the vision tower too."""
+    """"auto" = every linear layer of the language model except lm_head; or a list of regular expressions that a
+    layer's whole path must match (q_proj alone matches nothing: it would match layers of the vision tower too)."""
     variant: Literal["lora", "rslora", "dora", "pissa", "olora"] = "lora"
     """How the adapter is scaled (rslora), decomposed (dora) or started from the weights (pissa, olora)."""
 
@@ -92,7 +92,7 @@ class ModelTable(Table):
     vision_tower: str = ""
     """Folder or hub id of a CLIP model: a part to assemble, or the tower used in place of the base's."""
     projector: str = ""
-    """File of a trained projector (mm_projector.bin or .safetensors); empty = the base's, or a random one."""
+    """File of a trained projector (mm_projector.bin or .safetensors); empty = the base's, or a random one for parts."""
     train: Literal["projector", "lora", "full"] = "lora"
     """What learns: the projector alone (stage 1), an adapter, or all weights of the language model."""
     train_projector: bool = True
@@ -152,9 +152,9 @@ class DataTable(Table):
     max_length: AtLeastOne = 2048
     """Longest example, in tokens, image tokens included (576 an image with CLIP-L/14 at 336 px)."""
     on_too_long: Literal["error", "drop_turns", "skip"] = "error"
-    """A longer example stops the run, loses whole turns from its end (counted), or is left out (counted)."""
+    """A longer example stops the run, loses whole turns at its end, or is left out; the last two are counted."""
     on_bad_record: Literal["error", "skip"] = "error"
-    """A record that cannot be used stops the run, or is left out, counted and listed in the run folder."""
+    """A record that cannot be used stops the run; or is left out, counted, and listed in the run folder."""
     max_bad: Share = 0.001
     """Share of the records that "skip" may leave out before the run stops after all."""
     image_aspect: Literal["pad", "crop", "stretch"] = "pad"
@@ -162,20 +162,20 @@ class DataTable(Table):
     image_placement: Literal["start", "in_place"] = "start"
     """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
     answers: Literal["most_frequent", "weighted"] = "most_frequent"
-    """Learn each record's last turn as it is; or, where a record has `answers`, each of them in its place, weighted
-    by its count over that of all."""
+    """Learn each record's last turn as it is; or, where a record has `answers`, learn each of these instead, weighted
+    by the share of the annotators who gave it."""
     share_prefix: bool = False
     """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
     group_by_length: bool = True
     """Fill a batch with examples of nearly equal length: less padding."""
     cache_features: Literal["auto"] | bool = "auto"
-    """Keep the frozen vision tower's features on disk; "auto" does so where they fit."""
+    """Keep the frozen vision tower's features on disk; "auto" does so if they fit there."""
     cache_dir: str = ""
     """Folder for features and for indexes of the data; empty = a folder of the user's cache."""
     cache_max_gb: Annotated[float, Field(ge=0, le=1e9)] = 50.0
-    """Most disk that features may take, in GB."""
+    """Limit on the disk space of the features, in GB."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
-    """Processes that load and decode, on each rank: "auto" = up to 4, and no more than the rank has cores; 0 = none."""
+    """Processes that load and decode, on each rank: "auto" = up to 4, not more than its cores; 0 = in the training process."""
 
     @property
     def num_workers(self) -> int:

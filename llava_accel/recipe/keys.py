@@ -13,7 +13,7 @@ _ALL = flatten(Recipe.model_validate(REQUIRED).model_dump())
 KEYS = tuple(_ALL)
 DEFAULTS = {key: value for key, value in _ALL.items() if key not in flatten(REQUIRED)}
 
-# What LLaVA's scripts and the Hugging Face Trainer call the same thing, where no likeness leads there.
+# What LLaVA's scripts and the Hugging Face Trainer call the same thing, where the names are not alike.
 OTHER_NAMES = {
     "bf16": "run.precision",
     "data_path": "data.train",
@@ -43,7 +43,7 @@ OTHER_NAMES = {
     "warmup_ratio": "optim.warmup_fraction",
 }
 
-_ALIKE = 0.75  # from here on difflib's ratio means a slip of the pen rather than another word
+_ALIKE = 0.75  # from this ratio of difflib on, two names count as one name misspelt
 
 
 def nearest_keys(key: str, keys: Iterable[str] = KEYS) -> tuple[str, ...]:

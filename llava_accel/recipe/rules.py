@@ -14,10 +14,10 @@ Conflict = tuple[str, str, str]
 def conflicts(recipe: Recipe) -> list[Problem]:
     """Every combination of keys in `recipe` that cannot be run, each naming the keys and what to change."""
     values = flatten(recipe.model_dump())
-    found = [*_parts(recipe), *_training(recipe), *_kernels(recipe), *_evaluation(recipe)]
+    excluded = [*_parts(recipe), *_training(recipe), *_kernels(recipe), *_evaluation(recipe)]
     return [
         Problem({key: None if values[key] == "" else values[key] for key in keys.split()}, expected, remedy)
-        for keys, expected, remedy in found
+        for keys, expected, remedy in excluded
     ]
 
 
@@ -50,13 +50,13 @@ def _parts(recipe: Recipe) -> Iterator[Conflict]:
     elif not model.base and not (model.language_model and model.vision_tower):
         yield (
             "model.base model.language_model model.vision_tower",
-            "The recipe names no whole model.",
+            "The recipe does not name a whole model.",
             f"Set {whole}, or another; or model.language_model and model.vision_tower to assemble one.",
         )
     if model.language_model and not model.projector and not model.train_projector and model.train != "projector":
         yield (
             "model.train_projector model.projector",
-            "An assembled model has a random projector, and this one would never learn.",
+            "An assembled model starts with a random projector, and this recipe would never train it.",
             "Set model.projector to a trained one, or model.train_projector = true.",
         )
 
@@ -66,7 +66,7 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
     if model.train == "projector" and not model.train_projector:
         yield (
             "model.train model.train_projector",
-            'Training "projector" (stage 1) is training the projector.',
+            '"projector" (stage 1) trains the projector and nothing else.',
             'Set model.train_projector = true, or model.train = "lora" or "full".',
         )
     if model.train == "full" and bits < 16:
@@ -84,7 +84,7 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
     if model.adapter and model.train != "lora":
         yield (
             "model.adapter model.train",
-            "There is only an adapter to continue where adapters are trained.",
+            'An adapter can be continued only where one is trained, with model.train = "lora".',
             'Set model.train = "lora"; or merge the adapter first (llava_accel.export --to merged) '
             "and name the result in model.base.",
         )
@@ -108,7 +108,7 @@ def _kernels(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.run.precision == "fp32":
         yield (
             "model.attention run.precision",
-            "The kernels of flash_attention_2 compute in 16 bits only.",
+            "flash_attention_2 computes in 16 bits only.",
             'Set model.attention = "auto" or "sdpa", or run.precision = "bf16".',
         )
 
@@ -133,7 +133,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.eval.patience:
         yield (
             "eval.patience data.eval data.eval_fraction",
-            "There is no evaluation data to be patient with.",
+            "Patience counts evaluations, and there is no evaluation data.",
             f"{remedy} eval.patience = 0.",
         )
 

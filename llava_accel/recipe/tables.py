@@ -4,7 +4,6 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema, field_validator
-from pydantic_core import PydanticCustomError
 
 from llava_accel.recipe.inputs import (
     AtLeastOne,
@@ -16,6 +15,7 @@ from llava_accel.recipe.inputs import (
     Seed,
     Table,
     Text,
+    refused,
 )
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
@@ -23,11 +23,10 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim"
 
 def _no_fp16(value: Any) -> Any:
     if value in ("fp16", "float16", "half"):
-        raise PydanticCustomError(
-            "refused",
+        raise refused(
             "fp16 is refused: its loss scaler skips the steps that overflow, so that schedule and step count "
             "would no longer agree.",
-            {"remedy": 'Use "bf16" where the device has it, else "fp32"; "auto" chooses between the two.'},
+            'Use "bf16" where the device has it, else "fp32"; "auto" chooses between the two.',
         )
     return value
 
@@ -50,11 +49,10 @@ class RunTable(Table):
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise PydanticCustomError(
-                "refused",
+            raise refused(
                 "The name is also the run's folder: at most 100 letters, digits, dots, dashes and "
                 "underscores, the first a letter or a digit.",
-                {"remedy": "Choose another name; where the folder lies is the business of run.output_dir."},
+                "Choose another name. To put the folder in another place, set run.output_dir.",
             )
         return name
 
@@ -79,7 +77,7 @@ class OptimTable(Table):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
     """The 8-bit ones keep their state in 8 bits; the paged one can spill it to main memory."""
     betas: Annotated[tuple[BelowOne, BelowOne], Strict(False)] = (0.9, 0.999)
-    """Decay of Adam's first and second moment."""
+    """Decay of Adam's running means of the gradient and of its square."""
     weight_decay: NotNegative = 0.0
     """Decoupled decay of weight matrices; biases and norms are exempt."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -97,7 +95,7 @@ class OptimTable(Table):
 
 
 class TrainTable(Table):
-    """How long, in what portions; the global batch is per_device_batch_size x accumulation_steps x ranks."""
+    """Length and batch size of the run; the global batch is per_device_batch_size x accumulation_steps x ranks."""
 
     epochs: AtLeastOne = 1
     """Passes over the data."""
@@ -118,11 +116,8 @@ class TrainTable(Table):
     @classmethod
     def _is_off_or_above_one(cls, factor: float) -> float:
         if 0 < factor <= 1:
-            raise PydanticCustomError(
-                "refused",
-                "A factor of 1 or less would report every other step.",
-                {"remedy": "Use 0 for never, or a factor above 1, such as 3.0."},
-            )
+            remedy = "Use 0 for never, or a factor above 1, such as 3.0."
+            raise refused("A factor of 1 or less would report every other step.", remedy)
         return factor
 
 
@@ -130,12 +125,11 @@ class EvalTable(Table):
     """Evaluation during the run; it needs data.eval or data.eval_fraction."""
 
     at_start: bool = True
-    """Evaluate before the first step too, so that every later score has something to stand beside."""
-
+    """Evaluate before the first step too, so that later scores can be compared with the base's."""
     every: Count = 0
     """Steps between evaluations; 0 = at the end of each epoch."""
     metric: Literal["loss", "vqa_accuracy", "exact_match", "multiple_choice"] = "loss"
-    """What chooses the best checkpoint and is watched by patience; multiple_choice needs records with "choices"."""
+    """Chooses the best checkpoint, and is what patience watches; multiple_choice needs records with "choices"."""
     max_new_tokens: AtLeastOne = 16
     """Longest generated answer, in tokens."""
     limit: Count = 0
@@ -154,11 +148,12 @@ class CheckpointTable(Table):
     every: Count = 0
     """Steps between checkpoints; 0 = at the end of each epoch."""
     keep: AtLeastOne = 2
-    """Newest checkpoints kept, besides the best."""
+    """Number of newest checkpoints that are kept, besides the best."""
     best: bool = True
-    """Keep the checkpoint that eval.metric liked best; without evaluation data there is none."""
+    """Also keep the checkpoint with the best eval.metric; needs evaluation data."""
     verify: bool = True
-    """Load the finished export in a process with transformers and peft alone, and compare; it loads the base once more."""
+    """Load the finished export in a process with transformers and peft alone, and compare its outputs. This loads the
+    base once more."""
 
 
 class LogTable(Table):

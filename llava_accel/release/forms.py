@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -49,6 +48,7 @@ from llava_accel.release.verification import (
     take_sample,
 )
 from llava_accel.setup.datasets import open_corpora
+from llava_accel.storage.atomic import beside, commit
 
 _MOST_EXAMPLES = 3
 
@@ -131,10 +131,8 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
         raise UserError(f"--out {out}: there is something already. Name a new folder, or remove it")
     if not job.console.is_terminal:
         disable_progress_bar()
-    unfinished = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
+        unfinished = beside(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made ({error.strerror}). Choose another folder") from None
     try:
@@ -144,7 +142,7 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
         if trained.own:
             shutil.copyfile(trained.folder / "recipe.toml", unfinished / "recipe.toml")
         write_model_card(unfinished, form, trained.own, facts, title=out.name)
-        os.replace(unfinished, out)
+        commit(unfinished, out, manifest=False)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     job.console.line(f"exported: {out}")

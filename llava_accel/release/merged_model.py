@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from llava_accel.model.layouts import PEFT_PREFIX
-from llava_accel.model.lora import LANGUAGE_MODEL, TOWER, Trainable, split_state
+from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, TOWER
+from llava_accel.model.lora import Trainable, split_state
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import ADAPTER
 

@@ -16,7 +16,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
 from llava_accel.model.files import read_json, read_tensors, read_weights
-from llava_accel.model.lora import PROJECTOR, Trainable, split_state
+from llava_accel.model.lora import Trainable, split_state
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_image_processor
 from llava_accel.model.save import ADAPTER
@@ -62,7 +62,9 @@ def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]
 
 def save_original_projector(folder: Path, model: Trainable, config: dict[str, Any]) -> dict[str, Tensor]:
     """Write what LLaVA's stage 1 leaves: mm_projector.bin and config.json."""
-    state = {name: stored_form(tensor) for name, tensor in model.state_dict().items() if name.startswith(PROJECTOR)}
+    state = {
+        name: stored_form(tensor) for name, tensor in model.state_dict().items() if name.startswith(layouts.PROJECTOR)
+    }
     torch.save({layouts.to_original(name): tensor for name, tensor in state.items()}, folder / "mm_projector.bin")
     _write_json(folder / "config.json", config)
     return state

@@ -3,7 +3,6 @@
 So a resumed run, a report and the run itself come to the same answer.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_accel.exceptions import UserError
+from llava_accel.storage.jsonl import read_json_lines
 
 Line = Mapping[str, Any]
 """One line of metrics.jsonl: of training, or with "eval" of an evaluation."""
@@ -21,16 +21,11 @@ _DEFAULT_PATIENCE = 3
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; the last one of a run that was killed may be cut off, and is left out."""
-    found: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
+    lines = read_json_lines(path, may_be_cut=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise UserError(f"{path}: line {len(found) + 1} is none that a run writes. Is it another file?")
-        found.append(line)
-    return found
+            raise UserError(f"{path}: line {number} is none that a run writes. Is it another file?")
+    return lines
 
 
 def is_better(metric: str, value: float, other: float | None) -> bool:

@@ -1,6 +1,5 @@
 """Losses and generated answers over a part of the data, sharded over ranks, scored, and put back into its order."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
 from llava_accel.scoring.metrics import SCORES, exact_match, vqa_accuracy
 from llava_accel.setup.datasets import Part
+from llava_accel.storage.jsonl import write_json_lines
 
 Prediction = dict[str, object]
 
@@ -189,8 +189,7 @@ def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """One JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
+    write_json_lines(predictions, path)
 
 
 def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelerator) -> list[list[int]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from llava_accel.data.problems import printable
+from llava_accel.data.problems import quoted
 from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -36,7 +36,7 @@ def answer_list(answers: object) -> list[str]:
             whole = isinstance(count, int | float) and count >= 1 and float(count).is_integer()
             if not isinstance(answer, str) or isinstance(count, bool) or not whole:
                 raise UserError(
-                    f"`answers` holds {printable(answer)}: {printable(count)}. "
+                    f"`answers` holds {quoted(answer)}: {quoted(count)}. "
                     'Give each answer its number of annotators, such as {"red": 7, "pink": 3}.'
                 )
             found += [answer] * int(count)
@@ -45,12 +45,12 @@ def answer_list(answers: object) -> list[str]:
             answer = item.get("answer") if isinstance(item, Mapping) else item
             if not isinstance(answer, str):
                 raise UserError(
-                    f"`answers` holds {printable(item)}. "
+                    f"`answers` holds {quoted(item)}. "
                     'Write every answer as a string, or as an object with the string "answer".'
                 )
             found.append(answer)
     else:
-        raise UserError(f"`answers` is {printable(answers)}. Make it a list of strings, one an annotator.")
+        raise UserError(f"`answers` is {quoted(answers)}. Make it a list of strings, one an annotator.")
     if not found:
         raise UserError("`answers` is empty. Give at least one answer to score against.")
     return found
@@ -163,7 +163,7 @@ def _score_line(line: bytes) -> dict:
     except ValueError as error:  # both malformed JSON and bytes that are not UTF-8
         raise UserError(f"this is not JSON ({error}). Write one JSON object a line, in UTF-8.") from error
     if not isinstance(row, dict):
-        raise UserError(f"this is {printable(row)}, not an object. Write one JSON object a line.")
+        raise UserError(f"this is {quoted(row)}, not an object. Write one JSON object a line.")
     if not isinstance(row.get("prediction"), str):
         raise UserError('the string "prediction" is missing. Write the model\'s answer there.')
     if "answers" not in row:

@@ -14,11 +14,11 @@ from llava_accel.data.feature_store import FeatureStore, FeatureWriter
 from llava_accel.data.loader import cache_folder
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.tower import ParkedTower, num_tower_layers
+from llava_accel.model.tower import ParkedTower, num_tower_layers, used_tower_parameters
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
-from llava_accel.storage.atomic import whole_file
+from llava_accel.storage.atomic import atomic_file
 
 _FORMAT = 1
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
@@ -106,21 +106,19 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
     path = cache_dir / "towers" / _files_key(objective, parked)
     with accelerator.local_main_process_first():
         if not path.exists():
-            with whole_file(path) as unfinished:
+            with atomic_file(path) as unfinished:
                 unfinished.write_text(_read_through(objective))
     return path.read_text()
 
 
 def _read_through(objective: Objective) -> str:
-    tower, parked, depth = objective.tower, objective.parked, num_tower_layers(objective.llava.config)
-    found = hashlib.sha256(_facts(objective))
-    unused = tuple(f"encoder.layers.{number}." for number in range(depth, len(tower.encoder.layers)))  # pyright: ignore
-    for name, parameter in sorted(tower.named_parameters()):
-        if not name.startswith((*unused, "post_layernorm.", "head.")):
-            found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            weight = parked.weight(name) if parked else parameter
-            found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    parked = objective.parked
+    digest = hashlib.sha256(_facts(objective))
+    for name, parameter in sorted(used_tower_parameters(objective.tower, objective.llava.config).items()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        weight = parked.weight(name) if parked else parameter
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _files_key(objective: Objective, parked: ParkedTower) -> str:

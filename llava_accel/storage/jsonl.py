@@ -1,4 +1,4 @@
-"""JSON lines on disk: written whole or not at all, and read by their line feeds alone."""
+"""JSON lines on disk: written whole or line by line, and read by their line feeds alone."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
+from llava_accel.storage.atomic import atomic_file
 
 
 def write_json_lines(rows: Iterable[Mapping[str, object]], out: Path) -> int:
@@ -15,28 +16,36 @@ def write_json_lines(rows: Iterable[Mapping[str, object]], out: Path) -> int:
 
     `rows` may be a generator that raises half-way: the new file takes its place at the end.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
     count = 0
-    try:
-        # Half a surrogate pair cannot be encoded; Python's backslash form of it is also JSON's.
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Half a surrogate pair cannot be encoded; Python's backslash form of it is also JSON's.
+    with (
+        atomic_file(out) as unfinished,
+        unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """What `write_json_lines` wrote. `str.splitlines` would also cut at U+2028 and others, which texts may hold.
+def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
+    """The objects of a file. `str.splitlines` would also cut at U+2028 and others, which texts may hold.
+
+    Args:
+        may_be_cut: The last line may be incomplete, as that of a killed run; the lines end before it.
 
     Raises:
-        UserError: a line is no JSON.
+        ValueError: a line is not JSON.
     """
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+    lines: list[Any] = []
+    for text in path.read_bytes().split(b"\n"):
+        try:
+            lines += [json.loads(text)] if text.strip() else []
+        except ValueError:
+            if not may_be_cut:
+                raise
+            break
+    return lines
 
 
 class Lines:
@@ -69,25 +78,17 @@ class Lines:
         if self._unwritten:
             raise UserError(
                 f"{self.path} lacks its last {len(self._unwritten)} lines: the disk is full or the file cannot be "
-                "written. Make room and repeat the command: it goes on from the last checkpoint and writes them anew"
+                "written. Make room and repeat the command: it goes on from the last checkpoint and writes them again"
             )
 
 
 def keep_lines_until(path: Path, step: int, evaluated_step: int) -> None:
-    """Drop the lines about steps and evaluations that a resumed run takes again: it writes them anew.
+    """Drop the lines about steps and evaluations that a resumed run repeats: it writes them again.
 
-    A run that starts at step 0 keeps none: it evaluates the base anew, too.
+    A run that starts at step 0 keeps none: it evaluates the base again, too.
     """
     if not path.exists():
         return
-    kept = []
-    for text in path.read_text().splitlines() if step else []:
-        try:
-            line = json.loads(text)
-        except ValueError:  # the last line of a killed run may be cut off
-            break
-        if line["step"] <= (evaluated_step if "eval" in line else step):
-            kept.append(text + "\n")
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(kept))
-    os.replace(unfinished, path)
+    lines = read_json_lines(path, may_be_cut=True) if step else []
+    kept = [line for line in lines if line["step"] <= (evaluated_step if "eval" in line else step)]
+    write_json_lines(kept, path)

@@ -67,7 +67,7 @@ def test_broken_input_a_image(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_image_that_breaks_when_it_is_decoded_ends_the_run_with_its_record(tmp_path: Path, workers: int) -> None:
     ended = run("train", tmp_path, "half a JPEG", data={"workers": workers})
-    assert_refused(ended, [f"{tmp_path / 'data.jsonl'}, row 2 (id 'half a JPEG')", "no readable image"])
+    assert_refused(ended, [f"{tmp_path / 'data.jsonl'}, row 2 (id 'half a JPEG')", "not a readable image"])
 
 
 def test_what_the_recipe_leaves_out_is_counted_and_listed(tmp_path: Path) -> None:

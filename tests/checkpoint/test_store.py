@@ -24,7 +24,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.setup.state import TrainState
-from llava_accel.storage import manifest as sealed
+from llava_accel.storage import atomic
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_run_alive_to_its_end(data: Pa
 def test_what_the_disk_does_not_give_back_is_no_checkpoint(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flush = sealed._flush_folder
+    flush = atomic._flush_folder
 
     def losing_a_bit(folder: Path) -> None:
         if folder.name == "step-000002.tmp":
@@ -191,7 +191,7 @@ def test_what_the_disk_does_not_give_back_is_no_checkpoint(
         flush(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sealed, "_flush_folder", losing_a_bit)
+        patch.setattr(atomic, "_flush_folder", losing_a_bit)
         run = train_until(settings(tmp_path, data), 2)
     assert checkpoints(run) == []
     assert "does not give back what was written" in _unwrapped(capsys.readouterr().out)
@@ -207,7 +207,7 @@ def test_a_kill_while_a_folder_takes_anothers_place_leaves_one_of_them(tmp_path:
         target.mkdir()
         (target / "which").write_text("new")
     (tmp_path / "best.tmp").mkdir()
-    sealed.recover(tmp_path)
+    atomic.recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert (target / "which").read_text() == ("old" if place == "between the two renames" else "new")
 

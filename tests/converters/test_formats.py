@@ -38,7 +38,7 @@ def test_quoted_commas_line_ends_and_further_columns_are_read(tmp_path: Path) ->
         (["a.png,q"], ", row 2: ", "'answer' is blank"),
         (["a.png,q, r,a"], ", row 2: ", "Put text with commas in quotes"),
         (["a.png,<image>q,a"], ", row 2: ", "every question gets one <image>"),
-        (['a.png,"q" x,a'], ": ", "no well-formed CSV"),
+        (['a.png,"q" x,a'], ": ", "not well-formed CSV"),
     ],
 )
 def test_a_flaw_in_a_table_is_told_with_its_line(lines: list[str], place: str, told: str, tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ LINES: dict[str, tuple[bytes, str]] = {  # name -> line, a word of the message; 
     "a number of 5000 digits": (b'{"id": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "not UTF-8": (b'{"id": "\xff\xfe"}', "not UTF-8"),
     "a NUL": (b"\x00", "not valid JSON"),
-    "half a character": (rb'{"conversations": [{"from": "human", "value": "\ud83d"}]}', "half a character"),
+    "half a character": (rb'{"conversations": [{"from": "human", "value": "\ud83d"}]}', "half of a surrogate pair"),
     "halves in the wrong order": (
-        rb'{"conversations": [{"from": "human", "value": "\uDE00\uD83D"}]}', "half a character"
+        rb'{"conversations": [{"from": "human", "value": "\uDE00\uD83D"}]}', "half of a surrogate pair"
     ),
     "a byte order mark inside": (b'\xef\xbb\xbf{"id": "x"}', "not valid JSON"),
     "plain text": (b"What is this? A cat.", "not valid JSON"),
@@ -85,8 +85,8 @@ LINES: dict[str, tuple[bytes, str]] = {  # name -> line, a word of the message; 
 }  # fmt: skip
 _WHOLE = json.dumps([record(f"Q{n}", "A", id=str(n)) for n in range(4)])
 FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file, content, words of the message
-    "an array without its end": ("a.json", lambda: _WHOLE[:-1].encode(), ["cut off", "Write it anew"]),
-    "an array cut off in a record": ("a.json", lambda: _WHOLE[:150].encode(), ["row 2", "cut off", "Write it anew"]),
+    "an array without its end": ("a.json", lambda: _WHOLE[:-1].encode(), ["cut off", "Write the file again"]),
+    "an array cut off in a record": ("a.json", lambda: _WHOLE[:150].encode(), ["row 2", "cut off", "Write the file again"]),
     "nothing": ("a.json", lambda: b"", ["no JSON array", ".jsonl"]),
     "no line": ("a.jsonl", lambda: b"", ["no record", "Check the file"]),
     "blank lines": ("a.jsonl", lambda: b"\n \n\t\n", ["no record", "Check the file"]),
@@ -94,7 +94,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
     "one object": ("a.json", lambda: json.dumps(TEXT_ONLY).encode(), ["no JSON array", ".jsonl"]),
     "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["no JSON array", ".jsonl"]),
     "single quotes in an array": ("a.json", lambda: b"[{'id': 1}]" + b" " * 99, ["row 1", "not valid JSON"]),
-    "two arrays": ("a.json", lambda: f"{_WHOLE} {_WHOLE}".encode(), ["behind the end of the array", "one array"]),
+    "two arrays": ("a.json", lambda: f"{_WHOLE} {_WHOLE}".encode(), ["after the end of the array", "one array"]),
     "an array of 100,000 brackets": ("a.json", lambda: b"[" * 100_000, ["row 1", "not valid JSON"]),
     "an array in Latin-1": ("a.json", lambda: '[{"id": "\xe9"}]'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
     "an array in UTF-16": ("a.json", lambda: _WHOLE.encode("utf-16"), ["not UTF-8", "Save it as UTF-8"]),
@@ -102,8 +102,8 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
         ["row 1", "longer than 16 MiB", "one conversation a record"]),
     "a line of 100 MB": ("a.jsonl", lambda: b'{"id": "' + b"x" * 100_000_000 + b'"}',
         ["row 1", "longer than 16 MiB", "one conversation a row"]),
-    "no Parquet": ("a.parquet", lambda: b"[]", ["no readable Parquet file", "Write it anew"]),
-    "an empty Parquet file": ("a.parquet", lambda: b"", ["no readable Parquet file", "Write it anew"]),
+    "no Parquet": ("a.parquet", lambda: b"[]", ["not a readable Parquet file", "Write the file again"]),
+    "an empty Parquet file": ("a.parquet", lambda: b"", ["not a readable Parquet file", "Write the file again"]),
     "a table of another kind": ("a.csv", lambda: b"id\n1\n", ["'.csv'", ".jsonl or .parquet"]),
     "a file without a suffix": ("data", lambda: _WHOLE.encode(), ["''", ".jsonl or .parquet"]),
 }  # fmt: skip

@@ -59,7 +59,7 @@ def test_a_recipes_patterns_are_matched_against_whole_paths(llava_folder: Path) 
 @pytest.mark.parametrize("pattern", ["q_proj", r"model\.vision_tower\..*\.q_proj", "lm_head"])
 def test_a_pattern_without_a_layer_is_an_error_with_near_names(llava_folder: Path, pattern: str) -> None:
     model = load(recipe_of(base=str(llava_folder))).model
-    with pytest.raises(ValueError, match=r"model\.lora\.targets.*near ones are model\.language_model\.layers"):
+    with pytest.raises(ValueError, match=r"model\.lora\.targets.*such as model\.language_model\.layers"):
         find_targets(model, [pattern])
 
 

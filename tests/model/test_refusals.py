@@ -47,9 +47,9 @@ def edit_config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
-        ({"mm_projector_type": "identity"}, "mm_projector_type 'identity'"),
-        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type 'mlp3x_gelu'"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
+        ({"mm_projector_type": "identity"}, "mm_projector_type is 'identity'"),
+        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type is 'mlp3x_gelu'"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end"),
         ({"mm_patch_merge_type": "spatial_unpad"}, "LLaVA-1.6"),
         ({"image_aspect_ratio": "anyres"}, "LLaVA-1.6"),
@@ -67,13 +67,13 @@ def test_what_the_model_class_cannot_hold_is_refused_before_weights_are_read(
 
 
 def test_a_language_model_is_no_base(parts: Path, llava_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"no LLaVA.*model\.language_model.*model\.vision_tower"):
+    with pytest.raises(ValueError, match=r"not a LLaVA.*model\.language_model.*model\.vision_tower"):
         load(base=parts / "language")
     with pytest.raises(ValueError, match=r"Name it in model\.base"):
         load(language_model=llava_folder, vision_tower=parts / "clip")
     with pytest.raises(ValueError, match=r"adapter.*model\.adapter"):
         load(base=PARITY / "adapter_init")
-    with pytest.raises(ValueError, match="no vision tower"):
+    with pytest.raises(ValueError, match="cannot be used as a vision tower"):
         load(language_model=parts / "language", vision_tower=parts / "language")
     with pytest.raises(ValueError, match=r"model\.base: there is no folder"):
         load(base="/nowhere/at/all")

@@ -108,7 +108,7 @@ def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path)
     assert show("0.png", [root]).uri.startswith("data:image/jpeg;base64,")
     for name in ("../broken.png", "none.png", "/etc/passwd"):
         assert not show(name, [root]).uri and show(name, [root]).problem
-    assert "no readable image" in show("broken.png", [tmp_path]).problem
+    assert "not a readable image" in show("broken.png", [tmp_path]).problem
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "0.png").write_bytes((root / "0.png").read_bytes())
     assert "2 folders" in show("0.png", [root, tmp_path / "more"]).problem

@@ -44,8 +44,8 @@ def choice(number: int, answer: str, **fields: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        (choice(1, "C. three"), "names none of 2 choices"),
-        (choice(1, "two"), "names none of 2 choices"),
+        (choice(1, "C. three"), "does not name one of the 2 choices"),
+        (choice(1, "two"), "does not name one of the 2 choices"),
         (choice(1, "A", choices=["one"]), "2 to 26 strings"),
         (choice(1, "A", choices="one"), "2 to 26 strings"),
         (choice(1, "A", choices=["one", 2]), "2 to 26 strings"),
