@@ -16,6 +16,7 @@ from llava_accel.console.output import printable
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import Recipe, changed_keys
 from llava_accel.recipe.toml import toml_value
+from llava_accel.scoring.best import read_lines
 from llava_accel.scoring.metrics import SCORES
 from llava_accel.setup.run_folder import versions
 
@@ -46,7 +47,7 @@ def describe(folder: Path, run: Path, recipe: Recipe, step: int) -> None:
 
 def evaluations(path: Path, step: int) -> list[dict[str, Any]]:
     """The first evaluation of a run and the last one up to `step`, each {"step", "loss", ...}."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_lines(path)
     past = [{"step": line["step"], **line["eval"]} for line in lines if "eval" in line and line["step"] <= step]
     return [*past[:1], *past[1:][-1:]]
 

@@ -1,4 +1,7 @@
-"""Where the time of a run goes. On a GPU device events are recorded and read later, so nothing waits for them."""
+"""Where the time of a run goes, the most memory it took, and how fast the device is at best.
+
+On a GPU device events are recorded and read later, so nothing waits for them.
+"""
 
 import resource
 import sys
@@ -14,7 +17,7 @@ PHASES = (
 """Every moment of a run is in one of these. Gradients are summed over ranks during "backward" (and, with sharded weights,
 those are gathered during "forward" too): "communication" is what the loop itself waits for other ranks."""
 APART = ("evaluation", "saving")
-"""No part of training's own speed."""
+"""These do not count for the speed of training."""
 _MUCH_WAITING = 0.1
 
 
@@ -54,12 +57,12 @@ class Phases:
         if self._marks:
             self._marks[-1][1].synchronize()
             self._read()
-        found = {phase: self._seconds[phase] for phase in PHASES}
+        seconds = {phase: self._seconds[phase] for phase in PHASES}
         self._seconds.clear()
-        return found
+        return seconds
 
     def _read(self) -> None:
-        """Add up the laps that the device has behind it."""
+        """Add up the laps that the device has finished."""
         while len(self._marks) > 1 and self._marks[1][1].query():
             phase, begun = self._marks.popleft()
             self._seconds[phase] += begun.elapsed_time(self._marks[0][1]) / 1000
@@ -72,8 +75,8 @@ def waiting_note(seconds: Mapping[str, float]) -> str:
     if waited <= _MUCH_WAITING * training:
         return ""
     return (
-        f"{waited / training:.0%} of training's time is spent waiting for data: raise data.workers, keep smaller "
-        "images, or let data.cache_features keep what a frozen tower makes of them"
+        f"{waited / training:.0%} of training's time is spent waiting for data: raise data.workers, use smaller "
+        "image files, or let data.cache_features store the features of a frozen tower"
     )
 
 

@@ -21,20 +21,20 @@ _DEFAULT_PATIENCE = 3
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; the last one of a run that was killed may be cut off, and is left out."""
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:
             line = json.loads(text)
         except ValueError:
             break
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise UserError(f"{path}: line {len(found) + 1} is none that a run writes. Is it another file?")
-        found.append(line)
-    return found
+            raise UserError(f"{path}: line {len(lines) + 1} was not written by a run. Name the folder of a run")
+        lines.append(line)
+    return lines
 
 
 def is_better(metric: str, value: float, other: float | None) -> bool:
-    """Whether an evaluation with `value` gains on one with `other`; a value that is no number never does."""
+    """Whether an evaluation with `value` gains on one with `other`; a value that is not a number never does."""
     if math.isnan(value):
         return False
     return other is None or (value < other if metric == "loss" else value > other)
@@ -53,7 +53,7 @@ def best_evaluation(lines: Sequence[Line], metric: str) -> Line | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Overfitting:
-    """Evaluation loss has its lowest value behind it, while training loss falls on."""
+    """Evaluation loss has passed its lowest value, while training loss still falls."""
 
     num_evaluations: int
     """Evaluations since the lowest one."""
@@ -71,7 +71,7 @@ class Overfitting:
         return (
             f"overfitting: evaluation loss has risen since {since}, from {self.lowest:.4f} to {self.loss:.4f} over "
             f"{self.num_evaluations} evaluations, while training loss fell from {self.training_then:.4f} to "
-            f"{self.training_now:.4f}. More data, fewer epochs or a lower rate help; eval.patience stops such a run"
+            f"{self.training_now:.4f}. More data, fewer epochs or a lower learning rate help; eval.patience stops such a run"
         )
 
 

@@ -1,4 +1,4 @@
-"""Losses and generated answers over a part of the data, sharded over ranks, scored, and put back into its order."""
+"""One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import json
 import time

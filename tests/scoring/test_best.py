@@ -89,5 +89,5 @@ def test_a_line_that_is_cut_off_ends_the_file(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"loss": 1.0}\n')
-    with pytest.raises(ValueError, match="line 1 is none that a run writes"):
+    with pytest.raises(ValueError, match="line 1 was not written by a run"):
         read_lines(path)
