@@ -1,4 +1,4 @@
-"""Exports for LLaVA's own code: the folders that its training writes, with its own file and key names."""
+"""Exports for LLaVA's own code: its files and key names, its config.json, and the vision tower where it looks for it."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def save_original_model(
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and processing.base.config.tie_word_embeddings:
             continue
-        # A copy, because safetensors stores no part of a larger tensor.
+        # A copy, because safetensors does not store a part of a larger tensor.
         kept = tensor[:rows].clone() if name in _VOCABULARY else tensor
         state[name] = stored_form(kept.to(dtype) if kept.is_floating_point() else kept)
     original = {layouts.to_original(name): tensor for name, tensor in state.items()}
@@ -103,15 +103,15 @@ def save_original_model(
 
 def read_original(folder: Path) -> dict[str, Tensor]:
     """Every weight that one of these functions wrote, under in-memory names."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file, rename in (
         (ADAPTER, layouts.adapter_to_memory),
         ("non_lora_trainables.bin", layouts.trainable_to_memory),
         ("mm_projector.bin", layouts.to_memory),
     ):
         if (folder / file).is_file():
-            found |= {rename(tensor.name): tensor.read() for tensor in read_tensors(folder / file)}
-    return found or {layouts.to_memory(tensor.name): tensor.read() for tensor in read_weights(folder)}
+            tensors |= {rename(tensor.name): tensor.read() for tensor in read_tensors(folder / file)}
+    return tensors or {layouts.to_memory(tensor.name): tensor.read() for tensor in read_weights(folder)}
 
 
 def _write_tokenizer(folder: Path, processing: Processing, origin: Base | None) -> None:
@@ -200,7 +200,7 @@ def place_tower(
         is_whole: The export holds the whole model, so it must not point beside the base that it came from.
 
     Raises:
-        UserError: the tower is no CLIP.
+        UserError: the tower is not a CLIP.
     """
     vision = base.vision
     if not isinstance(vision, CLIPVisionConfig):
@@ -233,7 +233,9 @@ def _from_transformers(base: Base) -> dict[str, Any]:
             f"LLaVA's own code has no {text.model_type!r} language model, only Llama and Mistral. Use --to merged"
         )
     if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
-        raise UserError("LLaVA's own projector (mlp2x_gelu) has GELU and biases, and this one not. Use --to merged")
+        raise UserError(
+            "LLaVA's own projector (mlp2x_gelu) has GELU and biases, and this projector does not. Use --to merged"
+        )
     known = text.to_dict()
     rope = dict(known.get("rope_parameters") or {})
     theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
