@@ -93,7 +93,7 @@ def notes(run: History) -> list[str]:
     shown: list[str] = []
     chosen, key = run.chosen, run.score
     if warning := overfitting(run.lines, run.recipe.eval.patience):
-        shown.append(f"{capital(str(warning))}.")
+        shown.append(f"{capital(warning)}.")
     if run.is_stopped:
         shown.append(
             f"Stopped early, after {run.recipe.eval.patience} evaluations without a better {run.recipe.eval.metric} "

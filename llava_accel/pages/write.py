@@ -32,7 +32,7 @@ def write_report(folder: Path, state: TrainState | None = None) -> Path:
         state: Where the run stands, if it is this process that runs it.
 
     Raises:
-        UserError: the folder is no run, or something in it is damaged.
+        UserError: the folder is not a run, or something in it is damaged.
         OSError: it cannot be read or written.
     """
     run = read_run(folder, state)

@@ -210,8 +210,8 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
     update = 0.0 if without is None else compare(reference.logits, without).difference
     if stored != torch.float32 and 0 < update < 2 * difference:
         raise UserError(
-            f"the merged model is no nearer to the trained one than the base is: {str(stored).removeprefix('torch.')} "
-            "is too coarse for so small an update. Use --dtype fp32, or --to peft"
+            f"the merged model is as far from the trained one as the base is: {str(stored).removeprefix('torch.')} is too "
+            "coarse for so small an update. Use --dtype fp32, or --to peft"
         )
     if quantised is not None:
         table = job.trained.recipe.model.quantization

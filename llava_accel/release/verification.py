@@ -242,7 +242,7 @@ def _environment() -> dict[str, str]:
 
 
 def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelerator: Accelerator) -> Reference:
-    """What the trained model computes. Every rank must call it, while its engine is still there."""
+    """What the trained model computes. Every rank must call it, while its backend is still there."""
     examples, pixels = examples_of(part, recipe)
     with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)

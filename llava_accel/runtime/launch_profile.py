@@ -8,7 +8,7 @@ from typing import Literal
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe
 
-Engine = Literal["none", "ddp", "deepspeed", "fsdp"]
+Backend = Literal["none", "ddp", "deepspeed", "fsdp"]
 
 _OFF = ("", "no", "none", "false", "auto")
 _SHARDS_ITSELF = "the package itself shards the weights as it reads them"
@@ -16,15 +16,15 @@ _SHARDS_ITSELF = "the package itself shards the weights as it reads them"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the launcher decided: the engine, and its settings under Accelerate's names."""
+    """What the launcher decided: the backend, and its settings under Accelerate's names."""
 
-    engine: Engine
+    backend: Backend
     variables: Mapping[str, str]
 
     @property
     def is_distributed(self) -> bool:
         """Whether a process group is needed, be it of one process."""
-        return self.engine != "none"
+        return self.backend != "none"
 
     @property
     def wants_cpu(self) -> bool:
@@ -36,7 +36,7 @@ class Profile:
         """For messages."""
         stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         return {"none": "one process", "ddp": "DDP", "deepspeed": f"DeepSpeed ZeRO-{stage}", "fsdp": "FSDP2"}[
-            self.engine
+            self.backend
         ]
 
     @property
@@ -45,7 +45,7 @@ class Profile:
         stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         offload = self.variables.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
         zero = f"zero{stage}" + ("" if offload == "none" else "_offload")
-        return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.engine]
+        return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.backend]
 
     def check(self, recipe: Recipe, mixed_precision: str) -> None:
         """Refuse what contradicts the recipe: the recipe decides how a step is computed, the profile where.
@@ -69,14 +69,14 @@ class Profile:
         if clipping not in _OFF and float(clipping) != recipe.optim.max_grad_norm:
             reason = f"optim.max_grad_norm is {recipe.optim.max_grad_norm}"
             yield _problem("gradient_clipping", clipping, reason, "Leave the key out: the recipe decides")
-        if self.engine == "deepspeed" and self._is_true("ACCELERATE_DEEPSPEED_ZERO3_INIT"):
+        if self.backend == "deepspeed" and self._is_true("ACCELERATE_DEEPSPEED_ZERO3_INIT"):
             yield _problem("zero3_init_flag", "true", _SHARDS_ITSELF, "Write zero3_init_flag: false")
         compiler = self.variables.get("ACCELERATE_DYNAMO_BACKEND", "no")
         if compiler.lower() not in _OFF:
             yield _problem("dynamo_backend", compiler, "model.compile decides about that", "Leave dynamo_config out")
 
     def _fsdp(self) -> Iterator[str]:
-        if self.engine != "fsdp":
+        if self.backend != "fsdp":
             return
         version = self.variables.get("FSDP_VERSION", "1")
         if version != "2":
@@ -90,7 +90,7 @@ class Profile:
             yield _problem("fsdp_activation_checkpointing", "true", reason, "Leave the key out, and set the recipe's")
 
     def _eight_bits(self, recipe: Recipe) -> Iterator[str]:
-        if self.engine not in ("deepspeed", "fsdp"):
+        if self.backend not in ("deepspeed", "fsdp"):
             return
         if recipe.model.quantization.bits == 8:
             yield (
@@ -115,10 +115,10 @@ def _problem(key: str, value: str, reason: str, remedy: str) -> str:
 def read_profile() -> Profile:
     """The profile of this process. Without `accelerate launch` it is one process."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        engine: Engine = "deepspeed"
+        backend: Backend = "deepspeed"
     elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        engine = "fsdp"
+        backend = "fsdp"
     else:
-        engine = "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
+        backend = "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
     names = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]
-    return Profile(engine, {name: os.environ[name] for name in names})
+    return Profile(backend, {name: os.environ[name] for name in names})

@@ -194,7 +194,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelerator) -> list[list[int]]:
-    """This rank's batches. All ranks get the same number: engines that gather weights need every rank every time."""
+    """This rank's batches. All ranks get the same number: backends that gather weights need every rank every time."""
     size = 2 * recipe.train.per_device_batch_size  # no gradients are kept, so more fits than in training
     batches = image_batches(rows, part.survey.lengths[rows], part.survey.image_keys[rows], size)
     batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]
