@@ -9,7 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from helpers.toys import IMAGE_ID, IMAGES, MIXED, PATCHES, PIXELS, PX, VOCABULARY, about_one_image, batch_of, make_llava, watch
+from helpers.toys import (
+    IMAGE_ID,
+    IMAGES,
+    MIXED,
+    PATCHES,
+    PIXELS,
+    PX,
+    VOCABULARY,
+    about_one_image,
+    batch_of,
+    make_llava,
+    watch,
+)
 from llava_accel.data.labels import Example
 from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record

@@ -10,7 +10,7 @@ from llava_accel.runtime.launch_profile import Backend, Profile
 
 
 @pytest.mark.parametrize(
-    ("engine", "variable", "value", "shown"),
+    ("backend", "variable", "value", "shown"),
     [
         ("ddp", "ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision is 'fp16'"),
         ("ddp", "ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision is 'bf16'"),
@@ -30,7 +30,7 @@ def test_a_profile_that_contradicts_the_recipe_is_refused(
     assert any(word in str(caught.value) for word in ("Write ", "Leave "))
 
 
-@pytest.mark.parametrize("engine", ["none", "ddp", "deepspeed", "fsdp"])
+@pytest.mark.parametrize("backend", ["none", "ddp", "deepspeed", "fsdp"])
 def test_what_agrees_with_the_recipe_is_accepted(tmp_path: Path, backend: Backend) -> None:
     agreeing = {
         "FSDP_VERSION": "2",
@@ -41,7 +41,7 @@ def test_what_agrees_with_the_recipe_is_accepted(tmp_path: Path, backend: Backen
     Profile(backend, agreeing).check(recipe(tmp_path), "no")
 
 
-@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
 def test_eight_bits_are_refused_where_weights_or_moments_are_divided(tmp_path: Path, backend: Backend) -> None:
     changed = recipe(tmp_path, model={"quantization": {"bits": 8}}, optim={"optimizer": "adamw_8bit"})
     with pytest.raises(ValueError, match=r"quantization\.bits = 8(.|\n)*adamw_8bit"):
