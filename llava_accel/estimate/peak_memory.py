@@ -1,5 +1,6 @@
 """Memory of one rank under each launch profile: from a model's weights and the moments of a traced step to the peak."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,40 +43,34 @@ class Weights:
 
 def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
     """Of a model on the meta device, in the types that a run keeps them in."""
-    table = recipe.model.quantization
     linears = {
         id(module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and LANGUAGE_MODEL in f"{name}." and ".lora_" not in name
     }
-    total = trained = quantised = frozen_bytes = largest_trained = largest_bytes = 0
-    sizes: dict[str, int] = {}
+    numbers, sizes, layers = Counter[str](), Counter[str](), Counter[str]()
+    largest_trained = largest_bytes = 0
     for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        is_quantised = table.bits < 16 and id(parameter) in linears
-        own = parameter.numel() * parameter.element_size()
-        if is_quantised:
-            quantised += parameter.numel()
-            own = round(parameter.numel() * _bits(recipe) / 8)
+        number, size = parameter.numel(), parameter.numel() * parameter.element_size()
+        kind = "trained" if parameter.requires_grad else "frozen"
+        if recipe.model.quantization.bits < 16 and id(parameter) in linears:
+            kind, size = "quantised", round(number * _bits(recipe) / 8)
         elif parameter.requires_grad:
-            trained += parameter.numel()
-            largest_trained = max(largest_trained, parameter.numel())
-        else:
-            frozen_bytes += own
-        largest_bytes = max(largest_bytes, own)
+            largest_trained = max(largest_trained, number)
+        largest_bytes = max(largest_bytes, size)
+        numbers[kind] += number
+        sizes[kind] += size
         before, _, after = name.partition(".layers.")
-        key = f"{before}.{after.split('.')[0]}" if after else _OUTSIDE
-        sizes[key] = sizes.get(key, 0) + own
-    packed = round(quantised * _bits(recipe) / 8)
-    outside = sizes.pop(_OUTSIDE, 0)
+        layers[f"{before}.{after.split('.')[0]}" if after else _OUTSIDE] += size
+    outside_bytes = layers.pop(_OUTSIDE, 0)
     return Weights(
-        total=total,
-        trained=trained,
-        quantised=quantised,
-        frozen_bytes=frozen_bytes,
-        quantised_bytes=packed,
-        outside_bytes=outside,
-        largest_layer_bytes=max(sizes.values()),
+        total=numbers.total(),
+        trained=numbers["trained"],
+        quantised=numbers["quantised"],
+        frozen_bytes=sizes["frozen"],
+        quantised_bytes=round(numbers["quantised"] * _bits(recipe) / 8),
+        outside_bytes=outside_bytes,
+        largest_layer_bytes=max(layers.values()),
         largest_trained=largest_trained,
         largest_bytes=largest_bytes,
     )

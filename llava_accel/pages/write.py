@@ -147,9 +147,8 @@ def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: s
 
 
 def _tile(image: Image.Image, row: Prediction, metric: str) -> Image.Image:
-    tile = Image.new("RGB", (_SIDE, _SIDE + _LINES * _LINE + 8), "white")
-    image = ImageOps.contain(image, (_SIDE, _SIDE))
-    tile.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
+    square = ImageOps.pad(image, (_SIDE, _SIDE), color="white")
+    tile = ImageOps.expand(square, (0, 0, 0, _LINES * _LINE + 8), "white")
     result = verdict(row[metric])
     answer = max(row["answers"], key=row["answers"].get)
     lines = [(text, (29, 31, 33)) for text in _wrapped(row["question"])[:3]]

@@ -1,6 +1,5 @@
 """Exports in three forms, each from beginning to end: load, write next to its place, verify against the source, rename."""
 
-import gc
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import release_memory
 from peft import PeftModel
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -33,6 +33,7 @@ from llava_accel.model.save import FACTS
 from llava_accel.recipe import ModelTable, Recipe
 from llava_accel.release.merged_model import save_merged, save_peft
 from llava_accel.release.original_llava import (
+    Source,
     original_config,
     place_tower,
     read_original,
@@ -160,7 +161,7 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
     assert isinstance(loaded.objective.model, PeftModel)
     save_peft(folder, loaded.objective.model, processing)
     del loaded
-    _free()
+    release_memory()
     name, use_gpu = "adapter on a fresh base, against the trained model", job.device.type == "cuda"
     if base.layout == "hub":
         outputs = plain_outputs(reference, folder, dtype=dtype, base=str(base.folder), use_gpu=use_gpu)
@@ -191,7 +192,7 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
         loaded = job.load(as_trained=True)
         quantised = job.reference(loaded.objective, loaded.processing, *examples).logits
         del loaded
-        _free()
+        release_memory()
     loaded = job.load()
     model, processing, facts = loaded.objective.model, loaded.processing, _facts(job, loaded)
     assert isinstance(model, Trainable)
@@ -202,7 +203,7 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
             without = job.reference(loaded.objective, processing, *examples).logits
     save_merged(folder, model, processing, stored, stop_ids(job.recipe, processing))
     del loaded, model
-    _free()
+    release_memory()
     outputs = plain_outputs(reference, folder, dtype=computed, use_gpu=job.device.type == "cuda")
     is_merged = job.trained.kind == "lora"
     name = "merged model, against 16-bit base + adapter" if is_merged else "exported model, against its source"
@@ -228,15 +229,16 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
 
 def write_llava(job: Job, folder: Path) -> dict[str, Any]:
     """The folder that LLaVA's own code writes, read back and compared weight by weight."""
-    loaded, origin, is_whole = job.load(), _origin(job), job.trained.kind == "model"
-    model, processing, recipe = loaded.objective.model, loaded.processing, job.recipe
+    loaded, is_whole = job.load(), job.trained.kind == "model"
+    model, processing = loaded.objective.model, loaded.processing
     assert isinstance(model, Trainable)
-    tower = place_tower(folder, loaded.objective, processing.base, origin, recipe, is_whole)
-    config = original_config(processing.base, origin, recipe, tower)
+    source = Source(processing.base, _origin(job), job.recipe, is_whole)
+    tower = place_tower(folder, loaded.objective, source)
+    config = original_config(source, tower)
     if isinstance(model, PeftModel):
         written = save_original_adapter(folder, model, config)
     elif is_whole:
-        written = save_original_model(folder, model, processing, config, origin, job.dtype or job.stored)
+        written = save_original_model(folder, model, processing, config, source, job.dtype or job.stored)
     else:
         written = save_original_projector(folder, model, config)
     reread = read_original(folder)
@@ -286,9 +288,3 @@ def _facts(job: Job, loaded: Loaded) -> dict[str, Any]:
         "train": None if kind == "model" else kind,
         "template": model.template,
     }
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

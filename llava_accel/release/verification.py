@@ -1,6 +1,5 @@
 """Whether an export is what was trained: both models' logits and answers for a few examples, one of them without data."""
 
-import gc
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -257,9 +257,7 @@ def verify(reference: Reference, export: Path, recipe: Recipe, console: Console)
     if reason := _not_plain(recipe):
         console.line(f"{export}: not verified in a process with transformers and peft alone, as {reason}")
         return
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_precision(recipe.run.precision, device)
     base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 
 import torch
+from torch.utils.benchmark import Timer
 
 PHASES = (
     "data_wait", "copy", "vision", "forward", "backward", "optimizer", "communication", "evaluation", "saving", "other"
@@ -94,15 +95,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     """Floating-point operations a second of large square matrix products: what the device can do at best."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, until = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        wait_for(device)
-        since = time.perf_counter()
-        for _ in range(3):
-            torch.mm(left, right)
-        wait_for(device)
-        best = max(best, 3 * 2 * size**3 / (time.perf_counter() - since))
-    return best
+    names = {"torch": torch, "left": left, "right": right}
+    timer = Timer("torch.mm(left, right)", globals=names, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=seconds).times)
 
 
 def wait_for(device: torch.device) -> None:

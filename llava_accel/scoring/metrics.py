@@ -6,6 +6,7 @@ apart from that factor, `vqa_accuracy` gives its numbers.
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,35 +36,9 @@ _NUMBERS = {"none": "0", "zero": "0"} | {
 }
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# What a word becomes = the spellings that become it. "somebody'd" loses its apostrophe where its neighbours
-# gain one, "let's" and "she's" stand for themselves, and the four spellings with a capital I can never match,
-# as words are lowered first.
-_CONTRACTIONS_BY_RESULT = """
-    ain't=aint aren't=arent can't=cant could've=couldve couldn't=couldnt couldn't've=couldn'tve,couldnt've
-    didn't=didnt doesn't=doesnt don't=dont hadn't=hadnt hadn't've=hadnt've,hadn'tve hasn't=hasnt
-    haven't=havent he'd=hed he'd've=hed've,he'dve he's=hes how'd=howd how'll=howll how's=hows
-    I'd've=Id've,I'dve I'm=Im I've=Ive isn't=isnt it'd=itd it'd've=itd've,it'dve it'll=itll let's=let's
-    ma'am=maam mightn't=mightnt mightn't've=mightnt've,mightn'tve might've=mightve mustn't=mustnt
-    must've=mustve needn't=neednt not've=notve o'clock=oclock oughtn't=oughtnt
-    'ow's'at=ow's'at,'ows'at,'ow'sat shan't=shant she'd've=shed've,she'dve she's=she's should've=shouldve
-    shouldn't=shouldnt shouldn't've=shouldnt've,shouldn'tve somebodyd=somebody'd
-    somebody'd've=somebodyd've,somebody'dve somebody'll=somebodyll somebody's=somebodys someone'd=someoned
-    someone'd've=someoned've,someone'dve someone'll=someonell someone's=someones something'd=somethingd
-    something'd've=somethingd've,something'dve something'll=somethingll that's=thats there'd=thered
-    there'd've=thered've,there'dve there're=therere there's=theres they'd=theyd they'd've=theyd've,they'dve
-    they'll=theyll they're=theyre they've=theyve 'twas=twas wasn't=wasnt we'd've=wed've,we'dve we've=weve
-    weren't=werent what'll=whatll what're=whatre what's=whats what've=whatve when's=whens where'd=whered
-    where's=wheres where've=whereve who'd=whod who'd've=whod've,who'dve who'll=wholl who's=whos who've=whove
-    why'll=whyll why're=whyre why's=whys won't=wont would've=wouldve wouldn't=wouldnt
-    wouldn't've=wouldnt've,wouldn'tve y'all=yall y'all'll=yall'll,y'allll
-    y'all'd've=yall'd've,y'alld've,y'all'dve you'd=youd you'd've=youd've,you'dve you'll=youll you're=youre
-    you've=youve
-"""
-CONTRACTIONS = {
-    spelling: result
-    for result, _, spellings in (entry.partition("=") for entry in _CONTRACTIONS_BY_RESULT.split())
-    for spelling in spellings.split(",")
-}
+CONTRACTIONS = dict(line.split() for line in Path(__file__).with_name("contractions.txt").read_text().splitlines())
+"""Spelling -> what the evaluator makes of it. "somebody'd" loses its apostrophe where its neighbours gain one, "let's" and
+"she's" stand for themselves, and the four spellings with a capital I can never match, as words are lowered first."""
 
 
 def trim(text: str) -> str:
@@ -180,13 +155,12 @@ def by_type(rows: Iterable[Mapping[str, object]]) -> dict[str, dict[str, TypeSco
     A row that lacks one of the two fields, or the score, is not counted there; a field that no row has is
     left out.
     """
-    scores: dict[str, dict[str, list[float]]] = {"question_type": {}, "answer_type": {}}
+    scores = {field: defaultdict[str, list[float]](list) for field in ("question_type", "answer_type")}
     for row in rows:
-        value = row.get("score")
         for field, types in scores.items():
-            name = row.get(field)
+            name, value = row.get(field), row.get("score")
             if isinstance(name, str) and isinstance(value, int | float):
-                types.setdefault(name, []).append(value)
+                types[name].append(value)
     return {
         field: {
             name: TypeScore(sum(values) / len(values), len(values))

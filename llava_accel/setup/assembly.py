@@ -1,8 +1,8 @@
 """From a recipe to the module that is trained; how many of its weights are trained, and in which types, is printed."""
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -69,8 +69,7 @@ def build_objective(
     return place(objective, accelerator), loaded
 
 
-@dataclass(frozen=True, slots=True)
-class PartRow:
+class PartRow(NamedTuple):
     """Weights of one part. `share` is the trained part of all weights of the model, from 0 to 1."""
 
     part: str
@@ -79,8 +78,7 @@ class PartRow:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class TypeRow:
+class TypeRow(NamedTuple):
     """Weights kept in one type, and the bytes that they take; 4-bit weights count as what they stand for."""
 
     dtype: str
@@ -88,8 +86,7 @@ class TypeRow:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class TrainableSummary:
+class TrainableSummary(NamedTuple):
     """Rows for the console."""
 
     parts: list[PartRow]
