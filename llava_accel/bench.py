@@ -59,12 +59,12 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
         windows = first_windows(run, training, steps)
         objective, _ = build_objective(run, processing)
         job = Job(run, processing, objective, training, windows)
-        found = _measure(job, rounds)
-    return _report(console, own, processing, accelerator, len(windows), found)
+        measured = _measure(job, rounds)
+    return _report(console, own, processing, accelerator, len(windows), measured)
 
 
 def with_own_folders(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with a cache and a log of the bench's own: it leaves the run's alone."""
+    """The recipe with a cache and a log of the bench's own, so that those of the run stay as they are."""
     (folder / "run").mkdir()
     changes = {
         "data": recipe.data.model_copy(update={"cache_dir": str(folder)}),
@@ -75,18 +75,18 @@ def with_own_folders(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _measure(job: Job, rounds: int) -> Rounds:
-    found = Rounds()
+    measured = Rounds()
     job.forget_features(-1)
     job.loop()  # kernels, and the allocator
-    found.peak = job.peak_bytes()
+    measured.peak = job.peak_bytes()
     for number in range(rounds):
         if job.has_cache:
             job.forget_features(number)
-            found.cold.append(job.loop())
-        found.warm.append(job.loop())
-        found.bare.append(job.bare())
-        found.loaded.append(job.loaded())
-    return found
+            measured.cold.append(job.loop())
+        measured.warm.append(job.loop())
+        measured.bare.append(job.bare())
+        measured.loaded.append(job.loaded())
+    return measured
 
 
 def _report(
@@ -97,7 +97,7 @@ def _report(
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
     rate = matrix_rate(accelerator.device, dtype)
     operations = costs(build_meta(recipe, processing, dtype), processing).of(warm[0].work)
-    found = {
+    medians = {
         "tokens_per_s": warm[0].num_tokens / seconds,
         "examples_per_s": warm[0].num_examples / seconds,
         "mfu": operations / seconds / rate,
@@ -105,18 +105,18 @@ def _report(
         "peak_bytes": float(rounds.peak),
     }
     rows = [
-        ["useful tokens/s", f"{found['tokens_per_s']:,.0f}"],
+        ["useful tokens/s", f"{medians['tokens_per_s']:,.0f}"],
         ["of which were computed", f"{warm[0].work.tokens / warm[0].num_tokens:.1%}"],
-        ["examples/s", f"{found['examples_per_s']:,.1f}"],
-        ["MFU", f"{found['mfu']:.1%} of {rate / 1e9:,.0f} GFLOP/s"],
-        ["loop over bare steps", f"{found['overhead']:+.1%}"],
+        ["examples/s", f"{medians['examples_per_s']:,.1f}"],
+        ["MFU", f"{medians['mfu']:.1%} of {rate / 1e9:,.0f} GFLOP/s"],
+        ["loop over bare steps", f"{medians['overhead']:+.1%}"],
         ["peak memory of tensors", f"{rounds.peak / 2**30:,.2f} GiB"],
         *[[f"  {name.replace('_', ' ')}", f"{share:.1%}"] for name in PHASES if (share := _share(warm, name))],
     ]
     console.table(f"{steps} steps, {len(warm)} rounds", ["", ""], rows)
     if note := waiting_note({name: _share(warm, name) for name in PHASES if name not in APART}):
         console.line(note)
-    return found
+    return medians
 
 
 def _share(timed: Sequence[Timed], phase: str) -> float:

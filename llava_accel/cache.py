@@ -1,7 +1,7 @@
 """Write the vision tower's features of all images to disk, ahead of the run.
 
-Training and evaluation fill the same cache by themselves, in their first pass over the data. Doing it before frees the
-first epoch of the tower; on several ranks each takes its part of the images.
+Training and evaluation fill the same cache by themselves, in their first pass over the data. If it is done before, the
+first epoch does not run the tower. On several ranks each takes its part of the images.
 """
 
 from llava_accel.console.command_line import start
@@ -46,10 +46,10 @@ def cache(recipe: Recipe) -> int:
     if not may_cache(recipe):
         raise UserError(
             f"data.cache_features = {str(recipe.data.cache_features).lower()}, model.train_vision = "
-            f"{str(recipe.model.train_vision).lower()}: this recipe keeps no features. Set data.cache_features = true "
+            f"{str(recipe.model.train_vision).lower()}: this recipe stores no features. Set data.cache_features = true "
             "and model.train_vision = false"
         )
-    # Whoever calls this wants as many as fit, be they all or not.
+    # As many as fit, even if not all of them do.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_features": True})})
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
@@ -69,30 +69,27 @@ def cache(recipe: Recipe) -> int:
     if writer.is_full:
         console.line(
             f"they do not all fit into data.cache_max_gb = {recipe.data.cache_max_gb:g}: the others are computed in "
-            f"every epoch. Features of other towers lie in {store.root}, too, and may be deleted"
+            f"every epoch. {store.root} also holds features of other towers, which may be deleted"
         )
     return len(store)
 
 
 def image_files(parts: list[Part]) -> list[str]:
     """Every different image file that is used."""
-    found: dict[str, None] = {}
-    for part in parts:
-        for row in part.rows[part.survey.num_images[part.rows] > 0]:
-            found |= dict.fromkeys(map(str, part.corpus.image_files(int(row))))
-    return list(found)
+    rows = ((part, int(row)) for part in parts for row in part.rows[part.survey.num_images[part.rows] > 0])
+    return list(dict.fromkeys(str(file) for part, row in rows for file in part.corpus.image_files(row)))
 
 
 def _fill(run: RunContext, objective: Objective, files: list[str], image_reader: ImageReader) -> None:
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     mine = files[accelerator.process_index :: accelerator.num_processes]
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("vision features", len(mine)) as bar:
-        for found in _load(mine, image_reader, recipe):
-            missing = [image for image in found if not image.is_encoded]
+        for images in _load(mine, image_reader, recipe):
+            missing = [image for image in images if not image.is_encoded]
             if missing and objective.features is not None and not objective.features.is_full:
                 fields = stack_images(missing, image_reader.shape)
                 objective.encode(fields["pixel_values"], fields["image_names"].to(accelerator.device))
-            bar.advance(len(found))
+            bar.advance(len(images))
 
 
 class _Files(Dataset[LoadedImage | DataError]):
@@ -111,11 +108,11 @@ class _Files(Dataset[LoadedImage | DataError]):
 
 def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterator[list[LoadedImage]]:
     loader = DataLoader(_Files(files, image_reader), _AT_ONCE, num_workers=recipe.data.num_workers, collate_fn=list)
-    for found in loader:
-        for error in [each for each in found if isinstance(each, DataError)]:
-            if recipe.data.on_bad_record == "error":
+    for loaded in loader:
+        for error in loaded:
+            if isinstance(error, DataError) and recipe.data.on_bad_record == "error":
                 raise error
-        yield [each for each in found if isinstance(each, LoadedImage)]
+        yield [image for image in loaded if isinstance(image, LoadedImage)]
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.
 
-Commands: /image FILE puts an image at the start of the next question, /reset begins anew, /quit ends.
+Commands: /image FILE puts an image at the start of the next question, /reset starts a new conversation, /quit ends.
 """
 
 from llava_accel.console.command_line import start
@@ -49,7 +49,7 @@ def talk(dialogue: Dialogue) -> None:
     """Read questions and commands until the end of the input."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        print("Ask something. /image FILE shows an image, /reset begins anew, /quit ends.")
+        print("Ask a question. /image FILE adds an image to it, /reset starts a new conversation, /quit ends.")
     while True:
         try:
             line = input("> " if is_terminal else "").strip()
@@ -71,12 +71,12 @@ def _obey(dialogue: Dialogue, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
         dialogue.show(Path(rest.strip()))
-        print("(the image goes with the next question)")
+        print("(the image is part of the next question)")
     elif command == "/reset":
         dialogue.reset()
-        print("(begun anew)")
+        print("(new conversation)")
     elif command.startswith("/"):
-        print(printable(f"error: there is no command {command}. There are /image FILE, /reset and /quit"))
+        print(printable(f"error: {command} is not a command. Use /image FILE, /reset or /quit"))
     else:
         dialogue.ask(line, on_text=lambda text: print(printable(text), end="", flush=True))
         print(flush=True)
@@ -84,7 +84,7 @@ def _obey(dialogue: Dialogue, line: str) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel chat`."""
-    # What libraries have to say belongs beside the answers, not among them.
+    # What libraries print must not stand among the answers.
     with redirect_stdout(sys.stderr):
         dialogue = open_dialogue(arguments)
         answer = None if arguments.once is None else dialogue.ask(arguments.once)

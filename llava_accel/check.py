@@ -1,8 +1,8 @@
-"""Read all that a recipe names without building the model: what is in it, what is wrong with it, what is learned from it.
+"""Check what a recipe names without building the model: recipe, model files, run folder, and every record of the data.
 
-Every record is tokenised and every image decoded, in parallel; configs, tokenizer, names, shapes and values of
-weights are looked at; so is the run folder. All problems are reported in one pass. The examples that are shown are
-coloured by what the model is trained to say: answers, and nothing else.
+Every record is tokenised and every image decoded, in parallel. Of the model, configs, tokenizer, and names, shapes and
+values of weights are checked. All problems are reported in one pass. In the examples that are shown, what the model is
+trained to write is coloured.
 """
 
 from llava_accel.console.command_line import start
@@ -24,7 +24,8 @@ from llava_accel.data.duplicates import duplicate_ids
 from llava_accel.data.examples import find_images
 from llava_accel.data.loader import cache_folder
 from llava_accel.data.problems import DataError
-from llava_accel.data.survey import Survey, survey
+from llava_accel.data.survey import Survey
+from llava_accel.data.survey import survey as survey_records
 from llava_accel.exceptions import UserError
 from llava_accel.inspection.clean_copy import write_clean_copy
 from llava_accel.inspection.preflight import Problems, examine_model, examine_run
@@ -42,8 +43,8 @@ def check(arguments: argparse.Namespace) -> int:
     """Report on recipe, model, run folder, training and evaluation data.
 
     Returns:
-        The exit code: 0 where all can be trained on (or is left out by the recipe's own word), 1 where records are
-        wrong, 2 where anything else is.
+        The exit code: 0 if all records can be used (or the recipe leaves the others out), 1 if records are wrong, 2 if
+        anything else is.
     """
     console = Console()
     recipe: Recipe = arguments.loaded
@@ -51,8 +52,8 @@ def check(arguments: argparse.Namespace) -> int:
     problems = [] if wrong and wrong.is_about("run.name", "run.output_dir", "run.resume") else examine_run(recipe)
     processing = None
     if not (wrong and wrong.is_about(*_MODEL)):
-        processing, found = examine_model(recipe, console)
-        problems += found
+        processing, model_problems = examine_model(recipe, console)
+        problems += model_problems
     for message in problems:
         say_error(UserError(message))
     if wrong and wrong.is_about("data.train", "data.images", "data.eval", "data.cache_dir"):
@@ -64,7 +65,7 @@ def check(arguments: argparse.Namespace) -> int:
         console.line(f"next: accelerate launch -m llava_accel.train {arguments.recipe}")
     elif not arguments.fix:
         remedy = f"write a copy without them: python -m llava_accel.check {arguments.recipe} --fix DIR"
-        console.line(f"next: mend the records, or {remedy}")
+        console.line(f"next: correct the records, or {remedy}")
     return 1 if bad_rows else 0
 
 
@@ -105,51 +106,49 @@ def check_corpus(
     console: Console,
 ) -> bool:
     """Read the records of `data.train` or `data.eval`; whether some are wrong, beyond what the recipe leaves out."""
-    found = problems.attempt(lambda: read(recipe, corpus, name, console))
-    if found is None:  # the template cannot be used with this tokenizer
+    survey = problems.attempt(lambda: read(recipe, corpus, name, console))
+    if survey is None:  # the template cannot be used with this tokenizer
         corpus, processing = Corpus(corpus.sources, find_images), None
-        found = read(recipe, corpus, name, console)
+        survey = read(recipe, corpus, name, console)
     repeated = duplicate_ids(corpus)
-    summarise(console, name, corpus, found, repeated, tokenised=processing is not None)
+    summarise(console, name, survey, repeated, tokenised=processing is not None)
     if processing:
-        show_examples(console, corpus, found, processing, arguments.show)
+        show_examples(console, corpus, survey.usable, processing, arguments.show)
     if processing and arguments.labels and name == "data.train":
-        write_labels(Path(arguments.labels), corpus, found)
-        console.line(f"labels of {len(found.usable)} records: {arguments.labels}")
+        write_labels(Path(arguments.labels), corpus, survey.usable)
+        console.line(f"labels of {len(survey.usable)} records: {arguments.labels}")
     if arguments.fix:
-        write_clean_copy(Path(arguments.fix), corpus, found, repeated, console)
+        write_clean_copy(Path(arguments.fix), corpus, survey, repeated, console)
     if recipe.data.on_bad_record == "error":
-        return bool(repeated or bad_records(recipe.data, found))
-    problems.attempt(lambda: refuse_bad(recipe.data, found))
+        return bool(repeated or bad_records(recipe.data, survey))
+    problems.attempt(lambda: refuse_bad(recipe.data, survey))
     return bool(repeated)
 
 
 def read(recipe: Recipe, corpus: Corpus, name: str, console: Console) -> Survey:
     """Every record and every image, with a bar."""
     with console.bar(f"reading {name}", len(corpus)) as bar:
-        return survey(corpus, workers=recipe.data.num_workers, decode=True, progress=bar.advance)
+        return survey_records(corpus, workers=recipe.data.num_workers, decode=True, progress=bar.advance)
 
 
-def summarise(
-    console: Console, name: str, corpus: Corpus, found: Survey, repeated: dict[int, DataError], *, tokenised: bool
-) -> None:
+def summarise(console: Console, name: str, survey: Survey, repeated: dict[int, DataError], *, tokenised: bool) -> None:
     """Print the table of counts, and the errors in full."""
-    lengths = found.lengths[found.usable]
+    lengths = survey.lengths[survey.usable]
     rows = [
-        ["records", f"{len(corpus):,}"],
-        ["usable", f"{len(found.usable):,}"],
-        ["images", f"{int(found.num_images.sum()):,}"],
-        ["turns", f"{int(found.num_turns.sum()):,}"],
-        ["turns dropped to fit", f"{found.num_dropped_turns:,}"],
-        ["targets", f"{int(found.num_targets.sum()):,}" if tokenised else "not tokenised"],
+        ["records", f"{len(survey.lengths):,}"],
+        ["usable", f"{len(survey.usable):,}"],
+        ["images", f"{int(survey.num_images.sum()):,}"],
+        ["turns", f"{int(survey.num_turns.sum()):,}"],
+        ["turns dropped to fit", f"{survey.num_dropped_turns:,}"],
+        ["targets", f"{int(survey.num_targets.sum()):,}" if tokenised else "not tokenised"],
     ]
     if len(lengths) and tokenised:
         quantiles = np.quantile(lengths, (0.0, 0.5, 0.95, 1.0)).astype(int)
         rows.append(["tokens: least, median, 95 %, most", ", ".join(f"{q:,}" for q in quantiles)])
-    rows += [[f"unusable: {kind}", f"{count:,}"] for kind, count in sorted(found.errors_by_kind().items())]
+    rows += [[f"unusable: {kind}", f"{count:,}"] for kind, count in sorted(survey.errors_by_kind().items())]
     rows += [["usable, with the id of another", f"{len(repeated):,}"]] if repeated else []
     console.table(name, ["", ""], rows)
-    errors = [*found.errors.values(), *repeated.values()]
+    errors = [*survey.errors.values(), *repeated.values()]
     for error in errors[:_SHOWN_ERRORS]:
         console.line(f"  {error}")
     if len(errors) > _SHOWN_ERRORS:

@@ -44,22 +44,22 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     _, part = open_data(run, processing)
     if part is None:
         raise UserError(
-            "data.eval: the recipe names no evaluation data. Set data.eval to a file, or data.eval_fraction"
+            "data.eval: the recipe names no evaluation data. Set data.eval to a file, or set data.eval_fraction"
         )
     objective, _ = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
-    found = evaluate(run, model, part, processing.processor.tokenizer)
+    evaluation = evaluate(run, model, part, processing.processor.tokenizer)
     objective.flush_features()
-    console.line(describe(found))
-    for kind, table in by_type(found.predictions).items():
+    console.line(describe(evaluation))
+    for kind, table in by_type(evaluation.predictions).items():
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)
     if out and accelerator.is_main_process:
-        write_predictions(out, found.predictions)
+        write_predictions(out, evaluation.predictions)
         console.line(f"predictions: {out}")
-    return found
+    return evaluation
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from llava_accel.console.output import Console
-from llava_accel.data.loader import Loaded, load_windows
+from llava_accel.data.loader import Loaded, load_windows, tensor
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import deal
 from llava_accel.estimate.flops import Work, costs
@@ -35,7 +35,7 @@ _CANDIDATES = 8
 
 
 def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[Plan]:
-    """Print what every launch profile takes, and return it.
+    """Print the memory that every launch profile takes, and return it.
 
     Args:
         gpu_gb: Memory of one GPU in GB, for a verdict.
@@ -66,17 +66,17 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     _show_steps(console, recipe, processing, training, model)
     _show_memory(console, plans, batch)
     if gpu_gb is not None:
-        for found in plans:
-            console.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
+        for each in plans:
+            console.line(verdict(each, gpu_gb, recipe.train.per_device_batch_size))
     if probe:
-        planned = next(found for found in plans if found.layout.name == profile.layout)
+        planned = next(each for each in plans if each.layout.name == profile.layout)
         _show_probe(console, planned, measure_step(run, processing, training.corpus, batch))
         accelerator.end_training()
     return plans
 
 
 def _dtype(recipe: Recipe, on_gpu: bool) -> torch.dtype:
-    """Of the run on this machine; where a verdict on a GPU is wanted and none is here, what "auto" is on a GPU."""
+    """That of the run on this machine; for a verdict on a GPU that is not here, what "auto" means on a GPU."""
     if on_gpu and recipe.run.precision == "auto" and not torch.cuda.is_available():
         return torch.bfloat16
     return resolve_precision(recipe.run.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -113,13 +113,7 @@ def worst_batch(recipe: Recipe, part: Part) -> Loaded:
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
         pack=recipe.model.attention != "flash_attention_2",
     )
-    return max((window[0] for window in windows), key=lambda batch: _size(batch))
-
-
-def _size(batch: Loaded) -> int:
-    ids = batch["input_ids"]
-    assert isinstance(ids, torch.Tensor)
-    return ids.numel()
+    return max((window[0] for window in windows), key=lambda batch: tensor(batch, "input_ids").numel())
 
 
 def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
@@ -131,7 +125,9 @@ def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
     if largest:
         remedy = f"train.per_device_batch_size = {largest} fits; raise train.accumulation_steps to keep the product"
     else:
-        remedy = "none does: set model.gradient_checkpointing = true, model.quantization.bits = 4, or divide it"
+        remedy = (
+            "no batch fits: set model.gradient_checkpointing = true or model.quantization.bits = 4, or use more GPUs"
+        )
     return f"{plan.layout.name}{ranks}: does not fit {gpu_gb:g} GB with batch {batch}; {remedy}"
 
 
@@ -160,8 +156,7 @@ def _show_memory(console: Console, plans: list[Plan], batch: Loaded) -> None:
         "logits": lambda plan: plan.peak.logits,
         "peak": lambda plan: plan.total,
     }
-    ids = batch["input_ids"]
-    assert isinstance(ids, torch.Tensor)
+    ids = tensor(batch, "input_ids")
     unit, name = unit_of(max(plan.total for plan in plans))
     rows = [
         [f"{plan.layout.name} x {plan.layout.ranks}", *(f"{value(plan) / unit:,.2f}" for value in kinds.values())]

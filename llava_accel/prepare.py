@@ -101,14 +101,7 @@ def _print_next(recipe: str, files: Mapping[str, Path], images: Path) -> None:
     """The command that checks the new files: "train", else the first, is trained on, the next evaluated."""
     ordered = [files[split] for split in sorted(files, key=lambda split: split != "train")]
     overrides = [f"data.{use}={file}" for use, file in zip(("train", "eval"), ordered, strict=False)]
-    command = [
-        "python",
-        "-m",
-        "llava_accel.check",
-        f"recipes/{recipe}.toml",
-        *overrides,
-        f"data.images={images}",
-    ]
+    command = ["python", "-m", "llava_accel.check", f"recipes/{recipe}.toml", *overrides, f"data.images={images}"]
     print(f"next: {shlex.join(command)}")
 
 
@@ -138,10 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         ("vqa", "The official files of VQA v1 or v2, and others of that form.", _VQA_EXAMPLE),
     ):
         vqa = source(name, about, example, _vqa, "DIR")
-        for flag, what in (
-            ("--questions", "questions files"),
-            ("--annotations", "their annotations, in order"),
-        ):
+        for flag, what in (("--questions", "questions files"), ("--annotations", "their annotations, in order")):
             vqa.add_argument(flag, nargs="+", action="extend", required=True, type=Path, metavar="F.json", help=what)
         images = "folder of the images, or the one above it"
         vqa.add_argument("--images", required=True, type=Path, metavar="DIR", help=images)
@@ -156,17 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--images", required=True, type=Path, metavar="DIR", help=images)
     for column in ("image", "question", "answer"):
         table.add_argument(f"--{column}-column", default=column, metavar="NAME", help="(default: %(default)s)")
-    between = "what stands between cells: , or ; or tab (default: ,)"
+    between = "character between cells: , or ; or tab (default: ,)"
     table.add_argument("--delimiter", default=",", type=_delimiter, help=between)
     table.add_argument("--suffix", default="", help="line below each question (default: none)")
 
-    source(
-        "easy-vqa",
-        "The package easy-vqa: a small data set to try things with.",
-        _EASY_VQA_EXAMPLE,
-        _easy_vqa,
-        "DIR",
-    )
+    about = "The package easy-vqa: a small data set to try things with."
+    source("easy-vqa", about, _EASY_VQA_EXAMPLE, _easy_vqa, "DIR")
     return parser
 
 

@@ -58,7 +58,7 @@ def test_several_turns_images_and_commands(
     assert [turn.text for turn in dialogue._turns][::2] == ["Hello", "<image>\nWhat is it?"]
     type_in(monkeypatch, dialogue, "/reset", "Hello")
     assert len(dialogue._turns) == 2 and not dialogue._images
-    assert "image goes with the next question" in capsys.readouterr().out
+    assert "image is part of the next question" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_several_turns_images_and_commands(
     [
         ("/image nowhere.png", "there is no image 'nowhere.png'"),
         (f"/image {PARITY / 'labels_golden.json'}", "no readable image"),
-        ("/imagine", "there is no command /imagine"),
+        ("/imagine", "/imagine is not a command"),
         ("Is <image> it?", "/image FILE"),
         ("why " * 600, "/reset"),
     ],

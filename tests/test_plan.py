@@ -122,7 +122,7 @@ def test_the_largest_batch_of_a_large_model_is_the_largest_that_fits(
 def test_a_7b_model_in_full_fits_no_gpu(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
     found = _planned(_big(*seven_billion, tmp_path, 1, train="full"))
     assert found.total > 16 * 6.7e9, "weights, gradients and two moments, in fp32"
-    assert "none does" in verdict(found, 80.0, 1)
+    assert "no batch fits" in verdict(found, 80.0, 1)
 
 
 def test_a_7b_model_has_the_weights_that_are_known_of_it(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def _plan(fixed_gb: float, row_gb: float, batch: int = 4) -> Plan:
 def test_a_verdict_names_the_largest_batch_that_fits() -> None:
     assert verdict(_plan(10, 1), 24.0, 4) == "one GPU: fits 24 GB with batch 4; largest batch 10"
     assert "does not fit 24 GB with batch 4; train.per_device_batch_size = 2 fits" in verdict(_plan(10, 4), 24.0, 4)
-    assert "none does: set model.gradient_checkpointing" in verdict(_plan(30, 1), 24.0, 4)
+    assert "no batch fits: set model.gradient_checkpointing" in verdict(_plan(30, 1), 24.0, 4)
 
 
 def test_out_of_memory_names_batch_plan_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,5 +179,5 @@ def test_data_that_has_changed_under_the_same_name_is_refused(data: Path, tmp_pa
     records = json.loads((own / "train.json").read_text())
     records[2]["conversations"][1]["value"] += " and more"
     (own / "train.json").write_text(json.dumps(records))
-    with pytest.raises(ValueError, match=r"run\.resume: the data of .* were others"):
+    with pytest.raises(ValueError, match=r"run\.resume: the data has changed since .* was written"):
         train(settings(tmp_path, own))

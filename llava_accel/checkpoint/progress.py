@@ -1,8 +1,7 @@
-"""The part of a checkpoint that inference does not need: moments and position, in a form that no engine and no number of
-ranks is written into.
+"""The part of a checkpoint that only training needs: optimizer state and position, whole, for any backend and any ranks.
 
-`progress.json` holds the position, `optimizer-00001.safetensors` and so on every moment in full under
-`PARAMETER//KEY`, whatever way the engine had divided it. The schedule is a function of the step and is not stored.
+`progress.json` holds the position, `optimizer-00001.safetensors` and so on every tensor of the optimizer state in full
+under `PARAMETER//KEY`, however the backend had divided it. The schedule is a function of the step and is not stored.
 """
 
 import json
@@ -30,11 +29,11 @@ _SEPARATOR = "//"
 _T = TypeVar("_T")
 
 
-def write_optimizer_state(folder: Path, moments: Iterable[tuple[str, str, Tensor]]) -> None:
+def write_optimizer_state(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
     """Write (parameter, key, whole tensor) into files of about 2 GiB, so that no more is held at once."""
     held: dict[str, Tensor] = {}
     number = 1
-    for name, key, tensor in moments:
+    for name, key, tensor in tensors:
         held[f"{name}{_SEPARATOR}{key}"] = tensor.contiguous()
         if sum(tensor.nbytes for tensor in held.values()) >= _FILE_BYTES:
             save_file(held, folder / f"optimizer-{number:05d}.safetensors")
@@ -90,7 +89,7 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
         )
     if facts["optimizer"] != recipe.optim.optimizer:
         raise UserError(
-            f"run.resume: {folder.parent} holds the moments of optim.optimizer = {facts['optimizer']!r}, not of "
+            f"run.resume: {folder.parent} holds the state of optim.optimizer = {facts['optimizer']!r}, not of "
             f"{recipe.optim.optimizer!r}. Set it back, or start anew from its weights with model.adapter"
         )
     precision = str(resolve_precision(recipe.run.precision, accelerator.device))
@@ -102,8 +101,8 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
         )
     if facts["state"]["data"] != state.data:
         raise UserError(
-            f"run.resume: the data of {folder.parent} were others: their number, lengths or images have changed since. "
-            "Put the files back, or start anew from its weights with model.adapter"
+            f"run.resume: the data has changed since {folder.parent} was written: number, lengths or images of its records. "
+            "Restore the files, or start anew from its weights with model.adapter"
         )
     state.load_state_dict(facts["state"])
     of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)

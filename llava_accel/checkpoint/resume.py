@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether its recipe may."""
+"""Which checkpoint a run resumes from, and which keys of its recipe may have changed since."""
 
 from pathlib import Path
 
@@ -8,48 +8,7 @@ from llava_accel.recipe.toml import flatten, toml_value
 from llava_accel.setup.run_folder import complete_checkpoints
 from llava_accel.storage.atomic import MANIFEST, is_complete
 
-
-def find_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint to resume from: "auto" takes the run's newest complete one, "never" none.
-
-    Raises:
-        UserError: run.resume names a folder that is no complete checkpoint, the run has none but damaged ones, or the
-            recipe has changed in a way that makes another run of it.
-    """
-    source = _find(recipe)
-    if source is not None and (changed := differences(load_recipe(source / "recipe.toml"), recipe)):
-        raise UserError(
-            f"run.resume: {source} was written by a recipe with other numbers, and to go on would be neither run:\n  "
-            + "\n  ".join(changed)
-            + '\nSet these back, start anew with run.resume="never" (which removes its checkpoints), or give the run '
-            "another run.name. To start from its weights alone, set model.adapter"
-        )
-    return source
-
-
-def _find(recipe: Recipe) -> Path | None:
-    resume, folder = recipe.run.resume, Path(recipe.run.output_dir) / "checkpoints"
-    if resume == "never":
-        return None
-    if resume == "auto":
-        found = complete_checkpoints(folder)
-        intact = next((checkpoint for checkpoint in reversed(found) if is_complete(checkpoint)), None)
-        if found and intact is None:
-            raise UserError(
-                f"run.resume: every checkpoint in {folder} is damaged (a file differs from its {MANIFEST}). "
-                'Put one back, or set run.resume = "never" to start anew'
-            )
-        return intact
-    source = Path(resume)
-    if not is_complete(source):
-        raise UserError(
-            f"run.resume: {source} is no complete checkpoint (no {MANIFEST}, or a file differs from it). "
-            'Name a folder runs/NAME/checkpoints/step-N, or use "auto"'
-        )
-    return source
-
-
-# Where things are written, what is shown and kept, how fast it goes, and when a run gives up.
+# Free to change: where things are written, what is shown and kept, how fast it goes, and when a run gives up.
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
     "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing",
@@ -63,8 +22,48 @@ _BOUND = {"eval.metric"}  # in a free table, but the best value so far is of tha
 _LENGTH = {"train.epochs", "train.max_steps"}
 
 
+def find_checkpoint(recipe: Recipe) -> Path | None:
+    """The checkpoint to resume from: "auto" takes the run's newest complete one, "never" none.
+
+    Raises:
+        UserError: run.resume names a folder that is not a complete checkpoint, all of the run's are damaged, or the
+            recipe has changed in a way that makes another run of it.
+    """
+    source = _find(recipe)
+    if source is not None and (changed := differences(load_recipe(source / "recipe.toml"), recipe)):
+        raise UserError(
+            f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
+            + "\n  ".join(changed)
+            + '\nSet these back, start anew with run.resume="never" (which removes its checkpoints), or give the run '
+            "another run.name. To start from its weights alone, set model.adapter"
+        )
+    return source
+
+
+def _find(recipe: Recipe) -> Path | None:
+    resume, folder = recipe.run.resume, Path(recipe.run.output_dir) / "checkpoints"
+    if resume == "never":
+        return None
+    if resume == "auto":
+        saved = complete_checkpoints(folder)
+        intact = next((checkpoint for checkpoint in reversed(saved) if is_complete(checkpoint)), None)
+        if saved and intact is None:
+            raise UserError(
+                f"run.resume: every checkpoint in {folder} is damaged (a file differs from its {MANIFEST}). "
+                'Restore one, or set run.resume = "never" to start anew'
+            )
+        return intact
+    source = Path(resume)
+    if not is_complete(source):
+        raise UserError(
+            f"run.resume: {source} is not a complete checkpoint (no {MANIFEST}, or a file differs from it). "
+            'Name a folder runs/NAME/checkpoints/step-N, or use "auto"'
+        )
+    return source
+
+
 def differences(before: Recipe, now: Recipe) -> list[str]:
-    """A line `key: value before -> value now` for each key that makes another run of it.
+    """A line `key: value before -> value now` for each key whose change makes it a different run.
 
     The length of a run is free where the rate does not depend on it.
     """

@@ -1,10 +1,10 @@
-"""Floating-point operations of a step, by a formula: what the mathematics takes, not what a kernel happens to do.
+"""Floating-point operations of a step by a formula: what micro-batches hold (`Work`) times what each of it costs (`Costs`).
 
-With N weights in a matrix and T tokens, a product is 2 N T. A frozen matrix is used twice (forward, and the gradient of
-its input), a trained one three times. A pair of a token and one that it attends to takes 4 H in a layer of width H, and
-twice as much in the backward pass. Embeddings, norms and softmax are left out, as are padding and what gradient
-checkpointing computes again. The last MLP counts where its output is read, a shared prefix once, and features that come
-from the cache nothing.
+What the mathematics takes is counted, not what a kernel happens to do. With N weights in a matrix and T tokens, a product
+is 2 N T. A frozen matrix is used twice (forward, and the gradient of its input), a trained one three times. A pair of a
+token and one that it attends to takes 4 H in a layer of width H, and twice as much in the backward pass. Embeddings, norms
+and softmax are left out, as are padding and what gradient checkpointing computes again. The last MLP counts where its
+output is read, a shared prefix once, and features from the cache cost nothing.
 """
 
 from collections.abc import Iterable, Mapping

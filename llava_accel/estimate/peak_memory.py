@@ -1,5 +1,6 @@
-"""How many weights a model has of each kind, and what they take."""
+"""Memory of one rank under each launch profile: from a model's weights and the moments of a traced step to the peak."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,15 @@ from llava_accel.model.layouts import LANGUAGE_MODEL
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.zero import REDUCE_BUCKET_SIZE
 
+GIB, MIB = 2**30, 2**20
+CONTEXT_BYTES = 0.7 * GIB
+"""What the driver and the kernels' libraries take of a GPU."""
+USABLE = 0.95
+"""Share of a GPU that blocks of unequal size can fill."""
+_LIVE_WEIGHTS = 1_000_000_000
+"""Weights that ZeRO-3 keeps whole before it divides some again: DeepSpeed's `stage3_max_live_parameters`."""
+_STATE_BYTES = {"adamw": 8.0, "sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
+"""Of the optimizer, for each trained weight."""
 _OUTSIDE = "outside the layers"
 
 
@@ -33,40 +43,34 @@ class Weights:
 
 def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
     """Of a model on the meta device, in the types that a run keeps them in."""
-    table = recipe.model.quantization
     linears = {
         id(module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and LANGUAGE_MODEL in f"{name}." and ".lora_" not in name
     }
-    total = trained = quantised = frozen_bytes = largest_trained = largest_bytes = 0
-    sizes: dict[str, int] = {}
+    numbers, sizes, layers = Counter[str](), Counter[str](), Counter[str]()
+    largest_trained = largest_bytes = 0
     for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        is_quantised = table.bits < 16 and id(parameter) in linears
-        own = parameter.numel() * parameter.element_size()
-        if is_quantised:
-            quantised += parameter.numel()
-            own = round(parameter.numel() * _bits(recipe) / 8)
+        number, size = parameter.numel(), parameter.numel() * parameter.element_size()
+        kind = "trained" if parameter.requires_grad else "frozen"
+        if recipe.model.quantization.bits < 16 and id(parameter) in linears:
+            kind, size = "quantised", round(number * _bits(recipe) / 8)
         elif parameter.requires_grad:
-            trained += parameter.numel()
-            largest_trained = max(largest_trained, parameter.numel())
-        else:
-            frozen_bytes += own
-        largest_bytes = max(largest_bytes, own)
-        before, _, behind = name.partition(".layers.")
-        key = f"{before}.{behind.split('.')[0]}" if behind else _OUTSIDE
-        sizes[key] = sizes.get(key, 0) + own
-    packed = round(quantised * _bits(recipe) / 8)
-    outside = sizes.pop(_OUTSIDE, 0)
+            largest_trained = max(largest_trained, number)
+        largest_bytes = max(largest_bytes, size)
+        numbers[kind] += number
+        sizes[kind] += size
+        before, _, after = name.partition(".layers.")
+        layers[f"{before}.{after.split('.')[0]}" if after else _OUTSIDE] += size
+    outside_bytes = layers.pop(_OUTSIDE, 0)
     return Weights(
-        total=total,
-        trained=trained,
-        quantised=quantised,
-        frozen_bytes=frozen_bytes,
-        quantised_bytes=packed,
-        outside_bytes=outside,
-        largest_layer_bytes=max(sizes.values()),
+        total=numbers.total(),
+        trained=numbers["trained"],
+        quantised=numbers["quantised"],
+        frozen_bytes=sizes["frozen"],
+        quantised_bytes=round(numbers["quantised"] * _bits(recipe) / 8),
+        outside_bytes=outside_bytes,
+        largest_layer_bytes=max(layers.values()),
         largest_trained=largest_trained,
         largest_bytes=largest_bytes,
     )
@@ -80,16 +84,6 @@ def _bits(recipe: Recipe) -> float:
     return 4 + (8 / 64 + 32 / (64 * 256) if table.double else 32 / 64)
 
 
-GIB, MIB = 2**30, 2**20
-CONTEXT_BYTES = 0.7 * GIB
-"""What the driver and the kernels' libraries take of a GPU."""
-USABLE = 0.95
-"""Share of a GPU that blocks of unequal size can fill."""
-_LIVE_WEIGHTS = 1_000_000_000
-"""Weights that ZeRO-3 keeps whole before it divides some again: DeepSpeed's `stage3_max_live_parameters`."""
-_MOMENTS = {"adamw": 8.0, "sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A launch profile: what it divides among its ranks, and what it keeps in main memory."""
@@ -97,7 +91,7 @@ class Layout:
     name: str
     ranks: int = 1
     divides_weights: bool = False
-    divides_moments: bool = False
+    divides_optimizer_state: bool = False
     offloads: bool = False
 
 
@@ -123,7 +117,7 @@ class Plan:
 
     @property
     def peak(self) -> Moment:
-        """The moment that has most beside what stands: in the backward pass, or when the optimizer takes its step.
+        """The moment that has most on top of what stands: in the backward pass, or when the optimizer takes its step.
 
         Gradients come as activations go, so that the sum of both kinds' own peaks would be too much.
         """
@@ -154,10 +148,10 @@ def layouts(ranks: int) -> list[Layout]:
     return [
         Layout("one GPU"),
         Layout("ddp", ranks),
-        Layout("zero2", ranks, divides_moments=True),
-        Layout("zero3", ranks, divides_weights=True, divides_moments=True),
-        Layout("zero3_offload", ranks, divides_weights=True, divides_moments=True, offloads=True),
-        Layout("fsdp2", ranks, divides_weights=True, divides_moments=True),
+        Layout("zero2", ranks, divides_optimizer_state=True),
+        Layout("zero3", ranks, divides_weights=True, divides_optimizer_state=True),
+        Layout("zero3_offload", ranks, divides_weights=True, divides_optimizer_state=True, offloads=True),
+        Layout("fsdp2", ranks, divides_weights=True, divides_optimizer_state=True),
     ]
 
 
@@ -165,7 +159,7 @@ def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence
     """Memory of one rank.
 
     Args:
-        moments: Of a step on one process (`plan_trace.trace_step`).
+        moments: Of a step on one process (`trace.trace_step`).
         on_gpu: The optimizer there works on all tensors at once, and on a CPU on one after the other.
     """
     gathered = _gathered_bytes(layout, weights)
@@ -173,19 +167,19 @@ def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence
         waiting = tuple(replace(moment, gradients=0) for moment in moments)
         return Plan(layout, gathered, 0, 0, 0, 0, waiting)
     parts = layout.ranks if layout.divides_weights else 1
-    moment_parts = layout.ranks if layout.divides_moments else 1
-    state = weights.trained * _MOMENTS[recipe.optim.optimizer] / moment_parts
+    state_parts = layout.ranks if layout.divides_optimizer_state else 1
+    state = weights.trained * _STATE_BYTES[recipe.optim.optimizer] / state_parts
     # FSDP2 divides no gradient before the last micro-batch of a window.
-    gradient_parts = 1 if layout.name == "fsdp2" and recipe.train.accumulation_steps > 1 else moment_parts
+    gradient_parts = 1 if layout.name == "fsdp2" and recipe.train.accumulation_steps > 1 else state_parts
     if layout.name.startswith("zero"):
-        state += 4 * weights.trained / moment_parts  # DeepSpeed's own fp32 copy
+        state += 4 * weights.trained / state_parts  # DeepSpeed's own fp32 copy
     return Plan(
         layout=layout,
         weights=round((weights.frozen_bytes + 4 * weights.trained) / parts) + gathered + _bucket_bytes(layout, weights),
         quantised=round(weights.quantised_bytes / parts),
         optimizer=round(state),
-        gradients=round(4 * weights.trained / moment_parts),
-        update=_update_bytes(weights, recipe, on_gpu) // moment_parts,
+        gradients=round(4 * weights.trained / state_parts),
+        update=_update_bytes(weights, recipe, on_gpu) // state_parts,
         moments=tuple(replace(moment, gradients=moment.gradients // gradient_parts) for moment in moments),
     )
 
@@ -209,7 +203,7 @@ def _gathered_bytes(layout: Layout, weights: Weights) -> int:
 
 
 def _update_bytes(weights: Weights, recipe: Recipe, on_gpu: bool) -> int:
-    """On a GPU a root of all second moments at once; on a CPU what one tensor takes, its 8-bit moments in fp32 included."""
+    """On a GPU one root for each trained weight at once; on a CPU that of one tensor, its 8-bit state in fp32 included."""
     in_8_bits = recipe.optim.optimizer.endswith("8bit")
     if on_gpu:
         return 0 if in_8_bits else 4 * weights.trained

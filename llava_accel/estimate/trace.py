@@ -21,7 +21,7 @@ from llava_accel.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Bytes that are there at one moment of a step, beside weights and the optimizer's state."""
+    """Bytes that are there at one moment of a step, on top of weights and the optimizer's state."""
 
     activations: int = 0
     """Whatever no other field counts: what is kept for the backward pass, and what is worked with."""
@@ -47,7 +47,7 @@ class Ledger:
     """Counts every tensor's memory from the operation that makes it until nothing refers to it.
 
     Args:
-        module: Its weights and buffers are no part of it; their gradients are.
+        module: Its weights and buffers are not counted; their gradients are.
         vocabulary: Lengths of a row of logits.
     """
 
@@ -106,11 +106,13 @@ def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
 
     No other moment has as much of what grows with the rows, of gradients and of copies.
     """
-    found: list[Moment] = []
+    candidates: list[Moment] = []
     for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.gradients, -moment.copies)):
-        if not any(other.gradients >= moment.gradients and other.copies >= moment.copies for other in reversed(found)):
-            found.append(moment)
-    return tuple(found)
+        if not any(
+            other.gradients >= moment.gradients and other.copies >= moment.copies for other in reversed(candidates)
+        ):
+            candidates.append(moment)
+    return tuple(candidates)
 
 
 def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn.Module:

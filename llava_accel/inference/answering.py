@@ -1,11 +1,11 @@
-"""Losses and greedy answers of a batch from one pass over its prompts.
+"""Losses and greedy answers of a batch from one pass over its prompts; evaluation, chat and verification all use it.
 
-Rows are forests (`data/trie.py`): questions on one image stand behind its tokens, which are computed once. The pass
-that gives the loss also fills the key-value cache; each answer then grows from the place where its question ends, as a
-further branch of the row that does not see the reference answer. No logits are kept.
+Rows are forests (`data/trie.py`): questions on one image follow its tokens, which are computed once. The pass that gives
+the loss also fills the key-value cache; each answer then grows from the place where its question ends, as a further
+branch of the row that does not see the reference answer. No logits are kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,8 +16,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from llava_accel import compat
-from llava_accel.data.loader import Loaded, tensor
-from llava_accel.data.questions import Questions
+from llava_accel.data.collate import collate
+from llava_accel.data.images import LoadedImage
+from llava_accel.data.labels import Example
+from llava_accel.data.loader import Loaded, moved, tensor
+from llava_accel.data.questions import Questions, ask
+from llava_accel.data.records import Record
+from llava_accel.data.trie import chain
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, forest_mask, place_features
 
 
@@ -31,6 +36,22 @@ class Answered:
     """Tokens of each answer, without the one that ended it."""
 
 
+def question_batch(
+    examples: Sequence[Example], images: Mapping[str, LoadedImage], image_shape: tuple[int, ...], device: torch.device
+) -> tuple[Loaded, Questions]:
+    """A batch with one example a row, on `device`, and what it asks: the last answer of each.
+
+    Args:
+        examples: Each with an index of its own.
+        images: Every image of theirs by file name.
+    """
+    rows = [chain(example) for example in examples]
+    records = {example.index: Record(id="", turns=()) for example in examples}
+    questions = ask(rows, {example.index: example for example in examples}, records)
+    batch = collate(rows, images, image_shape)
+    return {name: moved(value, device) for name, value in batch.items()}, questions
+
+
 @torch.no_grad()
 def answer_batch(
     objective: Objective,
@@ -41,6 +62,7 @@ def answer_batch(
     max_new_tokens: int,
     blind: bool = False,
     is_over: Callable[[bool], bool] = bool,
+    on_tokens: Callable[[Int[Tensor, "questions"]], None] | None = None,
 ) -> Answered:
     """Score the reference answers and write the model's own.
 
@@ -51,6 +73,7 @@ def answer_batch(
         blind: Blank the images: what the model answers from the words alone. The batch then holds none.
         is_over: Whether all ranks have their answers, given that this one has. Ranks that share each weight go on
             together.
+        on_tokens: Gets the next token of every answer as soon as it is known, also after the end of an answer.
     """
     language_model, cache = objective.llava.model.language_model, DynamicCache()
     position_ids, subtree_end = tensor(batch, "position_ids"), tensor(batch, "subtree_end")
@@ -64,12 +87,14 @@ def answer_batch(
         ).last_hidden_state
         targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
         losses = _losses(objective, targets, tensor(batch, "target_ids"))
-        branches = _Branches.behind(questions, position_ids, subtree_end)
+        branches = _Branches.after(questions, position_ids, subtree_end)
         ids: list[Tensor] = []
         here = hidden[branches.rows, branches.places]
         is_done = torch.zeros(len(here), dtype=torch.bool, device=here.device)
         while True:
             ids.append(_best(objective, here))
+            if on_tokens:
+                on_tokens(ids[-1])
             is_done |= torch.isin(ids[-1], torch.tensor(sorted(stop_ids), device=here.device))
             if len(ids) == max_new_tokens or is_over(bool(is_done.all())):
                 break
@@ -113,11 +138,11 @@ class _Branches:
     """Position of the last token before the answer."""
 
     @classmethod
-    def behind(
+    def after(
         cls, questions: Questions, position_ids: Int[Tensor, "rows seq"], subtree_end: Int[Tensor, "rows seq"]
     ) -> "_Branches":
         device = position_ids.device
-        rows, places = (torch.from_numpy(found).to(device) for found in (questions.rows, questions.places))
+        rows, places = (torch.from_numpy(array).to(device) for array in (questions.rows, questions.places))
         counts = torch.bincount(rows, minlength=len(position_ids))
         # Questions stand row by row; a rank without one still computes a slot, with the others.
         slots = torch.arange(len(rows), device=device) - (counts.cumsum(0) - counts)[rows]
@@ -128,9 +153,9 @@ class _Branches:
         return cls(rows=rows, places=places, slots=slots, seen=seen[:, None], depths=position_ids.gather(1, begin))
 
     def laid_out(self, ids: Int[Tensor, "questions"]) -> Int[Tensor, "rows width"]:
-        found = torch.zeros_like(self.depths)
-        found[self.rows, self.slots] = ids
-        return found
+        laid_out = torch.zeros_like(self.depths)
+        laid_out[self.rows, self.slots] = ids
+        return laid_out
 
     def mask(self, num_written: int) -> Bool[Tensor, "rows 1 width keys"]:
         """Each answer sees what its question sees, and its own tokens among those that were written side by side."""
@@ -185,10 +210,10 @@ def _best(objective: Objective, hidden: Float[Tensor, "questions hidden"]) -> In
     logits = _logits(objective, hidden)
     image_token_id = int(objective.llava.config.image_token_index)
     if image_token_id < logits.shape[1]:
-        logits[:, image_token_id] = -torch.inf  # it is no word
+        logits[:, image_token_id] = -torch.inf  # it is not a word
     return logits.argmax(-1)
 
 
 def _logits(objective: Objective, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
-    """In fp32; rows of lm_head behind the vocabulary are no words."""
+    """In fp32; rows of lm_head after the end of the vocabulary are not words."""
     return objective.llava.lm_head(hidden)[:, : objective.vocab_size].float()

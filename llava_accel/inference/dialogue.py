@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
 from llava_accel.data.conversation import IMAGE, Turn
 from llava_accel.data.examples import Encoder
@@ -16,7 +16,7 @@ from llava_accel.data.labels import Example
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
 from llava_accel.exceptions import UserError
-from llava_accel.inference.generate import build_prompts, generate
+from llava_accel.inference.answering import answer_batch, question_batch
 from llava_accel.inference.origin import Loaded
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
@@ -48,8 +48,8 @@ class Dialogue:
 
     def reset(self) -> None:
         """Forget turns and images."""
-        for found in (self._turns, self._images, self._waiting, self._shown):
-            found.clear()
+        for kept in (self._turns, self._images, self._waiting, self._shown):
+            kept.clear()
 
     def show(self, path: Path) -> None:
         """Give an image, which will stand at the start of the next turn.
@@ -94,15 +94,20 @@ class Dialogue:
             UserError: see `prompt`.
         """
         example = self.prompt(text)
-        stops = _stops(example, self._tokenizer.eos_token_id)
-        streamer = _Pieces(self._tokenizer, stops, on_text) if on_text else None
-        prompts = build_prompts([example], self._shown, self._image_reader.shape, self._objective.llava.device)
-        device = self._objective.llava.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._objective.llava.dtype == torch.bfloat16):
-            (ids,) = generate(
-                self._objective, prompts, stop_ids=stops, max_new_tokens=self._max_new_tokens, streamer=streamer
+        stops = frozenset(_stops(example, self._tokenizer.eos_token_id))
+        pieces = _Pieces(self._tokenizer, stops, on_text or (lambda text: None))
+        device = self._objective.llava.device
+        batch, questions = question_batch([example], self._shown, self._image_reader.shape, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._objective.llava.dtype == torch.bfloat16):
+            answer_batch(
+                self._objective,
+                batch,
+                questions,
+                stop_ids=stops,
+                max_new_tokens=self._max_new_tokens,
+                on_tokens=pieces.add,
             )
-        answer = str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        answer = pieces.end()
         self._turns += [Turn("user", f"{IMAGE}\n" * len(self._waiting) + text), Turn("assistant", answer)]
         self._images += self._waiting
         self._waiting = []
@@ -116,23 +121,25 @@ def stop_ids(recipe: Recipe, processing: Processing) -> list[int]:
     return _stops(example, processing.processor.tokenizer.eos_token_id)
 
 
-class _Pieces(BaseStreamer):
-    """Hands on an answer token by token: without the token that ends it, and no half of a character."""
+class _Pieces:
+    """Hands on an answer token by token: without the token that ends it, and never half of a character."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: list[int], on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], on_text: Callable[[str], None]
+    ) -> None:
         self._tokenizer, self._stops, self._on_text = tokenizer, stops, on_text
-        self._is_prompt, self._ids, self._said = True, list[int](), 0
+        self._ids: list[int] = []
+        self._said = 0
 
-    def put(self, value: Tensor) -> None:
-        if self._is_prompt:
-            self._is_prompt = False
-            return
-        self._ids += [token for token in value.flatten().tolist() if token not in self._stops]
+    def add(self, token: Int[Tensor, "1"]) -> None:
+        self._ids += [each for each in token.tolist() if each not in self._stops]
         # The bytes of a character may come in several tokens, and a space may still turn out to be the last.
         self._say(self._text().rstrip(f"\ufffd{string.whitespace}"))
 
-    def end(self) -> None:
+    def end(self) -> str:
+        """Hand on what is left, and return the whole answer."""
         self._say(self._text())
+        return self._text()
 
     def _text(self) -> str:
         return str(self._tokenizer.decode(self._ids, skip_special_tokens=True)).strip()

@@ -1,4 +1,4 @@
-"""Trained weights of any origin, and a model to use them: what export and chat start from."""
+"""What a folder of trained weights holds, and the model that uses them: what export and chat start from."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,6 +20,8 @@ from llava_accel.model.save import FACTS
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, RecipeWarning, load_recipe, make_recipe
 from llava_accel.setup.run_folder import complete_checkpoints
+
+_MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
 
 Kind = Literal["lora", "projector", "model"]
 """LoRA weights, the projector of stage 1, or all the weights that there are."""
@@ -68,7 +70,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     )
     kind = _kind(folder)
     if path and base and kind == "model":
-        raise UserError(f"--base {base}: {folder} is a whole model and has no base. Leave --base out")
+        raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
     own = _read_recipe(folder / "recipe.toml")
     recipe = own or make_recipe(
         {"run": {"name": "run"}, "model": _settings(folder, kind, base), "data": {"train": "none"}}
@@ -87,6 +89,21 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
     facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     return Trained(folder, kind, recipe, own, facts)
+
+
+def find_adapter(path: Path) -> Path:
+    """The folder with the weights: `path` itself, or of a run its best checkpoint, its export, or its newest checkpoint.
+
+    Raises:
+        UserError: nothing in it can be loaded.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder. Name a run (runs/NAME), a checkpoint or an export")
+    places = [path, path / "best", path / "export", *reversed(complete_checkpoints(path / "checkpoints"))]
+    for place in places:
+        if any((place / mark).is_file() for mark in _MARKS):
+            return place
+    raise UserError(f"{path} holds no adapter and no checkpoint yet. Name a run that has saved one")
 
 
 def with_bits(recipe: Recipe, bits: int) -> Recipe:
@@ -116,7 +133,7 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
         notes.append(
             f"note: {trained.folder} was trained on a base with the fingerprint {known}, and "
             f"{recipe.model.base or recipe.model.language_model} has {base.fingerprint}. "
-            "Another precision or layout of the same model will do, another model will not"
+            "The same model in another precision or layout gives the same answers; another model does not"
         )
     return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, notes)
 
@@ -150,21 +167,3 @@ def _settings(folder: Path, kind: Kind, base: str) -> dict[str, object]:
     if kind == "projector":
         return {"base": base, "train": "projector"}
     return {"base": base, "train": "lora", "lora": lora_settings(read_json(folder / "adapter_config.json"))}
-
-
-_MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
-
-
-def find_adapter(path: Path) -> Path:
-    """The folder with the weights: `path` itself, or of a run its best checkpoint, its export, or its newest checkpoint.
-
-    Raises:
-        UserError: there is nothing that could be loaded.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder. Name a run (runs/NAME), a checkpoint or an export")
-    places = [path, path / "best", path / "export", *reversed(complete_checkpoints(path / "checkpoints"))]
-    for place in places:
-        if any((place / mark).is_file() for mark in _MARKS):
-            return place
-    raise UserError(f"{path} holds no adapter and no checkpoint yet. Name a run that has saved one")

@@ -11,7 +11,7 @@ from llava_accel.exceptions import UserError
 
 
 def write_clean_copy(
-    folder: Path, corpus: Corpus, found: Survey, repeated: dict[int, DataError], console: Console
+    folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, DataError], console: Console
 ) -> None:
     """The usable records as JSON lines, and left_out.txt with the reason for each of the others.
 
@@ -22,18 +22,18 @@ def write_clean_copy(
     for source in corpus.sources:
         target = folder / f"{source.table.path.stem}.jsonl"
         if target.exists() and target.resolve() == source.table.path.resolve():
-            raise UserError(f"--fix: {target} is the data itself. Name another folder")
+            raise UserError(f"--fix {folder}: {target} is the data itself. Name another folder")
         target.unlink(missing_ok=True)
     start = 0
     for source in corpus.sources:
         with (folder / f"{source.table.path.stem}.jsonl").open("ab") as file:
             for row in range(start, start + len(source.table)):
-                if row not in found.errors:
+                if row not in survey.errors:
                     raw = corpus.raw(row)
                     file.write((with_own_id(raw, source.table.number(row - start)) if row in repeated else raw) + b"\n")
         start += len(source.table)
-    (folder / "left_out.txt").write_text("".join(f"{error}\n" for error in found.errors.values()))
-    renamed = [f"{error}\n" for row, error in repeated.items() if row not in found.errors]
+    (folder / "left_out.txt").write_text("".join(f"{error}\n" for error in survey.errors.values()))
+    renamed = [f"{error}\n" for row, error in repeated.items() if row not in survey.errors]
     (folder / "renamed.txt").write_text("".join(renamed))
-    left_out = f"{len(found.errors):,} left out, in left_out.txt; {len(renamed):,} with a new id, in renamed.txt"
-    console.line(f"clean copy: {folder} ({len(found.usable):,} records; {left_out})")
+    left_out = f"{len(survey.errors):,} left out, in left_out.txt; {len(renamed):,} with a new id, in renamed.txt"
+    console.line(f"clean copy: {folder} ({len(survey.usable):,} records; {left_out})")

@@ -1,6 +1,6 @@
 """What is wrong with the model and the run folder that a recipe names, found without building or loading a model.
 
-Every part is looked at whatever is wrong with the others, so that all of it can be mended at once.
+Every part is looked at even if others are wrong, so that the user learns of all problems at once.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from llava_accel.setup.run_folder import check_writable
 
 _MANY = 200  # tensors: of a model that takes more than a moment to read
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Problems:
@@ -35,7 +35,7 @@ class Problems:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def attempt(self, action: Callable[[], Found]) -> Found | None:
+    def attempt(self, action: Callable[[], Result]) -> Result | None:
         """The action's result; None where it failed, and then its message is kept."""
         try:
             return action()
@@ -48,7 +48,7 @@ class Problems:
 def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, list[str]]:
     """Configs, tokenizer, image processor, names and shapes of all weights, their values, the adapter.
 
-    Weights are looked at where the recipe names folders; of a model of the hub no more than its configs is downloaded.
+    Weights are looked at where the recipe names folders; of a model of the hub only its configs are downloaded.
 
     Returns:
         What turns records into inputs, None where it cannot be had; and the messages, empty if the model can be used.
@@ -72,7 +72,7 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
 
 
 def examine_run(recipe: Recipe) -> list[str]:
-    """Whether the run folder can be written, and what it holds can be gone on from."""
+    """Whether the run folder can be written, and the run in it resumed."""
     problems = Problems()
     problems.attempt(lambda: check_writable(Path(recipe.run.output_dir)))
     if not problems.messages:

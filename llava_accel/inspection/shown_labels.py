@@ -9,34 +9,29 @@ from rich.text import Text
 from llava_accel.console.output import Console, printable
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.labels import Example
-from llava_accel.data.survey import Survey
 from llava_accel.model.processing import Processing
 from llava_accel.storage.jsonl import write_json_lines
 
 IGNORE_INDEX = -100
 
 
-def show_examples(console: Console, corpus: Corpus, found: Survey, processing: Processing, count: int) -> None:
+def show_examples(console: Console, corpus: Corpus, usable: np.ndarray, processing: Processing, count: int) -> None:
     """Print a few examples, spread over the data: what is learned in bold green between ⟦ and ⟧, images as one mark."""
-    if not len(found.usable):
+    if not len(usable):
         return
-    console.line("examples (what the model learns to say stands between ⟦ and ⟧):")
-    for place in np.linspace(0, len(found.usable) - 1, min(count, len(found.usable))).astype(int):
-        for example in corpus.encode(int(found.usable[place])).examples:
-            prove_labels(example, processing.image_token_id)
+    console.line("examples (the model learns to write what is between ⟦ and ⟧):")
+    for place in np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(int):
+        for example in corpus.encode(int(usable[place])).examples:
+            check_labels(example, processing.image_token_id)
             console.rich.print(coloured(example, processing), soft_wrap=True)
 
 
 def coloured(example: Example, processing: Processing) -> Text:
-    """The example as text; behind an answer that is one of several stands its weight."""
+    """The example as text; after an answer that is one of several comes its weight."""
     text = Text("  ")
     for ids, learned in runs(example, processing.image_token_id):
-        shown = (
-            str(processing.processor.tokenizer.decode(ids))
-            if len(ids)
-            else f"[{processing.num_image_tokens} image tokens]"
-        )
-        shown = printable(shown).replace("\n", "\\n")
+        decoded = str(processing.processor.tokenizer.decode(ids))
+        shown = printable(decoded).replace("\n", "\\n") if ids else f"[{processing.num_image_tokens} image tokens]"
         text.append(f"⟦{shown}⟧" if learned else shown, style="bold green" if learned else "dim")
     return text.append(f" x {example.weight:.2g}") if example.weight != 1 else text
 
@@ -50,15 +45,15 @@ def runs(example: Example, image_token_id: int) -> Iterator[tuple[list[int], boo
         start = int(end)
 
 
-def prove_labels(example: Example, image_token_id: int) -> None:
-    """Hold what must never happen: no target at all, a target on an image, a target without a token before it."""
+def check_labels(example: Example, image_token_id: int) -> None:
+    """Assert what must never happen: no target at all, a target on an image, a target without a token before it."""
     targets = example.input_ids[example.is_target]
     assert len(targets), "an example without a target reached the model"
     assert not np.any(targets == image_token_id), "an image token is a target"
     assert not example.is_target[0], "the first token is a target"
 
 
-def write_labels(path: Path, corpus: Corpus, found: Survey) -> None:
+def write_labels(path: Path, corpus: Corpus, usable: np.ndarray) -> None:
     """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 elsewhere, not shifted.
 
     With data.answers = "weighted" a line for each answer, with its "weight".
@@ -71,7 +66,7 @@ def write_labels(path: Path, corpus: Corpus, found: Survey) -> None:
                 "labels": np.where(example.is_target, example.input_ids, IGNORE_INDEX).tolist(),
                 **({"weight": example.weight} if example.weight != 1 else {}),
             }
-            for row in found.usable.tolist()
+            for row in usable.tolist()
             for example in corpus.encode(row).examples
         ),
         path,

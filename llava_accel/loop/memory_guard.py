@@ -38,7 +38,7 @@ def _message(run: RunContext, micro_batch: Loaded, corpus: Corpus, processing: P
     ids = where([micro_batch], corpus)
     tokens, targets = tensor(micro_batch, "input_ids"), tensor(micro_batch, "target_ids")
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
-    layout = Layout("run", accelerator.num_processes, divides_weights=shares, divides_moments=shares)
+    layout = Layout("run", accelerator.num_processes, divides_weights=shares, divides_optimizer_state=shares)
     planned = plan_for(
         layout,
         count_weights(build_meta(recipe, processing, dtype), recipe),

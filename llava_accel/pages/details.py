@@ -2,43 +2,23 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_accel.pages.curves import score_title
 from llava_accel.pages.history import History, Prediction
-from llava_accel.recipe import changed_keys, dump_recipe
+from llava_accel.recipe import changed_keys
 from llava_accel.recipe.keys import DEFAULTS
 from llava_accel.recipe.toml import flatten, toml_value
-from llava_accel.scoring.metrics import SCORES, by_type
+from llava_accel.scoring.metrics import SCORES, TypeScore, by_type
 
 _FIRST = ("loss", *(key for score in SCORES for key in (score, f"blind_{score}")), "num_answers")
 _HIDDEN = {"blind_num_answers"}
 _ONE_PROCESS = "NO"  # what Accelerate calls it
-_SHARED = ("device", "cpu_count", "num_processes", "backend", "mixed_precision", "platform", "python", "git_commit")
-_NAMES = {
-    "cpu_count": "CPU cores", "num_processes": "processes", "mixed_precision": "mixed precision", "git_commit": "commit"
+_ENVIRONMENT = {
+    "device": "device", "cpu_count": "CPU cores", "num_processes": "processes", "backend": "backend",
+    "mixed_precision": "mixed precision", "platform": "platform", "python": "python", "git_commit": "commit",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class TypeRow:
-    """The score of the questions of one type."""
-
-    name: str
-    count: int
-    score: float
-    before: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeRow:
-    """One key of a recipe."""
-
-    key: str
-    value: str
-    default: str
 
 
 def evaluation_columns(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -48,43 +28,43 @@ def evaluation_columns(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {key: _column_title(key) for key in ordered}
 
 
+def _column_title(key: str) -> str:
+    if key.startswith("num_"):
+        return key.removeprefix("num_").replace("_", " ")
+    return f"blind {score_title(key.removeprefix('blind_'))}" if key.startswith("blind_") else score_title(key)
+
+
 def cell(key: str, value: Any) -> str:
     """A measured value as text: scores in percent, counts and losses as numbers."""
     if value is None:
         return ""
     if key.startswith("num_"):
         return f"{round(value):,}"
-    known = key.removeprefix("blind_") in SCORES
-    return f"{100 * value:.1f} %" if known else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    if key.removeprefix("blind_") in SCORES:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def type_tables(
     predictions: Sequence[Prediction], before: Sequence[Prediction], metric: str
-) -> dict[str, list[TypeRow]]:
-    """Scores by answer type and by question type, where the annotations have types."""
+) -> dict[str, list[tuple[str, TypeScore, float | None]]]:
+    """(type, score, score of the base) by answer type and by question type, where the annotations have types."""
     scored, base = (by_type({**row, "score": row[metric]} for row in rows) for rows in (predictions, before))
     return {
         kind: [
-            TypeRow(
-                name=name,
-                count=found.num_questions,
-                score=found.mean,
-                before=base[kind][name].mean if name in base.get(kind, {}) else None,
-            )
-            for name, found in scored[kind].items()
+            (name, score, base[kind][name].mean if name in base.get(kind, {}) else None)
+            for name, score in scored[kind].items()
         ]
         for kind in ("answer_type", "question_type")
         if kind in scored
     }
 
 
-def recipe_rows(run: History) -> list[RecipeRow]:
-    """The keys that differ from the defaults, or have none."""
+def recipe_rows(run: History) -> list[tuple[str, str, str]]:
+    """(key, value, default) of the keys that differ from the defaults, or have none."""
     defaults = DEFAULTS | {"run.output_dir": f"runs/{run.name}"}
     return [
-        RecipeRow(
-            key=key, value=toml_value(value), default=toml_value(defaults[key]) if key in defaults else "no default"
-        )
+        (key, toml_value(value), toml_value(defaults[key]) if key in defaults else "no default")
         for key, value in changed_keys(run.recipe).items()
     ]
 
@@ -92,20 +72,28 @@ def recipe_rows(run: History) -> list[RecipeRow]:
 def differing_keys(runs: Sequence[History]) -> list[tuple[str, list[str]]]:
     """Keys of the recipes that are not the same in all runs, each with its value in every run."""
     flat = [flatten(run.recipe.model_dump()) for run in runs]
-    names = ("run.name", "run.output_dir")
-    return [
-        (key, values)
-        for key in flat[0]
-        if key not in names and len(set(values := [toml_value(recipe[key]) for recipe in flat])) > 1
-    ]
+    rows = [(key, [toml_value(recipe[key]) for recipe in flat]) for key in flat[0]]
+    return _differing([row for row in rows if row[0] not in ("run.name", "run.output_dir")])
+
+
+def differing_environment(runs: Sequence[History]) -> list[tuple[str, list[str]]]:
+    """Hardware and versions that are not the same in all runs, each with its value in every run."""
+    known = [dict(environment_rows(run)) for run in runs]
+    names = dict.fromkeys(name for run in known for name in run)
+    return _differing([(name, [run.get(name, "not installed or unknown") for run in known]) for name in names])
+
+
+def _differing(rows: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def environment_rows(run: History) -> list[tuple[str, str]]:
     """Hardware and versions."""
-    found = run.environment
-    rows = [(_NAMES.get(key, key), str(found[key])) for key in _SHARED if found.get(key) is not None]
-    rows = [(name, "one process" if (name, value) == ("backend", _ONE_PROCESS) else value) for name, value in rows]
-    return rows + [(name, str(version)) for name, version in found.get("packages", {}).items()]
+    known = run.environment
+    if known.get("backend") == _ONE_PROCESS:
+        known = known | {"backend": "one process"}
+    rows = [(title, str(known[key])) for key, title in _ENVIRONMENT.items() if known.get(key) is not None]
+    return rows + [(name, str(version)) for name, version in known.get("packages", {}).items()]
 
 
 def commands(run: History) -> list[tuple[str, str]]:
@@ -116,23 +104,12 @@ def commands(run: History) -> list[tuple[str, str]]:
     launch = "python" if ranks == 1 else f"accelerate launch --num_processes {ranks}"
     if run.environment.get("backend") in ("DEEPSPEED", "FSDP"):
         launch = "accelerate launch --config_file PROFILE.yaml"
-    found = [("Repeat this run", f"{launch} -m llava_accel.train {recipe} {again}")]
+    shown = [("Repeat this run", f"{launch} -m llava_accel.train {recipe} {again}")]
     if command := run.environment.get("command"):
         words = ["-m", f"llava_accel.{Path(command[0]).stem}", *command[1:]]
-        found.append(("It was started with", f"{launch} {shlex.join(words)}"))
+        shown.append(("It was started with", f"{launch} {shlex.join(words)}"))
     if not run.is_over:
-        found.append(("Go on with it, should it have been interrupted", f"{launch} -m llava_accel.train {recipe}"))
+        shown.append(("Continue it, if it was interrupted", f"{launch} -m llava_accel.train {recipe}"))
     if run.chosen and run.recipe.model.train != "projector":
-        found.append(("Talk to it", f"python -m llava_accel.chat --adapter {folder}"))
-    return found
-
-
-def recipe_text(run: History) -> str:
-    """The whole recipe as TOML."""
-    return dump_recipe(run.recipe)
-
-
-def _column_title(key: str) -> str:
-    if key.startswith("num_"):
-        return key.removeprefix("num_").replace("_", " ")
-    return f"blind {score_title(key.removeprefix('blind_'))}" if key.startswith("blind_") else score_title(key)
+        shown.append(("Talk to it", f"python -m llava_accel.chat --adapter {folder}"))
+    return shown

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from llava_accel.data.images import decode, find_image
 from llava_accel.data.problems import DataError
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
+from llava_accel.setup.datasets import entries
 
 MOST_CARDS = 60
 _MOST_HARD = 12
@@ -33,13 +34,24 @@ class GalleryImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """One question with what was answered."""
+class Question:
+    """One question of the held-out data."""
 
     id: str
     question: str
     answers: list[tuple[str, float]]
     """Annotators' answers with the number of annotators, the most frequent first."""
+    types: dict[str, str]
+    """question_type and answer_type, where the annotations have them."""
+    images: list[GalleryImage]
+    tags: list[str]
+    """What filters ask for: "verdict:right", "answer_type:yes/no", and so on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Question):
+    """One question with what was answered."""
+
     prediction: str
     score: float
     verdict: str
@@ -48,19 +60,9 @@ class Card:
     """What the base answered; None where it was not asked."""
     change: str
     """gained or lost against the base; empty where neither."""
-    types: dict[str, str]
-    """question_type and answer_type, where the annotations have them."""
     loss: float | None
     is_hard: bool
     """Whether its loss is among the highest of the held-out data."""
-    images: list[GalleryImage]
-    tags: list[str] = field(default_factory=list)
-    """What filters ask for: "verdict:right", "answer_type:yes/no", and so on."""
-
-
-def verdict(score: float) -> str:
-    """right, where at least three annotators agree; wrong, where none does; else partly."""
-    return "right" if score >= _RIGHT else "partly" if score > 0 else "wrong"
 
 
 def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data: DataTable, metric: str) -> list[Card]:
@@ -78,94 +80,45 @@ def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data:
 
 def training_cards(predictions: Sequence[Prediction], data: DataTable, metric: str) -> list[Card]:
     """The training examples with the highest loss, the highest first."""
-    roots = training_roots(data)
+    roots = image_roots(data, "data.train")
     ranked = sorted(hardest(predictions), key=lambda number: -predictions[number]["loss"])
     return [_card(predictions[number], None, True, roots, metric) for number in ranked]
 
 
-def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
-    """Numbers of the answers to show: half of them right as far as there are, each image once as far as there are.
-
-    The draw is by a hash of the id, so that the same questions stay from one evaluation to the next.
-    """
-    order = sorted(range(len(predictions)), key=lambda number: _draw(predictions[number]))
-    seen: set[str] = set()
-    fresh: list[int] = []
-    again: list[int] = []
-    for number in order:
-        name = str(predictions[number]["image"])
-        (again if name in seen else fresh).append(number)
-        seen.add(name)
-    ordered, room = [*fresh, *again], MOST_CARDS - len(hardest(predictions))
-    right = [number for number in ordered if verdict(float(predictions[number][metric])) == "right"]
-    other = [number for number in ordered if verdict(float(predictions[number][metric])) != "right"]
-    num_right = min(len(right), max(room // 2, room - len(other)))
-    return {*right[:num_right], *other[: room - num_right]}
+def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[Path], metric: str) -> Card:
+    result = verdict(row[metric])
+    earlier = verdict(base[metric]) if base else result
+    change = "gained" if result == "right" != earlier else "lost" if earlier == "right" != result else ""
+    tags = [f"verdict:{result}", *([f"change:{change}"] if change else []), *(["hard"] if is_hard else [])]
+    return Card(
+        **question_fields(row, roots, tags),
+        prediction=row["prediction"],
+        score=float(row[metric]),
+        verdict=result,
+        before=base["prediction"] if base else None,
+        change=change,
+        loss=row.get("loss"),
+        is_hard=is_hard,
+    )
 
 
-def hardest(predictions: Sequence[Prediction]) -> set[int]:
-    """Numbers of the answers with the highest loss; none where the evaluation left no loss of each."""
-    found = [number for number, row in enumerate(predictions) if row.get("loss") is not None]
-    return set(sorted(found, key=lambda number: -predictions[number]["loss"])[:_MOST_HARD])
+def question_fields(row: Prediction, roots: list[Path], tags: list[str]) -> dict[str, Any]:
+    """The fields of `Question`, with a tag for each of its types after `tags`."""
+    names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    types = {key: str(row[key]) for key in ("answer_type", "question_type") if row.get(key)}
+    return {
+        "id": str(row["id"]),
+        "question": row["question"],
+        "answers": sorted(((text, float(count)) for text, count in row["answers"].items()), key=lambda pair: -pair[1]),
+        "types": types,
+        "images": [show(name, roots) for name in names[:_MOST_IMAGES]],
+        "tags": [*tags, *(f"{key}:{value}" for key, value in types.items())],
+    }
 
 
-def image_roots(data: DataTable) -> list[Path]:
-    """The folders that names of held-out images are relative to."""
-    return _roots([(data.eval, data.images)]) if data.eval else training_roots(data)
-
-
-def training_roots(data: DataTable) -> list[Path]:
-    """The folders that names of training images are relative to."""
-    if isinstance(data.train, str):
-        return _roots([(data.train, data.images)])
-    return _roots([(source.path, source.images or data.images) for source in data.train])
-
-
-def _roots(named: Sequence[tuple[str, str]]) -> list[Path]:
-    roots = [Path(images or (path if Path(path).is_dir() else Path(path).parent)) for path, images in named]
-    return list(dict.fromkeys(roots))
-
-
-def show(name: str, roots: Iterable[Path]) -> GalleryImage:
-    """The thumbnail of an image, or why there is none."""
-    problems: list[str] = []
-    found: list[Path] = []
-    for root in roots:
-        try:
-            found.append(find_image(root, name))
-        except DataError as error:
-            problems.append(error.problem)
-    if len(found) > 1:
-        return GalleryImage(name=name, problem=f"{len(found)} folders of the data have an image {name}")
-    if not found:
-        return GalleryImage(name=name, problem=" and ".join(problems))
-    try:
-        return GalleryImage(name=name, uri=thumbnail(found[0]))
-    except DataError as error:
-        return GalleryImage(name=name, problem=error.problem)
-
-
-@functools.lru_cache(maxsize=4 * MOST_CARDS)
-def thumbnail(path: Path) -> str:
-    """An image file as a small JPEG data URI. Kept, since evaluation after evaluation shows nearly the same.
-
-    Raises:
-        DataError: the file is no image that can be read.
-    """
-    image = decode(path)
-    image.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=82, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _draw(row: Mapping[str, Any]) -> bytes:
-    return hashlib.sha256(question_key(row).encode("utf-8", "replace")).digest()
-
-
-def ranked_answers(row: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The annotators' answers with their number, the most frequent first."""
-    return sorted(((text, float(number)) for text, number in row["answers"].items()), key=lambda pair: -pair[1])
+def verdict(score: float) -> str:
+    """right, where at least three annotators agree; wrong, where nobody does; else partly."""
+    return "right" if score >= _RIGHT else "partly" if score > 0 else "wrong"
 
 
 def question_key(row: Mapping[str, Any]) -> str:
@@ -173,26 +126,73 @@ def question_key(row: Mapping[str, Any]) -> str:
     return f"{row['id']} {row['image']} {row['question']}"
 
 
-def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[Path], metric: str) -> Card:
-    names = row["image"] if isinstance(row["image"], list) else [row["image"]]
-    result = verdict(float(row[metric]))
-    earlier = verdict(float(base[metric])) if base else result
-    change = "gained" if result == "right" != earlier else "lost" if earlier == "right" != result else ""
-    types = {key: str(row[key]) for key in ("answer_type", "question_type") if row.get(key)}
-    tags = [f"verdict:{result}", *(f"{key}:{value}" for key, value in types.items())]
-    tags += [f"change:{change}"] * bool(change) + ["hard"] * is_hard
-    return Card(
-        id=str(row["id"]),
-        question=row["question"],
-        answers=ranked_answers(row),
-        prediction=row["prediction"],
-        score=float(row[metric]),
-        verdict=result,
-        before=base["prediction"] if base else None,
-        change=change,
-        types=types,
-        loss=row.get("loss"),
-        is_hard=is_hard,
-        images=[show(name, roots) for name in names[:_MOST_IMAGES]],
-        tags=tags,
-    )
+def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
+    """Numbers of the answers to show: half of them right as far as there are, each image once as far as there are.
+
+    The draw is by a hash of the id, so that the same questions stay from one evaluation to the next.
+    """
+    seen: set[str] = set()
+    fresh: list[int] = []
+    again: list[int] = []
+    for number in sorted(range(len(predictions)), key=lambda number: _draw(predictions[number])):
+        name = str(predictions[number]["image"])
+        (again if name in seen else fresh).append(number)
+        seen.add(name)
+    right: list[int] = []
+    other: list[int] = []
+    for number in (*fresh, *again):
+        (right if verdict(predictions[number][metric]) == "right" else other).append(number)
+    room = MOST_CARDS - len(hardest(predictions))
+    num_right = min(len(right), max(room // 2, room - len(other)))
+    return {*right[:num_right], *other[: room - num_right]}
+
+
+def _draw(row: Prediction) -> bytes:
+    return hashlib.sha256(question_key(row).encode("utf-8", "replace")).digest()
+
+
+def hardest(predictions: Sequence[Prediction]) -> set[int]:
+    """Numbers of the answers with the highest loss; empty where the evaluation left no loss of each."""
+    known = [number for number, row in enumerate(predictions) if row.get("loss") is not None]
+    return set(sorted(known, key=lambda number: -predictions[number]["loss"])[:_MOST_HARD])
+
+
+def image_roots(data: DataTable, key: str = "data.eval") -> list[Path]:
+    """The folders that names of images of `data.eval` or `data.train` are relative to; a split is of the latter."""
+    sources = entries(data)
+    named = sources.get(key, sources["data.train"])
+    roots = (images or (path if Path(path).is_dir() else Path(path).parent) for path, images, _ in named)
+    return list(dict.fromkeys(map(Path, roots)))
+
+
+def show(name: str, roots: Iterable[Path]) -> GalleryImage:
+    """The thumbnail of an image, or why there is none."""
+    problems: list[str] = []
+    files: list[Path] = []
+    for root in roots:
+        try:
+            files.append(find_image(root, name))
+        except DataError as error:
+            problems.append(error.problem)
+    if len(files) > 1:
+        return GalleryImage(name=name, problem=f"{len(files)} folders of the data have an image {name}")
+    if not files:
+        return GalleryImage(name=name, problem=" and ".join(problems))
+    try:
+        return GalleryImage(name=name, uri=_thumbnail(files[0]))
+    except DataError as error:
+        return GalleryImage(name=name, problem=error.problem)
+
+
+@functools.lru_cache(maxsize=4 * MOST_CARDS)
+def _thumbnail(path: Path) -> str:
+    """An image file as a small JPEG data URI. Kept, since evaluation after evaluation shows nearly the same.
+
+    Raises:
+        DataError: the file is not an image that can be read.
+    """
+    image = decode(path)
+    image.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=82, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""What a run folder tells of its run, read once for everything that the page shows."""
+"""What a run folder says about its run, read once for everything that the page shows."""
 
 import json
 import warnings
@@ -29,7 +29,7 @@ class History:
     lines: list[dict[str, Any]]
     """All of metrics.jsonl."""
     num_steps: int | None
-    """Steps of the whole run; None where no checkpoint tells."""
+    """Steps of the whole run; None where no checkpoint says so."""
     is_stopped: bool
     """Whether the run ended early, for want of improvement."""
 
@@ -54,7 +54,7 @@ class History:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has come to its end; where no checkpoint tells, what is there is taken for the whole."""
+        """Whether the run has come to its end; without a checkpoint to say so, it is taken to have."""
         return self.is_stopped or self.num_steps is None or self.step >= self.num_steps
 
     @property
@@ -72,15 +72,11 @@ class History:
 
     @property
     def score(self) -> str | None:
-        """The score that stands in front: the recipe's metric, or where that is the loss multiple choice or VQA accuracy.
-
-        None where none was measured.
-        """
+        """The main score: the recipe's metric, or where that is the loss multiple choice or VQA accuracy; or None."""
         measured = {key for line in self.evaluations for key in line["eval"]}
-        ranked = (
-            ("multiple_choice", "vqa_accuracy") if self.recipe.eval.metric == "loss" else (self.recipe.eval.metric,)
-        )
-        return next((score for score in ranked if score in measured), None)
+        metric = self.recipe.eval.metric
+        candidates = ("multiple_choice", "vqa_accuracy") if metric == "loss" else (metric,)
+        return next((score for score in candidates if score in measured), None)
 
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""
@@ -113,10 +109,12 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
         state: Where the run stands, if it is this process that runs it; else its newest checkpoint tells.
 
     Raises:
-        UserError: it is no run folder, or something in it cannot be read.
+        UserError: it is not a run folder, or something in it cannot be read.
     """
     if not (folder / "recipe.toml").is_file():
-        raise UserError(f"{folder} is no run: it has no recipe.toml. Name the folder of a run, such as runs/quickstart")
+        raise UserError(
+            f"{folder} is not a run: it has no recipe.toml. Name the folder of a run, such as runs/quickstart"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecipeWarning)  # said when the run was started
         recipe = load_recipe(folder / "recipe.toml")
@@ -141,13 +139,13 @@ def titles(runs: Sequence[History]) -> list[str]:
 
 
 def _newest_state(folder: Path) -> dict[str, Any]:
-    found = complete_checkpoints(folder / "checkpoints")
-    return _read_json(found[-1] / "engine" / PROGRESS).get("state", {}) if found else {}
+    checkpoints = complete_checkpoints(folder / "checkpoints")
+    return _read_json(checkpoints[-1] / "engine" / PROGRESS).get("state", {}) if checkpoints else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""From what was found to one file: templates, escaping, and a page that cannot reach any network.
+"""One HTML file from what a page shows: templates, escaping, and a page that cannot reach any network.
 
 Every text that comes from a data set, a model or a recipe goes through `visible` and then through the escaping that is
 on for all templates. Besides, the page forbids the browser every script but its own, by hash, and every address.
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,23 +17,27 @@ from markupsafe import Markup
 
 from llava_accel.storage.atomic import atomic_file
 
-# Control characters, surrogates on their own, and the marks that turn the direction of the text behind them. White
+# Control characters, surrogates on their own, and the marks that turn the direction of the text after them. White
 # space and the joiners that Persian, Hindi and emoji need stay.
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """The text with characters that no one can see, and that could change what is seen, written out as escapes."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """The text with escapes in place of characters that are not seen and could change what is seen."""
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def render(template: str, context: Mapping[str, object]) -> str:
     """A page as HTML."""
-    environment, script = _environment(), _source("page.js")
+    script = _source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        **context, script=Markup(script), script_hash=f"sha256-{digest}", style=Markup(_source("page.css"))
-    )
+    frame = {
+        "written": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+        "style": Markup(_source("page.css")),
+    }
+    return _environment().get_template(template).render(**context, **frame)
 
 
 def write_page(path: Path, html: str) -> None:

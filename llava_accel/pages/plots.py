@@ -1,4 +1,4 @@
-"""Plots: values over steps, and shares of a whole."""
+"""How plots are drawn: values over steps, and shares of a whole, as SVG that takes its colours from the page."""
 
 import io
 import re
@@ -12,13 +12,38 @@ from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-_HEIGHT = 2.9  # inches
+_WIDTH, _HEIGHT = 4.8, 2.9  # inches, of 72 px
 _MOST_POINTS = 600
 _LEGEND = 52  # characters side by side
 _WIDE_RANGE = 8.0  # highest by lowest, from which on a logarithmic scale shows more
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+
+INK, _FAINT = "#010101", "#010102"
+_VARIABLES = {INK: "--ink-soft", _FAINT: "--rule", **{f"#0102{n:02x}": f"--series-{n}" for n in range(8)}}
+SERIES = tuple(f"#0102{n:02x}" for n in range(8))
+"""Colours of series: 0 training, 1 evaluation, 2 blind, and so on; on a page of several runs, one a run."""
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +55,7 @@ class Series:
     values: Sequence[float]
     color: int = 0
     is_sparse: bool = False
-    """Few points that each count, as of evaluations: marked. Others are smoothed, with the raw values behind them."""
+    """Few points that each count, as of evaluations: marked. Others are smoothed, and drawn over their raw values."""
     is_exact: bool = False
     """No noise in it: not smoothed."""
     dashes: int = 0
@@ -120,11 +145,8 @@ def smoothed(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]
 def _line(axes: Axes, series: Series) -> None:
     steps, values = np.asarray(series.steps, dtype=float), np.asarray(series.values, dtype=float)
     color, dashes = SERIES[series.color % len(SERIES)], _DASHES[series.dashes % len(_DASHES)]
-    if series.is_sparse:
+    if series.is_sparse or len(steps) == 1:  # a line of one point would not be seen
         axes.plot(steps, values, color=color, label=series.label, marker="o", markersize=3.6, linestyle=dashes)
-        return
-    if len(steps) == 1:  # a line of one point would not be seen
-        axes.plot(steps, values, color=color, label=series.label, marker="o", markersize=3.6)
         return
     mean = values if series.is_exact else smoothed(values)
     thin = max(1, -(-len(steps) // _MOST_POINTS))
@@ -142,19 +164,19 @@ def _scales(axes: Axes, plot: Plot) -> None:
         axes.set_yscale("log")
         # Over many decades the steps between them would lie over one another.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if positive.max() < 200 * positive.min() else (1,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     elif plot.from_zero:
         axes.set_ylim(bottom=0)
     if plot.is_percent:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{100 * value:.0f} %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
     elif len(positive) and positive.max() >= 1000:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     elif len(positive) and positive.max() < 0.01:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: _scientific(value)))
+        axes.yaxis.set_major_formatter(lambda value, position: _scientific(value))
     steps = {step for series in plot.series for step in series.steps}
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6) if len(steps) > 1 else FixedLocator(list(steps)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("step")
 
@@ -163,33 +185,6 @@ def _scientific(value: float) -> str:
     """0.00015 -> 1.5e-4."""
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if value else "0"
-
-
-INK, _FAINT = "#010101", "#010102"
-_VARIABLES = {INK: "--ink-soft", _FAINT: "--rule", **{f"#0102{n:02x}": f"--series-{n}" for n in range(8)}}
-SERIES = tuple(f"#0102{n:02x}" for n in range(8))
-"""Colours of series: 0 training, 1 evaluation, 2 blind, and so on; on a page of several runs, one a run."""
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.7,
-    "lines.solid_capstyle": "round",
-}
-_WIDTH = 4.8  # inches, of 72 px
 
 
 def drawn(title: str, height: float, draw: Callable[[Axes], None]) -> Markup:

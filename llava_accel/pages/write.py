@@ -1,7 +1,7 @@
-"""The pages: of one run, which is written into its folder, and of several."""
+"""Writes the pages: of one run, also while it goes on, and of several; and gives answers as images to trackers."""
 
+import textwrap
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -17,7 +17,7 @@ from llava_accel.pages.gallery import cards, choose, image_roots, training_cards
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import render, write_page
 from llava_accel.pages.outcome import notes, sentence, tiles
-from llava_accel.recipe import DataTable, Recipe
+from llava_accel.recipe import DataTable, Recipe, dump_recipe
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.best import overfitting, read_lines
 from llava_accel.setup.state import TrainState
@@ -32,7 +32,7 @@ def write_report(folder: Path, state: TrainState | None = None) -> Path:
         state: Where the run stands, if it is this process that runs it.
 
     Raises:
-        UserError: the folder is no run, or something in it is damaged.
+        UserError: the folder is not a run, or something in it is damaged.
         OSError: it cannot be read or written.
     """
     run = read_run(folder, state)
@@ -48,7 +48,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice. Name each run once")
-    write_page(out, render("compare.html.j2", comparison([read_run(folder) for folder in folders]) | _written()))
+    write_page(out, render("compare.html.j2", comparison([read_run(folder) for folder in folders])))
     return out
 
 
@@ -73,14 +73,10 @@ def _context(run: History) -> dict[str, object]:
         "score_title": score_title(metric),
         "types": details.type_tables(predictions, earlier, metric),
         "recipe_rows": details.recipe_rows(run),
-        "recipe_text": details.recipe_text(run),
+        "recipe_text": dump_recipe(run.recipe),
         "environment": details.environment_rows(run),
         "commands": details.commands(run),
-    } | _written()
-
-
-def _written() -> dict[str, object]:
-    return {"written": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    }
 
 
 def report_evaluation(recipe: Recipe, state: TrainState, trackers: Trackers, console: Console) -> None:
@@ -99,15 +95,15 @@ def report_end(recipe: Recipe, state: TrainState, console: Console) -> None:
     """Write the report of the whole run, and say where it is. For the main process."""
     folder = Path(recipe.run.output_dir)
     if _attempt(lambda: write_report(folder, state), folder, console):
-        console.line(f"report: {folder / 'report.html'}")
+        console.line(f"report: {folder / REPORT}")
 
 
 def say_overfitting(recipe: Recipe, console: Console) -> None:
     """Print the overfitting note at the evaluation that first shows it."""
     lines = read_lines(Path(recipe.run.output_dir) / "metrics.jsonl")
-    found = overfitting(lines, recipe.eval.patience)
-    if found and overfitting(lines[:-1], recipe.eval.patience) is None:
-        console.line(f"note: {found}")
+    note = overfitting(lines, recipe.eval.patience)
+    if note and overfitting(lines[:-1], recipe.eval.patience) is None:
+        console.line(f"note: {note}")
 
 
 def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:
@@ -139,41 +135,30 @@ _COLORS = {"right": (27, 122, 67), "partly": (138, 97, 0), "wrong": (179, 55, 43
 def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: str) -> list[Image.Image]:
     """At most twelve images, right and wrong mixed; those that cannot be read are left out."""
     roots = image_roots(data)
-    found: list[Image.Image] = []
+    shown: list[Image.Image] = []
     for number in sorted(choose(predictions, metric)):
         row = predictions[number]
         name = row["image"] if isinstance(row["image"], str) else next(iter(row["image"]), "")
         try:
-            found.append(_tile(decode(find_image(roots[0], name)), row, metric))
+            shown.append(_tile(decode(find_image(roots[0], name)), row, metric))
         except DataError:  # the report says of each what is wrong with it
             continue
-    return found[:: max(1, len(found) // _MOST)][:_MOST]
+    return shown[:: max(1, len(shown) // _MOST)][:_MOST]
 
 
 def _tile(image: Image.Image, row: Prediction, metric: str) -> Image.Image:
-    tile = Image.new("RGB", (_SIDE, _SIDE + _LINES * _LINE + 8), "white")
-    image = ImageOps.contain(image, (_SIDE, _SIDE))
-    tile.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
-    result = verdict(float(row[metric]))
+    square = ImageOps.pad(image, (_SIDE, _SIDE), color="white")
+    tile = ImageOps.expand(square, (0, 0, 0, _LINES * _LINE + 8), "white")
+    result = verdict(row[metric])
     answer = max(row["answers"], key=row["answers"].get)
-    question = _wrapped(row["question"])[:3]
-    lines = [(text, (29, 31, 33)) for text in question]
-    lines += [
-        (_wrapped(f"{result}: {row['prediction']}")[0], _COLORS[result]),
-        (_wrapped(f"expected: {answer}")[0], (98, 102, 107)),
-    ]
+    lines = [(text, (29, 31, 33)) for text in _wrapped(row["question"])[:3]]
+    lines.append((_wrapped(f"{result}: {row['prediction']}")[0], _COLORS[result]))
+    lines.append((_wrapped(f"expected: {answer}")[0], (98, 102, 107)))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(12)
-    for number, (text, color) in enumerate(lines[-_LINES:]):
+    for number, (text, color) in enumerate(lines):
         draw.text((6, _SIDE + 4 + number * _LINE), text, fill=color, font=font)
     return tile
 
 
 def _wrapped(text: str) -> list[str]:
-    """Lines of at most `_COLUMNS` characters, at least one."""
-    lines = [""]
-    for word in printable(text).split():
-        word = word[:_COLUMNS]
-        if len(lines[-1]) + len(word) + 1 > _COLUMNS:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
+    return textwrap.wrap(printable(text), _COLUMNS) or [""]

@@ -175,7 +175,7 @@ class DataTable(Table):
     cache_max_gb: Annotated[float, Field(ge=0, le=1e9)] = 50.0
     """Limit on the disk space of the features, in GB."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
-    """Processes that load and decode, on each rank: "auto" = up to 4, not more than its cores; 0 = in the training process."""
+    """Processes that load and decode, on each rank: "auto" = its cores, at most 4; 0 = in the training process."""
 
     @property
     def num_workers(self) -> int:

@@ -1,6 +1,5 @@
-"""An export from beginning to end: load, write beside its place, compare with what was trained, rename."""
+"""Exports in three forms, each from beginning to end: load, write next to its place, verify against the source, rename."""
 
-import gc
 import json
 import shutil
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import release_memory
 from peft import PeftModel
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -26,11 +26,13 @@ from llava_accel.model.bases import Base, find_base
 from llava_accel.model.build import load_model
 from llava_accel.model.files import read_weights
 from llava_accel.model.lora import Trainable
+from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import ModelTable, Recipe
 from llava_accel.release.merged_model import save_merged, save_peft
 from llava_accel.release.original_llava import (
+    Source,
     original_config,
     place_tower,
     read_original,
@@ -39,13 +41,12 @@ from llava_accel.release.original_llava import (
     save_original_projector,
 )
 from llava_accel.release.verification import (
-    Sample,
+    Reference,
+    check_agreement,
     compare,
     plain_outputs,
-    probe,
     probe_example,
-    prove,
-    take_sample,
+    take_reference,
 )
 from llava_accel.setup.datasets import open_corpora
 from llava_accel.storage.atomic import beside, commit
@@ -91,30 +92,22 @@ class Job:
         try:
             train, held_out = open_corpora(self.recipe, processing)
             corpus = train if held_out is None else held_out
-            found = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
+            own = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
             read = ImageReader(processing.processor.image_processor, self.recipe.data.image_aspect)  # pyright: ignore[reportArgumentType]
-            pixels |= {name: read(Path(name)) for one in found for name in one.images}
+            pixels |= {name: read(Path(name)) for each in own for name in each.images}
         except (UserError, OSError) as error:
-            self.console.line(f"note: compared on an example of no data set, as the recipe's data is not here: {error}")
+            self.console.line(
+                f"note: verified on a built-in example alone, as the recipe's data cannot be read: {error}"
+            )
             return [example], pixels
-        return [example, *found], pixels
+        return [example, *own], pixels
 
-    def sample(self, loaded: Loaded, examples: list[Example], pixels: dict[str, Tensor]) -> Sample:
-        """What a loaded model makes of these examples."""
-        side = int(loaded.processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
-        return take_sample(loaded.objective, examples, pixels, (3, side, side), self.device)
-
-    def check(self, name: str, expected: Tensor, found: Tensor, dtype: torch.dtype) -> float:
-        """Print how far two results of `probe` are apart, and return the largest difference.
-
-        Raises:
-            UserError: rounding to `dtype` does not explain it.
-        """
-        agreement = compare(expected, found)
-        self.console.line(f"{name}: {agreement}")
-        if not agreement.within(dtype):
-            raise UserError(f"{name}: the export does not compute what was trained ({agreement}), so it was removed")
-        return agreement.difference
+    def reference(
+        self, objective: Objective, processing: Processing, examples: list[Example], pixels: dict[str, Tensor]
+    ) -> Reference:
+        """What a model makes of these examples."""
+        side = int(processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
+        return take_reference(objective, examples, pixels, (3, side, side), self.device)
 
 
 def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[str, Any]]) -> None:
@@ -128,7 +121,7 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
         UserError: the place is taken, or the source cannot be put into this form, or the result differs from it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: there is something already. Name a new folder, or remove it")
+        raise UserError(f"--out {out}: this folder is not empty. Name a new folder, or remove it")
     if not job.console.is_terminal:
         disable_progress_bar()
     try:
@@ -152,24 +145,25 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
     """One adapter with the projector inside, compared through `PeftModel.from_pretrained` over a fresh base."""
     if job.trained.kind != "lora":
         held = "a whole model" if job.trained.kind == "model" else "a projector"
-        raise UserError(f"{job.trained.folder} holds no adapter but {held}. Use --to merged or --to llava")
+        raise UserError(f"{job.trained.folder} holds {held} and not an adapter. Use --to merged or --to llava")
     base, table = find_base(job.recipe.model), job.recipe.model
     if base.layout == "parts" or (table.vision_tower and not _is_own_tower(table, base)):
         raise UserError(
             f"{job.trained.folder} was trained on {table.base or table.language_model} with the vision tower "
-            f"{table.vision_tower}, so no one folder is its base. Use --to merged"
+            f"{table.vision_tower}, so its base is not one folder. Use --to merged"
         )
     loaded = job.load()
     facts, processing, dtype = _facts(job, loaded), loaded.processing, loaded.objective.llava.dtype
-    sample, expected = job.sample(loaded, *job.examples(processing)), probe(loaded.objective.llava, processing)
+    vocab_size, examples = loaded.objective.vocab_size, job.examples(processing)
+    reference = job.reference(loaded.objective, processing, *examples)
     assert isinstance(loaded.objective.model, PeftModel)
     save_peft(folder, loaded.objective.model, processing)
     del loaded
-    _free()
-    name, use_gpu = "adapter over a fresh base, against the trained model", job.device.type == "cuda"
+    release_memory()
+    name, use_gpu = "adapter on a fresh base, against the trained model", job.device.type == "cuda"
     if base.layout == "hub":
-        found = plain_outputs(sample, folder, dtype=dtype, base=str(base.folder), use_gpu=use_gpu)
-        prove(sample, found, name, dtype, job.console)
+        outputs = plain_outputs(reference, folder, dtype=dtype, base=str(base.folder), use_gpu=use_gpu)
+        check_agreement(reference, outputs, name, dtype, job.console)
         return facts
     plain = load_model(job.recipe, processing, dtype=dtype, device=None).model
     job.console.line(
@@ -180,10 +174,11 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         # peft asks for an attribute that transformers 5 is about to rename.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        again = PeftModel.from_pretrained(plain, str(folder)).get_base_model()
+        again = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
     assert isinstance(again, LlavaForConditionalGeneration)
-    found = probe(again.to(job.device), processing)  # pyright: ignore[reportArgumentType]
-    job.check(name, expected, found, dtype)
+    restored = job.reference(Objective(again, vocab_size).to(job.device), processing, *examples)
+    outputs = {"logits": restored.logits, "answers": restored.answers, "counts": {}}
+    check_agreement(reference, outputs, name, dtype, job.console)
     return facts
 
 
@@ -193,60 +188,63 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
     examples = job.examples(load_processing(job.recipe.model, job.recipe.data.image_aspect))
     if bits < 16:
         loaded = job.load(as_trained=True)
-        quantised = job.sample(loaded, *examples).logits
+        quantised = job.reference(loaded.objective, loaded.processing, *examples).logits
         del loaded
-        _free()
+        release_memory()
     loaded = job.load()
     model, processing, facts = loaded.objective.model, loaded.processing, _facts(job, loaded)
     assert isinstance(model, Trainable)
     computed, stored = loaded.objective.llava.dtype, job.dtype or job.stored
-    sample = job.sample(loaded, *examples)
+    reference = job.reference(loaded.objective, processing, *examples)
     if isinstance(model, PeftModel) and job.recipe.model.lora.bias == "none":  # trained biases could not be disabled
         with model.disable_adapter():
-            without = job.sample(loaded, *examples).logits
+            without = job.reference(loaded.objective, processing, *examples).logits
     save_merged(folder, model, processing, stored, stop_ids(job.recipe, processing))
     del loaded, model
-    _free()
-    found = plain_outputs(sample, folder, dtype=computed, use_gpu=job.device.type == "cuda")
+    release_memory()
+    outputs = plain_outputs(reference, folder, dtype=computed, use_gpu=job.device.type == "cuda")
     is_merged = job.trained.kind == "lora"
     name = "merged model, against 16-bit base + adapter" if is_merged else "exported model, against its source"
-    difference = prove(sample, found, name, stored, job.console).difference
-    update = 0.0 if without is None else compare(sample.logits, without).difference
+    difference = check_agreement(reference, outputs, name, stored, job.console).difference
+    update = 0.0 if without is None else compare(reference.logits, without).difference
     if stored != torch.float32 and 0 < update < 2 * difference:
         raise UserError(
-            f"the merged model is no nearer to the trained one than the base is: {str(stored).removeprefix('torch.')} "
-            "is too coarse for so small an update. Use --dtype fp32, or --to peft"
+            f"the merged model is as far from the trained one as the base is: {str(stored).removeprefix('torch.')} is too "
+            "coarse for so small an update. Use --dtype fp32, or --to peft"
         )
     if quantised is not None:
         table = job.trained.recipe.model.quantization
         kind = f" ({table.type})" if bits == 4 else ""
         job.console.line(
-            f"the adapter was trained over the base in {bits} bits{kind}, and is merged into its 16-bit weights: what "
-            "rounding to so few bits had changed, and the adapter made up for, is not in them"
+            f"note: the adapter was trained on the base in {bits} bits{kind} and is merged into its 16-bit weights, which "
+            "lack the rounding to few bits that the adapter had learned to correct"
         )
         job.console.line(
-            f"merged model, against {bits}-bit base + adapter as trained: {compare(quantised, found['logits'])}"
+            f"merged model, against {bits}-bit base + adapter as trained: {compare(quantised, outputs['logits'])}"
         )
     return facts
 
 
 def write_llava(job: Job, folder: Path) -> dict[str, Any]:
     """The folder that LLaVA's own code writes, read back and compared weight by weight."""
-    loaded, origin, is_whole = job.load(), _origin(job), job.trained.kind == "model"
-    model, processing, recipe = loaded.objective.model, loaded.processing, job.recipe
+    loaded, is_whole = job.load(), job.trained.kind == "model"
+    model, processing = loaded.objective.model, loaded.processing
     assert isinstance(model, Trainable)
-    tower = place_tower(folder, loaded.objective, processing.base, origin, recipe, is_whole)
-    config = original_config(processing.base, origin, recipe, tower)
+    source = Source(processing.base, _origin(job), job.recipe, is_whole)
+    tower = place_tower(folder, loaded.objective, source)
+    config = original_config(source, tower)
     if isinstance(model, PeftModel):
         written = save_original_adapter(folder, model, config)
     elif is_whole:
-        written = save_original_model(folder, model, processing, config, origin, job.dtype or job.stored)
+        written = save_original_model(folder, model, processing, config, source, job.dtype or job.stored)
     else:
         written = save_original_projector(folder, model, config)
-    found = read_original(folder)
-    if written.keys() != found.keys() or any(not torch.equal(found[name], t.cpu()) for name, t in written.items()):
-        raise UserError(f"{folder}: what was written does not come back as it was. Look at the disk, and try again")
-    job.console.line(f"LLaVA's layout: {len(found)} weights written, read back and equal; mm_vision_tower is {tower!r}")
+    reread = read_original(folder)
+    if written.keys() != reread.keys() or any(not torch.equal(reread[name], t.cpu()) for name, t in written.items()):
+        raise UserError(f"{folder}: weights read back differ from those written. Check the disk, and try again")
+    job.console.line(
+        f"LLaVA's layout: {len(reread)} weights written, read back and equal; mm_vision_tower is {tower!r}"
+    )
     return _facts(job, loaded)
 
 
@@ -272,7 +270,7 @@ def _origin(job: Job) -> Base | None:
     try:
         return find_base(trained.own.model, weights=False)
     except UserError as error:
-        job.console.line(f"note: config.json and tokenizer are made anew, as the base is not here: {error}")
+        job.console.line(f"note: config.json and tokenizer are made anew, as the base cannot be read: {error}")
         return None
 
 
@@ -288,9 +286,3 @@ def _facts(job: Job, loaded: Loaded) -> dict[str, Any]:
         "train": None if kind == "model" else kind,
         "template": model.template,
     }
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

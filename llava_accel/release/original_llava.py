@@ -1,7 +1,8 @@
-"""Exports for LLaVA's own code: the folders that its training writes, with its own file and key names."""
+"""Exports for LLaVA's own code: its files and key names, its config.json, and the vision tower where it looks for it."""
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,35 @@ _TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
 )  # fmt: skip
+
+
+TOWER_FOLDER = "vision_tower"
+_CLIP_L_336 = "openai/clip-vit-large-patch14-336"
+_CLIP_L_336_SIZES = (1024, 24, 14, 336)
+_CLASSES = {
+    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
+}
+_TEXT_KEYS = (
+    "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
+    "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "pad_token_id", "pretraining_tp", "rms_norm_eps", "sliding_window", "tie_word_embeddings",
+    "vocab_size",
+)  # fmt: skip
+_ASPECTS = {"pad": "pad", "crop": "square"}  # LLaVA's "square" is CLIP's own resize and crop
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an export comes from: the model's configs, the base that it was trained on if that is here, and how.
+
+    `is_whole`: the export holds the whole model, so it must not point to a tower next to the base that it came from.
+    """
+
+    base: Base
+    origin: Base | None
+    recipe: Recipe
+    is_whole: bool
 
 
 def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -71,19 +101,14 @@ def save_original_projector(folder: Path, model: Trainable, config: dict[str, An
 
 
 def save_original_model(
-    folder: Path,
-    model: Trainable,
-    processing: Processing,
-    config: dict[str, Any],
-    origin: Base | None,
-    dtype: torch.dtype,
+    folder: Path, model: Trainable, processing: Processing, config: dict[str, Any], source: Source, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Write a whole model: weights in shards of 5 GB, config.json, generation_config.json and the tokenizer.
 
     Rows that were added to the vocabulary for the image token, which LLaVA does not have, are cut off.
 
     Args:
-        origin: What it was trained on; its tokenizer files are copied, as LLaVA needs tokenizer.model.
+        source: The tokenizer files of its origin are copied, as LLaVA needs tokenizer.model.
         dtype: Float type of the weights on disk.
     """
     rows = processing.vocab_size
@@ -91,7 +116,7 @@ def save_original_model(
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and processing.base.config.tie_word_embeddings:
             continue
-        # A copy, because safetensors stores no part of a larger tensor.
+        # A copy, because safetensors does not store a part of a larger tensor.
         kept = tensor[:rows].clone() if name in _VOCABULARY else tensor
         state[name] = stored_form(kept.to(dtype) if kept.is_floating_point() else kept)
     original = {layouts.to_original(name): tensor for name, tensor in state.items()}
@@ -99,21 +124,21 @@ def save_original_model(
     _write_json(folder / "config.json", config | {"vocab_size": rows, "torch_dtype": str(dtype).removeprefix("torch.")})
     ids = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(folder / "generation_config.json", {**ids, "do_sample": False})
-    _write_tokenizer(folder, processing, origin)
+    _write_tokenizer(folder, processing, source.origin)
     return state
 
 
 def read_original(folder: Path) -> dict[str, Tensor]:
     """Every weight that one of these functions wrote, under in-memory names."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file, rename in (
         (ADAPTER, layouts.adapter_to_memory),
         ("non_lora_trainables.bin", layouts.trainable_to_memory),
         ("mm_projector.bin", layouts.to_memory),
     ):
         if (folder / file).is_file():
-            found |= {rename(tensor.name): tensor.read() for tensor in read_tensors(folder / file)}
-    return found or {layouts.to_memory(tensor.name): tensor.read() for tensor in read_weights(folder)}
+            tensors |= {rename(tensor.name): tensor.read() for tensor in read_tensors(folder / file)}
+    return tensors or {layouts.to_memory(tensor.name): tensor.read() for tensor in read_weights(folder)}
 
 
 def _write_tokenizer(folder: Path, processing: Processing, origin: Base | None) -> None:
@@ -145,38 +170,20 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-TOWER_FOLDER = "vision_tower"
-_CLIP_L_336 = "openai/clip-vit-large-patch14-336"
-_CLIP_L_336_SIZES = (1024, 24, 14, 336)
-_CLASSES = {
-    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
-    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
-}
-_TEXT_KEYS = (
-    "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
-    "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
-    "num_key_value_heads", "pad_token_id", "pretraining_tp", "rms_norm_eps", "sliding_window", "tie_word_embeddings",
-    "vocab_size",
-)  # fmt: skip
-_ASPECTS = {"pad": "pad", "crop": "square"}  # LLaVA's "square" is CLIP's own resize and crop
-
-
-def original_config(base: Base, origin: Base | None, recipe: Recipe, tower: str) -> dict[str, Any]:
-    """The config for a model of LLaVA's own code.
+def original_config(source: Source, tower: str) -> dict[str, Any]:
+    """The config for a model of LLaVA's own code; the origin's config.json is kept if it is already one.
 
     Args:
-        base: What the model is.
-        origin: What it was trained on, whose own config.json is kept where it is of that kind.
-        recipe: How it was trained.
         tower: Value of mm_vision_tower.
 
     Raises:
         UserError: LLaVA's own code has no such model.
     """
+    origin, recipe = source.origin, source.recipe
     if origin and origin.layout == "original":
         config = read_json(origin.folder / "config.json")
     else:
-        config = _from_transformers(base)
+        config = _from_transformers(source.base)
     if recipe.data.image_aspect not in _ASPECTS:
         raise UserError(
             f"data.image_aspect = {recipe.data.image_aspect!r}: LLaVA's own code pads or crops an image and does not "
@@ -191,19 +198,15 @@ def original_config(base: Base, origin: Base | None, recipe: Recipe, tower: str)
     }
 
 
-def place_tower(
-    folder: Path, objective: Objective, base: Base, origin: Base | None, recipe: Recipe, is_whole: bool
-) -> str:
+def place_tower(folder: Path, objective: Objective, source: Source) -> str:
     """Value of mm_vision_tower, and the tower itself in `folder` where no name leads to it.
 
     LLaVA's own code always takes the tower from the place that mm_vision_tower names, never from the checkpoint.
 
-    Args:
-        is_whole: The export holds the whole model, so it must not point beside the base that it came from.
-
     Raises:
-        UserError: the tower is no CLIP.
+        UserError: the tower is not a CLIP.
     """
+    base, origin, recipe = source.base, source.origin, source.recipe
     vision = base.vision
     if not isinstance(vision, CLIPVisionConfig):
         raise UserError(f"LLaVA's own code has no {vision.model_type!r} tower, only CLIP. Use --to merged or --to peft")
@@ -214,7 +217,7 @@ def place_tower(
     if not named and sizes == _CLIP_L_336_SIZES:
         named = _CLIP_L_336
     is_local = Path(named).expanduser().is_dir() or bool(origin and (origin.folder.parent / named).is_dir())
-    if named and not recipe.model.train_vision and not (is_whole and is_local):
+    if named and not recipe.model.train_vision and not (source.is_whole and is_local):
         return named
     place = folder / TOWER_FOLDER
     place.mkdir()
@@ -235,7 +238,9 @@ def _from_transformers(base: Base) -> dict[str, Any]:
             f"LLaVA's own code has no {text.model_type!r} language model, only Llama and Mistral. Use --to merged"
         )
     if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
-        raise UserError("LLaVA's own projector (mlp2x_gelu) has GELU and biases, and this one not. Use --to merged")
+        raise UserError(
+            "LLaVA's own projector (mlp2x_gelu) has GELU and biases, and this projector does not. Use --to merged"
+        )
     known = text.to_dict()
     rope = dict(known.get("rope_parameters") or {})
     theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")

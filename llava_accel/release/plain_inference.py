@@ -18,12 +18,6 @@ _SPARE = 1.5
 """Share of a model's size on disk that must be free on a GPU: the run that asks still holds its own there."""
 
 
-def main(path: Path) -> None:
-    """Do the job of a file."""
-    compute(path)
-    assert not any(name.startswith("llava_accel") for name in sys.modules)
-
-
 def compute(path: Path) -> None:
     """Write logits, answers and the counts of loaded weights to the file that the job names."""
     job = json.loads(path.read_text())
@@ -36,8 +30,8 @@ def compute(path: Path) -> None:
         if "pixel_values" in given:
             given["pixel_values"] = given["pixel_values"].to(getattr(torch, job["dtype"]))
         with torch.no_grad():
-            found = model(**given, use_cache=False).logits[0, positions.to(model.device), : job["vocab_size"]]
-            logits.append(found.float().cpu())
+            targets = model(**given, use_cache=False).logits[0, positions.to(model.device), : job["vocab_size"]]
+            logits.append(targets.float().cpu())
             answers.append(_answer(model, given, int(positions[0]) + 1, job))
     torch.save({"logits": torch.cat(logits), "answers": answers, "counts": counts}, job["out"])
 
@@ -101,4 +95,5 @@ def _device(folder: Path, job: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    compute(Path(sys.argv[1]))
+    assert not any(name.startswith("llava_accel") for name in sys.modules)

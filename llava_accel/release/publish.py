@@ -13,7 +13,7 @@ from llava_accel.exceptions import UserError
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name of a repository before any work is done for it.
+    """Refuse what is not a repository's name before any work is done for it.
 
     Raises:
         UserError: it is not ORG/NAME as the hub writes it.

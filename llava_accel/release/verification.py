@@ -1,6 +1,5 @@
-"""Whether two models are one: their logits for an image and a text that need no data."""
+"""Whether an export is what was trained: both models' logits and answers for a few examples, one of them without data."""
 
-import gc
 import json
 import os
 import subprocess
@@ -14,20 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from transformers import BitsAndBytesConfig
 
 from llava_accel.console.output import Console
-from llava_accel.data.collate import collate
 from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
-from llava_accel.data.questions import ask
-from llava_accel.data.records import Record
-from llava_accel.data.trie import chain
 from llava_accel.exceptions import UserError
-from llava_accel.inference.answering import answer_batch, target_logits
+from llava_accel.inference.answering import answer_batch, question_batch, target_logits
 from llava_accel.model.bases import find_base
 from llava_accel.model.memory import quantization_config
 from llava_accel.model.objective import Objective
@@ -43,6 +39,9 @@ _TEXT = (
     "are there? Three: a woman with a dog, and a child in a blue coat. Where was it taken? In a street at night."
 )
 _PROMPT = 8  # tokens
+_MOST_EXAMPLES = 3
+_MOST_TARGETS = 64  # of one example: a row of logits is as long as the vocabulary
+_MAX_NEW_TOKENS = 8
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
 
@@ -71,60 +70,33 @@ class Agreement:
         )
 
 
-def probe_inputs(processing: Processing) -> dict[str, Tensor]:
-    """An image and a text as transformers' forward pass takes them."""
-    tokenizer = processing.processor.tokenizer
+def probe_example(processing: Processing) -> tuple[Example, dict[str, Tensor]]:
+    """An example that needs no data, an image before a text that is mostly its answer; and its image's pixels."""
+    tokenizer, num_image_tokens = processing.processor.tokenizer, processing.num_image_tokens
+    start = int(tokenizer.bos_token_id is not None)
     words = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
-    ids = [processing.image_token_id] * processing.num_image_tokens + list(words)
-    if tokenizer.bos_token_id is not None:
-        ids.insert(0, tokenizer.bos_token_id)
+    ids = np.array([tokenizer.bos_token_id] * start + [processing.image_token_id] * num_image_tokens + list(words))
     vertical, round_ = Image.linear_gradient("L"), Image.radial_gradient("L")
     image = Image.merge("RGB", (vertical, round_, vertical.transpose(Image.Transpose.ROTATE_90)))
     pixels = processing.processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    input_ids = torch.tensor([ids])
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixels}
-
-
-def probe_example(processing: Processing) -> tuple[Example, dict[str, Tensor]]:
-    """The same as an example whose answer is most of its text, and its image's pixels."""
-    inputs = probe_inputs(processing)
-    ids = inputs["input_ids"][0].numpy()
-    start = int(np.argmax(ids == processing.image_token_id))
-    is_target = np.arange(len(ids)) > start + processing.num_image_tokens + _PROMPT
+    is_target = np.arange(len(ids)) > start + num_image_tokens + _PROMPT
     example = Example(input_ids=ids, is_target=is_target, image_starts=(start,), images=("probe",))
-    return example, {"probe": inputs["pixel_values"][0]}
+    return example, {"probe": pixels[0]}
 
 
-@torch.no_grad()
-def probe(model: LlavaForConditionalGeneration, processing: Processing) -> Float[Tensor, "seq vocab"]:
-    """Logits through transformers' own forward pass, as whoever loads an export gets them; on the CPU, in fp32."""
-    inputs = {name: tensor.to(model.device) for name, tensor in probe_inputs(processing).items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.model.vision_tower.dtype)
-    was_training = model.training
-    model.eval()
-    logits = model(**inputs, use_cache=False).logits
-    model.train(was_training)
-    return logits[0, :, : processing.vocab_size].float().cpu()
-
-
-def compare(expected: Float[Tensor, "seq vocab"], found: Float[Tensor, "seq vocab"]) -> Agreement:
-    """Compare two results of `probe`. A logit that is not finite on one side is an infinite difference."""
-    difference = (expected - found).abs().max()
+def compare(expected: Float[Tensor, "targets vocab"], actual: Float[Tensor, "targets vocab"]) -> Agreement:
+    """How far two models' logits are apart. A logit that is not finite on one side is an infinite difference."""
+    difference = (expected - actual).abs().max()
     return Agreement(
         difference=float(difference) if difference.isfinite() else float("inf"),
         largest=float(expected.abs().max()),
-        same_choice=float((expected.argmax(-1) == found.argmax(-1)).float().mean()),
+        same_choice=float((expected.argmax(-1) == actual.argmax(-1)).float().mean()),
         num_tokens=len(expected),
     )
 
 
-_MOST_EXAMPLES = 3
-_MOST_TARGETS = 64  # of one example: a row of logits is as long as the vocabulary
-_MAX_NEW_TOKENS = 8
-
-
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Reference:
     """A few examples, and what the trained model makes of them."""
 
     inputs: list[tuple[dict[str, Tensor], Tensor]]
@@ -145,13 +117,13 @@ def examples_of(part: Part, recipe: Recipe) -> tuple[list[Example], dict[str, Te
     return examples, {name: part.image_reader(Path(name)) for example in examples for name in example.images}
 
 
-def take_sample(
+def take_reference(
     objective: Objective,
     examples: Sequence[Example],
     pixels: dict[str, Tensor],
     image_shape: tuple[int, ...],
     device: torch.device,
-) -> Sample:
+) -> Reference:
     """What the model makes of the examples. Ranks that share each weight must all call it, inside `whole_root`.
 
     Args:
@@ -161,17 +133,14 @@ def take_sample(
     was_training = objective.training
     objective.eval()
     kept = [_last_answer(example, number) for number, example in enumerate(examples)]
-    rows = [chain(example) for example in kept]
-    batch = collate(rows, {name: LoadedImage(tensor) for name, tensor in pixels.items()}, image_shape)
-    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    records = {example.index: Record(id="", turns=()) for example in kept}
-    questions = ask(rows, {example.index: example for example in kept}, records)
+    images = {name: LoadedImage(tensor) for name, tensor in pixels.items()}
+    batch, questions = question_batch(kept, images, image_shape, device)
     stop_ids = frozenset(int(example.input_ids[example.is_target][-1]) for example in examples)
     answered = answer_batch(objective, batch, questions, stop_ids=stop_ids, max_new_tokens=_MAX_NEW_TOKENS)
     logits = target_logits(objective, batch).cpu()
     objective.train(was_training)
     image_token_id, num_rows = int(objective.llava.config.image_token_index), objective.llava.lm_head.out_features
-    return Sample(
+    return Reference(
         inputs=[(_inputs(example, pixels), torch.from_numpy(np.nonzero(example.is_target)[0] - 1)) for example in kept],
         logits=logits,
         answers=answered.ids,
@@ -182,7 +151,7 @@ def take_sample(
 
 
 def plain_outputs(
-    sample: Sample,
+    reference: Reference,
     folder: Path,
     *,
     dtype: torch.dtype,
@@ -190,7 +159,7 @@ def plain_outputs(
     quantization: BitsAndBytesConfig | None = None,
     use_gpu: bool,
 ) -> dict[str, Any]:
-    """What a process with transformers and peft alone makes of the sample: "logits", "answers" and "counts".
+    """What a process with transformers and peft alone makes of the examples: "logits", "answers" and "counts".
 
     Args:
         folder: The export.
@@ -201,11 +170,11 @@ def plain_outputs(
     """
     with tempfile.TemporaryDirectory() as place:
         inputs, out = Path(place, "inputs.pt"), Path(place, "out.pt")
-        torch.save(sample.inputs, inputs)
+        torch.save(reference.inputs, inputs)
         job = {
             "folder": str(folder), "base": base, "dtype": str(dtype).removeprefix("torch."), "use_gpu": use_gpu,
             "quantization": _keys(quantization), "inputs": str(inputs), "out": str(out),
-            "vocab_size": sample.vocab_size, "stop_ids": sample.stop_ids, "never": sample.never,
+            "vocab_size": reference.vocab_size, "stop_ids": reference.stop_ids, "never": reference.never,
             "max_new_tokens": _MAX_NEW_TOKENS, "num_threads": torch.get_num_threads(),
         }  # fmt: skip
         Path(place, "job.json").write_text(json.dumps(job))
@@ -213,28 +182,30 @@ def plain_outputs(
         if done.returncode or not out.is_file():
             reason = "\n".join(done.stderr.strip().splitlines()[-3:]) or f"exit code {done.returncode}"
             raise UserError(f"{folder}: transformers and peft cannot load it: {reason}")
-        found = torch.load(out, weights_only=True)
-    for file, (loaded, stored) in found["counts"].items():
+        outputs = torch.load(out, weights_only=True)
+    for file, (loaded, stored) in outputs["counts"].items():
         if not stored or loaded < stored:
             raise UserError(
-                f"{folder}: transformers and peft load {loaded} of {stored} weights of {file}; the others have no place "
-                "under their names"
+                f"{folder}: transformers and peft load {loaded} of {stored} weights of {file}; the others have names that "
+                "the model does not have"
             )
-    return found
+    return outputs
 
 
-def prove(sample: Sample, found: dict[str, Any], name: str, dtype: torch.dtype, console: Console) -> Agreement:
-    """Print how far `plain_outputs` came from the trained model.
+def check_agreement(
+    reference: Reference, outputs: dict[str, Any], name: str, dtype: torch.dtype, console: Console
+) -> Agreement:
+    """Print how far the outputs of an export (`plain_outputs`) are from those of the trained model.
 
     Raises:
         UserError: rounding to `dtype` does not explain it.
     """
-    agreement = compare(sample.logits, found["logits"])
-    same = sum(ours == theirs for ours, theirs in zip(sample.answers, found["answers"], strict=True))
-    number = sum(loaded for loaded, _ in found["counts"].values())
-    weights = f"{number:,} trained weights loaded; " if found["counts"] else ""
-    console.line(f"{name}: {weights}{agreement}; {same} of {len(sample.answers)} answers are the same")
-    if not agreement.within(dtype) or (dtype == torch.float32 and same < len(sample.answers)):
+    agreement = compare(reference.logits, outputs["logits"])
+    same = sum(ours == theirs for ours, theirs in zip(reference.answers, outputs["answers"], strict=True))
+    number = sum(loaded for loaded, _ in outputs["counts"].values())
+    weights = f"{number:,} trained weights loaded; " if outputs["counts"] else ""
+    console.line(f"{name}: {weights}{agreement}; {same} of {len(reference.answers)} answers are the same")
+    if not agreement.within(dtype) or (dtype == torch.float32 and same < len(reference.answers)):
         raise UserError(f"{name}: the export does not compute what was trained ({agreement})")
     return agreement
 
@@ -264,41 +235,41 @@ def _keys(quantization: BitsAndBytesConfig | None) -> dict[str, Any] | None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, less what a launcher says of ranks: the other one stands alone."""
+    """This process's, without what a launcher says of ranks: the other process is alone."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     names = {key for key in os.environ if key in ranks or key.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
     return {key: value for key, value in os.environ.items() if key not in names}
 
 
-def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelerator: Accelerator) -> Sample:
-    """What the trained model computes. Every rank must call it, while its engine is still there."""
+def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelerator: Accelerator) -> Reference:
+    """What the trained model computes. Every rank must call it, while its backend is still there."""
     examples, pixels = examples_of(part, recipe)
     with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
-        return take_sample(objective, examples, pixels, part.image_reader.shape, accelerator.device)
+        return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 
 
-def verify(claim: Sample, export: Path, recipe: Recipe, console: Console) -> None:
+def verify(reference: Reference, export: Path, recipe: Recipe, console: Console) -> None:
     """Load the export in another process, and compare. For the main process.
 
     Raises:
         UserError: it does not load, or does not compute the same.
     """
     if reason := _not_plain(recipe):
-        console.line(f"{export}: not compared in a process of transformers and peft alone, as {reason}")
+        console.line(f"{export}: not verified in a process with transformers and peft alone, as {reason}")
         return
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_precision(recipe.run.precision, device)
     base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)
     quantization = quantization_config(recipe.model.quantization, dtype)
     with console.bar("verify the export", 1) as bar:
-        found = plain_outputs(
-            claim, export, dtype=dtype, base=base, quantization=quantization, use_gpu=device.type == "cuda"
+        outputs = plain_outputs(
+            reference, export, dtype=dtype, base=base, quantization=quantization, use_gpu=device.type == "cuda"
         )
         bar.advance()
-    prove(claim, found, f"{export} in plain transformers and peft, against the trained model", dtype, console)
+    check_agreement(
+        reference, outputs, f"{export} in plain transformers and peft, against the trained model", dtype, console
+    )
 
 
 def _not_plain(recipe: Recipe) -> str:
@@ -307,9 +278,7 @@ def _not_plain(recipe: Recipe) -> str:
     if model.train == "full":
         return ""
     if not model.base:
-        return (
-            f"its base is made of parts ({model.language_model}): `llava_accel.export --to merged` makes a whole of it"
-        )
+        return f"its base is made of parts ({model.language_model}): `llava_accel.export --to merged` joins them"
     base = find_base(model, weights=False)
     if base.layout != "hub":
         return f"{model.base} is in the layout of LLaVA's own code: `llava_accel.export --to merged` converts it"

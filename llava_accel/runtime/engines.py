@@ -46,8 +46,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
     if on_cpu:
         zero.use_cpu()
-    engine_plugin = zero.configured_plugin(recipe) if profile.engine == "deepspeed" else None
-    if profile.engine == "fsdp" and on_cpu:
+    engine_plugin = zero.configured_plugin(recipe) if profile.backend == "deepspeed" else None
+    if profile.backend == "fsdp" and on_cpu:
         fsdp2.start_rehearsal()
     # Naming a communication backend makes Accelerate expect other processes. They wait for an hour, not the usual ten
     # minutes: the first one reads all data through.
@@ -55,7 +55,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     handlers = [connection] if profile.is_distributed else []
     accelerator = Accelerator(
         # DeepSpeed has its own notion of the device, and Accelerate forgets DeepSpeed where it is told to use the CPU.
-        cpu=on_cpu and profile.engine != "deepspeed",
+        cpu=on_cpu and profile.backend != "deepspeed",
         deepspeed_plugin=engine_plugin,
         # The objective runs under autocast itself, on every backend alike. Here "bf16" would let some of them round what
         # is trained.
@@ -68,7 +68,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         log_with=list(recipe.log.trackers) or None,
         project_dir=recipe.run.output_dir,
     )
-    if profile.engine == "deepspeed":
+    if profile.backend == "deepspeed":
         compat.forget_deepspeed()  # `place` shards what was loaded
     if on_cpu and accelerator.num_processes > 1 and accelerator.is_main_process:
         where = f"{accelerator.num_processes} CPU processes over gloo"

@@ -1,29 +1,30 @@
 """The launch profile as `accelerate launch` hands it on, in environment variables, checked against the recipe."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe
 
-Engine = Literal["none", "ddp", "deepspeed", "fsdp"]
+Backend = Literal["none", "ddp", "deepspeed", "fsdp"]
 
 _OFF = ("", "no", "none", "false", "auto")
+_SHARDS_ITSELF = "the package itself shards the weights as it reads them"
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the launcher decided: the engine, and its settings under Accelerate's names."""
+    """What the launcher decided: the backend, and its settings under Accelerate's names."""
 
-    engine: Engine
+    backend: Backend
     variables: Mapping[str, str]
 
     @property
     def is_distributed(self) -> bool:
         """Whether a process group is needed, be it of one process."""
-        return self.engine != "none"
+        return self.backend != "none"
 
     @property
     def wants_cpu(self) -> bool:
@@ -35,16 +36,16 @@ class Profile:
         """For messages."""
         stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         return {"none": "one process", "ddp": "DDP", "deepspeed": f"DeepSpeed ZeRO-{stage}", "fsdp": "FSDP2"}[
-            self.engine
+            self.backend
         ]
 
     @property
     def layout(self) -> str:
-        """The name of what it divides among ranks (`plan_memory.layouts`)."""
+        """The name of what it divides among ranks (`peak_memory.layouts`)."""
         stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         offload = self.variables.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
         zero = f"zero{stage}" + ("" if offload == "none" else "_offload")
-        return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.engine]
+        return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.backend]
 
     def check(self, recipe: Recipe, mixed_precision: str) -> None:
         """Refuse what contradicts the recipe: the recipe decides how a step is computed, the profile where.
@@ -52,81 +53,72 @@ class Profile:
         Raises:
             UserError: with the profile's key, its value, and what to write instead; all of them at once.
         """
-        problems = [
-            f"{key} is {value!r} in the launch profile, and {reason}. {remedy}"
-            for key, value, reason, remedy in (*self._common(recipe, mixed_precision), *self._fsdp())
-        ]
-        problems += self._eight_bits(recipe)
-        if problems:
+        if problems := [*self._settings(recipe, mixed_precision), *self._fsdp(), *self._eight_bits(recipe)]:
             raise UserError("\n".join(problems))
 
-    def _common(self, recipe: Recipe, mixed_precision: str) -> list[tuple[str, str, str, str]]:
-        found = []
+    def _settings(self, recipe: Recipe, mixed_precision: str) -> Iterator[str]:
         precision = self.variables.get("ACCELERATE_MIXED_PRECISION", "no").lower()
         if precision not in (*_OFF, mixed_precision):
             reason = f"run.precision = {recipe.run.precision!r} gives {mixed_precision!r} here"
-            found.append(("mixed_precision", precision, reason, 'Write mixed_precision: "no": the recipe decides'))
+            yield _problem("mixed_precision", precision, reason, 'Write mixed_precision: "no": the recipe decides')
         steps = self.variables.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1").lower()
         if steps not in ("1", *_OFF):
             reason = f"the loop itself makes windows of train.accumulation_steps = {recipe.train.accumulation_steps}"
-            found.append(("gradient_accumulation_steps", steps, reason, "Write 1, and set train.accumulation_steps"))
+            yield _problem("gradient_accumulation_steps", steps, reason, "Write 1, and set train.accumulation_steps")
         clipping = self.variables.get("ACCELERATE_GRADIENT_CLIPPING", "").lower()
         if clipping not in _OFF and float(clipping) != recipe.optim.max_grad_norm:
             reason = f"optim.max_grad_norm is {recipe.optim.max_grad_norm}"
-            found.append(("gradient_clipping", clipping, reason, "Leave the key out: the recipe decides"))
-        if self.engine == "deepspeed" and self._is_true("ACCELERATE_DEEPSPEED_ZERO3_INIT"):
-            reason = "the package itself shards the weights as it reads them"
-            found.append(("zero3_init_flag", "true", reason, "Write zero3_init_flag: false"))
-        if self.variables.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in _OFF:
-            reason = "model.compile decides about that"
-            value = self.variables["ACCELERATE_DYNAMO_BACKEND"]
-            found.append(("dynamo_backend", value, reason, "Leave dynamo_config out"))
-        return found
+            yield _problem("gradient_clipping", clipping, reason, "Leave the key out: the recipe decides")
+        if self.backend == "deepspeed" and self._is_true("ACCELERATE_DEEPSPEED_ZERO3_INIT"):
+            yield _problem("zero3_init_flag", "true", _SHARDS_ITSELF, "Write zero3_init_flag: false")
+        compiler = self.variables.get("ACCELERATE_DYNAMO_BACKEND", "no")
+        if compiler.lower() not in _OFF:
+            yield _problem("dynamo_backend", compiler, "model.compile decides about that", "Leave dynamo_config out")
 
-    def _fsdp(self) -> list[tuple[str, str, str, str]]:
-        if self.engine != "fsdp":
-            return []
-        found = []
-        if self.variables.get("FSDP_VERSION", "1") != "2":
+    def _fsdp(self) -> Iterator[str]:
+        if self.backend != "fsdp":
+            return
+        version = self.variables.get("FSDP_VERSION", "1")
+        if version != "2":
             reason = "frozen and trained weights in one layer need version 2"
-            found.append(("fsdp_version", self.variables.get("FSDP_VERSION", "1"), reason, "Write fsdp_version: 2"))
+            yield _problem("fsdp_version", version, reason, "Write fsdp_version: 2")
         if self._is_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
-            reason = "the package itself shards the weights as it reads them"
             remedy = "Write fsdp_cpu_ram_efficient_loading: false"
-            found.append(("fsdp_cpu_ram_efficient_loading", "true", reason, remedy))
+            yield _problem("fsdp_cpu_ram_efficient_loading", "true", _SHARDS_ITSELF, remedy)
         if self._is_true("FSDP_ACTIVATION_CHECKPOINTING"):
             reason = "model.gradient_checkpointing decides about that"
-            found.append(("fsdp_activation_checkpointing", "true", reason, "Leave the key out, and set the recipe's"))
-        return found
+            yield _problem("fsdp_activation_checkpointing", "true", reason, "Leave the key out, and set the recipe's")
 
-    def _eight_bits(self, recipe: Recipe) -> list[str]:
-        if self.engine not in ("deepspeed", "fsdp"):
-            return []
-        found = []
+    def _eight_bits(self, recipe: Recipe) -> Iterator[str]:
+        if self.backend not in ("deepspeed", "fsdp"):
+            return
         if recipe.model.quantization.bits == 8:
-            found.append(
-                f"model.quantization.bits = 8 does not work with {self.title}: 8-bit weights carry their scales beside "
-                "them, and the engine keeps the weights alone. Set 4, or launch with launch/ddp.yaml"
+            yield (
+                f"model.quantization.bits = 8 does not work with {self.title}: 8-bit weights need scales that this "
+                "backend does not keep with them. Set 4, or launch with launch/ddp.yaml"
             )
         if recipe.optim.optimizer.endswith("8bit"):
-            found.append(
-                f"optim.optimizer = {recipe.optim.optimizer!r} does not work with {self.title}: it keeps a scale for each "
-                "block of a whole tensor, and the engine cuts through the blocks. Set 'adamw', whose moments are divided "
-                "among the ranks, or launch with launch/ddp.yaml"
+            yield (
+                f"optim.optimizer = {recipe.optim.optimizer!r} does not work with {self.title}: it keeps one scale for each "
+                "block of a whole tensor, and this backend divides tensors inside the blocks. Set 'adamw', whose state is "
+                "divided among the ranks, or launch with launch/ddp.yaml"
             )
-        return found
 
     def _is_true(self, name: str) -> bool:
         return self.variables.get(name, "false").lower() in ("true", "1")
 
 
+def _problem(key: str, value: str, reason: str, remedy: str) -> str:
+    return f"{key} is {value!r} in the launch profile, and {reason}. {remedy}"
+
+
 def read_profile() -> Profile:
     """The profile of this process. Without `accelerate launch` it is one process."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        engine: Engine = "deepspeed"
+        backend: Backend = "deepspeed"
     elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        engine = "fsdp"
+        backend = "fsdp"
     else:
-        engine = "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
+        backend = "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
     names = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]
-    return Profile(engine, {name: os.environ[name] for name in names})
+    return Profile(backend, {name: os.environ[name] for name in names})

@@ -1,4 +1,7 @@
-"""Where the time of a run goes. On a GPU device events are recorded and read later, so nothing waits for them."""
+"""Where the time of a run goes, the most memory it took, and how fast the device is at best.
+
+On a GPU device events are recorded and read later, so nothing waits for them.
+"""
 
 import resource
 import sys
@@ -7,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 
 import torch
+from torch.utils.benchmark import Timer
 
 PHASES = (
     "data_wait", "copy", "vision", "forward", "backward", "optimizer", "communication", "evaluation", "saving", "other"
@@ -14,7 +18,7 @@ PHASES = (
 """Every moment of a run is in one of these. Gradients are summed over ranks during "backward" (and, with sharded weights,
 those are gathered during "forward" too): "communication" is what the loop itself waits for other ranks."""
 APART = ("evaluation", "saving")
-"""No part of training's own speed."""
+"""These do not count for the speed of training."""
 _MUCH_WAITING = 0.1
 
 
@@ -54,12 +58,12 @@ class Phases:
         if self._marks:
             self._marks[-1][1].synchronize()
             self._read()
-        found = {phase: self._seconds[phase] for phase in PHASES}
+        seconds = {phase: self._seconds[phase] for phase in PHASES}
         self._seconds.clear()
-        return found
+        return seconds
 
     def _read(self) -> None:
-        """Add up the laps that the device has behind it."""
+        """Add up the laps that the device has finished."""
         while len(self._marks) > 1 and self._marks[1][1].query():
             phase, begun = self._marks.popleft()
             self._seconds[phase] += begun.elapsed_time(self._marks[0][1]) / 1000
@@ -72,8 +76,8 @@ def waiting_note(seconds: Mapping[str, float]) -> str:
     if waited <= _MUCH_WAITING * training:
         return ""
     return (
-        f"{waited / training:.0%} of training's time is spent waiting for data: raise data.workers, keep smaller "
-        "images, or let data.cache_features keep what a frozen tower makes of them"
+        f"{waited / training:.0%} of training's time is spent waiting for data: raise data.workers, use smaller "
+        "image files, or let data.cache_features store the features of a frozen tower"
     )
 
 
@@ -91,15 +95,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     """Floating-point operations a second of large square matrix products: what the device can do at best."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, until = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        wait_for(device)
-        since = time.perf_counter()
-        for _ in range(3):
-            torch.mm(left, right)
-        wait_for(device)
-        best = max(best, 3 * 2 * size**3 / (time.perf_counter() - since))
-    return best
+    names = {"torch": torch, "left": left, "right": right}
+    timer = Timer("torch.mm(left, right)", globals=names, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=seconds).times)
 
 
 def wait_for(device: torch.device) -> None:

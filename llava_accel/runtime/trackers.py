@@ -1,7 +1,7 @@
 """Trackers: Accelerate's own, one at a time, so that a run never depends on one.
 
-A tracker is a program of others, with a service behind it that may be away, full or out of quota. What it then raises
-is of no common kind, so anything is caught here: the tracker is left out from there on, and that is said.
+A tracker is a program of others, with a service that may be away, full or out of quota. What it then raises has no common
+base class, so anything is caught here: the tracker is left out from then on, and the user is told.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Trackers:
         installed = compat.tracker_classes(accelerator)
         for name in recipe.log.trackers:
             if name not in installed:
-                console.line(f"log.trackers: {name} is not installed and gets nothing. Install it, or take it out")
+                console.line(f"log.trackers: {name} is not installed and gets nothing. Install it, or remove it")
                 continue
             made = installed[name]
             extra = options.get(name, {"logging_dir": str(folder)} if made.requires_logging_directory else {})
@@ -47,7 +47,7 @@ class Trackers:
 
     @property
     def are_there(self) -> bool:
-        """Whether anything is still listening."""
+        """Whether a tracker is left."""
         return bool(self._running)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -76,7 +76,7 @@ class Trackers:
             del self._running[name]
             reason = " ".join(str(error).split())[:300]
             self._console.line(
-                f"tracker {name} failed and gets nothing from here on; the run goes on, and metrics.jsonl has it all "
+                f"log.trackers: {name} failed and gets nothing more; the run goes on, and metrics.jsonl has every value "
                 f"({type(error).__name__}: {reason})"
             )
 

@@ -5,7 +5,6 @@ So a resumed run, a report and the run itself come to the same answer.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(path, may_be_cut=True) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise UserError(f"{path}: line {number} is none that a run writes. Is it another file?")
+            raise UserError(f"{path}: line {number} was not written by a run. Name the folder of a run")
     return lines
 
 
 def is_better(metric: str, value: float, other: float | None) -> bool:
-    """Whether an evaluation with `value` gains on one with `other`; a value that is no number never does."""
+    """Whether an evaluation with `value` gains on one with `other`; a value that is not a number never does."""
     if math.isnan(value):
         return False
     return other is None or (value < other if metric == "loss" else value > other)
@@ -46,34 +45,10 @@ def best_evaluation(lines: Sequence[Line], metric: str) -> Line | None:
     return best
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overfitting:
-    """Evaluation loss has its lowest value behind it, while training loss falls on."""
+def overfitting(lines: Sequence[Line], patience: int) -> str | None:
+    """A sentence about overfitting, or None if the lines so far show none.
 
-    num_evaluations: int
-    """Evaluations since the lowest one."""
-    lowest_step: int
-    lowest: float
-    step: int
-    loss: float
-    training_then: float
-    """Mean training loss before the lowest evaluation."""
-    training_now: float
-    """The same before the last one."""
-
-    def __str__(self) -> str:
-        since = f"step {self.lowest_step:,}" if self.lowest_step else "the start"
-        return (
-            f"overfitting: evaluation loss has risen since {since}, from {self.lowest:.4f} to {self.loss:.4f} over "
-            f"{self.num_evaluations} evaluations, while training loss fell from {self.training_then:.4f} to "
-            f"{self.training_now:.4f}. More data, fewer epochs or a lower rate help; eval.patience stops such a run"
-        )
-
-
-def overfitting(lines: Sequence[Line], patience: int) -> Overfitting | None:
-    """What the lines so far say of overfitting, or None.
-
-    It is there when each of the last `patience` evaluations (0: three) lies above the lowest before them, the last one
+    They show it when each of the last `patience` evaluations (0: three) lies above the lowest before them, the last one
     above the first of them, and training loss, averaged from one evaluation to the next, has fallen since the lowest.
     """
     patience = patience or _DEFAULT_PATIENCE
@@ -90,15 +65,11 @@ def overfitting(lines: Sequence[Line], patience: int) -> Overfitting | None:
     now = _training_loss(lines, steps[-2], steps[-1])
     if then is None or now is None or not now < then:
         return None
-    step, loss = losses[-1]
-    return Overfitting(
-        num_evaluations=len(later),
-        lowest_step=lowest_step,
-        lowest=lowest,
-        step=step,
-        loss=loss,
-        training_then=then,
-        training_now=now,
+    since = f"step {lowest_step:,}" if lowest_step else "the start"
+    return (
+        f"overfitting: evaluation loss has risen since {since}, from {lowest:.4f} to {losses[-1][1]:.4f} over "
+        f"{len(later)} evaluations, while training loss fell from {then:.4f} to {now:.4f}. More data, fewer epochs or a "
+        "lower learning rate help; eval.patience stops such a run"
     )
 
 

@@ -1,4 +1,4 @@
-"""Losses and generated answers over a part of the data, sharded over ranks, scored, and put back into its order."""
+"""One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import time
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def answer(
         data, and the cross-entropy over all targets, in nats a target.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    found: list[tuple[int, Prediction]] = []
+    mine: list[tuple[int, Prediction]] = []
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     questions = load_questions(
         part.corpus,
@@ -71,15 +71,15 @@ def answer(
                 stop_ids=stops,
                 max_new_tokens=recipe.eval.max_new_tokens,
                 blind=blind,
-                is_over=lambda mine: _everywhere(mine, objective, accelerator),
+                is_over=lambda is_done: _everywhere(is_done, objective, accelerator),
             )
             sums += torch.stack([answered.losses.double().sum(), sums.new_tensor(len(answered.losses))])
             losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
             for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-                found.append((int(index), _prediction(record, text, loss)))
+                mine.append((int(index), _prediction(record, text, loss)))
             bar.advance()
-    gathered: list[tuple[int, Prediction]] = gather_object(found) if accelerator.num_processes > 1 else found
+    gathered: list[tuple[int, Prediction]] = gather_object(mine) if accelerator.num_processes > 1 else mine
     total = accelerator.reduce(sums, reduction="sum")
     assert isinstance(total, Tensor)
     loss_sum, num_targets = total.tolist()
@@ -96,10 +96,10 @@ def mean_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
     return means
 
 
-def _everywhere(mine: bool, objective: Objective, accelerator: Accelerator) -> bool:
+def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -> bool:
     if not objective.is_sharded:
-        return mine
-    waiting = accelerator.reduce(torch.tensor(float(not mine), device=accelerator.device), reduction="sum")
+        return is_done
+    waiting = accelerator.reduce(torch.tensor(float(not is_done), device=accelerator.device), reduction="sum")
     assert isinstance(waiting, Tensor)
     return not bool(waiting)
 
@@ -193,7 +193,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelerator) -> list[list[int]]:
-    """This rank's batches. All ranks get the same number: engines that gather weights need every rank every time."""
+    """This rank's batches. All ranks get the same number: backends that gather weights need every rank every time."""
     size = 2 * recipe.train.per_device_batch_size  # no gradients are kept, so more fits than in training
     batches = image_batches(rows, part.survey.lengths[rows], part.survey.image_keys[rows], size)
     batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]

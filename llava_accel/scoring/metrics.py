@@ -1,23 +1,74 @@
-"""How good an answer is: the VQA accuracy of the VQA organisers, and exact match.
+"""How good an answer is: the VQA organisers' normalisation and accuracy, exact match, scores by type and of whole files.
 
-Works on texts alone; `evaluation.py` makes the predictions. Scores lie in 0..1. The official evaluator prints
-percentages; apart from that factor, `vqa_accuracy` gives its numbers.
+Works on texts alone; `held_out.py` makes the predictions. Scores lie in 0..1. The official evaluator prints percentages;
+apart from that factor, `vqa_accuracy` gives its numbers.
 """
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from llava_accel.data.problems import quoted
 from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import write_json_lines
 
-Metric = Literal["vqa_accuracy", "exact_match"]
 SCORES = {"vqa_accuracy": "VQA accuracy", "exact_match": "exact match", "multiple_choice": "multiple choice"}
 """Scores of an answer, 0..1, under the names that people read; the last only for records with choices."""
 Answers = Sequence[str] | Mapping[str, int] | Mapping[str, float] | Sequence[Mapping[str, object]]
+
+
+# Removed or replaced by a space one after the other. Apostrophe, colon, full stop and `&` are not among them.
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+
+# The evaluator's pattern is `(?!<=\d)(\.)(?!\d)`. Its first group was meant as a look-behind, but is a
+# look-ahead that always holds at a full stop, so "5." loses its full stop as "st." does; only one before a
+# digit stays.
+_PERIOD = re.compile(r"\.(?!\d)")
+# The evaluator hands `re.UNICODE` (32) to `sub` in the place of the count: from the 33rd on, full stops stay.
+_MAX_PERIODS = int(re.UNICODE)
+
+_NUMBERS = {"none": "0", "zero": "0"} | {
+    word: str(number) for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
+}
+_ARTICLES = frozenset({"a", "an", "the"})
+
+CONTRACTIONS = dict(line.split() for line in Path(__file__).with_name("contractions.txt").read_text().splitlines())
+"""Spelling -> what the evaluator makes of it. "somebody'd" loses its apostrophe where its neighbours gain one, "let's" and
+"she's" stand for themselves, and the four spellings with a capital I can never match, as words are lowered first."""
+
+
+def trim(text: str) -> str:
+    """The step that every answer gets: line feeds and tabs become spaces, the ends are stripped."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def process_punctuation(text: str) -> str:
+    """Drop or space out punctuation.
+
+    A mark that touches a space anywhere in the text is dropped throughout, any other is replaced by a space;
+    with a comma between two digits anywhere, all marks are dropped.
+    """
+    drop_all = _DIGIT_COMMA_DIGIT.search(text) is not None
+    result = text
+    for mark in _PUNCTUATION:
+        drop = drop_all or f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if drop else " ")
+    return _PERIOD.sub("", result, count=_MAX_PERIODS)
+
+
+def process_words(text: str) -> str:
+    """Lower the words, write numbers up to ten as digits, drop the articles, and mend contractions."""
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def normalize(text: str) -> str:
+    """The form in which answers are compared when the annotators do not all agree."""
+    return process_words(process_punctuation(trim(text)))
 
 
 def answer_list(answers: object) -> list[str]:
@@ -30,7 +81,7 @@ def answer_list(answers: object) -> list[str]:
     Raises:
         UserError: if there is no answer, or `answers` has another form.
     """
-    found: list[str] = []
+    texts: list[str] = []
     if isinstance(answers, Mapping):
         for answer, count in answers.items():
             whole = isinstance(count, int | float) and count >= 1 and float(count).is_integer()
@@ -39,7 +90,7 @@ def answer_list(answers: object) -> list[str]:
                     f"`answers` holds {quoted(answer)}: {quoted(count)}. "
                     'Give each answer its number of annotators, such as {"red": 7, "pink": 3}.'
                 )
-            found += [answer] * int(count)
+            texts += [answer] * int(count)
     elif isinstance(answers, Sequence) and not isinstance(answers, str):
         for item in answers:
             answer = item.get("answer") if isinstance(item, Mapping) else item
@@ -48,12 +99,12 @@ def answer_list(answers: object) -> list[str]:
                     f"`answers` holds {quoted(item)}. "
                     'Write every answer as a string, or as an object with the string "answer".'
                 )
-            found.append(answer)
+            texts.append(answer)
     else:
         raise UserError(f"`answers` is {quoted(answers)}. Make it a list of strings, one an annotator.")
-    if not found:
+    if not texts:
         raise UserError("`answers` is empty. Give at least one answer to score against.")
-    return found
+    return texts
 
 
 def vqa_accuracy(prediction: str, answers: Answers) -> float:
@@ -91,11 +142,6 @@ def exact_match(prediction: str, answers: Answers) -> float:
     return float(prediction.strip().casefold() in wanted)
 
 
-def score(metric: Metric, prediction: str, answers: Answers) -> float:
-    """`prediction` under the metric that a recipe names."""
-    return vqa_accuracy(prediction, answers) if metric == "vqa_accuracy" else exact_match(prediction, answers)
-
-
 class TypeScore(NamedTuple):
     """The mean score of the questions of one type, 0..1, and how many there are."""
 
@@ -109,13 +155,12 @@ def by_type(rows: Iterable[Mapping[str, object]]) -> dict[str, dict[str, TypeSco
     A row that lacks one of the two fields, or the score, is not counted there; a field that no row has is
     left out.
     """
-    scores: dict[str, dict[str, list[float]]] = {"question_type": {}, "answer_type": {}}
+    scores = {field: defaultdict[str, list[float]](list) for field in ("question_type", "answer_type")}
     for row in rows:
-        value = row.get("score")
         for field, types in scores.items():
-            name = row.get(field)
+            name, value = row.get(field), row.get("score")
             if isinstance(name, str) and isinstance(value, int | float):
-                types.setdefault(name, []).append(value)
+                types[name].append(value)
     return {
         field: {
             name: TypeScore(sum(values) / len(values), len(values))
@@ -174,80 +219,3 @@ def _score_line(line: bytes) -> dict:
         "exact_match": exact_match(row["prediction"], row["answers"]),
         "score": accuracy,
     }
-
-
-# Removed or replaced by a space one after the other. Apostrophe, colon, full stop and `&` are not among them.
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
-
-# The evaluator's pattern is `(?!<=\d)(\.)(?!\d)`. Its first group was meant as a look-behind, but is a
-# look-ahead that always holds at a full stop, so "5." loses its full stop as "st." does; only one before a
-# digit stays.
-_PERIOD = re.compile(r"\.(?!\d)")
-# The evaluator hands `re.UNICODE` (32) to `sub` in the place of the count: from the 33rd on, full stops stay.
-_MAX_PERIODS = int(re.UNICODE)
-
-_NUMBERS = {"none": "0", "zero": "0"} | {
-    word: str(number) for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
-}
-_ARTICLES = frozenset({"a", "an", "the"})
-
-# What a word becomes = the spellings that become it. "somebody'd" loses its apostrophe where its neighbours
-# gain one, "let's" and "she's" stand for themselves, and the four spellings with a capital I can never match,
-# as words are lowered first.
-_CONTRACTIONS_BY_RESULT = """
-    ain't=aint aren't=arent can't=cant could've=couldve couldn't=couldnt couldn't've=couldn'tve,couldnt've
-    didn't=didnt doesn't=doesnt don't=dont hadn't=hadnt hadn't've=hadnt've,hadn'tve hasn't=hasnt
-    haven't=havent he'd=hed he'd've=hed've,he'dve he's=hes how'd=howd how'll=howll how's=hows
-    I'd've=Id've,I'dve I'm=Im I've=Ive isn't=isnt it'd=itd it'd've=itd've,it'dve it'll=itll let's=let's
-    ma'am=maam mightn't=mightnt mightn't've=mightnt've,mightn'tve might've=mightve mustn't=mustnt
-    must've=mustve needn't=neednt not've=notve o'clock=oclock oughtn't=oughtnt
-    'ow's'at=ow's'at,'ows'at,'ow'sat shan't=shant she'd've=shed've,she'dve she's=she's should've=shouldve
-    shouldn't=shouldnt shouldn't've=shouldnt've,shouldn'tve somebodyd=somebody'd
-    somebody'd've=somebodyd've,somebody'dve somebody'll=somebodyll somebody's=somebodys someone'd=someoned
-    someone'd've=someoned've,someone'dve someone'll=someonell someone's=someones something'd=somethingd
-    something'd've=somethingd've,something'dve something'll=somethingll that's=thats there'd=thered
-    there'd've=thered've,there'dve there're=therere there's=theres they'd=theyd they'd've=theyd've,they'dve
-    they'll=theyll they're=theyre they've=theyve 'twas=twas wasn't=wasnt we'd've=wed've,we'dve we've=weve
-    weren't=werent what'll=whatll what're=whatre what's=whats what've=whatve when's=whens where'd=whered
-    where's=wheres where've=whereve who'd=whod who'd've=whod've,who'dve who'll=wholl who's=whos who've=whove
-    why'll=whyll why're=whyre why's=whys won't=wont would've=wouldve wouldn't=wouldnt
-    wouldn't've=wouldnt've,wouldn'tve y'all=yall y'all'll=yall'll,y'allll
-    y'all'd've=yall'd've,y'alld've,y'all'dve you'd=youd you'd've=youd've,you'dve you'll=youll you're=youre
-    you've=youve
-"""
-CONTRACTIONS = {
-    spelling: result
-    for result, _, spellings in (entry.partition("=") for entry in _CONTRACTIONS_BY_RESULT.split())
-    for spelling in spellings.split(",")
-}
-
-
-def trim(text: str) -> str:
-    """The step that every answer gets: line feeds and tabs become spaces, the ends are stripped."""
-    return text.replace("\n", " ").replace("\t", " ").strip()
-
-
-def process_punctuation(text: str) -> str:
-    """Drop or space out punctuation.
-
-    A mark that touches a space anywhere in the text is dropped throughout, any other is replaced by a space;
-    with a comma between two digits anywhere, all marks are dropped.
-    """
-    drop_all = _DIGIT_COMMA_DIGIT.search(text) is not None
-    result = text
-    for mark in _PUNCTUATION:
-        drop = drop_all or f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if drop else " ")
-    return _PERIOD.sub("", result, count=_MAX_PERIODS)
-
-
-def process_words(text: str) -> str:
-    """Lower the words, write numbers up to ten as digits, drop the articles, and mend contractions."""
-    words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-
-
-def normalize(text: str) -> str:
-    """The form in which answers are compared when the annotators do not all agree."""
-    return process_words(process_punctuation(trim(text)))

@@ -1,8 +1,8 @@
-"""From a recipe to the module that is trained, with what the user should know of it printed once."""
+"""From a recipe to the module that is trained; how many of its weights are trained, and in which types, is printed."""
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from llava_accel.model.tower import ParkedTower
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import load_device, place, resolve_precision
 from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
+
+_PARTS = ("LoRA", "projector", "vision tower", "language model")
 
 
 def build_objective(
@@ -67,11 +69,7 @@ def build_objective(
     return place(objective, accelerator), loaded
 
 
-PARTS = ("LoRA", "projector", "vision tower", "language model")
-
-
-@dataclass(frozen=True, slots=True)
-class PartRow:
+class PartRow(NamedTuple):
     """Weights of one part. `share` is the trained part of all weights of the model, from 0 to 1."""
 
     part: str
@@ -80,8 +78,7 @@ class PartRow:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class TypeRow:
+class TypeRow(NamedTuple):
     """Weights kept in one type, and the bytes that they take; 4-bit weights count as what they stand for."""
 
     dtype: str
@@ -89,21 +86,11 @@ class TypeRow:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class TrainableSummary:
+class TrainableSummary(NamedTuple):
     """Rows for the console."""
 
     parts: list[PartRow]
     types: list[TypeRow]
-
-    def lines(self) -> list[str]:
-        """The summary as text, one line a row."""
-        parts = [
-            f"{row.part:<15} {row.trainable:>14,} of {row.total:>14,} weights trained ({row.share:.2%} of the model)"
-            for row in self.parts
-        ]
-        types = [f"{row.dtype:<15} {row.parameters:>14,} weights, {row.bytes / 2**20:,.1f} MiB" for row in self.types]
-        return parts + types
 
 
 def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> TrainableSummary:
@@ -118,8 +105,7 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
     size: Counter[str] = Counter()
     apart = tower.named_parameters(prefix="vision_tower") if tower else ()
     for name, parameter in (*model.named_parameters(), *apart):
-        count, kind = num_weights(parameter), type_name(parameter)
-        part = _part_of(name)
+        count, kind, part = _num_weights(parameter), _type_name(parameter), _part_of(name)
         total[part] += count
         trained[part] += count if parameter.requires_grad else 0
         if parameter.is_meta:
@@ -128,18 +114,18 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
         size[kind] += parameter.numel() * parameter.element_size()
     everything = sum(total.values())
     return TrainableSummary(
-        [PartRow(part, trained[part], total[part], trained[part] / everything) for part in PARTS if total[part]],
+        [PartRow(part, trained[part], total[part], trained[part] / everything) for part in _PARTS if total[part]],
         [TypeRow(kind, weights[kind], size[kind]) for kind in sorted(weights)],
     )
 
 
-def num_weights(parameter: nn.Parameter) -> int:
+def _num_weights(parameter: nn.Parameter) -> int:
     """Weights that a parameter stands for; a 4-bit one holds several in each element of its storage."""
     packed = compat.packed_weights(parameter)
     return packed[1] if packed else parameter.numel()
 
 
-def type_name(parameter: nn.Parameter) -> str:
+def _type_name(parameter: nn.Parameter) -> str:
     """`nf4`, `fp4`, or the type of the tensor."""
     packed = compat.packed_weights(parameter)
     return packed[0] if packed else str(parameter.dtype).removeprefix("torch.")

@@ -63,22 +63,22 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     with accelerator.main_process_first():
         train, evaluation = open_corpora(recipe, processing)
-        found = read_through(recipe, processing, train, console)
-        eval_found = found if evaluation is None else read_through(recipe, processing, evaluation, console)
+        train_survey = read_through(recipe, processing, train, console)
+        eval_survey = train_survey if evaluation is None else read_through(recipe, processing, evaluation, console)
     if accelerator.is_main_process:
-        for some in [found] if evaluation is None else [found, eval_found]:
-            report_left_out(recipe, some, console)
+        for each in [train_survey] if evaluation is None else [train_survey, eval_survey]:
+            report_left_out(recipe, each, console)
     image_reader = ImageReader(processing.processor.image_processor, recipe.data.image_aspect)
-    rows, eval_rows = found.usable, eval_found.usable
+    rows, eval_rows = train_survey.usable, eval_survey.usable
     if recipe.data.eval_fraction:
         cache_dir = cache_folder(recipe.data.cache_dir)
         with accelerator.main_process_first():
             rows, eval_rows = held_out(train, rows, recipe.data.eval_fraction, recipe.run.seed, cache_dir)
-    training = Part(corpus=train, survey=found, rows=rows, image_reader=image_reader)
+    training = Part(corpus=train, survey=train_survey, rows=rows, image_reader=image_reader)
     if evaluation is None and not recipe.data.eval_fraction:
         return training, None
     corpus = train if evaluation is None else evaluation
-    return training, Part(corpus=corpus, survey=eval_found, rows=eval_rows, image_reader=image_reader)
+    return training, Part(corpus=corpus, survey=eval_survey, rows=eval_rows, image_reader=image_reader)
 
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:
@@ -92,9 +92,9 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
         with console.bar("read data", len(corpus)) as bar:
             return survey(corpus, workers=recipe.data.num_workers, decode=False, progress=bar.advance)
 
-    found = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
-    refuse_bad(recipe.data, found)
-    return found
+    result = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
+    refuse_bad(recipe.data, result)
+    return result
 
 
 def survey_key(recipe: Recipe, processing: Processing) -> str:

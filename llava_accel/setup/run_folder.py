@@ -1,4 +1,4 @@
-"""The run folder: the resolved recipe and the environment in it, what is said at the start and at the end."""
+"""The run folder: whether it can be written, and the resolved recipe and the environment in it."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out whether a run folder can be made and written, and leave nothing behind.
+    """Find out whether a run folder can be made and written, without leaving anything there.
 
     Raises:
         UserError: it cannot.
@@ -77,7 +77,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
     device = accelerator.device
     dtype = resolve_precision(recipe.run.precision, device)
     return {
-        "command": [re.sub(r"hf_\w+", "hf_...", word) for word in sys.argv],  # a token belongs into no file
+        "command": [re.sub(r"hf_\w+", "hf_...", word) for word in sys.argv],  # tokens must not be written to files
         "python": platform.python_version(),
         "packages": versions(),
         "platform": platform.platform(),
@@ -92,7 +92,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """The packages that a run depends on and that are installed, with their versions."""
-    return {name: found for name in _PACKAGES if (found := _version(name))}
+    return {name: number for name in _PACKAGES if (number := _version(name))}
 
 
 def _version(package: str) -> str | None:
@@ -106,7 +106,6 @@ def _git_commit() -> str | None:
     """Commit of the checkout that this package runs from; None when it was installed from a wheel."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     except FileNotFoundError:
         return None
-    return found.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Where a run stands. One number decides everything: data order and randomness are functions of the step."""
+"""Where a run stands. The step decides everything: data order and randomness are functions of it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ NUM_SUMS = 6
 
 @dataclass
 class TrainState:
-    """All that a resumed run has to know besides weights and moments; every checkpoint holds it."""
+    """All that a resumed run has to know besides weights and optimizer state; every checkpoint holds it."""
 
     num_steps: int
     """Optimizer steps of the whole run."""
@@ -33,7 +33,7 @@ class TrainState:
     num_nonfinite: int = 0
     """Steps whose update was left out because a loss or gradient was not finite."""
     is_stopped: bool = False
-    """Whether the run ends before its last step, for want of improvement."""
+    """Whether the run ends before its last step, because evaluations no longer improve."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the last steps, where spikes are looked for."""
     unlogged: Tensor = field(default_factory=lambda: torch.zeros(NUM_SUMS, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The feature cache of a run: whether there is one, which store is the model's, and what fits into it."""
+"""The feature cache of a run: whether there is one, its name by tower and images, and whether all features fit into it."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from llava_accel.storage.atomic import atomic_file
 
 _FORMAT = 1
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
+_NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "num_hidden_layers"}
 
 
 def may_cache(recipe: Recipe) -> bool:
@@ -91,9 +92,6 @@ def _fits(store: FeatureStore, processing: Processing, objective: Objective, par
     return wanted <= limit - others and wanted - present <= free
 
 
-_NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "num_hidden_layers"}
-
-
 def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) -> str:
     """A SHA-256 over the part of the tower that features depend on: every weight, the layer, and the type.
 
@@ -123,12 +121,12 @@ def _read_through(objective: Objective) -> str:
 
 def _files_key(objective: Objective, parked: ParkedTower) -> str:
     """Changes with every fact that the name depends on, and with every file as it was when it was opened."""
-    found = hashlib.sha256(_facts(objective) + str(parked.module.dtype).encode())
+    digest = hashlib.sha256(_facts(objective) + str(parked.module.dtype).encode())
     for name, tensor in sorted(parked.stored.items()):
         # Archives and copies may give two files one size and one mtime; the ctime is the system's.
         times = (tensor.status.st_mtime_ns, tensor.status.st_ctime_ns)
-        found.update(repr((name, str(tensor.file.resolve()), tensor.name, tensor.status.st_size, *times)).encode())
-    return found.hexdigest()
+        digest.update(repr((name, str(tensor.file.resolve()), tensor.name, tensor.status.st_size, *times)).encode())
+    return digest.hexdigest()
 
 
 def _facts(objective: Objective) -> bytes:

@@ -107,7 +107,7 @@ def test_broken_input_a_run_of_another_recipe(tmp_path: Path, lora_run: Path, ve
 @pytest.mark.parametrize("named", ["nowhere", "."])
 def test_broken_input_a_checkpoint_that_is_none(tmp_path: Path, verb: str, named: str) -> None:
     ended = start(verb, str(write_recipe(tmp_path, run={"resume": str(tmp_path / named)})))
-    assert_refused(ended, ["run.resume", str(tmp_path), "no complete checkpoint", "Name a folder"])
+    assert_refused(ended, ["run.resume", str(tmp_path), "not a complete checkpoint", "Name a folder"])
 
 
 def test_broken_input_an_export_to_a_place_that_is_taken(tmp_path: Path, lora_run: Path) -> None:

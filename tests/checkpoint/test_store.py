@@ -51,12 +51,12 @@ def _damage(folder: Path) -> None:
 def test_a_tampered_checkpoint_that_the_recipe_names_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
     named = shutil.copytree(whole / "checkpoints" / "step-000006", tmp_path / "step-000006")
     _damage(named)
-    with pytest.raises(ValueError, match=r"run\.resume: .*step-000006 is no complete checkpoint"):
+    with pytest.raises(ValueError, match=r"run\.resume: .*step-000006 is not a complete checkpoint"):
         train(settings(tmp_path, data, run={"resume": str(named)}))
 
 
 def test_a_folder_without_a_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"run\.resume: .* is no complete checkpoint"):
+    with pytest.raises(ValueError, match=r"run\.resume: .* is not a complete checkpoint"):
         train(settings(tmp_path, data, run={"resume": str(data)}))
 
 

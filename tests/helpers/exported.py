@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from helpers.runs import PARITY, recipe
 from llava_accel.console.command_line import start
 from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.model.processing import Processing
 from llava_accel.release import plain_inference
 from llava_accel.release import verification as proof
-from llava_accel.release.verification import probe
+from llava_accel.release.verification import probe_example
 from llava_accel.train import train
 
 CPU = torch.device("cpu")
@@ -110,3 +112,13 @@ def without_us(
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text())
+
+
+@torch.no_grad()
+def probe(model: LlavaForConditionalGeneration, processing: Processing) -> Tensor:
+    """(positions, vocabulary) Logits of an image and a text through transformers' own forward pass, in fp32."""
+    example, pixels = probe_example(processing)
+    input_ids = torch.from_numpy(example.input_ids)[None]
+    model.eval()
+    logits = model(input_ids=input_ids, pixel_values=pixels["probe"][None], use_cache=False).logits
+    return logits[0, :, : processing.vocab_size].float()

@@ -9,12 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from helpers.toys import IMAGE_ID, MIXED, PATCHES, PIXELS, VOCABULARY, about_one_image, batch_of, make_llava, watch
+from helpers.toys import (
+    IMAGE_ID,
+    IMAGES,
+    MIXED,
+    PATCHES,
+    PIXELS,
+    PX,
+    VOCABULARY,
+    about_one_image,
+    batch_of,
+    make_llava,
+    watch,
+)
 from llava_accel.data.labels import Example
 from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record
 from llava_accel.data.trie import share_rows
-from llava_accel.inference.answering import Answered, answer_batch
+from llava_accel.inference.answering import Answered, answer_batch, question_batch
 from llava_accel.model.objective import Objective
 
 TOKENS = 6
@@ -145,6 +157,46 @@ def test_an_answer_ends_before_its_stop_token_and_the_batch_with_its_last_answer
     for index, ids in zip(questions.indices.tolist(), found.ids, strict=True):
         assert ids == whole[index][: next(n for n, token in enumerate(whole[index]) if token in stop)]
     assert len(calls) == 3  # the reference answers' targets, and two tokens of each answer
+
+
+def test_the_image_token_is_never_written(objective: Objective) -> None:
+    _prefer(objective, IMAGE_ID)
+    answers = answered(objective, EXAMPLES).values()
+    assert len(answers) == len(EXAMPLES) and not any(IMAGE_ID in ids for ids in answers)
+
+
+def test_rows_after_the_end_of_the_vocabulary_are_never_written() -> None:
+    objective = Objective(make_llava(), VOCABULARY - 7)
+    _prefer(objective, VOCABULARY - 3)
+    batch, questions = question_batch(MIXED[2:3], {}, (3, PX, PX), torch.device("cpu"))  # its targets lie below
+    found = answer_batch(objective, batch, questions, stop_ids=frozenset({2}), max_new_tokens=TOKENS)
+    assert all(token < VOCABULARY - 7 for ids in found.ids for token in ids)
+
+
+def test_every_token_is_handed_on_as_soon_as_it_is_known(objective: Objective) -> None:
+    batch, questions = question_batch(MIXED, IMAGES, (3, PX, PX), torch.device("cpu"))
+    handed: list[list[int]] = []
+    calls: list[int] = []
+    watch(objective.llava.lm_head, calls)
+    found = answer_batch(
+        objective,
+        batch,
+        questions,
+        stop_ids=frozenset({2}),
+        max_new_tokens=TOKENS,
+        on_tokens=lambda tokens: handed.append([*tokens.tolist(), len(calls)]),
+    )
+    assert [list(ids) for ids in zip(*handed, strict=True)][:-1] == found.ids
+    assert [row[-1] for row in handed] == list(range(handed[0][-1], handed[0][-1] + TOKENS))
+
+
+def _prefer(objective: Objective, token: int) -> None:
+    """Make the model want to write one token above all."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+        return logits + 1e4 * (torch.arange(logits.shape[-1]) == token)
+
+    objective.llava.lm_head.register_forward_hook(hook)
 
 
 class _Nothing(nn.Module):

@@ -101,9 +101,9 @@ def test_answer_comes_in_pieces_that_make_the_whole(dialogue: Dialogue) -> None:
 def test_no_piece_holds_half_a_character(loaded: Loaded) -> None:
     tokenizer, text = loaded.processing.processor.tokenizer, "\u20ac \U0001f600 or not"
     pieces: list[str] = []
-    streamer = _Pieces(tokenizer, [7], pieces.append)
-    for token in (1, *tokenizer(text, add_special_tokens=False)["input_ids"], 7):  # a prompt, the text, and its end
-        streamer.put(torch.tensor([token]))
-    streamer.end()
+    answer = _Pieces(tokenizer, frozenset({7}), pieces.append)
+    for token in (*tokenizer(text, add_special_tokens=False)["input_ids"], 7):  # the text, and its end
+        answer.add(torch.tensor([token]))
+    assert answer.end() == text
     assert pieces[:2] == ["\u20ac", " \U0001f600"]
     assert "".join(pieces) == text

@@ -138,8 +138,8 @@ def test_a_run_without_held_out_data_has_a_report_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("recipe.toml", None, "is no run"),
-        ("metrics.jsonl", "[1]\n", "none that a run writes"),
+        ("recipe.toml", None, "is not a run"),
+        ("metrics.jsonl", "[1]\n", "was not written by a run"),
         ("environment.json", "{", "is damaged"),
         ("predictions/step-000050.jsonl", "{", "is damaged"),
     ],

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits
+from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, probe
 from helpers.runs import PARITY, recipe
 from helpers.tiny import make_clip, make_language_model
 from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
-from llava_accel.release.verification import probe
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from helpers.runs import PARITY, recipe, write_records
 from llava_accel.console.output import Console
 from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import verification as verify
-from llava_accel.release.verification import Sample, plain_outputs, probe_example, prove, take_sample
+from llava_accel.release.verification import Reference, check_agreement, plain_outputs, probe_example, take_reference
 
 pytestmark = pytest.mark.slow
 
@@ -27,10 +27,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def sample(lora_run: Path) -> Sample:
+def reference(lora_run: Path) -> Reference:
     loaded = load_trained(find_trained(str(lora_run / "export")), dtype=torch.float32, device=CPU)
     example, pixels = probe_example(loaded.processing)
-    return take_sample(loaded.objective, [example], pixels, tuple(pixels["probe"].shape), CPU)
+    return take_reference(loaded.objective, [example], pixels, tuple(pixels["probe"].shape), CPU)
 
 
 def changed(source: Path, folder: Path, change: Any) -> Path:
@@ -40,35 +40,35 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
     return folder
 
 
-def test_an_export_is_what_was_trained(sample: Sample, lora_run: Path, llava_folder: Path, here: None) -> None:
-    found = plain_outputs(sample, lora_run / "export", dtype=torch.float32, base=str(llava_folder), use_gpu=False)
-    assert prove(sample, found, "export", torch.float32, Console(False)).difference < 1e-5
-    assert found["answers"] == sample.answers and len(sample.answers[0]) > 0
+def test_an_export_is_what_was_trained(reference: Reference, lora_run: Path, llava_folder: Path, here: None) -> None:
+    found = plain_outputs(reference, lora_run / "export", dtype=torch.float32, base=str(llava_folder), use_gpu=False)
+    assert check_agreement(reference, found, "export", torch.float32, Console(False)).difference < 1e-5
+    assert found["answers"] == reference.answers and len(reference.answers[0]) > 0
 
 
 def test_keys_that_nothing_has_a_place_for_are_counted(
-    sample: Sample, lora_run: Path, llava_folder: Path, tmp_path: Path, here: None
+    reference: Reference, lora_run: Path, llava_folder: Path, tmp_path: Path, here: None
 ) -> None:
     def older(adapter: dict[str, Any]) -> dict[str, Any]:
         return {name.replace("model.language_model.", "elsewhere."): tensor for name, tensor in adapter.items()}
 
     folder = changed(lora_run / "export", tmp_path / "older", older)
     with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match=r"load 0 of \d+ weights"):
-        plain_outputs(sample, folder, dtype=torch.float32, base=str(llava_folder), use_gpu=False)
+        plain_outputs(reference, folder, dtype=torch.float32, base=str(llava_folder), use_gpu=False)
 
 
 def test_other_weights_under_the_right_names_are_found_out(
-    sample: Sample, lora_run: Path, llava_folder: Path, tmp_path: Path, here: None
+    reference: Reference, lora_run: Path, llava_folder: Path, tmp_path: Path, here: None
 ) -> None:
     folder = changed(lora_run / "export", tmp_path / "scaled", lambda all_: {n: 1.5 * t for n, t in all_.items()})
-    found = plain_outputs(sample, folder, dtype=torch.float32, base=str(llava_folder), use_gpu=False)
+    found = plain_outputs(reference, folder, dtype=torch.float32, base=str(llava_folder), use_gpu=False)
     with pytest.raises(ValueError, match="does not compute what was trained"):
-        prove(sample, found, "export", torch.float32, Console(False))
+        check_agreement(reference, found, "export", torch.float32, Console(False))
 
 
-def test_what_another_process_cannot_load_is_said_with_its_reason(sample: Sample, lora_run: Path) -> None:
+def test_what_another_process_cannot_load_is_said_with_its_reason(reference: Reference, lora_run: Path) -> None:
     with pytest.raises(ValueError, match=r"transformers and peft cannot load it: [^$]*no-base"):
-        plain_outputs(sample, lora_run / "export", dtype=torch.float32, base="./no-base", use_gpu=False)
+        plain_outputs(reference, lora_run / "export", dtype=torch.float32, base="./no-base", use_gpu=False)
 
 
 def test_vllm_finds_a_place_for_every_key_of_the_adapter(lora_run: Path) -> None:
@@ -103,8 +103,8 @@ def test_a_run_whose_export_is_not_what_was_trained_ends_with_an_error(
     )
     verb.train(settings)
 
-    def other(sample: Sample, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = plain_outputs(sample, *args, **kwargs)
+    def other(reference: Reference, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = plain_outputs(reference, *args, **kwargs)
         return found | {"logits": found["logits"] + 1.0}
 
     monkeypatch.setattr(verify, "plain_outputs", other)

@@ -6,11 +6,11 @@ import pytest
 
 from helpers.runs import recipe
 from llava_accel.runtime import zero as backend_deepspeed
-from llava_accel.runtime.launch_profile import Engine, Profile
+from llava_accel.runtime.launch_profile import Backend, Profile
 
 
 @pytest.mark.parametrize(
-    ("engine", "variable", "value", "shown"),
+    ("backend", "variable", "value", "shown"),
     [
         ("ddp", "ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision is 'fp16'"),
         ("ddp", "ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision is 'bf16'"),
@@ -23,29 +23,29 @@ from llava_accel.runtime.launch_profile import Engine, Profile
     ],
 )
 def test_a_profile_that_contradicts_the_recipe_is_refused(
-    tmp_path: Path, engine: Engine, variable: str, value: str, shown: str
+    tmp_path: Path, backend: Backend, variable: str, value: str, shown: str
 ) -> None:
     with pytest.raises(ValueError, match=shown) as caught:
-        Profile(engine, {"FSDP_VERSION": "2", variable: value}).check(recipe(tmp_path), "no")
+        Profile(backend, {"FSDP_VERSION": "2", variable: value}).check(recipe(tmp_path), "no")
     assert any(word in str(caught.value) for word in ("Write ", "Leave "))
 
 
-@pytest.mark.parametrize("engine", ["none", "ddp", "deepspeed", "fsdp"])
-def test_what_agrees_with_the_recipe_is_accepted(tmp_path: Path, engine: Engine) -> None:
+@pytest.mark.parametrize("backend", ["none", "ddp", "deepspeed", "fsdp"])
+def test_what_agrees_with_the_recipe_is_accepted(tmp_path: Path, backend: Backend) -> None:
     agreeing = {
         "FSDP_VERSION": "2",
         "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
         "ACCELERATE_GRADIENT_CLIPPING": "1.0",
     }
-    Profile(engine, agreeing).check(recipe(tmp_path), "no")
+    Profile(backend, agreeing).check(recipe(tmp_path), "no")
 
 
-@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
-def test_eight_bits_are_refused_where_weights_or_moments_are_divided(tmp_path: Path, engine: Engine) -> None:
+@pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
+def test_eight_bits_are_refused_where_weights_or_moments_are_divided(tmp_path: Path, backend: Backend) -> None:
     changed = recipe(tmp_path, model={"quantization": {"bits": 8}}, optim={"optimizer": "adamw_8bit"})
     with pytest.raises(ValueError, match=r"quantization\.bits = 8(.|\n)*adamw_8bit"):
-        Profile(engine, {"FSDP_VERSION": "2"}).check(changed, "no")
+        Profile(backend, {"FSDP_VERSION": "2"}).check(changed, "no")
 
 
 @pytest.mark.parametrize(

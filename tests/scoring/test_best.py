@@ -57,7 +57,7 @@ def test_there_is_no_note_unless_the_two_losses_part(evaluations: list[float], t
 
 def test_a_base_that_was_better_than_all_that_followed_counts() -> None:
     found = overfitting(lines([1.1, 1.2, 1.3], FALLING[:3], start=1.0), 0)
-    assert found is not None and found.lowest_step == 0 and "since the start" in str(found)
+    assert found is not None and "since the start" in found
 
 
 def test_the_note_names_both_losses_and_where_they_parted() -> None:
@@ -89,5 +89,5 @@ def test_a_line_that_is_cut_off_ends_the_file(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"loss": 1.0}\n')
-    with pytest.raises(ValueError, match="line 1 is none that a run writes"):
+    with pytest.raises(ValueError, match="line 1 was not written by a run"):
         read_lines(path)
