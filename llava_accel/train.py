@@ -1,4 +1,4 @@
-"""Train: the loop. `accelerate launch -m llava_accel.train RECIPE [table.key=value ...]`
+"""Train: the loop. `llava-accel train RECIPE [table.key=value ...]`
 
 Read `train` from top to bottom: build, then steps. One turn of the outer loop is one optimizer step over a window of
 micro-batches. Nothing in the path of a step is hidden behind a hook, a callback or a class that calls back.
