@@ -25,6 +25,7 @@ from llava_accel.estimate.trace import build_meta
 from llava_accel.measurement.timed_loop import Job, Timed, first_windows
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
 from llava_accel.runtime.timing import APART, PHASES, matrix_rate, waiting_note
 from llava_accel.setup.assembly import build_objective
@@ -53,10 +54,11 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))
-        training, _ = open_data(own, processing, accelerator, console)
-        windows = first_windows(own, training, steps, accelerator)
-        objective, _ = build_objective(own, processing, accelerator, console)
-        job = Job(own, processing, accelerator, objective, training, windows)
+        run = RunContext(own, accelerator, console)
+        training, _ = open_data(run, processing)
+        windows = first_windows(run, training, steps)
+        objective, _ = build_objective(run, processing)
+        job = Job(run, processing, objective, training, windows)
         found = _measure(job, rounds)
     return _report(console, own, processing, accelerator, len(windows), found)
 

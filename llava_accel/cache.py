@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.console.output import Console
@@ -26,6 +25,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
@@ -54,14 +54,15 @@ def cache(recipe: Recipe) -> int:
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    parts = [part for part in open_data(recipe, processing, accelerator, console) if part is not None]
-    objective, _ = build_objective(recipe, processing, accelerator, console)
+    run = RunContext(recipe, accelerator, console)
+    parts = [part for part in open_data(run, processing) if part is not None]
+    objective, _ = build_objective(run, processing)
     objective.to(accelerator.device)
-    attach_features(recipe, processing, objective, parts, accelerator, console)
+    attach_features(run, processing, objective, parts)
     store, writer = parts[0].image_reader.store, objective.features
     assert store is not None and writer is not None
     files = image_files(parts)
-    _fill(recipe, objective, files, parts[0].image_reader, accelerator, console)
+    _fill(run, objective, files, parts[0].image_reader)
     objective.flush_features()
     accelerator.wait_for_everyone()
     console.line(f"vision features: {len(store):,} images, {store.num_bytes() / 1e9:,.2f} GB in {store.folder}")
@@ -82,14 +83,8 @@ def image_files(parts: list[Part]) -> list[str]:
     return list(found)
 
 
-def _fill(
-    recipe: Recipe,
-    objective: Objective,
-    files: list[str],
-    image_reader: ImageReader,
-    accelerator: Accelerator,
-    console: Console,
-) -> None:
+def _fill(run: RunContext, objective: Objective, files: list[str], image_reader: ImageReader) -> None:
+    recipe, accelerator, console = run.recipe, run.accelerator, run.console
     mine = files[accelerator.process_index :: accelerator.num_processes]
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("vision features", len(mine)) as bar:
         for found in _load(mine, image_reader, recipe):

@@ -19,6 +19,7 @@ from llava_accel.loop.validation import describe
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.scoring.held_out import Evaluation, evaluate, write_predictions
 from llava_accel.scoring.metrics import by_type, score_file
@@ -39,16 +40,17 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    _, part = open_data(recipe, processing, accelerator, console)
+    run = RunContext(recipe, accelerator, console)
+    _, part = open_data(run, processing)
     if part is None:
         raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or data.eval_fraction"
         )
-    objective, _ = build_objective(recipe, processing, accelerator, console)
+    objective, _ = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
-    attach_features(recipe, processing, objective, (part,), accelerator, console)
+    attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
-    found = evaluate(model, part, recipe, accelerator, processing.processor.tokenizer, console)
+    found = evaluate(run, model, part, processing.processor.tokenizer)
     objective.flush_features()
     console.line(describe(found))
     for kind, table in by_type(found.predictions).items():

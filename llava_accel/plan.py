@@ -25,6 +25,7 @@ from llava_accel.estimate.trace import build_meta, trace_layouts
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.setup.datasets import Part, build_order, open_data
@@ -47,7 +48,8 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    training, _ = open_data(recipe, processing, accelerator, console)
+    run = RunContext(recipe, accelerator, console)
+    training, _ = open_data(run, processing)
     profile = read_profile()
     ranks = accelerator.num_processes if profile.is_distributed else ranks
     on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
             console.line(verdict(found, gpu_gb, recipe.train.per_device_batch_size))
     if probe:
         planned = next(found for found in plans if found.layout.name == profile.layout)
-        _show_probe(console, planned, measure_step(recipe, processing, accelerator, batch))
+        _show_probe(console, planned, measure_step(run, processing, training.corpus, batch))
         accelerator.end_training()
     return plans
 
@@ -109,6 +111,7 @@ def worst_batch(recipe: Recipe, part: Part) -> Loaded:
         device=torch.device("cpu"),
         on_error=on_error,
         share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
+        pack=recipe.model.attention != "flash_attention_2",
     )
     return max((window[0] for window in windows), key=lambda batch: _size(batch))
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from exported import export, fine_tune
-from tiny import make_llava
+
+from helpers.exported import export, fine_tune
+from helpers.tiny import make_llava
 
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -76,8 +77,8 @@ def lora_exports(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the train.json and eval.json of interrupted.py."""
     # Not at the top: the package may only be imported when the plugin that checks its types and shapes is there.
-    from interrupted import NUM_RECORDS
-    from runs import mixed_records, write_records
+    from helpers.interrupted import NUM_RECORDS
+    from helpers.runs import mixed_records, write_records
 
     folder = tmp_path_factory.mktemp("data")
     write_records(folder / "train.json", mixed_records(NUM_RECORDS))
@@ -88,7 +89,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a run of interrupted.py that nothing interrupted."""
-    from interrupted import settings, train
+    from helpers.interrupted import settings, train
 
     return train(settings(tmp_path_factory.mktemp("whole"), data))
 
@@ -107,8 +108,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Runs on one process and on two, of any engine: see backends/jobs.py."""
-    from backends.jobs import Lab
+    """Runs on one process and on two, of any engine: see helpers/jobs.py."""
+    from helpers.jobs import Lab
 
     lab = Lab(tmp_path_factory.mktemp("backends"))
     yield lab

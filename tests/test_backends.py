@@ -1,36 +1,14 @@
 """The same update on any number of ranks, in any number of micro-batches, under every engine: real runs on the CPU."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from backends.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, trains, weights
-from backends.mutants import MUTANTS
-from runs import MEASURED, distance, metrics, predictions
+
+from helpers.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, assert_same_metrics, difference, trains
+from helpers.mutants import MUTANTS
+from helpers.runs import metrics, predictions
 
 TRAINED = ("lora", "projector", "full")
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest relative distance of two trained tensors of the same name."""
-    return distance(weights(one / "export"), weights(other / "export"))
-
-
-def flat_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl with the evaluation's values among the others.
-
-    Less what a clock decides, and less the share of padding, in which the splits differ by their nature.
-    """
-    lines = [{**line, **line.get("eval", {})} for line in metrics(run)]
-    return [{k: v for k, v in line.items() if k not in ("eval", "padding", *MEASURED)} for line in lines]
-
-
-def assert_same_metrics(one: Path, other: Path) -> None:
-    """Line by line, within the tolerance."""
-    ours, reference = flat_metrics(one), flat_metrics(other)
-    assert len(ours) == len(reference)
-    for line, expected in zip(ours, reference, strict=True):
-        assert line == pytest.approx(expected, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("train", TRAINED)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from backends.jobs import ENGINES, TOLERANCE, Lab, trains, weights
 from PIL import Image
-from runs import PARITY, distance, metrics, mixed_records, write_records
-from test_backends import assert_same_metrics, difference
+
+from helpers.jobs import ENGINES, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
+from helpers.runs import PARITY, distance, metrics, mixed_records, write_records
 
 
 def bits(number: int, **more: Any) -> dict[str, Any]:

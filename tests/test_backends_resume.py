@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from backends.jobs import ENGINES, TOLERANCE, Lab, trains, weights
 from safetensors.torch import load_file
-from test_backends import difference
+
+from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, trains, weights
 
 NEXT = dict(zip(ENGINES, (*ENGINES[1:], ENGINES[0]), strict=True))
 SAVED = {"checkpoint": {"every": 3, "keep": 9}}

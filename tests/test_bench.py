@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench.plain_trainer import compare
-from runs import mixed_records, recipe, write_records
 
+from bench.plain_trainer import compare
+from helpers.runs import mixed_records, recipe, write_records
 from llava_accel.bench import bench
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.trace import build_meta

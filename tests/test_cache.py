@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import metrics, mixed_records, recipe, trained, without_times, write_records
 from torch import nn
 
 import llava_accel.train as verb
+from helpers.runs import metrics, mixed_records, recipe, trained, without_times, write_records
 from llava_accel.cache import cache
 from llava_accel.data import images
 from llava_accel.model import objective as objective_file

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import CPU, ORIGINAL, ROOT
-from runs import PARITY
 
+from helpers.exported import CPU, ORIGINAL, ROOT
+from helpers.runs import PARITY
 from llava_accel import chat
 from llava_accel.console.command_line import start
 from llava_accel.inference.dialogue import Dialogue

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import distance, metrics, mixed_records, recipe, trained, write_records
 from torch import Tensor, nn
 
 import llava_accel.train as verb
+from helpers.runs import distance, metrics, mixed_records, recipe, trained, write_records
+from llava_accel.loop import step as step_file
 from llava_accel.loop.step import count_targets, gradient_sync
 from llava_accel.model.objective import Objective
 
@@ -114,19 +115,19 @@ def _mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(self, **batch) / batch["target_weights"].sum()
 
     monkeypatch.setattr(Objective, "forward", mean)
-    monkeypatch.setattr(verb, "count_targets", lambda window, _: torch.tensor(float(len(window))))
+    monkeypatch.setattr(step_file, "count_targets", lambda window, _: torch.tensor(float(len(window))))
 
 
 def _count_of_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "count_targets", lambda window, _: _local(window)[-1])
+    monkeypatch.setattr(step_file, "count_targets", lambda window, _: _local(window)[-1])
 
 
 def _sum_without_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "count_targets", lambda window, _: torch.tensor(1.0))
+    monkeypatch.setattr(step_file, "count_targets", lambda window, _: torch.tensor(1.0))
 
 
 def _divided_by_the_number_of_micro_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "count_targets", lambda window, device: count_targets(window, device) * len(window))
+    monkeypatch.setattr(step_file, "count_targets", lambda window, device: count_targets(window, device) * len(window))
 
 
 def _only_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +137,14 @@ def _only_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         with gradient_sync(accelerator, model, enabled=enabled):
             yield
 
-    monkeypatch.setattr(verb, "gradient_sync", forgetful)
+    monkeypatch.setattr(step_file, "gradient_sync", forgetful)
 
 
 def _every_weight_the_same_whatever_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
     def num_examples(window: Sequence[dict[str, Any]], _: Accelerator) -> Tensor:
         return torch.tensor(float(sum(len(micro_batch["indices"]) for micro_batch in window)))
 
-    monkeypatch.setattr(verb, "count_targets", num_examples)
+    monkeypatch.setattr(step_file, "count_targets", num_examples)
 
 
 @pytest.mark.parametrize(

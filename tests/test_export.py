@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, prove_here, without_us
-from runs import PARITY
-from tiny import make_llava
 from transformers import GenerationConfig
 
+from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, prove_here, without_us
+from helpers.runs import PARITY
+from helpers.tiny import make_llava
 from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import find_trained, load_trained
 from llava_accel.release import verification as agreement

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import STEPS, assert_same_run, checkpoints, settings, train
-from runs import PARITY, Tables, metrics, trained
 
 import llava_accel.train as verb
+from helpers.interrupted import STEPS, assert_same_run, checkpoints, settings, train
+from helpers.runs import PARITY, Tables, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
 from llava_accel.data.images import ImageReader
 from llava_accel.exceptions import SIGNALS, Interrupted
+from llava_accel.loop import step as step_file
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
 from llava_accel.runtime.signals import Interruption
@@ -63,12 +64,12 @@ def _interrupted(recipe: Tables, number: signal.Signals) -> Interrupted:
 @pytest.mark.parametrize(
     ("place", "call", "number", "steps", "evaluated"),
     [
-        ((verb, "seed_step"), 4, signal.SIGTERM, 4, [0, 3]),
-        ((verb, "seed_step"), 1, signal.SIGUSR1, 1, [0]),
+        ((step_file, "seed_step"), 4, signal.SIGTERM, 4, [0, 3]),
+        ((step_file, "seed_step"), 1, signal.SIGUSR1, 1, [0]),
         ((checkpoint, "commit"), 1, signal.SIGTERM, 2, [0]),
         ((evaluation, "answer"), 2, signal.SIGTERM, 3, [0]),
         ((evaluation, "answer"), 3, signal.SIGUSR1, 6, [0, 3]),
-        ((verb, "seed_step"), 5, signal.SIGINT, 5, [0, 3]),
+        ((step_file, "seed_step"), 5, signal.SIGINT, 5, [0, 3]),
     ],
     ids=["a step", "the first step", "a save", "answering", "an evaluation that comes with a save", "ctrl-c"],
 )
@@ -108,7 +109,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_resume_from(
 def test_a_signal_ends_the_wait_for_data(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, calls = Images.load, iter(range(1000))
+    load, calls = ImageReader.load, iter(range(1000))
 
     def hanging(self: ImageReader, path: Path) -> Any:
         if next(calls) == 5:
@@ -118,7 +119,7 @@ def test_a_signal_ends_the_wait_for_data(
 
     unwatched = settings(tmp_path, data, data={"eval": "", "cache_features": False})
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "load", hanging)
+        patch.setattr(ImageReader, "load", hanging)
         _interrupted(unwatched, signal.SIGTERM)
     assert 0 < len(metrics(tmp_path / "run")) < STEPS
     weights, expected = trained(train(unwatched) / "export"), trained(whole / "export")

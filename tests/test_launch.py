@@ -11,11 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from backends.jobs import TOLERANCE, Lab, environment, launch_command
 from PIL import Image
-from runs import PARITY, metrics
-from test_backends import assert_same_metrics, difference
 
+from helpers.jobs import TOLERANCE, Lab, assert_same_metrics, difference, environment, launch_command
+from helpers.runs import PARITY, metrics
 from llava_accel.recipe.toml import to_toml
 
 MINUTE = 60.0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import PARITY, losses, metrics, recipe, tables, trained
 from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers.runs import PARITY, losses, metrics, recipe, tables, trained
 from llava_accel.recipe.toml import to_toml
 from llava_accel.train import train
 

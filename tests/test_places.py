@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import CPU, assert_same, export, logits, prove_here
-from runs import metrics
 
+from helpers.exported import CPU, assert_same, export, logits, prove_here
+from helpers.runs import metrics
 from llava_accel.__main__ import main
 from llava_accel.inference.origin import find_trained, load_trained
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from gpu.figures import make_base, make_data
-from runs import mixed_records, recipe, write_records
 from torch._subclasses.fake_tensor import FakeTensor
 
 import llava_accel.train as verb
+from gpu.figures import make_base, make_data
+from helpers.runs import mixed_records, recipe, write_records
 from llava_accel import plan as plan_file
 from llava_accel.console.output import Console
 from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
@@ -22,6 +22,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.plan import plan, verdict, worst_batch
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import open_data
 
 FULL = {"train": "full", "adapter": ""}
@@ -88,7 +89,7 @@ def _big(base: Path, data: Path, folder: Path, batch: int, **model: Any) -> Reci
 def _planned(table: Recipe) -> Plan:
     """As `plan` does it, for one GPU."""
     processing = load_processing(table.model, "pad")
-    training, _ = open_data(table, processing, Accelerator(cpu=True), Console(False))
+    training, _ = open_data(RunContext(table, Accelerator(cpu=True), Console(False)), processing)
     weights = count_weights(build_meta(table, processing, torch.bfloat16), table)
     kept = trace_step(table, processing, worst_batch(table, training), torch.bfloat16, False)
     return plan_for(Layout("one GPU"), weights, table, kept)
@@ -170,7 +171,7 @@ def test_the_more_layers_are_computed_again_the_less_is_kept(tmp_path: Path, lla
         model = {"base": str(base), "vision_tower": "", "adapter": "", "gradient_checkpointing": every}
         table = recipe(tmp_path, data, model=model)
         processing = load_processing(table.model, "pad")
-        training, _ = open_data(table, processing, Accelerator(cpu=True), Console(False))
+        training, _ = open_data(RunContext(table, Accelerator(cpu=True), Console(False)), processing)
         moments = trace_step(table, processing, worst_batch(table, training), torch.float32, False)
         found.append(max(moment.by_rows for moment in moments))
     assert found[0] > 1.4 * found[1] > 1.4**2 * found[2]
@@ -179,7 +180,7 @@ def test_the_more_layers_are_computed_again_the_less_is_kept(tmp_path: Path, lla
 def test_logits_in_parts_take_the_memory_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = recipe(tmp_path, write_records(tmp_path / "data.json", mixed_records(8)))
     processing = load_processing(table.model, "pad")
-    training, _ = open_data(table, processing, Accelerator(cpu=True), Console(False))
+    training, _ = open_data(RunContext(table, Accelerator(cpu=True), Console(False)), processing)
     batch = worst_batch(table, training)
     targets = batch["target_ids"]
     assert isinstance(targets, torch.Tensor)

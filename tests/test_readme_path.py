@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from exported import ROOT, prove_here
 from PIL import Image
 
+from helpers.exported import ROOT, prove_here
 from llava_accel.__main__ import main
 
-SECTION = "## From the OK-VQA files to an adapter you can talk to"
+SECTION = "## From OK-VQA to an adapter"
 # What makes the commands small: everything else is as the README has it.
 SMALL = [
     *[
@@ -36,11 +36,9 @@ def commands() -> list[list[str]]:
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command in this process."""
-    module = words[words.index("-m") + 1]
-    assert words[: words.index("-m")] in (["python"], ["accelerate", "launch"])
-    verb = module.removeprefix("llava_accel.")
-    monkeypatch.setattr(sys, "argv", ["llava-accel", verb, *words[words.index("-m") + 2 :]])
+    """`llava-accel VERB ...` in this process."""
+    assert words[0] == "llava-accel"
+    monkeypatch.setattr(sys, "argv", words)
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
     try:
         main()
@@ -84,10 +82,9 @@ def test_every_command_of_the_readme_runs_one_after_the_other(
     small = [f'model.base="{llava_folder}"', 'data.cache_dir="cache"', *SMALL]
     said: dict[str, str] = {}
     for words in commands():
-        verb = next(word for word in words if word.startswith("llava_accel.")).removeprefix("llava_accel.")
         monkeypatch.setattr(sys, "stdin", io.StringIO("What colour is it?\n/quit\n"))
         run([*words, *small] if "recipes/okvqa_qlora.toml" in words else words, monkeypatch)
-        said[verb] = capsys.readouterr().out
+        said[words[1]] = capsys.readouterr().out
     assert list(said) == ["prepare", "check", "train", "evaluate", "chat", "export"]
     assert "data/okvqa/train.jsonl: 8 questions on 4 images" in said["prepare"]
     assert "12" in said["check"] or "8" in said["check"]

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from drive_crash import EXIT_CODE
-from interrupted import STEPS, STEPS_PER_EPOCH, Killed, assert_same_run, checkpoints, settings, train, train_until
-from runs import PARITY, metrics, trained
 
 import llava_accel.train as verb
+from helpers import drive_crash
+from helpers.interrupted import (
+    STEPS,
+    STEPS_PER_EPOCH,
+    Killed,
+    assert_same_run,
+    checkpoints,
+    settings,
+    train,
+    train_until,
+)
+from helpers.runs import PARITY, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml, toml_value
@@ -35,9 +44,9 @@ def test_a_run_that_breaks_off_ends_at_the_same_numbers(data: Path, whole: Path,
 def test_a_killed_process_with_workers_ends_at_the_same_numbers(data: Path, whole: Path, tmp_path: Path) -> None:
     recipe = settings(tmp_path, data, data={"workers": 2})
     (tmp_path / "recipe.toml").write_text(to_toml(recipe))
-    command = [sys.executable, str(PARITY.parent / "drive_crash.py"), str(tmp_path / "recipe.toml"), "7"]
+    command = [sys.executable, drive_crash.__file__, str(tmp_path / "recipe.toml"), "7"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PARITY.parents[1])
-    assert done.returncode == EXIT_CODE, done.stderr
+    assert done.returncode == drive_crash.EXIT_CODE, done.stderr
     assert metrics(tmp_path / "run")[-1]["step"] == 7, "the step behind the last checkpoint was logged"
     assert_same_run(train(recipe), whole)
 

@@ -1,4 +1,4 @@
-"""What the README's section on security promises, clause by clause."""
+"""What .github/SECURITY.md promises, clause by clause."""
 
 import ast
 import json
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import PARITY, on_tiny, tables, talk, write_records
 
 import llava_accel.train as verb
+from helpers.runs import PARITY, on_tiny, tables, talk, write_records
 from llava_accel.console.command_line import start
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
@@ -183,7 +183,7 @@ def test_a_token_on_the_command_line_is_not_written_down(tmp_path: Path, monkeyp
     assert token not in text and "hf_..." in text
 
 
-# No image outside data.images (tests/broken/broken_images.py), and no temporary file that others can read.
+# No image outside data.images (tests/helpers/broken_images.py), and no temporary file that others can read.
 
 
 def test_a_report_shows_no_image_from_outside(
@@ -218,8 +218,8 @@ def test_no_temporary_file_has_a_name_that_others_can_foresee() -> None:
     assert known == [] and fixed == []
 
 
-def test_the_readme_names_a_test_for_each_promise() -> None:
-    section = (PACKAGE.parent / "README.md").read_text().split("\n## Security\n")[1].split("\n## ")[0]
+def test_the_security_page_names_a_test_for_each_promise() -> None:
+    section = (PACKAGE.parent / ".github/SECURITY.md").read_text().split("\n## What is promised\n")[1].split("\n## ")[0]
     named = set(re.findall(r"`(tests/[\w/.]+\.py)`", section))
     assert len(named) >= 3 and all((PACKAGE.parent / name).is_file() for name in named)
     listed = subprocess.run(["grep", "-c", "^| ", "-"], input=section, capture_output=True, text=True).stdout

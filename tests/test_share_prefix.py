@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import distance, metrics, recipe, talk, trained, write_records
 
 import llava_accel.train as verb
+from helpers.runs import distance, metrics, recipe, talk, trained, write_records
 from llava_accel.data.labels import Example
 from llava_accel.data.sampler import Order, windows
 from llava_accel.data.trie import share_rows

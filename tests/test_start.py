@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from interrupted import checkpoints, settings
-from runs import PARITY
 
+from helpers.interrupted import checkpoints, settings
+from helpers.runs import PARITY
 from llava_accel.__main__ import SUMMARIES
 from llava_accel.console.verbs import VERBS
 from llava_accel.recipe import make_recipe

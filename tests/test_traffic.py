@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from backends.jobs import ENGINES, LAUNCH, Lab, weights
-from bench.ranks_worker import compare_ranks
 
+from bench.ranks_worker import compare_ranks
+from helpers.jobs import ENGINES, LAUNCH, Lab, weights
 from llava_accel.recipe import make_recipe
 
 SUMS = ("allreduce", "reducescatter", "reduce")

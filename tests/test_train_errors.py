@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import (
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+import llava_accel.train as verb
+from helpers.runs import (
     PARITY,
     command,
     losses,
@@ -23,10 +27,6 @@ from runs import (
     trained,
     write_records,
 )
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
-
-import llava_accel.train as verb
 from llava_accel.console.command_line import start
 from llava_accel.recipe.toml import to_toml
 

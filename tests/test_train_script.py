@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import command, losses, metrics, mixed_records, on_tiny, write_records
 
 import llava_accel.train as verb
+from helpers.runs import command, losses, metrics, mixed_records, on_tiny, write_records
 from llava_accel.recipe import load_recipe
 from llava_accel.recipe.toml import to_toml
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import distance, metrics, recipe, talk, trained, write_records
 
 import llava_accel.train as verb
+from helpers.runs import distance, metrics, recipe, talk, trained, write_records
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.trie import share_rows
 from llava_accel.model.processing import load_processing

@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava_accel.checkpoint.model_card import describe
 from llava_accel.checkpoint.progress import (
@@ -25,13 +22,13 @@ from llava_accel.checkpoint.progress import (
     write_optimizer_state,
     write_position,
 )
-from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.model.build import LoadedModel
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import is_saved, save_model
-from llava_accel.recipe import Recipe, dump_recipe
+from llava_accel.recipe import dump_recipe
+from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import gathered_optimizer_state, gathered_weights, load_optimizer_state
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.manifest import (
@@ -49,26 +46,17 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        model: The prepared objective; its trainable weights are what is saved.
+        prepared: Its trainable weights and the optimizer's state are what is saved.
         loaded: What was loaded, for names, processor and fingerprint.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: AcceleratedOptimizer,
-        scheduler: AcceleratedScheduler,
-        loaded: LoadedModel,
-        processing: Processing,
-        state: TrainState,
-        console: Console,
+        self, run: RunContext, prepared: Prepared, loaded: LoadedModel, processing: Processing, state: TrainState
     ) -> None:
-        self._recipe, self._accelerator, self._console = recipe, accelerator, console
-        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
+        self._recipe, self._accelerator, self._console = run.recipe, run.accelerator, run.console
+        self._model, self._optimizer, self._scheduler = prepared.model, prepared.optimizer, prepared.scheduler
         self._loaded, self.processing, self._state = loaded, processing, state
-        self._run = Path(recipe.run.output_dir)
+        self._run = Path(run.recipe.run.output_dir)
         self._folder = self._run / "checkpoints"
         self._saved_step = self._failed_step = -1
 

@@ -103,8 +103,8 @@ _LONGEST_START = 5.0  # seconds between the starts of two processes
 def is_reporting_rank() -> bool:
     """Whether this rank, which ends with an error, is to say why. Call it once.
 
-    The first rank to end reports; one that loses its connection to it comes later, and has nothing to add. Before ranks
-    are connected all meet the same errors (a recipe's): then the first rank of each machine reports.
+    The first to end reports; a rank that loses its connection to it ends later, and has nothing to add. Before ranks are
+    connected, all meet the same errors (a recipe's): then the first of each machine reports.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that it could wait for
     distributed = sys.modules.get("torch.distributed")

@@ -1,4 +1,4 @@
-"""What the user sees: rich on a terminal, plain lines plain_inference, nothing twice on several ranks."""
+"""What the user sees: rich on a terminal, plain lines elsewhere, nothing twice on several ranks."""
 
 import atexit
 import time

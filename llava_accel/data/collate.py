@@ -40,6 +40,8 @@ class Batch:
     """Whose hidden states predict."""
     target_ids: Int[Tensor, "targets"]
     target_weights: Float[Tensor, "targets"]
+    target_reads: Int[Tensor, "targets"]
+    """Which of `read_positions` predicts each target."""
     read_positions: Int[Tensor, "read"]
     """`target_positions`, each once: the answers to one question begin at the same place."""
     indices: Int[Tensor, "examples"]
@@ -83,6 +85,7 @@ def collate(
             places.append(number * seq + start)
             which.append(first[name])
     positions = _joined([row.target_positions + n * seq for n, row in enumerate(rows)], torch.int64)
+    read_positions, target_reads = positions.unique(return_inverse=True)
     batch = Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
@@ -95,7 +98,8 @@ def collate(
         target_positions=positions,
         target_ids=_joined([row.target_ids for row in rows], torch.int64),
         target_weights=_joined([row.target_weights for row in rows], torch.float32),
-        read_positions=positions.unique(),
+        target_reads=target_reads,
+        read_positions=read_positions,
         indices=torch.tensor([index for row in rows for index in row.indices], dtype=torch.int64),
         num_tokens=torch.tensor(sum(row.num_example_tokens for row in rows), dtype=torch.int64),
     )

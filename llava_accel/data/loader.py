@@ -1,8 +1,13 @@
 """Micro-batches for one rank, decoded by workers ahead of the step that needs them."""
 
+import atexit
+import multiprocessing
+import queue
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +25,8 @@ from llava_accel.exceptions import SIGNALS, UserError
 Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
 _SHOWN_IDS = 8
+_WAIT_S = 0.1
+_T = TypeVar("_T")
 
 
 class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
@@ -58,6 +65,7 @@ def load_windows(
     on_error: Callable[[DataError], None],
     share_up_to: int = 0,
     enter: Callable[[str], None] | None = None,
+    is_asked: Callable[[], bool] | None = None,
     pack: bool = False,
 ) -> Iterator[list[Loaded]]:
     """Yield the micro-batches of each window on `device`.
@@ -69,6 +77,8 @@ def load_windows(
             goes on without that record.
         share_up_to: Join examples of the same images into rows of at most so many tokens; 0 = a row each.
         enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
+        is_asked: Whether the process has been asked to end: then nothing more is waited for, and the last window is an
+            empty one, so that this rank, too, comes to the point where all of them agree on the end.
         pack: Put short rows side by side, where the attention kernel takes a mask that keeps them apart.
     """
     sizes: list[int] = []
@@ -87,7 +97,7 @@ def load_windows(
         pin_memory=device.type == "cuda",
     )
     window: list[Loaded] = []
-    for micro_batch, errors in loader:
+    for micro_batch, errors in _waited(iter(loader), is_asked) if is_asked else loader:
         for error in errors:
             on_error(error)
         if enter:
@@ -99,12 +109,59 @@ def load_windows(
             del sizes[0]
             yield window
             window = []
+    if is_asked and is_asked():
+        yield []
+
+
+def _waited(items: Iterator[_T], is_asked: Callable[[], bool]) -> Iterator[_T]:
+    """The items, as they are asked for; ends early if `is_asked` becomes true while one is waited for.
+
+    A thread waits for them. Python runs signal handlers in the main thread, and one that only takes note does not end a
+    wait there.
+    """
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    came: queue.SimpleQueue[list[_T] | BaseException] = queue.SimpleQueue()
+
+    def fetch() -> None:
+        while wanted.get():
+            try:
+                came.put([next(items)])
+            except StopIteration:
+                came.put([])
+            except BaseException as error:
+                came.put(error)
+
+    threading.Thread(target=fetch, daemon=True, name="data").start()
+    try:
+        while not is_asked():
+            wanted.put(True)
+            item = None
+            while item is None and not is_asked():
+                try:
+                    item = came.get(timeout=_WAIT_S)
+                except queue.Empty:
+                    pass
+            if isinstance(item, BaseException):
+                raise item
+            if not item:
+                return
+            yield item[0]
+    finally:
+        wanted.put(False)
 
 
 def leave_signals_to_the_loop(_worker: int) -> None:
     """Schedulers and terminals signal every process of a job: workers go on until the loop needs no more of them."""
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Where a run ends in an error its loaders are still there. multiprocessing would end their workers by SIGTERM, which
+    they ignore, and wait for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:

@@ -148,14 +148,12 @@ def trace_step(
     with FakeTensorMode(), torch.device("cpu"):
         # On the meta device itself there is no autocast, and its copies of the weights are not small.
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        objective = Objective(model.train(), processing.vocab_size, tower_on_every_rank=recipe.model.train_vision)
+        objective = Objective(model.train(), processing.vocab_size, dtype, recipe.model.train_vision)
         objective.is_sharded = is_sharded
         with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
             fields = _fake(batch, objective)
             for _ in range(min(2, recipe.train.accumulation_steps)):
-                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                    loss = objective(**fields)
-                loss.backward()
+                objective(**fields).backward()
     return highest(ledger.moments)
 
 

@@ -59,7 +59,7 @@ def prove_labels(example: Example, image_token_id: int) -> None:
 
 
 def write_labels(path: Path, corpus: Corpus, found: Survey) -> None:
-    """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 plain_inference, not shifted.
+    """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 elsewhere, not shifted.
 
     With data.answers = "weighted" a line for each answer, with its "weight".
     """

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from accelerate import Accelerator
+from torch import nn
 
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
@@ -12,8 +12,8 @@ from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.meter import Meter
 from llava_accel.model.objective import Objective
 from llava_accel.pages.write import report_end
-from llava_accel.recipe import Recipe
 from llava_accel.release.verification import reference_outputs, verify
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.held_out import score_training
@@ -36,26 +36,27 @@ _COLUMNS = {
 
 
 def finish(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    objective: Objective,
+    run: RunContext,
+    model: nn.Module,
     parts: tuple[Part, Part | None],
     checkpoints: Checkpoints,
     state: TrainState,
     meter: Meter,
-    console: Console,
     interruption: Interruption,
 ) -> None:
     """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
 
     Args:
+        model: The prepared objective.
         parts: Training data, of which the report shows the hardest examples, and held-out data.
 
     Raises:
         Interrupted: the run was asked to end, and has saved.
         UserError: it could not be saved, or its export does not load elsewhere as what was trained.
     """
-    folder = Path(recipe.run.output_dir)
+    recipe, accelerator, console = run.recipe, run.accelerator, run.console
+    folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(model)
+    assert isinstance(objective, Objective)
     received = interruption.agreed(accelerator)
     # Before the first step there is nothing to save: the next start evaluates the base anew.
     if (state.step or not received) and not checkpoints.save(meter.enter):
@@ -73,8 +74,8 @@ def finish(
     training, held_out = parts
     if recipe.eval.train_limit:
         meter.enter("evaluation")
-        score_training(recipe, accelerator, objective, training, checkpoints.processing.processor.tokenizer, console)
-    claim = (
+        score_training(run, model, training, checkpoints.processing.processor.tokenizer)
+    reference = (
         reference_outputs(recipe, objective, held_out or training, accelerator) if recipe.checkpoint.verify else None
     )
     objective.flush_features()
@@ -84,8 +85,8 @@ def finish(
         return
     show_times(meter.seconds, console)
     show_evaluations(folder, state, console)
-    if claim:
-        verify(claim, folder / "export", recipe, console)
+    if reference:
+        verify(reference, folder / "export", recipe, console)
     show_answers(folder / "predictions" / f"step-{state.step:06d}.jsonl", console)
     console.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
     report_end(recipe, state, console)

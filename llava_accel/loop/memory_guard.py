@@ -1,6 +1,6 @@
 """What a run says when the GPU's memory is used up: which records, what was planned, and what would fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,32 +13,28 @@ from llava_accel.estimate.trace import build_meta, trace_step
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import is_sharded, resolve_precision
 
 
-class MemoryGuard:
-    """Turns an out-of-memory error into one that names the records of the batch and the nearest remedy."""
+@contextmanager
+def out_of_memory_explained(
+    run: RunContext, window: Sequence[Loaded], corpus: Corpus, processing: Processing
+) -> Iterator[None]:
+    """Around a step: an out-of-memory error names the records of the largest micro-batch and the nearest remedy.
 
-    def __init__(self, recipe: Recipe, processing: Processing, corpus: Corpus, accelerator: Accelerator) -> None:
-        self._recipe, self._processing, self._corpus, self._accelerator = recipe, processing, corpus, accelerator
-
-    @contextmanager
-    def explained(self, micro_batch: Loaded) -> Iterator[None]:
-        """Around the passes of one micro-batch.
-
-        Raises:
-            UserError: instead of `torch.OutOfMemoryError`.
-        """
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            text = _message(micro_batch, self._corpus, self._recipe, self._processing, self._accelerator)
-            raise UserError(text) from error
+    Raises:
+        UserError: instead of `torch.OutOfMemoryError`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        largest = max(window, key=lambda micro_batch: tensor(micro_batch, "input_ids").numel())
+        raise UserError(_message(run, largest, corpus, processing)) from error
 
 
-def _message(
-    micro_batch: Loaded, corpus: Corpus, recipe: Recipe, processing: Processing, accelerator: Accelerator
-) -> str:
+def _message(run: RunContext, micro_batch: Loaded, corpus: Corpus, processing: Processing) -> str:
+    recipe, accelerator = run.recipe, run.accelerator
     ids = where([micro_batch], corpus)
     tokens, targets = tensor(micro_batch, "input_ids"), tensor(micro_batch, "target_ids")
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)

@@ -1,18 +1,16 @@
 """What a run measures of itself: sums on the device, one reduction a log line, metrics.jsonl, trackers."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, tensor
-from llava_accel.model.objective import Objective
-from llava_accel.recipe import Recipe
+from llava_accel.loop.step import Step
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.timing import APART, Phases, take_peak, waiting_note
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.held_out import Evaluation
@@ -29,19 +27,16 @@ class Meter:
     Lines of metrics.jsonl about steps that a resumed run will take again are removed.
     """
 
-    def __init__(
-        self, recipe: Recipe, accelerator: Accelerator, objective: Objective, state: TrainState, console: Console
-    ) -> None:
+    def __init__(self, run: RunContext, state: TrainState) -> None:
+        recipe, accelerator, console = run.recipe, run.accelerator, run.console
         self._folder = Path(recipe.run.output_dir)
         self._accelerator, self._console = accelerator, console
         self._bar = console.open_bar("train", state.num_steps, state.step)
         self._last_step = state.step
         self._state = state
         state.unlogged = state.unlogged.to(accelerator.device)
-        self.step_sums = torch.zeros_like(state.unlogged)
-        """What `add` has added in this step on this rank: loss, targets, tokens, examples."""
         self._phases = Phases(accelerator.device)
-        self.enter = objective.enter = self._phases.enter
+        self.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
         self.seconds: Counter[str] = Counter()
         """By phase, as far as it has been read from the device: up to the last line, and after `close` all of it."""
@@ -64,32 +59,26 @@ class Meter:
             self.enter("communication")
             if window is None:
                 return
-            self.step_sums = torch.zeros_like(self.step_sums)
             yield window
 
-    def add(self, loss: Tensor, micro_batch: Loaded) -> None:
-        """Add one micro-batch: its summed loss (detached here), its tokens and examples, and positions without a token."""
-        names = ("target_weights", "num_tokens", "indices", "subtree_end")
-        weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
-        counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
-        sums = [loss.detach().double(), weights.sum(), tokens, *counts]
-        added = torch.stack([value.to(self._state.unlogged) for value in sums])
-        self.step_sums = self.step_sums + added
-        self._state.unlogged = self._state.unlogged + added
+    def add(self, window: Sequence[Loaded], step: Step) -> None:
+        """Add one step of this rank: losses, targets, tokens, examples, and positions with and without a token."""
+        for micro_batch, loss in zip(window, step.losses, strict=True):
+            names = ("target_weights", "num_tokens", "indices", "subtree_end")
+            weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
+            counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
+            sums = [loss.double(), weights.sum(), tokens, *counts]
+            self._state.unlogged = self._state.unlogged + torch.stack([one.to(self._state.unlogged) for one in sums])
 
-    def log(self, state: TrainState, grad_norm: Tensor, rates: dict[str, float]) -> None:
-        """Write one line for the steps since the last one. Takes part in a reduction: call it on every rank.
-
-        Args:
-            grad_norm: Of the last step, before clipping.
-            rates: Learning rate of each part in the last step.
-        """
+    def log(self, state: TrainState, last: Step) -> None:
+        """Write one line for the steps since the last line. Every rank must call it: it takes part in a reduction."""
         self.enter("communication")
         total = self._accelerator.reduce(state.unlogged, reduction="sum")
         assert isinstance(total, Tensor)
         loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = total.tolist()
         self.enter("other")
         phases = self._take()
+        rates = last.learning_rates
         seconds = sum(phases[phase] for phase in phases if phase not in APART)
         line = {
             "step": state.step,
@@ -97,7 +86,7 @@ class Meter:
             "loss": loss_sum / num_targets,
             "learning_rate": rates.get("language_model", next(iter(rates.values()))),
             **({f"learning_rate/{part}": rate for part, rate in rates.items()} if len(rates) > 1 else {}),
-            "grad_norm": float(grad_norm),
+            "grad_norm": float(last.grad_norm),
             "num_targets": round(num_targets),
             "num_tokens": round(num_tokens),
             "num_examples": round(num_examples),

@@ -1,7 +1,11 @@
-"""Windows of micro-batches: one global target count, one gradient synchronisation, one seed a step."""
+"""One optimizer step over a window of micro-batches: one target count, one synchronisation of gradients, one seed.
 
-from collections.abc import Iterator, Sequence
+`train`, `bench` and `plan --probe` all take this step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -9,13 +13,69 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llava_accel.data.loader import Loaded, tensor
+from llava_accel.loop.optimizer import learning_rates
+from llava_accel.loop.update_guard import UpdateGuard
+from llava_accel.runtime.context import Prepared, RunContext
+from llava_accel.setup.state import seed_step
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step says of itself. Its tensors stay on the device until somebody reads them."""
+
+    losses: list[Float[Tensor, ""]]
+    """Summed over the targets of each micro-batch of this rank; detached."""
+    grad_norm: Float[Tensor, ""]
+    """Of the whole gradient over all ranks, before it was clipped."""
+    learning_rates: dict[str, float]
+    """Of each part of the model, as the update used them."""
+
+
+def train_step(
+    run: RunContext,
+    prepared: Prepared,
+    window: Sequence[Loaded],
+    step: int,
+    guard: UpdateGuard,
+    enter: Callable[[str], None],
+) -> Step:
+    """Forward and backward passes over the window, and one update of what is trained. Every rank must call it.
+
+    Args:
+        step: Optimizer steps taken before this one.
+        guard: Whether the update may be made.
+        enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
+    """
+    recipe, accelerator = run.recipe, run.accelerator
+    seed_step(recipe.run.seed, step, accelerator.process_index)
+    num_targets = count_targets(window, accelerator)
+    losses = []
+    for micro_batch in window:
+        with gradient_sync(accelerator, prepared.model, enabled=micro_batch is window[-1]):
+            enter("forward")
+            loss = prepared.model(**micro_batch, enter=enter)
+            enter("backward")
+            # The sum over this micro-batch by the count over the window and all ranks. Every backend averages
+            # gradients over ranks; the last factor makes that average a sum again.
+            accelerator.backward(loss / num_targets * accelerator.num_processes)
+        losses.append(loss.detach())
+    # DeepSpeed has clipped and made its update by now, within the last `backward` above: there, the next lines read the
+    # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
+    enter("optimizer")
+    rates = learning_rates(prepared.optimizer)
+    grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
+    if guard.allows(window, losses, num_targets, grad_norm):
+        prepared.optimizer.step()
+    prepared.scheduler.step()
+    prepared.optimizer.zero_grad()
+    return Step(losses, grad_norm, rates)
 
 
 def count_targets(window: Sequence[Loaded], accelerator: Accelerator) -> Float[Tensor, ""]:
     """Weight of all targets in the window, over all ranks. With unit weights it is their number.
 
     It stays on the device. It is 0 only if no record of the window could be loaded; then the loss is 0 / 0, and
-    `nonfinite.UpdateGuard` says so.
+    `UpdateGuard` says so.
     """
     local = sum(
         (tensor(micro_batch, "target_weights").sum() for micro_batch in window),
@@ -28,9 +88,9 @@ def count_targets(window: Sequence[Loaded], accelerator: Accelerator) -> Float[T
 
 @contextmanager
 def gradient_sync(accelerator: Accelerator, model: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Reduce gradients over ranks in this backward pass only when `enabled`: once a window, at its last micro-batch.
+    """Sum gradients over ranks in this backward pass only when `enabled`: once a window, at its last micro-batch.
 
-    DeepSpeed takes its step boundary from the same flag. `accelerator.accumulate` is not used: with a loader that reads
+    DeepSpeed takes the end of a step from the same flag. `accelerator.accumulate` is not used: with a loader that reads
     ahead it takes every micro-batch of the last window for its end.
     """
     accelerator.sync_gradients = enabled
@@ -38,7 +98,9 @@ def gradient_sync(accelerator: Accelerator, model: nn.Module, *, enabled: bool) 
         yield
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no replay."""
-    # Far apart for neighbouring steps and ranks; torch takes 64 bits.
-    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63))
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_grad_norm: float) -> Float[Tensor, ""]:
+    """Norm of the whole gradient over all ranks, after clipping it to `max_grad_norm` (0: measured only)."""
+    assert accelerator.sync_gradients, "a window was left before its last micro-batch: the step would do nothing"
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+    assert norm is not None
+    return torch.as_tensor(norm, device=accelerator.device).detach()

@@ -12,13 +12,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, lengths_of, shown, where
 from llava_accel.exceptions import UserError
-from llava_accel.loop.step import count_targets, seed_step
-from llava_accel.recipe import Recipe
-from llava_accel.setup.state import TrainState
+from llava_accel.runtime.context import RunContext
+from llava_accel.setup.state import TrainState, seed_step
 from llava_accel.storage.jsonl import Lines
 
 _MEDIAN_OF = 50
@@ -32,44 +30,39 @@ class UpdateGuard:
         model: The prepared objective.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        accelerator: Accelerator,
-        model: nn.Module,
-        corpus: Corpus,
-        state: TrainState,
-        console: Console,
-    ) -> None:
-        self._recipe, self._accelerator, self._model = recipe, accelerator, model
-        self._corpus, self._state, self._console = corpus, state, console
-        self._folder = Path(recipe.run.output_dir)
-        self._nonfinite = Lines(self._folder / "nonfinite.jsonl", console)
-        self._spikes = Lines(self._folder / "spikes.jsonl", console)
+    def __init__(self, run: RunContext, model: nn.Module, corpus: Corpus, state: TrainState) -> None:
+        self._recipe, self._accelerator, self._console = run.recipe, run.accelerator, run.console
+        self._model, self._corpus, self._state = model, corpus, state
+        self._folder = Path(run.recipe.run.output_dir)
+        self._nonfinite = Lines(self._folder / "nonfinite.jsonl", run.console)
+        self._spikes = Lines(self._folder / "spikes.jsonl", run.console)
 
-    def allows(self, window: Sequence[Loaded], grad_norm: Tensor, step_sums: Tensor) -> bool:
+    def allows(
+        self, window: Sequence[Loaded], losses: Sequence[Tensor], num_targets: Tensor, grad_norm: Tensor
+    ) -> bool:
         """Whether the step may update the weights. Every rank must call it.
 
         The norm of the gradient, which all ranks share, is not finite as soon as one loss or gradient on one rank is not.
         Reading it is the one point where a step waits for the device: the update must not run before it is known.
 
         Args:
-            step_sums: `meter.Meter.step_sums`, this rank's loss and targets of the step in front.
+            losses: This rank's, summed over the targets of each micro-batch.
+            num_targets: Of the window, over all ranks.
 
         Raises:
             UserError: it is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
                 window has no target, because every record of it was left out while it was loaded.
         """
         if not math.isfinite(norm := float(grad_norm)):
-            self._refuse(window, norm)
+            self._refuse(window, float(num_targets), norm)
             return False
         if self._recipe.train.spike_factor:
-            self._look_for_spike(window, step_sums)
+            self._look_for_spike(window, losses, num_targets)
         return True
 
-    def _refuse(self, window: Sequence[Loaded], norm: float) -> None:
+    def _refuse(self, window: Sequence[Loaded], num_targets: float, norm: float) -> None:
         state, train = self._state, self._recipe.train
-        if not float(count_targets(window, self._accelerator)):
+        if not num_targets:
             raise UserError(
                 f"step {state.step + 1}: none of its records could be loaded, so there is nothing to learn from. "
                 f"They are listed in {self._folder / 'skipped.txt'}. Mend or remove them"
@@ -92,10 +85,10 @@ class UpdateGuard:
             f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
         )
 
-    def _look_for_spike(self, window: Sequence[Loaded], step_sums: Tensor) -> None:
-        total = self._accelerator.reduce(step_sums, reduction="sum")
+    def _look_for_spike(self, window: Sequence[Loaded], losses: Sequence[Tensor], num_targets: Tensor) -> None:
+        total = self._accelerator.reduce(torch.stack(list(losses)).double().sum(), reduction="sum")
         assert isinstance(total, Tensor)
-        loss, recent = float(total[0] / total[1]), self._state.recent_losses
+        loss, recent = float(total / num_targets), self._state.recent_losses
         median = statistics.median(recent) if len(recent) >= _MEDIAN_FROM else math.inf
         if loss > self._recipe.train.spike_factor * median:
             (ids, lengths), step = self._samples(window), self._state.step + 1

@@ -3,54 +3,55 @@
 import gc
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from llava_accel.console.output import Console
+from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
-from llava_accel.loop.step import gradient_sync
+from llava_accel.loop.step import train_step
+from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.model.processing import Processing
-from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.ddp import bucket_bytes
-from llava_accel.runtime.engines import clip_gradients, prepare
+from llava_accel.runtime.engines import prepare
 from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.state import TrainState
 
 
-def measure_step(recipe: Recipe, processing: Processing, accelerator: Accelerator, batch: Loaded) -> int:
+def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch: Loaded) -> int:
     """Peak bytes of tensors in a step of train.py, weights and optimizer's state included, on the rank that has most.
 
     A window of as many micro-batches as the recipe accumulates, each of them `batch`. The third of three steps is
-    measured: by then the moments are there, and the engines have settled.
+    measured: by then the optimizer's state is there, and the backends have settled.
     """
-    before, silent = living_bytes(accelerator.device), Console(False)
-    here: Loaded = {
-        key: value.to(accelerator.device, copy=True) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
-    objective, _ = build_objective(recipe, processing, accelerator, silent)
+    recipe, device = run.recipe, run.accelerator.device
+    before = living_bytes(device)
+    run = replace(run, console=Console(False))
+    # Each micro-batch is an object of its own: the step knows its last one by that.
+    here = [
+        {key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        for _ in range(recipe.train.accumulation_steps)
+    ]
+    objective, _ = build_objective(run, processing)
     optimizer = build_optimizer(objective, recipe.optim)
-    scheduler = build_scheduler(optimizer, recipe.optim, 10)
-    model, optimizer, _ = prepare(recipe, accelerator, objective, optimizer, scheduler)
-    model.train()
+    prepared = prepare(run.accelerator, objective, optimizer, build_scheduler(optimizer, recipe.optim, 10))
+    guard = UpdateGuard(run, prepared.model, corpus, TrainState(num_steps=10, steps_per_epoch=10))
+    prepared.model.train()
 
     def step() -> None:
-        for number in range(recipe.train.accumulation_steps):
-            with gradient_sync(accelerator, model, enabled=number == recipe.train.accumulation_steps - 1):
-                accelerator.backward(model(**here))
-        clip_gradients(accelerator, model, recipe.optim.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        train_step(run, prepared, here, 0, guard, lambda _phase: None)
 
     step()
     step()
-    standing_bytes = living_bytes(accelerator.device) - before + bucket_bytes(model)
-    peak = torch.tensor([peak_of(step, standing_bytes, accelerator.device)], device=accelerator.device)
-    return int(torch.as_tensor(accelerator.gather(peak)).max())
+    standing_bytes = living_bytes(device) - before + bucket_bytes(prepared.model)
+    peak = torch.tensor([peak_of(step, standing_bytes, device)], device=device)
+    return int(torch.as_tensor(run.accelerator.gather(peak)).max())
 
 
 def living_bytes(device: torch.device) -> int:

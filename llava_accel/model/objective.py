@@ -5,6 +5,7 @@ nothing that matters, and only the hidden states at target positions reach the l
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,23 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from llava_accel.data.feature_store import FeatureWriter
-from llava_accel.model.last_layer import last_mlp_at
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
 """256 MiB in fp32; their gradient and their softmax are as large again."""
+_SAME_FORM = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
+"""Layers whose forward pass is that of `LastLayer`; tests compare each of them."""
+
+
+def _ignore(_phase: str) -> None:
+    """Of a caller without a clock."""
 
 
 class Objective(nn.Module):
@@ -29,14 +40,22 @@ class Objective(nn.Module):
         model: `LlavaForConditionalGeneration`, or peft's model around one.
         vocab_size: Rows of `lm_head` that take part in the softmax. Rows behind them were added for the image token and
             must not change the loss of a base that never had them.
+        compute_dtype: What the forward pass is computed in. With bf16 it runs under autocast, whatever the backend.
         tower_on_every_rank: Run the tower even when the micro-batch has no image. Needed where its weights are trained
             or gathered from other ranks, which would else wait for this one for ever.
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int, tower_on_every_rank: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab_size: int,
+        compute_dtype: torch.dtype = torch.float32,
+        tower_on_every_rank: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        self.compute_dtype = compute_dtype
         self.tower_on_every_rank = tower_on_every_rank
         self.features: FeatureWriter | None = None
         """Keeps what a frozen tower computes, for later epochs and runs."""
@@ -44,10 +63,9 @@ class Objective(nn.Module):
         """Tells this tower and its layer from others: see `setup/vision_cache.py`."""
         self.parked: ParkedTower | None = None
         """A frozen tower that was taken out of the model; it runs when an image has no stored features."""
-        self.enter: Callable[[str], None] = lambda phase: None
-        """Told in training which phase of a step begins, for the clock of the run (`runtime/timing.py`)."""
         self.is_sharded = False
         """Whether ranks hold parts of each weight (`runtime/engines.py` says so): then all run every module together."""
+        read_at_positions(self.llava.model.language_model)
 
     @property
     def llava(self) -> LlavaForConditionalGeneration:
@@ -84,36 +102,40 @@ class Objective(nn.Module):
         pixel_values: Float[Tensor, "images 3 height width"],
         image_positions: Int[Tensor, "places"],
         image_index: Int[Tensor, "places"],
-        target_positions: Int[Tensor, "targets"],
         target_ids: Int[Tensor, "targets"],
         target_weights: Float[Tensor, "targets"],
+        target_reads: Int[Tensor, "targets"],
         read_positions: Int[Tensor, "read"],
         tower_features: Float[Tensor, "cached tokens channels"],
         image_names: UInt8[Tensor, "named digest"],
         image_order: Int[Tensor, "different"],
+        enter: Callable[[str], None] = _ignore,
         **_: Tensor,
     ) -> Float[Tensor, ""]:
-        """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`."""
+        """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`.
+
+        Args:
+            enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
+        """
         llava = self.llava
-        embeds = llava.get_input_embeddings()(input_ids)
-        self._enter("vision")
-        features = self.image_features(pixel_values, tower_features, image_names, image_order)
-        self._enter("forward")
-        embeds = place_features(embeds, features[image_index], image_positions)
-        with last_mlp_at(llava.model.language_model, read_positions):
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
+            embeds = llava.get_input_embeddings()(input_ids)
+            enter("vision")
+            features = self.image_features(pixel_values, tower_features, image_names, image_order)
+            enter("forward")
+            embeds = place_features(embeds, features[image_index], image_positions)
             hidden = llava.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask(subtree_end, self._kernel, embeds.dtype) if branched else None,
                 position_ids=position_ids,
                 use_cache=False,
-            ).last_hidden_state
-        loss = self._cross_entropy(hidden.flatten(0, 1)[target_positions], target_ids, target_weights)
-        # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
-        return loss + 0.0 * features.sum()
-
-    def _enter(self, phase: str) -> None:
-        if self.training:
-            self.enter(phase)
+                read_positions=read_positions,
+            ).last_hidden_state.flatten(0, 1)
+            # A language model whose last layer has another form gives the hidden states of all positions.
+            read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
+            loss = self._cross_entropy(read[target_reads], target_ids, target_weights)
+            # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
+            return loss + 0.0 * features.sum()
 
     def _cross_entropy(
         self,
@@ -183,6 +205,54 @@ def place_features(
     places = positions[:, None] + torch.arange(features.shape[1], device=positions.device)
     flat = embeds.reshape(rows * seq, hidden)
     return flat.index_copy(0, places.flatten(), features.flatten(0, 1).to(embeds.dtype)).view(rows, seq, hidden)
+
+
+class LastLayer(GradientCheckpointingLayer):
+    """A language model's last layer, computed from its attention on only where its output is read.
+
+    An MLP treats each position by itself, and after the last layer only positions that predict a target are read: for a
+    question on an image some three of hundreds. It takes the place of a pre-norm decoder layer and keeps its modules under
+    their names, so checkpoints are the same.
+
+    Args:
+        layer: One of `_SAME_FORM`.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(layer, _SAME_FORM)
+        self.self_attn, self.mlp = layer.self_attn, layer.mlp
+        self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+        self.train(layer.training)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "rows seq hidden"],
+        *,
+        read_positions: Int[Tensor, "read"] | None = None,
+        **attention: Any,
+    ) -> Float[Tensor, "rows2 read2 hidden"]:
+        """The layer's output, [1, read, hidden], at positions in the flattened rows; None reads all of them.
+
+        Args:
+            attention: Mask, positions and cache, as transformers gives them to every layer.
+        """
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention)
+        hidden_states = hidden_states + attended
+        if read_positions is not None:
+            hidden_states = hidden_states.flatten(0, 1)[read_positions][None]
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+def read_at_positions(language_model: nn.Module) -> None:
+    """Let a decoder take `read_positions`; one whose layers have another form ignores them and computes all positions.
+
+    The last layer must not be checkpointed (`memory.enable_checkpointing` leaves it out): nothing would be saved.
+    """
+    layers = language_model.layers
+    assert isinstance(layers, nn.ModuleList)
+    if isinstance(layers[-1], _SAME_FORM):
+        layers[-1] = LastLayer(layers[-1])
 
 
 def attention_mask(

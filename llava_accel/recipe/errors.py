@@ -99,7 +99,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
         value = details[0]["input"]
         if details[0]["type"] == "extra_forbidden":
             valid = Source.model_fields if key.startswith("data.train[") else KEYS
-            # Of a table that does not exist, each key may have a place plain_inference.
+            # Of a table that does not exist, each key may have a place in another one.
             unknown = (flatten({key: value}) if isinstance(value, Mapping) else {}) or {key: value}
             problems += [unknown_key(*item, valid) for item in unknown.items()]
         elif not any(other.startswith(f"{key}[") for other in by_key):

@@ -1,4 +1,4 @@
-"""The Accelerator, and what a run asks of the engine behind it. With backend_*.py the only place that knows one by name.
+"""The Accelerator, and what a run asks of the backend under it. Only this room knows a backend by name.
 
 An engine either keeps a whole model on every rank (one process, DDP, ZeRO-2) or shards it (ZeRO-3, FSDP2). The loop is
 the same: what differs is done here, before the first step.
@@ -11,7 +11,6 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -20,8 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
-from llava_accel.runtime import fsdp2 as backend_fsdp
-from llava_accel.runtime import zero as backend_deepspeed
+from llava_accel.runtime import fsdp2, zero
+from llava_accel.runtime.context import Prepared
 from llava_accel.runtime.launch_profile import read_profile
 
 
@@ -44,10 +43,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     dtype = resolve_precision(recipe.run.precision, torch.device("cpu" if on_cpu else "cuda"))
     profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
     if on_cpu:
-        backend_deepspeed.use_cpu()
-    engine_plugin = backend_deepspeed.configured_plugin(recipe) if profile.engine == "deepspeed" else None
+        zero.use_cpu()
+    engine_plugin = zero.configured_plugin(recipe) if profile.engine == "deepspeed" else None
     if profile.engine == "fsdp" and on_cpu:
-        backend_fsdp.start_rehearsal()
+        fsdp2.start_rehearsal()
     # Naming a communication backend makes Accelerate expect other processes. They wait for an hour, not the usual ten
     # minutes: the first one reads all data through.
     connection = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=1))
@@ -56,8 +55,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         # DeepSpeed has its own notion of the device, and Accelerate forgets DeepSpeed where it is told to use the CPU.
         cpu=on_cpu and profile.engine != "deepspeed",
         deepspeed_plugin=engine_plugin,
-        # "bf16" would put DeepSpeed into a mode that rounds what is trained: see `prepare`.
-        mixed_precision="bf16" if dtype == torch.bfloat16 and profile.engine != "deepspeed" else "no",
+        # The objective runs under autocast itself, on every backend alike. Here "bf16" would let some of them round what
+        # is trained.
+        mixed_precision="no",
         # Windows are ours (loop/step.py): the engine's own accumulation would divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         # The schedule counts optimizer steps; Accelerate's default would step once for each process.
@@ -67,7 +67,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         project_dir=recipe.run.output_dir,
     )
     if profile.engine == "deepspeed":
-        backend_deepspeed.leave_loading_alone()
+        zero.leave_loading_alone()
     if on_cpu and accelerator.num_processes > 1 and accelerator.is_main_process:
         where = f"{accelerator.num_processes} CPU processes over gloo"
         print(f"rehearsal: no GPU here, so {profile.title} runs on {where}. Same numbers, no speed.")
@@ -77,7 +77,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether each rank holds only a part of every weight, so that all ranks must run every module together."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return backend_deepspeed.zero_stage(accelerator) == 3
+        return zero.zero_stage(accelerator) == 3
     return accelerator.distributed_type == DistributedType.FSDP
 
 
@@ -94,29 +94,22 @@ def place(objective: Objective, accelerator: Accelerator) -> Objective:
     if is_sharded(accelerator):
         objective.is_sharded = objective.tower_on_every_rank = True
         if accelerator.distributed_type == DistributedType.FSDP:
-            backend_fsdp.shard(objective, accelerator)
+            fsdp2.shard(objective, accelerator)
         else:
-            backend_deepspeed.shard(objective, accelerator)
+            zero.shard(objective, accelerator)
     return objective
 
 
 def prepare(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-) -> tuple[nn.Module, AcceleratedOptimizer, AcceleratedScheduler]:
-    """Hand model, optimizer and schedule to the engine. With bf16 the forward pass is under autocast on every engine."""
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-        # With these two Accelerate leaves the precision to the engine, which would round what is trained to bf16.
-        objective.forward = autocast(recipe, accelerator)(objective.forward)
+    accelerator: Accelerator, objective: Objective, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
+) -> Prepared:
+    """Hand model, optimizer and schedule to the backend."""
     if accelerator.distributed_type == DistributedType.FSDP:
         # Accelerate's own preparation would shard; matching parameters by address, it mixes up those that are empty here.
-        return objective, accelerator.prepare_optimizer(optimizer), accelerator.prepare_scheduler(scheduler)  # pyright: ignore[reportReturnType]
+        return Prepared(objective, accelerator.prepare_optimizer(optimizer), accelerator.prepare_scheduler(scheduler))  # pyright: ignore[reportArgumentType]
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        backend_deepspeed.fit_buckets(accelerator, objective)
-    return accelerator.prepare(objective, optimizer, scheduler)
+        zero.fit_buckets(accelerator, objective)
+    return Prepared(*accelerator.prepare(objective, optimizer, scheduler))
 
 
 def prepare_frozen(accelerator: Accelerator, objective: Objective) -> nn.Module:
@@ -134,21 +127,9 @@ def autocast(recipe: Recipe, accelerator: Accelerator) -> torch.autocast:
     return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def clip_gradients(accelerator: Accelerator, model: nn.Module, max_grad_norm: float) -> Tensor:
-    """Norm of the whole gradient over all ranks, after clipping it to `max_grad_norm` (0: measured only).
-
-    DeepSpeed has clipped and made its update by now, within the last backward pass, from the same limit in its
-    configuration; where the norm was not finite it made none.
-    """
-    assert accelerator.sync_gradients, "a window was left before its last micro-batch: the step would do nothing"
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    assert norm is not None
-    return torch.as_tensor(norm, device=accelerator.device).detach()
-
-
 def whole_root(objective: Objective) -> AbstractContextManager[None]:
     """Keep what lies outside the layers (embeddings, lm_head, projector) whole, for calls that are no `objective(...)`."""
-    return backend_fsdp.whole_root(objective) if isinstance(objective, FSDPModule) else nullcontext()
+    return fsdp2.whole_root(objective) if isinstance(objective, FSDPModule) else nullcontext()
 
 
 def gathered_weights(
@@ -158,7 +139,7 @@ def gathered_weights(
 
     `accelerator.get_state_dict` holds the same and the whole frozen model besides. Every rank must take every item.
     """
-    whole = backend_deepspeed.whole if accelerator.distributed_type == DistributedType.DEEPSPEED else backend_fsdp.whole
+    whole = zero.whole if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2.whole
     for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
         if keep(name):
             value = whole(parameter)
@@ -173,7 +154,7 @@ def gathered_optimizer_state(
 
     Every rank must take every item.
     """
-    engine = backend_deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else backend_fsdp
+    engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
     for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
         if parameter.requires_grad:
             for key, value in engine.moments(parameter, optimizer.optimizer):
@@ -192,7 +173,7 @@ def load_optimizer_state(
     Raises:
         UserError: they belong to other weights.
     """
-    engine = backend_deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else backend_fsdp
+    engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
     parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
     for name, key, value in moments:
         if name not in parameters or (value.ndim and value.shape != engine.whole_shape(parameters[name])):

@@ -6,9 +6,7 @@ them has been asked; then all of them save and end together.
 
 import signal
 import time
-from collections.abc import Iterator
 from types import FrameType
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,11 +16,6 @@ from llava_accel.exceptions import SIGNALS, Interrupted
 
 # A launcher passes on the Ctrl-C that the terminal has sent to its workers already: that is not a second one.
 _SAME_CTRL_C_S = 0.5
-_T = TypeVar("_T")
-
-
-class _Woken(BaseException):
-    """Ends the wait for data. Not an Exception: nothing on the way may take it for an error of the data."""
 
 
 class Interruption:
@@ -32,7 +25,6 @@ class Interruption:
         self._received: signal.Signals | None = None
         self._since = 0.0
         self._agreed: signal.Signals | None = None
-        self._is_waiting = False
 
     def listen(self) -> "Interruption":
         """Take note of signals from now on. Ctrl-C a second time ends the process at once."""
@@ -40,6 +32,11 @@ class Interruption:
             if signal.getsignal(wanted) != signal.SIG_IGN:  # nohup, and shells for what runs in the background
                 signal.signal(wanted, self._note)
         return self
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process has been asked; the other ranks may not know it yet."""
+        return self._received is not None
 
     def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
         """The signal that ends the run, the same on every rank. Every rank must call it at the same point."""
@@ -61,34 +58,12 @@ class Interruption:
         if (received := self.agreed(accelerator)) is not None:
             raise Interrupted(received)
 
-    def until(self, windows: Iterator[_T], accelerator: Accelerator) -> Iterator[_T]:
-        """The windows up to where the run is asked to end. A signal ends the wait for the next one, too."""
-        while True:
-            window = self._next(windows)
-            if self.agreed(accelerator) is not None or window is None:
-                return
-            yield window
-
-    def _next(self, windows: Iterator[_T]) -> _T | None:
-        if self._received is not None:
-            return None
-        self._is_waiting = True
-        try:
-            return next(windows, None)
-        except _Woken:
-            return None
-        finally:
-            self._is_waiting = False
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         now, again = time.monotonic(), self._received == signal.SIGINT == number
         if again and now - self._since > _SAME_CTRL_C_S:
             raise KeyboardInterrupt
         if not again:
             self._received, self._since = signal.Signals(number), now
-        if self._is_waiting:
-            self._is_waiting = False
-            raise _Woken
 
 
 class CheckedBar:

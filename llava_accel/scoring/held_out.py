@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava_accel.console.output import Bar, Console
+from llava_accel.console.output import Bar
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.questions import image_batches, load_questions
 from llava_accel.data.records import Record, option
 from llava_accel.inference.answering import answer_batch
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
 from llava_accel.scoring.metrics import SCORES, exact_match, vqa_accuracy
@@ -29,11 +30,10 @@ Prediction = dict[str, object]
 
 
 def answer(
+    run: RunContext,
     objective: Objective,
     part: Part,
     batches: Sequence[list[int]],
-    recipe: Recipe,
-    accelerator: Accelerator,
     tokenizer: PreTrainedTokenizerBase,
     bar: Bar,
     *,
@@ -49,6 +49,7 @@ def answer(
         {"id", "image", "question", "answers", "prediction", "score", "loss", ...} for each row once, in the order of the
         data, and the cross-entropy over all targets, in nats a target.
     """
+    recipe, accelerator = run.recipe, run.accelerator
     found: list[tuple[int, Prediction]] = []
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     questions = load_questions(
@@ -142,12 +143,10 @@ class Evaluation:
 
 
 def evaluate(
+    run: RunContext,
     model: nn.Module,
     part: Part,
-    recipe: Recipe,
-    accelerator: Accelerator,
     tokenizer: PreTrainedTokenizerBase,
-    console: Console,
     interruption: Interruption = NEVER,
 ) -> Evaluation:
     """Loss and generated answers over (at most eval.limit of) the evaluation data, sharded over ranks.
@@ -158,6 +157,7 @@ def evaluate(
     Raises:
         Interrupted: the process was asked to end meanwhile; on every rank.
     """
+    recipe, accelerator, console = run.recipe, run.accelerator, run.console
     objective = accelerator.unwrap_model(model)
     assert isinstance(objective, Objective)
     was_training, since = model.training, time.perf_counter()
@@ -171,10 +171,10 @@ def evaluate(
         console.bar("evaluate", len(batches) + len(blind_batches)) as plain_bar,
     ):
         bar = CheckedBar(plain_bar, interruption, accelerator)
-        predictions, loss = answer(objective, part, batches, recipe, accelerator, tokenizer, bar)
+        predictions, loss = answer(run, objective, part, batches, tokenizer, bar)
         metrics = {"loss": loss, **mean_scores(predictions)}
         if len(blind_rows):
-            blind, _ = answer(objective, part, blind_batches, recipe, accelerator, tokenizer, bar, blind=True)
+            blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, blind=True)
             metrics |= {f"blind_{name}": value for name, value in mean_scores(blind).items()}
     model.train(was_training)
     return Evaluation(metrics, predictions, time.perf_counter() - since)
@@ -205,17 +205,13 @@ FILE = "training.jsonl"
 """In the folder of predictions."""
 
 
-def score_training(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    objective: Objective,
-    part: Part,
-    tokenizer: PreTrainedTokenizerBase,
-    console: Console,
-) -> None:
-    """Answer eval.train_limit training examples, drawn with the run's seed. Every rank must call it."""
-    limits = {"limit": recipe.eval.train_limit, "blind_limit": 0}
-    changed = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=limits)})
-    found = evaluate(objective, part, changed, accelerator, tokenizer, console)
-    if accelerator.is_main_process:
-        write_predictions(Path(recipe.run.output_dir) / "predictions" / FILE, found.predictions)
+def score_training(run: RunContext, model: nn.Module, part: Part, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Answer eval.train_limit training examples, drawn with the run's seed. Every rank must call it.
+
+    The report shows those with the highest loss: they often have a wrong label.
+    """
+    limits = {"limit": run.recipe.eval.train_limit, "blind_limit": 0}
+    recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update=limits)})
+    scored = evaluate(replace(run, recipe=recipe), model, part, tokenizer)
+    if run.accelerator.is_main_process:
+        write_predictions(Path(recipe.run.output_dir) / "predictions" / FILE, scored.predictions)

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from bitsandbytes.nn.modules import Params4bit
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
-from llava_accel.console.output import Console
 from llava_accel.data.loader import cache_folder
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
@@ -20,13 +18,13 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import load_saved
 from llava_accel.model.tower import ParkedTower
-from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import load_device, place, resolve_precision
 from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
 
 
 def build_objective(
-    recipe: Recipe, processing: Processing, accelerator: Accelerator, console: Console, source: Path | None = None
+    run: RunContext, processing: Processing, source: Path | None = None
 ) -> tuple[Objective, LoadedModel]:
     """Load the base, make it trainable as the recipe says, and print what is trained and in which types.
 
@@ -36,6 +34,7 @@ def build_objective(
     Raises:
         UserError: base, adapter or LoRA settings cannot be used.
     """
+    recipe, accelerator, console = run.recipe, run.accelerator, run.console
     if not console.is_terminal:
         disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
@@ -58,7 +57,7 @@ def build_objective(
         ["type", "weights", "MiB"],
         [[row.dtype, f"{row.parameters:,}", f"{row.bytes / 2**20:,.1f}"] for row in summary.types],
     )
-    objective = Objective(model, loaded.vocab_size, tower_on_every_rank=recipe.model.train_vision)
+    objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision)
     if source:
         load_saved(source, objective)
     if may_park(recipe):

@@ -1,28 +1,22 @@
 """The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from."""
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.images import ImageReader
-from llava_accel.data.loader import Loaded, cache_folder, load_windows
-from llava_accel.data.problems import DataError
-from llava_accel.data.sampler import Order, windows
+from llava_accel.data.loader import cache_folder
+from llava_accel.data.sampler import Order
 from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
-from llava_accel.runtime.signals import NEVER, Interruption
-from llava_accel.setup.left_out import list_skipped, refuse_bad, report_left_out
-from llava_accel.setup.state import TrainState
+from llava_accel.runtime.context import RunContext
+from llava_accel.setup.left_out import refuse_bad, report_left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +54,13 @@ def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus
     return train, next(iter(evaluation), None)
 
 
-def open_data(
-    recipe: Recipe, processing: Processing, accelerator: Accelerator, console: Console
-) -> tuple[Part, Part | None]:
+def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | None]:
     """Training data, and evaluation data where the recipe has some. The main process reads, the others find it read.
 
     Raises:
         DataError, UserError: a record cannot be used and the recipe says "error", or too many cannot.
     """
+    recipe, accelerator, console = run.recipe, run.accelerator, run.console
     with accelerator.main_process_first():
         train, evaluation = open_corpora(recipe, processing)
         found = read_through(recipe, processing, train, console)
@@ -127,42 +120,6 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
         repeats=part.corpus.weights[part.rows] if is_weighted else None,
         groups=_image_groups(part) if recipe.data.share_prefix else None,
     )
-
-
-def train_windows(
-    recipe: Recipe,
-    part: Part,
-    order: Order,
-    state: TrainState,
-    accelerator: Accelerator,
-    enter: Callable[[str], None],
-    interruption: Interruption = NEVER,
-) -> Iterator[list[Loaded]]:
-    """This rank's micro-batches of every step from where `state` stands to the end; `enter` is told of each phase.
-
-    The end is the last step, or where `state.is_stopped` is set, or where the process is asked to end.
-    """
-    rank, size = accelerator.process_index, recipe.train.per_device_batch_size
-    steps = windows(order, state.step, state.num_steps, per_device_batch_size=size, num_ranks=accelerator.num_processes)
-    mine = ([part.rows[micro_batch].tolist() for micro_batch in step[rank]] for step in steps)
-
-    def on_error(error: DataError) -> None:
-        if recipe.data.on_bad_record == "error":
-            raise error
-        list_skipped(Path(recipe.run.output_dir) / "skipped.txt", [error])
-
-    loaded = load_windows(
-        part.corpus,
-        part.image_reader,
-        mine,
-        workers=recipe.data.num_workers,
-        device=accelerator.device,
-        on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
-        enter=enter,
-        pack=recipe.model.attention != "flash_attention_2",
-    )
-    return itertools.takewhile(lambda _: not state.is_stopped, interruption.until(loaded, accelerator))
 
 
 def _image_groups(part: Part) -> np.ndarray:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, dump_recipe
+from llava_accel.runtime.engines import resolve_precision
 
 _PACKAGES = (
     "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
@@ -33,7 +34,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.toml").write_text(dump_recipe(recipe))
-            (folder / "environment.json").write_text(json.dumps(environment(accelerator), indent=2) + "\n")
+            (folder / "environment.json").write_text(json.dumps(environment(recipe, accelerator), indent=2) + "\n")
         except OSError as error:
             raise _not_writable(folder, error) from None
     accelerator.wait_for_everyone()
@@ -58,9 +59,10 @@ def _not_writable(folder: Path, error: OSError) -> UserError:
     return UserError(f"run.output_dir: {folder} cannot be written ({error.strerror}). Choose another folder")
 
 
-def environment(accelerator: Accelerator) -> dict[str, object]:
+def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
     """Versions, hardware, backend and commit: what it takes to repeat the run."""
     device = accelerator.device
+    dtype = resolve_precision(recipe.run.precision, device)
     return {
         "command": [re.sub(r"hf_\w+", "hf_...", word) for word in sys.argv],  # a token belongs into no file
         "python": platform.python_version(),
@@ -70,7 +72,7 @@ def environment(accelerator: Accelerator) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "backend": str(accelerator.distributed_type.value),
         "num_processes": accelerator.num_processes,
-        "mixed_precision": str(accelerator.mixed_precision),
+        "mixed_precision": "bf16" if dtype == torch.bfloat16 else "no",
         "git_commit": _git_commit(),
     }
 

@@ -62,3 +62,9 @@ class TrainState:
 def is_due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every `every` steps, and on the last one, happens after `step` steps."""
     return step == last or step % every == 0
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no replay."""
+    # Far apart for neighbouring steps and ranks; torch takes 64 bits.
+    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63))

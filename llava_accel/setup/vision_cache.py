@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from llava_accel.console.output import Console
 from llava_accel.data.feature_store import FeatureStore, FeatureWriter
 from llava_accel.data.loader import cache_folder
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.tower import ParkedTower, num_tower_layers
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.atomic import whole_file
 
@@ -35,18 +35,14 @@ def may_park(recipe: Recipe) -> bool:
 
 
 def attach_features(
-    recipe: Recipe,
-    processing: Processing,
-    objective: Objective,
-    parts: Sequence[Part | None],
-    accelerator: Accelerator,
-    console: Console,
+    run: RunContext, processing: Processing, objective: Objective, parts: Sequence[Part | None]
 ) -> None:
     """Let loaders read stored features, and the objective store those that it computes, as far as the recipe wants it.
 
     Args:
         parts: All data of the run.
     """
+    recipe, console = run.recipe, run.console
     if not may_cache(recipe):
         return
     root = cache_folder(recipe.data.cache_dir) / "features"
@@ -54,12 +50,11 @@ def attach_features(
     limit = int(recipe.data.cache_max_gb * 1e9)
     used = [part for part in parts if part is not None]
     if recipe.data.cache_features == "auto" and not _fits(store, processing, objective, used, limit):
-        if accelerator.is_main_process:
-            console.line(
-                f"vision features: those of {count_images(used):,} images would take "
-                f"{count_images(used) * record_bytes(processing, objective) / 1e9:,.1f} GB and do not fit in "
-                "data.cache_max_gb and on the disk; the tower runs in every step (cache_features = true keeps some)"
-            )
+        console.line(
+            f"vision features: those of {count_images(used):,} images would take "
+            f"{count_images(used) * record_bytes(processing, objective) / 1e9:,.1f} GB and do not fit in "
+            "data.cache_max_gb and on the disk; the tower runs in every step (cache_features = true keeps some)"
+        )
         return
     for part in used:
         part.image_reader.store = store

@@ -23,7 +23,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.plain_trainer import compare
-
 from llava_accel.recipe import make_recipe
 
 QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"

@@ -27,6 +27,7 @@ from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.model.processing import load_processing
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, gathered_weights, prepare
 from llava_accel.setup.assembly import build_objective
 
@@ -56,7 +57,7 @@ class Peak:
 
 def make(folder: Path) -> None:
     """A base of 480 M weights in fp32: the tests' tiny LLaVA with 24 layers of 1,280."""
-    from tiny import make_llava
+    from helpers.tiny import make_llava
 
     make_llava(folder)
     raw = json.loads((folder / "config.json").read_text())
@@ -85,11 +86,11 @@ def measure(base: Path, naive: bool) -> None:
         accelerator = build_accelerator(settings)
         processing = load_processing(settings.model, settings.data.image_aspect)
         found: dict[str, object] = {"rank": accelerator.process_index, "start": peak.take()}
-        objective, _ = build_objective(settings, processing, accelerator, Console(False))
+        objective, _ = build_objective(RunContext(settings, accelerator, Console(False)), processing)
         found["load"] = peak.take()
         optimizer = build_optimizer(objective, settings.optim)
         scheduler = build_scheduler(optimizer, settings.optim, 10)
-        model: Any = prepare(settings, accelerator, objective, optimizer, scheduler)[0]
+        model: Any = prepare(accelerator, objective, optimizer, scheduler).model
         found["prepare"] = peak.take()
         accelerator.wait_for_everyone()
         found["rest"] = peak.take()

@@ -30,6 +30,7 @@ from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe, load_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
@@ -118,7 +119,7 @@ class PlainTrainer:
             num_train_epochs=1,
             max_grad_norm=self._recipe.optim.max_grad_norm,
             bf16=resolve_precision(self._recipe.run.precision, device) == torch.bfloat16,
-            dataloader_num_workers=self._recipe.data.workers,
+            dataloader_num_workers=self._recipe.data.num_workers,
             remove_unused_columns=False,
             save_strategy="no",
             logging_strategy="no",
@@ -153,10 +154,11 @@ def compare(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))
-        training, _ = open_data(own, processing, accelerator, console)
-        windows = first_windows(own, training, steps, accelerator)
-        objective, _ = build_objective(own, processing, accelerator, console)
-        ours = Job(own, processing, accelerator, objective, training, windows)
+        run = RunContext(own, accelerator, console)
+        training, _ = open_data(run, processing)
+        windows = first_windows(run, training, steps)
+        objective, _ = build_objective(run, processing)
+        ours = Job(run, processing, objective, training, windows)
         theirs = _trainer(own, processing, training, accelerator, windows)
         ours.forget_features(-1)
         ours.loop()  # kernels, and the allocator

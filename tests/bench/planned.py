@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.eighty_million import make_base, make_data
-
 from llava_accel.recipe import dump_recipe, make_recipe
 
 LAUNCH = Path(__file__).parents[2] / "launch"

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.eighty_million import make_base, make_data
 from bench.ranks_worker import compare_ranks
-
 from llava_accel.recipe import make_recipe
 
 LAUNCH = Path(__file__).parents[2] / "launch"

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 from bench.traffic import Traffic
-
 from llava_accel.console.output import Console
 from llava_accel.measurement.timed_loop import Job, first_windows
 
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe, dump_recipe, load_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
@@ -87,10 +87,11 @@ def measure(folder: Path, steps: int, rounds: int) -> None:
     data = recipe.data.model_copy(update={"cache_dir": str(folder / f"cache-{accelerator.process_index}")})
     recipe = recipe.model_copy(update={"data": data})
     processing = load_processing(recipe.model, recipe.data.image_aspect)
-    training, _ = open_data(recipe, processing, accelerator, console)
-    objective, _ = build_objective(recipe, processing, accelerator, console)
-    windows = first_windows(recipe, training, steps, accelerator)
-    job = Job(recipe, processing, accelerator, objective, training, windows)
+    run = RunContext(recipe, accelerator, console)
+    training, _ = open_data(run, processing)
+    objective, _ = build_objective(run, processing)
+    windows = first_windows(run, training, steps)
+    job = Job(run, processing, objective, training, windows)
     job.forget_features(0)
     job.loop()  # fills the cache of features
     seconds = [job.loop().seconds for _ in range(rounds)]

@@ -24,8 +24,7 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from runs import recipe as make_recipe
-
+from helpers.runs import recipe as make_recipe
 from llava_accel.console.output import Console
 from llava_accel.data.loader import cache_folder
 from llava_accel.data.mapped_table import Table
@@ -33,6 +32,7 @@ from llava_accel.data.sampler import windows
 from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import build_order, open_corpora, open_data, survey_key
 
 WORDS = "what is the color of this large red square and how many people are standing near a tree on left side".split()
@@ -81,7 +81,7 @@ def start(folder: Path) -> None:
     """Every later start: open, order, and go on in the middle of the epoch."""
     recipe, processing = setting(folder, "large.jsonl")
     accelerator = Accelerator(cpu=True)
-    (part, _), _ = timed("open", lambda: open_data(recipe, processing, accelerator, Console()))
+    (part, _), _ = timed("open", lambda: open_data(RunContext(recipe, accelerator, Console()), processing))
     order, _ = timed("order", lambda: build_order(recipe, part, 1))
     middle = order.steps_per_epoch // 2
     for name, step in (("first step", 0), ("resume in the middle", middle)):

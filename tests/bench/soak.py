@@ -31,10 +31,9 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from backends.driver import profile_environment
-from runs import metrics, trained, without_times
-
 import llava_accel.train  # noqa: F401  once for all the processes that are forked
+from helpers.driver import profile_environment
+from helpers.runs import metrics, trained, without_times
 from llava_accel.console import command_line
 from llava_accel.recipe.toml import to_toml
 

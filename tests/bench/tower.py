@@ -21,17 +21,17 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.memory import Peak
-
 from llava_accel.console.output import Console
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 
 
 def make(folder: Path) -> None:
     """The tests' tiny LLaVA with the tower of LLaVA-1.5 at a smaller image size, in bf16."""
-    from tiny import make_llava
+    from helpers.tiny import make_llava
 
     make_llava(folder)
     raw = json.loads((folder / "config.json").read_text())
@@ -55,7 +55,7 @@ def measure(base: Path, cache: Path, features: bool) -> dict[str, object]:
         processing = load_processing(recipe.model, recipe.data.image_aspect)
         peak = Peak()
         before, since = peak.take(), time.perf_counter()
-        build_objective(recipe, processing, accelerator, Console(False))
+        build_objective(RunContext(recipe, accelerator, Console(False)), processing)
         seconds, after = time.perf_counter() - since, peak.take()
     return {**{name: after[name] - before[name] for name in after}, "seconds": round(seconds, 2)}
 

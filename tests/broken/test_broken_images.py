@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_images import BROKEN, FINE, noise
-from broken_rows import record
 from PIL import Image
-from runs import metrics
-from verbs import Ended, assert_helpful, assert_refused, start, write_recipe
 
+from helpers.broken_images import BROKEN, FINE, noise
+from helpers.broken_rows import record
+from helpers.runs import metrics
+from helpers.verbs import Ended, assert_helpful, assert_refused, start, write_recipe
 from llava_accel.data.images import decode
 
 LATE = [name for name, (_, _, says) in BROKEN.items() if "Replace it" in says]

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_images import BROKEN as IMAGES
-from broken_models import ADAPTERS, BASES, NOT_FINITE, copy_spoilt
-from broken_rows import record
-from runs import PARITY
-from verbs import assert_helpful, assert_refused, start, write_recipe
+
+from helpers.broken_images import BROKEN as IMAGES
+from helpers.broken_models import ADAPTERS, BASES, NOT_FINITE, copy_spoilt
+from helpers.broken_rows import record
+from helpers.runs import PARITY
+from helpers.verbs import assert_helpful, assert_refused, start, write_recipe
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from broken_recipes import COMBINATIONS, FILES, SMALLEST, TOO_MUCH, TYPES, UNKNOWN, VALUES
-from verbs import assert_refused, start
+
+from helpers.broken_recipes import COMBINATIONS, FILES, SMALLEST, TOO_MUCH, TYPES, UNKNOWN, VALUES
+from helpers.verbs import assert_refused, start
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from broken_rows import FILES, GPT, HUMAN, LINES, MALFORMED, TEXT_ONLY
-from runs import metrics
-from verbs import assert_helpful, assert_refused, start, write_recipe
+
+from helpers.broken_rows import FILES, GPT, HUMAN, LINES, MALFORMED, TEXT_ONLY
+from helpers.runs import metrics
+from helpers.verbs import assert_helpful, assert_refused, start, write_recipe
 
 GOOD = [TEXT_ONLY | {"id": f"good {number}"} for number in range(3)]
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import PARITY
-from verbs import assert_refused, start, write_recipe
+
+from helpers.runs import PARITY
+from helpers.verbs import assert_refused, start, write_recipe
 
 
 def _file(path: Path) -> Path:

@@ -7,8 +7,8 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from samples import corpus_of, record
 
+from helpers.samples import corpus_of, record
 from llava_accel.data import mapped_table as table_module
 from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError

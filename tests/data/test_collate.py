@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_trie import IMAGE, make
 
+from helpers.rows import IMAGE, make
 from llava_accel.data.collate import Batch, collate
 from llava_accel.data.images import LoadedImage
 from llava_accel.data.trie import build_row, chain

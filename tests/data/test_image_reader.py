@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from samples import image_processor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from helpers.samples import image_processor
 from llava_accel.data.images import ImageReader, pad_to_square
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

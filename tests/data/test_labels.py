@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example as hypothesis_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import (
+from transformers import PreTrainedTokenizerFast
+
+from helpers.samples import (
     IMAGE_ID,
     NUM_IMAGE_TOKENS,
     PARITY,
@@ -24,8 +26,6 @@ from samples import (
     spans,
     texts,
 )
-from transformers import PreTrainedTokenizerFast
-
 from llava_accel.data.conversation import TEMPLATES
 from llava_accel.data.examples import Encoder
 

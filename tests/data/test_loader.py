@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import IMAGE_ID, corpus, image_processor, record, write_images
 
+from helpers.samples import IMAGE_ID, corpus, image_processor, record, write_images
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import Loaded, load_windows, where

@@ -1,4 +1,4 @@
-"""No record is a crash, and none drives a terminal. Which records are refused: tests/broken/broken_rows.py."""
+"""No record is a crash, and none drives a terminal. Which records are refused: tests/helpers/broken_rows.py."""
 
 import json
 import unicodedata
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, llama, record, write_lines
 
+from helpers.samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, llama, record, write_lines
 from llava_accel.data.conversation import TEMPLATES
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import parse_record

@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 from hypothesis import given, settings
-from test_trie import Drawn, build, key_paths, make, paths, some
 
+from helpers.rows import Drawn, build, key_paths, make, paths, some
 from llava_accel.data.sampler import Order, windows
 from llava_accel.data.trie import Row, chain, pack_rows, share_rows
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from samples import corpus, record
 
+from helpers.samples import corpus, record
 from llava_accel.data.conversation import Turn
 from llava_accel.data.records import parse_record
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import corpus, encoder, record, write_lines
 
+from helpers.samples import corpus, encoder, record, write_lines
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.split import _Groups, held_out
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
 
+from helpers.samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
 from llava_accel.data import images
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.problems import DataError

@@ -7,7 +7,10 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import (
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from transformers import PreTrainedTokenizerFast
+
+from helpers.samples import (
     NUM_IMAGE_TOKENS,
     PARITY,
     byte_level,
@@ -17,9 +20,6 @@ from samples import (
     record,
     texts,
 )
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from transformers import PreTrainedTokenizerFast
-
 from llava_accel.data.conversation import TEMPLATES, Piece
 from llava_accel.data.labels import Labeller
 from llava_accel.data.text_encoder import TextEncoder

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu.figures import llava_config, main, make_base, make_recipe_for
 from transformers import LlavaForConditionalGeneration
 
+from gpu.figures import llava_config, main, make_base, make_recipe_for
 from llava_accel.plan import plan
 
 

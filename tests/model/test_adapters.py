@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from prepared import inputs, logits, prepare, random_step, trained
 from safetensors.torch import load_file, save_file
-from tiny import make_llava
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from helpers.prepared import inputs, logits, prepare, random_step, trained
+from helpers.tiny import make_llava
 from llava_accel.model.lora import Trainable, language_model_linears, split_state
 
 PARITY = Path(__file__).parents[1] / "parity"

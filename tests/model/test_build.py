@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import VOCABULARY, make_clip, make_llava
 from transformers import LlavaForConditionalGeneration
 
+from helpers.tiny import VOCABULARY, make_clip, make_llava
 from llava_accel.model import layouts
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.processing import load_processing

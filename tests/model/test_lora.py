@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from prepared import inputs, load, logits, prepare, random_step, recipe_of, trained
-from tiny import make_llava
 from transformers import LlavaForConditionalGeneration
 
+from helpers.prepared import inputs, load, logits, prepare, random_step, recipe_of, trained
+from helpers.tiny import make_llava
 from llava_accel.model.lora import find_targets, language_model_linears, load_trainables, split_state
 from llava_accel.setup.assembly import trainable_summary
 

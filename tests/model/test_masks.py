@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch.nn.attention import flex_attention
-from toys import MIXED, VOCABULARY, about_one_image, assert_same, batch_of, full_logits_loss, make_llava, talk
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
+from helpers.toys import MIXED, VOCABULARY, about_one_image, assert_same, batch_of, full_logits_loss, make_llava, talk
 from llava_accel.data.trie import build_row, chain, pack_rows
 from llava_accel.model.build import attention
 from llava_accel.model.objective import Objective, forest_blocks, forest_mask

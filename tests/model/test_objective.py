@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from toys import (
+from transformers import LlavaForConditionalGeneration
+
+from helpers.toys import (
     IMAGE_ID,
     MIXED,
     PATCHES,
@@ -16,8 +18,6 @@ from toys import (
     make_llava,
     talk,
 )
-from transformers import LlavaForConditionalGeneration
-
 from llava_accel.data.trie import build_row, chain
 from llava_accel.model.objective import Objective
 

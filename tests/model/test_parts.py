@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import VOCABULARY, make_clip, make_language_model, make_siglip
 
+from helpers.tiny import VOCABULARY, make_clip, make_language_model, make_siglip
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import NUM_PATCHES, VOCABULARY, make_clip, make_language_model, make_siglip
 from transformers import AutoProcessor, AutoTokenizer
 
+from helpers.tiny import NUM_PATCHES, VOCABULARY, make_clip, make_language_model, make_siglip
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn
 from llava_accel.data.images import ImageReader
 from llava_accel.model.processing import Processing, load_processing, num_rows

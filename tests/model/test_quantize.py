@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from tiny import make_llava
 
+from helpers.tiny import make_llava
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.lora import language_model_linears, prepare_trainable
 from llava_accel.model.processing import load_processing

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_clip, make_language_model
 
+from helpers.tiny import make_clip, make_language_model
 from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from quickstart.draw import (
     COLORS,
     DESCRIBE,

@@ -1,0 +1,155 @@
+"""A file of any size and form becomes rows that cost nothing to open again, or an error that says where it breaks."""
+
+import json
+import multiprocessing
+import pickle
+import time
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from helpers.samples import corpus_of, record
+from llava_accel.data import mapped_table as table_module
+from llava_accel.data.mapped_table import Table
+from llava_accel.data.problems import DataError
+
+RECORDS = [record(f"Q{n}", "A 你好\n🙂", id=str(n)) for n in range(5)]
+
+
+def open_table(path: Path) -> Table:
+    return Table(path, path.parent / "cache")
+
+
+def rows(table: Table) -> list[object]:
+    return [json.loads(table[n].decode()) for n in range(len(table))]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_json_array_is_its_records(
+    tmp_path: Path, indent: int | None, bom: bytes, line_end: str, ascii_only: bool
+) -> None:
+    text = json.dumps(RECORDS, indent=indent, ensure_ascii=ascii_only).replace("\n", line_end)
+    (tmp_path / "a.json").write_bytes(bom + b" \n" + text.encode() + b"\n ")
+    table = open_table(tmp_path / "a.json")
+    assert rows(table) == RECORDS
+    assert [table.number(n) for n in range(5)] == [1, 2, 3, 4, 5]
+    assert all(b"\n" not in table[n] and b"\r" not in table[n] for n in range(5)), "a row is a line of JSON lines"
+
+
+def test_a_trailing_comma_as_in_llavas_own_example_is_forgiven(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS)[:-1] + ",\n]")
+    assert rows(open_table(tmp_path / "a.json")) == RECORDS
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_json_lines_are_their_records(tmp_path: Path, suffix: str, bom: bytes, line_end: bytes) -> None:
+    lines = [json.dumps(record, ensure_ascii=False).encode() for record in RECORDS]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(bom + line_end.join(lines))  # no line end behind the last
+    assert rows(open_table(path)) == RECORDS
+
+
+def test_blank_lines_do_not_shift_the_numbers_in_messages(tmp_path: Path) -> None:
+    good = json.dumps(RECORDS[0])
+    (tmp_path / "a.jsonl").write_text(f"\n{good}\r\n \t\n\n{{broken\n\n{good}\n")
+    table = open_table(tmp_path / "a.jsonl")
+    assert [table.number(n) for n in range(len(table))] == [2, 5, 7]
+    with pytest.raises(DataError, match="row 5"):
+        corpus_of(tmp_path / "a.jsonl").record(1)
+
+
+def test_parquet_rows_are_their_records(tmp_path: Path) -> None:
+    mixed = [*RECORDS, record("<image>\nQ", "A", image="x.png", answers={"red": 2})]
+    parquet.write_table(pa.Table.from_pylist(mixed, schema=_schema()), tmp_path / "a.parquet", row_group_size=2)
+    data = corpus_of(tmp_path / "a.parquet")
+    assert [data.record(n).id for n in range(6)] == ["0", "1", "2", "3", "4", "6"]
+    assert data.record(0).turns[1].text == "A 你好\n🙂" and data.record(0).images == ()
+    assert data.record(5).images == ("x.png",) and data.record(5).answers == (("red", 2.0),)
+
+
+def _schema() -> pa.Schema:
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    answers = pa.struct([("red", pa.int64()), ("blue", pa.int64())])
+    return pa.schema(
+        [("id", pa.string()), ("conversations", pa.list_(turn)), ("image", pa.string()), ("answers", answers)]
+    )
+
+
+def test_a_record_may_be_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
+    records = [record("Q" * size, "A\n" * size, id=str(size)) for size in (1, 500, 3, 70, 2000, 1)]
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
+    for block in (1, 7, 64, 1024):
+        with mock.patch.object(table_module, "_BLOCK", block):
+            assert rows(Table(tmp_path / "a.json", tmp_path / str(block))) == records
+
+
+def test_random_access_finds_every_row_of_many_chunks(tmp_path: Path) -> None:
+    with mock.patch.object(table_module, "_ROWS_PER_CHUNK", 3):
+        (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {n}}}\n' for n in range(10)))
+        table = open_table(tmp_path / "a.jsonl")
+        assert [json.loads(table[n])["id"] for n in (9, 0, 3, 2, 8, 5)] == [9, 0, 3, 2, 8, 5]
+
+
+def test_a_second_start_maps_the_same_file_and_a_changed_one_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n')
+    first = open_table(path)
+    with mock.patch.object(table_module, "_rows", side_effect=AssertionError("read again")):
+        again = open_table(path)
+    assert rows(again) == [{"id": 1}] and again.fingerprint == first.fingerprint
+    path.write_text('{"id": 1}\n{"id": 2}\n')
+    changed = open_table(path)
+    assert rows(changed) == [{"id": 1}, {"id": 2}] and changed.fingerprint != first.fingerprint
+
+
+def test_a_table_travels_to_a_worker_without_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"id": "{n:0>1000}"}}\n' for n in range(100)))
+    table = open_table(tmp_path / "a.jsonl")
+    sent = pickle.dumps(table)
+    assert len(sent) < 2000
+    assert rows(pickle.loads(sent)) == rows(table)
+
+
+def _open_many(path: Path, start: object, count: object) -> None:
+    start.wait()  # pyright: ignore[reportAttributeAccessIssue]
+    if len(rows(open_table(path))) == 20_000:
+        with count.get_lock():  # pyright: ignore[reportAttributeAccessIssue]
+            count.value += 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_ranks_that_start_together_all_get_the_whole_table(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"id": {n}}}\n' for n in range(20_000)))
+    context = multiprocessing.get_context("fork")
+    start, count = context.Barrier(4), context.Value("i", 0)
+    workers = [context.Process(target=_open_many, args=(path, start, count)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert count.value == 4
+    assert [file.suffix for file in (tmp_path / "cache" / "tables").iterdir()] == [".arrow"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_two_hundred_thousand_records_open_in_seconds_and_again_at_once(tmp_path: Path, suffix: str) -> None:
+    line = json.dumps(record("<image>\nWhat is in the image?", "A red square.", id="000000", image="a/000000.jpg"))
+    separator = ",\n" if suffix == "json" else "\n"
+    text = separator.join([line] * 200_000)
+    (tmp_path / f"a.{suffix}").write_text(f"[{text}]" if suffix == "json" else text)
+    started = time.process_time()
+    assert len(open_table(tmp_path / f"a.{suffix}")) == 200_000
+    first = time.process_time() - started
+    started = time.process_time()
+    table = open_table(tmp_path / f"a.{suffix}")
+    assert table[199_999] == line.encode()
+    again = time.process_time() - started
+    assert first < 20 and again < 0.5, f"{first:.1f} s, {again:.3f} s"

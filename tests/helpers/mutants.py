@@ -1,0 +1,116 @@
+"""Wrong ways to scale and synchronise a step, each of which people have shipped. Exactness tests must fail on every one."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llava_accel.train as train_module
+from bench.traffic import Traffic
+from llava_accel.loop import step as step_module
+from llava_accel.model.objective import Objective
+
+_Patch = Callable[[pytest.MonkeyPatch], None]
+_count = step_module.count_targets
+
+
+def rank_factor_dropped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(step_module, "count_targets", lambda w, a: _count(w, a) * a.num_processes)
+
+
+def per_rank_target_count(patch: pytest.MonkeyPatch) -> None:
+    def local(window: Any, accelerator: Any) -> torch.Tensor:
+        return sum(micro_batch["target_weights"].sum() for micro_batch in window) * accelerator.num_processes
+
+    patch.setattr(step_module, "count_targets", local)
+
+
+def mean_per_micro_batch(patch: pytest.MonkeyPatch) -> None:
+    forward = Objective.forward
+
+    def mean(self: Objective, **batch: Any) -> torch.Tensor:
+        return forward(self, **batch) / batch["target_weights"].sum().clamp(min=1)
+
+    patch.setattr(Objective, "forward", mean)
+    patch.setattr(step_module, "count_targets", lambda w, a: torch.tensor(float(len(w) * a.num_processes)))
+
+
+def last_micro_batch_only(patch: pytest.MonkeyPatch) -> None:
+    right = step_module.gradient_sync
+
+    @contextmanager
+    def forgetful(accelerator: Any, model: Any, *, enabled: bool) -> Iterator[None]:
+        with right(accelerator, model, enabled=enabled):
+            yield
+        if not enabled:
+            model.zero_grad()
+
+    patch.setattr(step_module, "gradient_sync", forgetful)
+
+
+def sync_left_off(patch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def never(accelerator: Any, model: Any, *, enabled: bool) -> Iterator[None]:
+        accelerator.sync_gradients = enabled
+        with accelerator.no_sync(model):
+            yield
+
+    patch.setattr(step_module, "gradient_sync", never)
+
+
+def note_images(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: every rank notes the (images, targets) of its micro-batches in FOLDER/seen-RANK.txt."""
+    forward, start = Objective.forward, train_module.open_run
+    folder: list[Path] = []
+
+    def noting(self: Objective, **batch: Any) -> torch.Tensor:
+        rank = torch.distributed.get_rank()
+        with (folder[0] / f"seen-{rank}.txt").open("a") as file:
+            file.write(f"{len(batch['pixel_values'])} {len(batch['target_ids'])}\n")
+        return forward(self, **batch)
+
+    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
+    patch.setattr(Objective, "forward", noting)
+
+
+def note_traffic(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: rank 0 notes in FOLDER/traffic.jsonl what it sends within each micro-batch, and if it is a last one."""
+    right, start = step_module.gradient_sync, train_module.open_run
+    folder: list[Path] = []
+
+    @contextmanager
+    def noting(accelerator: Any, model: Any, *, enabled: bool) -> Iterator[None]:
+        with right(accelerator, model, enabled=enabled), Traffic() as traffic:
+            yield
+        if accelerator.is_main_process:
+            with (folder[0] / "traffic.jsonl").open("a") as file:
+                file.write(json.dumps({"last": enabled, **traffic.sent}) + "\n")
+
+    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
+    patch.setattr(step_module, "gradient_sync", noting)
+
+
+NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic)}
+MUTANTS: dict[str, _Patch] = {
+    mutant.__name__: mutant
+    for mutant in (
+        rank_factor_dropped,
+        per_rank_target_count,
+        mean_per_micro_batch,
+        last_micro_batch_only,
+        sync_left_off,
+    )
+}
+
+
+@contextmanager
+def applied(name: str | None) -> Iterator[None]:
+    """Break the code for the time of a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        if name:
+            (MUTANTS | NOTES)[name](patch)
+        yield

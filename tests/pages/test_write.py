@@ -1,0 +1,199 @@
+"""The report as a file: what it says of a run, when it is written, and that nothing keeps a run from going on."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import llava_accel.train as verb
+from helpers.report_run import HOSTILE, write_run
+from helpers.runs import PARITY, recipe
+from llava_accel.pages import write as live
+from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, verdict
+from llava_accel.pages.history import read_run
+from llava_accel.pages.html import visible
+from llava_accel.pages.write import write_comparison, write_report
+
+
+def run_verb(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    runpy.run_module("llava_accel.report", run_name="__main__")
+
+
+def words(page: Path) -> str:
+    """The text of a page without its markup, each run of white space one space."""
+    body = page.read_text(encoding="utf-8").split("<body>")[1].split("<script>")[0]
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+
+
+def test_the_verb_writes_the_page_into_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, num_steps=100, num_questions=20)
+    run_verb(monkeypatch, run)
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_page_says_what_came_of_the_run_and_how_to_repeat_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=100, overfits=True, optim={"learning_rate": 1e-4})
+    text = words(write_report(run))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before, *_, after = [line["eval"] for line in lines if "eval" in line]
+    start, end, blind = (f"{100 * value:.1f} %" for value in (
+        before["vqa_accuracy"], after["vqa_accuracy"], after["blind_vqa_accuracy"]
+    ))  # fmt: skip
+    assert f"VQA accuracy rose from {start} to {end} on 160 held-out questions" in text
+    assert f"Without seeing the images the same model reaches {blind}" in text
+    assert "optim.learning_rate 0.0001 0.0002" in text and "NVIDIA RTX 4090" in text and "transformers 5.23.0" in text
+    assert f"python -m llava_accel.train {run}/recipe.toml run.output_dir={run}-again" in text
+    assert "python -m llava_accel.train recipes/okvqa_qlora.toml optim.learning_rate=1e-4" in text
+
+
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=50, num_questions=30)
+    other = write_run(tmp_path, num_steps=50, num_questions=30, name="other", seed=9, skill=0.1)
+    for page in (write_report(run), write_comparison([run, other], tmp_path / "both.html")):
+        html = page.read_text()
+        assert not re.search(r"""<[^>]*\b(src|href|action)\s*=\s*["']?(?!data:|#)[^"'\s>]""", html)
+        assert "@import" not in html and "url(http" not in html and "default-src 'none'" in html
+        assert html.count("data:image/jpeg;base64,") == html.count("<img") > 10
+
+
+def test_text_of_the_data_is_never_markup(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=50, num_questions=20, hostile=True)
+    html = write_report(run).read_text(encoding="utf-8")
+    assert html.count("<script") == 1 and "<img src=x" not in html
+    assert "&lt;script&gt;document.title" in html
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", html)
+
+
+@pytest.mark.parametrize("text", ["naïve\tréponse\n", "नमस्ते क्‍ष", "می‌خواهم", "👩‍👧 ok", "a\u00a0b"])
+def test_text_of_every_language_stays_as_it_is(text: str) -> None:
+    assert visible(text) == text
+
+
+def test_what_cannot_be_seen_is_written_out() -> None:
+    assert visible(HOSTILE).endswith(r"\x00\x07\x1b[31m\u202egnp.exe\ud800")
+    assert visible("a\rb\u2066c\ufeff") == r"a\rb\u2066c\ufeff"
+
+
+def test_right_and_wrong_answers_are_mixed_and_stay_the_same_between_evaluations(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, num_questions=600, num_steps=100, skill=0.9))
+    late = run.predictions(100)
+    shown, hard = choose(late, "vqa_accuracy"), hardest(late)
+    verdicts = [verdict(late[number]["vqa_accuracy"]) for number in shown]
+    assert len(shown | hard) <= MOST_CARDS and verdicts.count("right") == len(verdicts) // 2
+    assert len(hard) == 12
+    lowest = min(late[number]["loss"] for number in hard)
+    assert all(row["loss"] <= lowest for number, row in enumerate(late) if number not in hard)
+    kept = shown & choose(run.predictions(50), "vqa_accuracy")
+    assert len(kept) > len(shown) // 3
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_where_all_are_right_or_all_wrong_the_gallery_is_full(tmp_path: Path, share: float) -> None:
+    rows = read_run(write_run(tmp_path, num_questions=200, num_steps=50)).predictions(50)
+    rows = [{**row, "vqa_accuracy": share, "loss": None} for row in rows]
+    assert len(choose(rows, "vqa_accuracy")) == MOST_CARDS
+
+
+def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, num_steps=50))
+    (tmp_path / "broken.png").write_text("no image")
+    (root,) = image_roots(run.recipe.data)
+    assert show("0.png", [root]).uri.startswith("data:image/jpeg;base64,")
+    for name in ("../broken.png", "none.png", "/etc/passwd"):
+        assert not show(name, [root]).uri and show(name, [root]).problem
+    assert "no readable image" in show("broken.png", [tmp_path]).problem
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "0.png").write_bytes((root / "0.png").read_bytes())
+    assert "2 folders" in show("0.png", [root, tmp_path / "more"]).problem
+
+
+def test_a_comparison_says_who_is_ahead_and_where_they_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strong = write_run(tmp_path, num_steps=150)
+    weak = write_run(tmp_path, name="rank_16", seed=4, skill=0.3, num_steps=150, model={"lora": {"rank": 16}})
+    run_verb(monkeypatch, weak, strong)
+    page = tmp_path / "comparison.html"
+    assert capsys.readouterr().out == f"comparison: {page}\n"
+    text = words(page)
+    assert re.search(r"okvqa_qlora has the highest VQA accuracy, [\d.]+ %, [\d.]+ points above rank_16\.", text)
+    assert "model.lora.rank 16 128" in text and "same versions on the same hardware" in text
+    with pytest.raises(ValueError, match="named twice"):
+        write_comparison([strong, strong], page)
+
+
+def test_a_run_without_held_out_data_has_a_report_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path, evaluations=False, num_steps=30, data={"eval": ""}, eval={"metric": "loss"})
+    text = words(write_report(run))
+    assert "the recipe names no held-out data" in text and "Answers" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.toml", None, "is no run"),
+        ("metrics.jsonl", "[1]\n", "none that a run writes"),
+        ("environment.json", "{", "is damaged"),
+        ("predictions/step-000050.jsonl", "{", "is damaged"),
+    ],
+)
+def test_what_is_wrong_with_a_run_folder_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, content: str | None, message: str,
+) -> None:  # fmt: skip
+    run = write_run(tmp_path, num_steps=50)
+    (run / name).unlink() if content is None else (run / name).write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        run_verb(monkeypatch, run)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+
+
+def test_a_run_writes_its_report_at_each_evaluation_and_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts: list[str] = []
+    write = live.write_report
+
+    def noted(*arguments: object) -> Path:
+        page = write(*arguments)  # pyright: ignore[reportArgumentType]
+        texts.append(words(page))
+        return page
+
+    monkeypatch.setattr(live, "write_report", noted)
+    data = {"eval": str(PARITY / "traj_lora.json")}
+    evaluation = {"every": 2, "at_start": True}
+    verb.train(recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 4, "epochs": 4}))
+    running = [re.search(r"running: step (\d) of 4", text) for text in texts]
+    assert [found and found[1] for found in running] == ["0", "2", None]
+    assert "training loss" not in texts[0] and "after 4 steps" in texts[2]
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_report_that_fails_is_said_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    data, evaluation = {"eval": str(PARITY / "traj_lora.json")}, {"every": 1, "limit": 2}
+    state = verb.train(recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 2, "epochs": 2}))
+    assert state.step == 2 and (tmp_path / "run" / "export" / "adapter_model.safetensors").is_file()
+    assert capsys.readouterr().out.count("report: not written (IsADirectoryError") == 2
+
+
+def test_a_run_that_overfits_says_so_once_and_the_report_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads((PARITY / "traj_lora.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(records[:2]))
+    (tmp_path / "eval.json").write_text(json.dumps(records[4:6]))
+    data = {"train": str(tmp_path / "train.json"), "eval": str(tmp_path / "eval.json")}
+    optim = {"learning_rate": 0.1, "projector_learning_rate": 0.01}
+    train = {"per_device_batch_size": 2, "max_steps": 60, "epochs": 60}
+    verb.train(recipe(tmp_path, data=data, eval={"every": 6, "limit": 2}, optim=optim, train=train))
+    assert capsys.readouterr().out.count("note: overfitting: evaluation loss has risen since") == 1
+    assert "Overfitting: evaluation loss has risen since" in words(tmp_path / "run" / "report.html")

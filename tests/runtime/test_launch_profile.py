@@ -1,0 +1,86 @@
+"""A launch profile that contradicts the recipe is refused, with key, value and remedy, before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.runs import recipe
+from llava_accel.runtime import zero as backend_deepspeed
+from llava_accel.runtime.launch_profile import Engine, Profile
+
+
+@pytest.mark.parametrize(
+    ("engine", "variable", "value", "shown"),
+    [
+        ("ddp", "ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision is 'fp16'"),
+        ("ddp", "ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision is 'bf16'"),
+        ("deepspeed", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps is '4'"),
+        ("deepspeed", "ACCELERATE_GRADIENT_CLIPPING", "0.5", "gradient_clipping is '0.5'"),
+        ("deepspeed", "ACCELERATE_DEEPSPEED_ZERO3_INIT", "true", "zero3_init_flag is 'true'"),
+        ("fsdp", "FSDP_VERSION", "1", "fsdp_version is '1'"),
+        ("fsdp", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading is 'true'"),
+        ("fsdp", "FSDP_ACTIVATION_CHECKPOINTING", "true", "fsdp_activation_checkpointing is 'true'"),
+    ],
+)
+def test_a_profile_that_contradicts_the_recipe_is_refused(
+    tmp_path: Path, engine: Engine, variable: str, value: str, shown: str
+) -> None:
+    with pytest.raises(ValueError, match=shown) as caught:
+        Profile(engine, {"FSDP_VERSION": "2", variable: value}).check(recipe(tmp_path), "no")
+    assert any(word in str(caught.value) for word in ("Write ", "Leave "))
+
+
+@pytest.mark.parametrize("engine", ["none", "ddp", "deepspeed", "fsdp"])
+def test_what_agrees_with_the_recipe_is_accepted(tmp_path: Path, engine: Engine) -> None:
+    agreeing = {
+        "FSDP_VERSION": "2",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_GRADIENT_CLIPPING": "1.0",
+    }
+    Profile(engine, agreeing).check(recipe(tmp_path), "no")
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+def test_eight_bits_are_refused_where_weights_or_moments_are_divided(tmp_path: Path, engine: Engine) -> None:
+    changed = recipe(tmp_path, model={"quantization": {"bits": 8}}, optim={"optimizer": "adamw_8bit"})
+    with pytest.raises(ValueError, match=r"quantization\.bits = 8(.|\n)*adamw_8bit"):
+        Profile(engine, {"FSDP_VERSION": "2"}).check(changed, "no")
+
+
+@pytest.mark.parametrize(
+    ("extra", "shown"),
+    [
+        ('"gradient_clipping": 0.5', "gradient_clipping is 0.5"),
+        ('"train_micro_batch_size_per_gpu": 3', "train_micro_batch_size_per_gpu is 3"),
+        ('"optimizer": {"type": "AdamW"}', "'optimizer' is in"),
+        ('"fp16": {"enabled": true}', "fp16 is enabled"),
+    ],
+)
+def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str, shown: str
+) -> None:
+    (tmp_path / "ds.json").write_text(f'{{"zero_optimization": {{"stage": 2}}, {extra}}}')
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    with pytest.raises(ValueError, match=shown):
+        backend_deepspeed.configured_plugin(recipe(tmp_path))
+
+
+def test_the_recipes_clipping_is_written_out_even_when_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", raising=False)
+    config = backend_deepspeed.configured_plugin(recipe(tmp_path, optim={"max_grad_norm": 0.0})).deepspeed_config
+    assert config["gradient_clipping"] == 0.0
+    assert config["gradient_accumulation_steps"] == 1
+    assert config["zero_optimization"]["overlap_comm"] is False
+
+
+PROFILES = sorted((Path(__file__).parents[2] / "launch").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_explains_every_line(profile: Path) -> None:
+    lines = profile.read_text().splitlines()
+    assert not [line for line in lines if line and "#" not in line]
+    assert f"--config_file launch/{profile.name} " in "\n".join(lines)
