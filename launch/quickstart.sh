@@ -9,4 +9,4 @@ export TOKENIZERS_PARALLELISM=false
 if [ ! -f data/easy_vqa/test.jsonl ]; then
   python -m llava_accel.prepare easy-vqa --out data/easy_vqa
 fi
-accelerate launch --config_file launch/cpu.yaml -m llava_accel.train recipes/quickstart.toml "$@"
+llava-accel train recipes/quickstart.toml "$@"

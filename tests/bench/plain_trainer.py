@@ -119,7 +119,7 @@ class PlainTrainer:
             num_train_epochs=1,
             max_grad_norm=self._recipe.optim.max_grad_norm,
             bf16=resolve_precision(self._recipe.run.precision, device) == torch.bfloat16,
-            dataloader_num_workers=self._recipe.data.workers,
+            dataloader_num_workers=self._recipe.data.num_workers,
             remove_unused_columns=False,
             save_strategy="no",
             logging_strategy="no",
