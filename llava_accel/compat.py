@@ -6,7 +6,6 @@ which says after an upgrade what broke. Libraries are imported where they are us
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
     from torch.distributed.fsdp import FSDPModule
-    from transformers import LlavaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import LlavaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-_Model = TypeVar("_Model", bound="PreTrainedModel")
+_Model = TypeVar("_Model")
 
 
 def count_up(key: str) -> int:
@@ -176,10 +175,10 @@ def load_model(
     Args:
         settings: For `from_pretrained`.
     """
-    loaded: Any = model_class.from_pretrained(
+    loader: Any = model_class
+    model, info = loader.from_pretrained(
         None, config=config, state_dict=dict(state), output_loading_info=True, **settings
     )
-    model, info = loaded
     assert not any(info.values()), info  # the caller has compared every name and shape
     return model
 
@@ -210,13 +209,13 @@ def tower_states(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> Ten
     return hidden
 
 
-def tokenizer_description(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What a tokenizer is made of, in the form of tokenizer.json.
+def tokenizer_description(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What a tokenizer is made of, as the text of a tokenizer.json.
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `backend_tokenizer`; tokenizers 0.23: `to_str`, whose
     form is not documented. No public setting takes the leading space away, or makes an added token special.
     """
-    return json.loads(tokenizer.backend_tokenizer.to_str())
+    return tokenizer.backend_tokenizer.to_str()
 
 
 def save_legacy_flag(tokenizer: PreTrainedTokenizerFast) -> None:

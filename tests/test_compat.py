@@ -186,7 +186,7 @@ def test_dropout_keeps_a_byte_for_each_number() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         out = compat.byte_mask_dropout(inputs, 0.25, True)
     assert [tensor.element_size() for tensor in kept] == [1]
-    assert set(out.tolist()) == {0.0, pytest.approx(4 / 3)} and 650 < int((out > 0).sum()) < 850
+    assert out.unique().tolist() == [0.0, pytest.approx(4 / 3)] and 650 < int((out > 0).sum()) < 850
     assert torch.equal(compat.byte_mask_dropout(inputs, 0.25, False), inputs)
 
 
@@ -287,7 +287,7 @@ def test_a_tokenizer_is_described_with_the_keys_that_its_encoder_changes(tmp_pat
 
     tokenizer = make_tokenizer(tmp_path)
     tokenizer.add_tokens(["<x>"])
-    spec = compat.tokenizer_description(tokenizer)
+    spec = json.loads(compat.tokenizer_description(tokenizer))
     assert {"model", "normalizer", "pre_tokenizer", "added_tokens", "truncation", "padding"} <= spec.keys()
     assert {"type", "vocab"} <= spec["model"].keys() and {"type", "prepend_scheme"} <= spec["pre_tokenizer"].keys()
     keys = {"id", "content", "special", "lstrip", "rstrip", "single_word"}

@@ -33,7 +33,7 @@ class TextEncoder:
                 f"model: the tokenizer {type(tokenizer).__name__} has no `tokenizers` backend. "
                 "Save it once with `tokenizer.save_pretrained` as tokenizer.json and put that file into the folder"
             )
-        spec = compat.tokenizer_description(tokenizer)
+        spec = json.loads(compat.tokenizer_description(tokenizer))
         self._space, self.space_at_start, self.space_after_special = _take_over_spaces(spec)
         # Some files hold the settings of their last use, which would cut off or pad every piece.
         spec["truncation"] = spec["padding"] = None

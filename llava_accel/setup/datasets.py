@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
@@ -101,7 +102,7 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     """Everything besides the files that decides what a record becomes."""
     data, processor = recipe.data, processing.processor
     settings = (
-        processor.tokenizer.backend_tokenizer.to_str(), processing.image_token_id, processing.num_image_tokens,
+        compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.num_image_tokens,
         recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
         data.answers,
     )  # fmt: skip
