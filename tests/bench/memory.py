@@ -96,12 +96,10 @@ def measure(base: Path, naive: bool) -> None:
         found["rest"] = peak.take()
         started = time.perf_counter()
         if naive:
-            if accelerator.deepspeed_plugin:
-                model._config.zero_config.gather_16bit_weights_on_model_save = True
             # Other ranks of ZeRO-3 get none.
             state: dict[str, Tensor] = accelerator.get_state_dict(model) or {}  # pyright: ignore[reportAssignmentType]
         else:
-            state = dict(gathered_weights(accelerator, model, is_saved(objective, settings)))
+            state = gathered_weights(accelerator, model, is_saved(objective, settings))
         # What engines that keep a whole model return is the model's own memory here, and a copy where that is a GPU's.
         copies = [] if is_sharded(accelerator) else [tensor.clone() for tensor in state.values()]
         found["seconds"] = round(time.perf_counter() - started, 3)
@@ -117,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["make", "measure"])
     parser.add_argument("base", type=Path)
-    parser.add_argument("--naive", action="store_true", help="gather everything through accelerator.get_state_dict")
+    parser.add_argument("--naive", action="store_true", help="gather everything, not only what is saved")
     arguments = parser.parse_args()
     if arguments.action == "make":
         make(arguments.base)
