@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn.modules import Params4bit
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
@@ -135,18 +134,13 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
 
 def num_weights(parameter: nn.Parameter) -> int:
     """Weights that a parameter stands for; a 4-bit one holds several in each element of its storage."""
-    state = parameter.quant_state if isinstance(parameter, Params4bit) else None
-    if state is not None:
-        assert state.shape is not None
-        return state.shape.numel()
-    return parameter.numel()
+    state = getattr(parameter, "quant_state", None)  # bitsandbytes', which is not imported for the sake of a question
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 def type_name(parameter: nn.Parameter) -> str:
     """`nf4`, `fp4`, or the type of the tensor."""
-    if isinstance(parameter, Params4bit):
-        return parameter.quant_type
-    return str(parameter.dtype).removeprefix("torch.")
+    return getattr(parameter, "quant_type", str(parameter.dtype).removeprefix("torch."))
 
 
 def _part_of(name: str) -> str:
