@@ -82,7 +82,7 @@ def test_quantised_run_is_merged_into_16_bits_and_measured_against_both(
     merged = export(monkeypatch, run, "merged", tmp_path / "merged")
     assert_same(logits(run, bits=16), logits(merged))
     said = capsys.readouterr().out
-    assert "the adapter was trained over the base in 4 bits (nf4), and is merged into its 16-bit weights" in said
+    assert "the adapter was trained on the base in 4 bits (nf4) and is merged into its 16-bit weights" in said
     close, far = (
         float(re.search(rf"against {name}.*?differ by (\S+)", said)[1])  # pyright: ignore[reportOptionalSubscript]
         for name in ("16-bit base", "4-bit base")
