@@ -157,5 +157,5 @@ def test_auto_keeps_nothing_where_not_all_would_fit(made: Callable[..., Recipe],
 
 @pytest.mark.parametrize("changes", [{"data": {"cache_features": False}}, {"model": {"train_vision": True}}])
 def test_the_verb_refuses_a_recipe_without_a_cache(made: Callable[..., Recipe], changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"keeps no features.*Set data\.cache_features = true"):
+    with pytest.raises(ValueError, match=r"stores no features.*Set data\.cache_features = true"):
         cache(made("run", **changes))

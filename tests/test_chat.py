@@ -65,7 +65,7 @@ def test_several_turns_images_and_commands(
     ("line", "said"),
     [
         ("/image nowhere.png", "there is no image 'nowhere.png'"),
-        (f"/image {PARITY / 'labels_golden.json'}", "no readable image"),
+        (f"/image {PARITY / 'labels_golden.json'}", "not a readable image"),
         ("/imagine", "/imagine is not a command"),
         ("Is <image> it?", "/image FILE"),
         ("why " * 600, "/reset"),

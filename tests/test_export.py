@@ -78,11 +78,11 @@ def test_quantised_run_is_merged_into_16_bits_and_measured_against_both(
     run = fine_tune(tmp_path, model=model, checkpoint={"verify": True})
     proved = capsys.readouterr().out
     assert re.search(r"export in plain transformers and peft.*: \d+ trained weights loaded; logits differ by", proved)
-    assert "the adapter was trained over the base in 4 bits" not in proved
+    assert "the adapter was trained on the base in 4 bits" not in proved
     merged = export(monkeypatch, run, "merged", tmp_path / "merged")
     assert_same(logits(run, bits=16), logits(merged))
     said = capsys.readouterr().out
-    assert "the adapter was trained over the base in 4 bits (nf4), and is merged into its 16-bit weights" in said
+    assert "the adapter was trained on the base in 4 bits (nf4) and is merged into its 16-bit weights" in said
     close, far = (
         float(re.search(rf"against {name}.*?differ by (\S+)", said)[1])  # pyright: ignore[reportOptionalSubscript]
         for name in ("16-bit base", "4-bit base")

@@ -95,10 +95,10 @@ def png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "no readable image"),
-        (b"this is not an image", "no readable image"),
-        (b"<html>404</html>", "no readable image"),
-        (b"\x89PNG\r\n\x1a\n", "no readable image"),
+        (b"", "not a readable image"),
+        (b"this is not an image", "not a readable image"),
+        (b"<html>404</html>", "not a readable image"),
+        (b"\x89PNG\r\n\x1a\n", "not a readable image"),
         (png(50_000, 50_000), "decompression bomb"),
         (png(12_000, 12_000), "decompression bomb"),
         (png(40_000, 2), "strip of 40000 x 2"),

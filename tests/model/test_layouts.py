@@ -118,12 +118,12 @@ def test_a_projector_is_known_under_every_prefix(name: str) -> None:
     "name", ["model.mm_projector.4.weight", "model.mm_projector.weight", "model.embed_tokens.weight"]
 )
 def test_another_kind_of_projector_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="no weight of a two-layer projector"):
+    with pytest.raises(ValueError, match="not a weight of a two-layer projector"):
         layouts.projector_part(name)
 
 
 def test_a_name_of_another_model_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"transformer\.wte.*no weight of a LLaVA"):
+    with pytest.raises(ValueError, match=r"transformer\.wte.*not a weight of a LLaVA"):
         layouts.to_memory("transformer.wte.weight")
     with pytest.raises(ValueError, match=r"does not begin with 'base_model\.model\.'"):
         layouts.adapter_to_memory("model.layers.0.mlp.up_proj.lora_A.weight")

@@ -86,7 +86,7 @@ def test_a_run_on_a_base_that_transformers_cannot_load_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb.train(recipe(tmp_path, train={"max_steps": 1}, checkpoint={"verify": True}))
-    assert "not compared in a process of transformers and peft alone" in capsys.readouterr().out
+    assert "not verified in a process with transformers and peft alone" in capsys.readouterr().out
 
 
 def test_a_run_whose_export_is_not_what_was_trained_ends_with_an_error(
