@@ -15,22 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed
-from accelerate.state import AcceleratorState
 
-from helpers.exported import export, fine_tune
-from helpers.tiny import make_llava
-
+# No torch at the top of this file: the process that only hands out the tests would wait for it, too.
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-torch.set_num_threads(1)
 
 
 @pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
     """For a test in another precision than those around it: accelerate keeps one for the whole process."""
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
@@ -39,6 +35,8 @@ def fresh_accelerator() -> Iterator[None]:
 @pytest.fixture
 def one_rank() -> Iterator[None]:
     """A process group of this process alone."""
+    import torch.distributed
+
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
@@ -48,6 +46,8 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained LLaVA in the hub's layout, whose layers 4 bits can pack."""
+    from helpers.tiny import make_llava
+
     return make_llava(tmp_path_factory.mktemp("llava"))
 
 
@@ -80,12 +80,16 @@ def tower_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="session")
 def lora_run(tmp_path_factory: pytest.TempPathFactory, llava_folder: Path) -> Path:
     """A run of LoRA on that base, two steps long."""
+    from helpers.exported import fine_tune
+
     return fine_tune(tmp_path_factory.mktemp("lora"), model={"base": str(llava_folder)}, checkpoint={"verify": True})
 
 
 @pytest.fixture(scope="session")
 def lora_exports(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That run in each form of `llava_accel.export`."""
+    from helpers.exported import export
+
     folder = tmp_path_factory.mktemp("exports")
     with pytest.MonkeyPatch.context() as patch:
         return {form: export(patch, lora_run, form, folder / form) for form in ("peft", "merged", "llava")}
@@ -94,7 +98,6 @@ def lora_exports(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the train.json and eval.json of interrupted.py."""
-    # Not at the top: the package may only be imported when the plugin that checks its types and shapes is there.
     from helpers.interrupted import NUM_RECORDS
     from helpers.runs import mixed_records, write_records
 

@@ -60,9 +60,8 @@ def one_token_encoder(template: str) -> Encoder:
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["id"] for case in GOLDEN])
 def test_ids_and_targets_equal_the_original(case: dict) -> None:
-    fields: dict[str, object] = {"conversations": case["conversations"]} | (
-        {"image": "t0.png"} if case["image"] else {}
-    )
+    fields: dict[str, object] = {"conversations": case["conversations"]}
+    fields |= {"image": "t0.png"} if case["image"] else {}
     example = encode(one_token_encoder(case["version"]), fields)
     ids = [IMAGE_ID if token == -200 else token for token in case["input_ids"]]
     assert example.input_ids.tolist() == ids

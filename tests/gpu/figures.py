@@ -74,7 +74,7 @@ def make_base(folder: Path, tiny: bool, weights: bool = True) -> Path:
     """Random weights in the hub's layout; `weights=False` leaves them out, which is enough for a plan."""
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
     config = llava_config(tiny, tokenizer.convert_tokens_to_ids("<image>"))
-    assert isinstance(config.vision_config, CLIPVisionConfig)
+    assert isinstance(config.vision_config, CLIPVisionConfig) and isinstance(config.vision_config.image_size, int)
     side = config.vision_config.image_size
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(

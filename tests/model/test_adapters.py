@@ -162,7 +162,7 @@ def test_an_adapter_with_a_key_that_fits_nowhere_is_refused(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"no place for 24 of its weights"):
         lora = {"rank": 4, "alpha": 8, "targets": [r".*\.q_proj"]}
         path.write_bytes((PARITY / "adapter_init" / "adapter_model.safetensors").read_bytes())
-        prepare(**(ORIGINAL | {"lora": lora}), adapter=str(folder))
+        prepare(**{**ORIGINAL, "lora": lora}, adapter=str(folder))
     save_file({"transformer.h.0.lora_A.weight": torch.ones(4, 48)}, path)
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*base_model\.model\."):
         prepare(**ORIGINAL, adapter=str(folder))
