@@ -122,7 +122,10 @@ LONGEST_FIRST = ("engines", "launch", "interrupted", "exports")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the tests over the processes of pytest-xdist: by shared fixture or else by file, long groups first."""
+    """Spread the tests over the processes of pytest-xdist: by shared fixture or else by file, long groups first.
+
+    What needs one of those fixtures is slow, too.
+    """
 
     def group(item: pytest.Item) -> str:
         if item.path.stem == "test_launch":
@@ -135,6 +138,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
+        if group(item) in LONGEST_FIRST:
+            item.add_marker("slow")
     items.sort(key=rank)
 
 
