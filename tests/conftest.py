@@ -37,7 +37,7 @@ def one_rank() -> Iterator[None]:
     """A process group of this process alone."""
     import torch.distributed
 
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

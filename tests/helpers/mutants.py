@@ -103,8 +103,9 @@ def note_state_dicts(patch: pytest.MonkeyPatch) -> None:
     def noting(self: Accelerator, *arguments: Any, **named: Any) -> Any:
         state = right(self, *arguments, **named)
         if self.is_main_process:
+            assert isinstance(state, dict)
             with (folder[0] / "state-dicts.jsonl").open("a") as file:
-                file.write(json.dumps(sorted(state)) + "\n")
+                file.write(json.dumps(sorted(map(str, state))) + "\n")
         return state
 
     patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])

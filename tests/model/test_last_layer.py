@@ -55,7 +55,8 @@ def test_output_and_gradients_are_those_of_the_whole_layer(decoder: nn.Module) -
     expected, wanted = whole.flatten(0, 1)[READ], gradients(decoder, whole.flatten(0, 1)[READ])
     names = list(decoder.state_dict())
     read_at_positions(decoder)
-    assert isinstance(decoder.layers[-1], LastLayer) and list(decoder.state_dict()) == names
+    assert isinstance(decoder.layers, nn.ModuleList) and isinstance(decoder.layers[-1], LastLayer)
+    assert list(decoder.state_dict()) == names
     read = decoder(input_ids=ids, use_cache=False, read_positions=READ).last_hidden_state
     torch.testing.assert_close(read[0], expected, rtol=0, atol=1e-12)
     found = gradients(decoder, read)
