@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import llava_accel.train as verb
 from helpers.report_run import HOSTILE, write_run
 from helpers.runs import PARITY, recipe
+from llava_accel.console import command_line
 from llava_accel.pages import write as live
 from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, verdict
 from llava_accel.pages.history import read_run
@@ -20,7 +20,7 @@ from llava_accel.pages.write import write_comparison, write_report
 
 def run_verb(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-    runpy.run_module("llava_accel.report", run_name="__main__")
+    command_line.start("report")
 
 
 def words(page: Path) -> str:
