@@ -7,6 +7,6 @@ source launch/environment.sh quickstart
 
 export TOKENIZERS_PARALLELISM=false
 if [ ! -f data/easy_vqa/test.jsonl ]; then
-  python -m llava_accel.prepare easy-vqa --out data/easy_vqa
+  llava-accel prepare easy-vqa --out data/easy_vqa
 fi
 llava-accel train recipes/quickstart.toml "$@"

@@ -62,9 +62,9 @@ def check(arguments: argparse.Namespace) -> int:
     if wrong or problems or unreadable:
         return 2
     if not bad_rows:
-        console.line(f"next: accelerate launch -m llava_accel.train {arguments.recipe}")
+        console.line(f"next: llava-accel train {arguments.recipe}")
     elif not arguments.fix:
-        remedy = f"write a copy without them: python -m llava_accel.check {arguments.recipe} --fix DIR"
+        remedy = f"write a copy without them: llava-accel check {arguments.recipe} --fix DIR"
         console.line(f"next: correct the records, or {remedy}")
     return 1 if bad_rows else 0
 

@@ -1,4 +1,4 @@
-"""`python -m llava_accel.prepare`: public data sets and tables -> the JSON lines that data.train reads."""
+"""`llava-accel prepare`: public data sets and tables -> the JSON lines that data.train reads."""
 
 import argparse
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava_accel.exceptions import UserError
 
-_COMMAND = "python -m llava_accel.prepare"
+_COMMAND = "llava-accel prepare"
 _SUFFIX = "Answer the question using a single word or phrase."  # LLaVA-1.5's prompt for short answers
 
 _OKVQA_EXAMPLE = f"""example, with the files of okvqa.allenai.org, and COCO's images in coco/:

@@ -51,10 +51,10 @@ def _example(source: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
         main([source, "--help"])
     assert stopped.value.code == 0
     _, _, example = capsys.readouterr().out.partition("\nexample")
-    command = example[example.index("python -m llava_accel.prepare") :].replace("\\\n", " ")
+    command = example[example.index("llava-accel prepare") :].replace("\\\n", " ")
     words = shlex.split(command)
-    assert words[:4] == ["python", "-m", "llava_accel.prepare", source]
-    return words[3:]
+    assert words[:3] == ["llava-accel", "prepare", source]
+    return words[2:]
 
 
 def _records(path: Path) -> list[Record]:

@@ -91,7 +91,7 @@ def finish(
     console.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
     report_end(recipe, state, console)
     if recipe.model.train != "projector":
-        console.line(f"next: python -m llava_accel.chat --adapter {folder}")
+        console.line(f"next: llava-accel chat --adapter {folder}")
 
 
 def show_times(seconds: Mapping[str, float], console: Console) -> None:

@@ -101,15 +101,14 @@ def commands(run: History) -> list[tuple[str, str]]:
     folder, recipe = shlex.quote(str(run.folder)), shlex.quote(str(run.folder / "recipe.toml"))
     again = shlex.quote(f"run.output_dir={run.folder}-again")
     ranks = run.environment.get("num_processes", 1)
-    launch = "python" if ranks == 1 else f"accelerate launch --num_processes {ranks}"
+    processes = "" if ranks == 1 else f" --num-processes {ranks}"
     if run.environment.get("backend") in ("DEEPSPEED", "FSDP"):
-        launch = "accelerate launch --config_file PROFILE.yaml"
-    shown = [("Repeat this run", f"{launch} -m llava_accel.train {recipe} {again}")]
+        processes += " --profile PROFILE.yaml"
+    shown = [("Repeat this run", f"llava-accel train {recipe} {again}{processes}")]
     if command := run.environment.get("command"):
-        words = ["-m", f"llava_accel.{Path(command[0]).stem}", *command[1:]]
-        shown.append(("It was started with", f"{launch} {shlex.join(words)}"))
+        shown.append(("It was started with", f"llava-accel train {shlex.join(command[1:])}{processes}"))
     if not run.is_over:
-        shown.append(("Continue it, if it was interrupted", f"{launch} -m llava_accel.train {recipe}"))
+        shown.append(("Continue it, if it was interrupted", f"llava-accel train {recipe}{processes}"))
     if run.chosen and run.recipe.model.train != "projector":
-        shown.append(("Talk to it", f"python -m llava_accel.chat --adapter {folder}"))
+        shown.append(("Talk to it", f"llava-accel chat --adapter {folder}"))
     return shown

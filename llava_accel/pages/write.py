@@ -121,7 +121,7 @@ def _attempt(action: Callable[[], object], folder: Path, console: Console) -> bo
         reason = " ".join(str(error).split())[:300]
         console.line(
             f"report: not written ({type(error).__name__}: {reason}). The run goes on; to see why, run "
-            f"`python -m llava_accel.report {folder}`"
+            f"`llava-accel report {folder}`"
         )
         return False
     return True

@@ -168,7 +168,7 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
     plain = load_model(job.recipe, processing, dtype=dtype, device=None).model
     job.console.line(
         f"note: transformers cannot load {table.base}, which is in the layout of LLaVA's own code. Convert it once "
-        f"and use the result as the base: python -m llava_accel.export {table.base} --to merged "
+        f"and use the result as the base: llava-accel export {table.base} --to merged "
         f"--out {Path(table.base).name}-hf"
     )
     with warnings.catch_warnings():

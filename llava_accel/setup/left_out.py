@@ -25,7 +25,7 @@ def refuse_bad(data: DataTable, survey: Survey) -> None:
     others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
     if data.on_bad_record == "error":
         raise first.with_note(
-            f'{others}. `python -m llava_accel.check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
+            f'{others}. `llava-accel check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
         )
     if len(bad) > data.max_bad * total:
         raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")

@@ -49,8 +49,8 @@ def test_the_page_says_what_came_of_the_run_and_how_to_repeat_it(tmp_path: Path)
     assert f"VQA accuracy rose from {start} to {end} on 160 held-out questions" in text
     assert f"Without seeing the images the same model reaches {blind}" in text
     assert "optim.learning_rate 0.0001 0.0002" in text and "NVIDIA RTX 4090" in text and "transformers 5.23.0" in text
-    assert f"python -m llava_accel.train {run}/recipe.toml run.output_dir={run}-again" in text
-    assert "python -m llava_accel.train recipes/okvqa_qlora.toml optim.learning_rate=1e-4" in text
+    assert f"llava-accel train {run}/recipe.toml run.output_dir={run}-again" in text
+    assert "llava-accel train recipes/okvqa_qlora.toml optim.learning_rate=1e-4" in text
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
