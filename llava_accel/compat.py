@@ -194,7 +194,7 @@ def new_projector(config: LlavaConfig) -> nn.Module:
 
 
 def tower_states(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> Tensor:
-    """Hidden states (images, tokens, channels) of a CLIP or SigLIP tower behind its first `num_layers` layers.
+    """Hidden states (images, tokens, channels) of a CLIP or SigLIP tower after its first `num_layers` layers.
 
     Read in transformers 5.23, models/clip/modeling_clip.py: `CLIPVisionModel.forward`, and SigLIP's. The public
     `output_hidden_states` computes all layers and keeps what each of them gives.

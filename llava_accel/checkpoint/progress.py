@@ -85,24 +85,24 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
             f"run.resume: {folder.parent} counts steps of {then} examples, and {ranks} ranks x "
             f"train.accumulation_steps = {recipe.train.accumulation_steps} x train.per_device_batch_size = "
             f"{recipe.train.per_device_batch_size} make {now}: step {facts['state']['step']} would be another place in the "
-            f"data. Choose them so that their product is {then}, or start anew from its weights with model.adapter"
+            f"data. Choose them so that their product is {then}, or start a new run from its weights with model.adapter"
         )
     if facts["optimizer"] != recipe.optim.optimizer:
         raise UserError(
             f"run.resume: {folder.parent} holds the state of optim.optimizer = {facts['optimizer']!r}, not of "
-            f"{recipe.optim.optimizer!r}. Set it back, or start anew from its weights with model.adapter"
+            f"{recipe.optim.optimizer!r}. Set it back, or start a new run from its weights with model.adapter"
         )
     precision = str(resolve_precision(recipe.run.precision, accelerator.device))
     if facts["precision"] != precision:
         raise UserError(
             f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
-            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start anew from its weights with "
+            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start a new run from its weights with "
             "model.adapter"
         )
     if facts["state"]["data"] != state.data:
         raise UserError(
             f"run.resume: the data has changed since {folder.parent} was written: number, lengths or images of its records. "
-            "Restore the files, or start anew from its weights with model.adapter"
+            "Restore the files, or start a new run from its weights with model.adapter"
         )
     state.load_state_dict(facts["state"])
     of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)

@@ -34,7 +34,7 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
         raise UserError(
             f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
             + "\n  ".join(changed)
-            + '\nSet these back, start anew with run.resume="never" (which removes its checkpoints), or give the run '
+            + '\nSet these back, start from the beginning with run.resume="never" (which removes its checkpoints), or give the run '
             "another run.name. To start from its weights alone, set model.adapter"
         )
     return source
@@ -50,7 +50,7 @@ def _find(recipe: Recipe) -> Path | None:
         if saved and intact is None:
             raise UserError(
                 f"run.resume: every checkpoint in {folder} is damaged (a file differs from its {MANIFEST}). "
-                'Restore one, or set run.resume = "never" to start anew'
+                'Restore one, or set run.resume = "never" to start from the beginning'
             )
         return intact
     source = Path(resume)

@@ -123,7 +123,7 @@ class Checkpoints:
             self._console.line(f"checkpoint: {target} could not be written ({problem[0]}) and stays what it was")
 
     def resume(self, source: Path | None) -> None:
-        """Go on from a checkpoint whose weights the model was built with; None starts anew.
+        """Go on from a checkpoint whose weights the model was built with; None starts from the beginning.
 
         Written by another engine or another number of ranks it serves as well, if a step is the same portion of data.
 
@@ -156,7 +156,7 @@ class Checkpoints:
 
     @contextmanager
     def _failing_softly(self, target: Path) -> Iterator[list[str]]:
-        """Around work of which the main process does the writing: what hinders it is known to all ranks afterwards."""
+        """Around work of which the main process does the writing: what prevents it is known to all ranks afterwards."""
         problem: list[str] = []
         try:
             yield problem
@@ -169,7 +169,7 @@ class Checkpoints:
         problem[:] = found
 
     def _remove_later(self) -> None:
-        """Remove what the folder holds of steps that are taken anew: nothing may resume from it or count it."""
+        """Remove what the folder holds of steps that are taken again: nothing may resume from it or count it."""
         if not self._accelerator.is_main_process:
             return
         later = [folder for folder in complete_checkpoints(self._folder) if step_of(folder) > self._state.step]
@@ -179,7 +179,7 @@ class Checkpoints:
         for folder in (self._folder, self._run):
             recover(folder)
         if later:
-            self._console.line(f"removed {len(later)} checkpoints of an earlier run behind step {self._state.step}")
+            self._console.line(f"removed {len(later)} checkpoints of an earlier run after step {self._state.step}")
 
     def _rotate(self) -> None:
         complete = complete_checkpoints(self._folder)

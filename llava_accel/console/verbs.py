@@ -179,7 +179,7 @@ VERBS = {
     ),
     "chat": Verb(
         "Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.\n\n"
-        "Commands: /image FILE puts an image at the start of the next question, /reset begins anew, /quit ends.",
+        "Commands: /image FILE puts an image at the start of the next question, /reset starts again, /quit ends.",
         "  llava-accel chat --adapter runs/quickstart --image image.jpg",
         _chat,
     ),

@@ -170,7 +170,7 @@ def moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
 
 
 def tensor(batch: Loaded, name: str) -> Tensor:
-    """A field of a batch that is no flag."""
+    """A field of a batch that is not a flag."""
     value = batch[name]
     assert isinstance(value, Tensor)
     return value

@@ -81,7 +81,7 @@ class Dialogue:
                 raise
             raise UserError(
                 f"the conversation does not fit into the model's {self._window:,} tokens together with an answer of "
-                f"{self._max_new_tokens:,}. Begin anew with /reset"
+                f"{self._max_new_tokens:,}. Start again with /reset"
             ) from None
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> str:

@@ -62,7 +62,7 @@ class Validation:
         """Evaluate this step; whether it is the best so far and is to be kept. Every rank must call it.
 
         Sets `state.is_stopped` where the recipe has no more patience. An evaluation in the middle of which the run is
-        asked to end is given up; the resumed run makes it anew.
+        asked to end is given up; the resumed run makes it again.
         """
         recipe = self._run.recipe
         value = self._measure(state, meter)

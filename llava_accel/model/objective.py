@@ -39,7 +39,7 @@ class Objective(nn.Module):
 
     Args:
         model: `LlavaForConditionalGeneration`, or peft's model around one.
-        vocab_size: Rows of `lm_head` that take part in the softmax. Rows behind them were added for the image token and
+        vocab_size: Rows of `lm_head` that take part in the softmax. Rows after them were added for the image token and
             must not change the loss of a base that never had them.
         compute_dtype: What the forward pass is computed in. With bf16 it runs under autocast, whatever the backend.
         tower_on_every_rank: Run the tower even when the micro-batch has no image. Needed where its weights are trained
@@ -142,7 +142,7 @@ class Objective(nn.Module):
         ids: Int[Tensor, "targets"],
         weights: Float[Tensor, "targets"],
     ) -> Float[Tensor, ""]:
-        """Weighted sum of the cross-entropy. Logits of many targets are made in parts, and anew for the gradient."""
+        """Weighted sum of the cross-entropy. Logits of many targets are made in parts, and again for the gradient."""
         size = max(1, LOGITS_AT_ONCE // self.vocab_size)
         # Ranks that share each weight must call lm_head equally often, and have unequal numbers of targets.
         if len(ids) <= size or self.is_sharded:

@@ -270,7 +270,7 @@ def _origin(job: Job) -> Base | None:
     try:
         return find_base(trained.own.model, weights=False)
     except UserError as error:
-        job.console.line(f"note: config.json and tokenizer are made anew, as the base cannot be read: {error}")
+        job.console.line(f"note: config.json and tokenizer are made again, as the base cannot be read: {error}")
         return None
 
 
