@@ -1,4 +1,4 @@
-"""What a run will take, before it is launched: memory on each GPU by kind, operations and steps, and what fits.
+"""What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.
 
 No weight is loaded: the model is built on PyTorch's meta device, and the longest records of the data decide.
 """
@@ -40,7 +40,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     Args:
         gpu_gb: Memory of one GPU in GB, for a verdict.
         ranks: GPUs of the profiles that use several.
-        probe: Run the worst batch once, on this machine, and print what it took beside what was planned.
+        probe: Run the worst batch once, on this machine, and print what it took next to what was planned.
 
     Raises:
         UserError: recipe, data or model cannot be used.

@@ -79,16 +79,20 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     _add_recipe(parser)
-    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of one GPU, for a verdict")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the profiles with several (8)")
-    parser.add_argument("--probe", action="store_true", help="run the worst batch once and compare")
+    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
+    parser.add_argument(
+        "--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)"
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan"
+    )
     return parser.parse_intermixed_args(words)
 
 
 def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     _add_recipe(parser)
-    parser.add_argument("--steps", type=int, default=10, help="windows of a pass (10)")
-    parser.add_argument("--rounds", type=int, default=5, help="passes (5)")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a pass (default 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed passes over these steps (default 5)")
     return parser.parse_intermixed_args(words)
 
 
@@ -151,7 +155,10 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
     parser.add_argument(
-        "--out", metavar="FILE.html", type=Path, help="of a comparison; by default comparison.html beside the first run"
+        "--out",
+        metavar="FILE.html",
+        type=Path,
+        help="of a comparison; by default comparison.html next to the first run",
     )
     arguments = parser.parse_args(words)
     if arguments.out and len(arguments.runs) == 1:
@@ -179,7 +186,7 @@ VERBS = {
     ),
     "chat": Verb(
         "Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.\n\n"
-        "Commands: /image FILE puts an image at the start of the next question, /reset starts again, /quit ends.",
+        "Commands: /image FILE puts an image at the start of the next question, /reset starts a new conversation, /quit ends.",
         "  llava-accel chat --adapter runs/quickstart --image image.jpg",
         _chat,
     ),
@@ -200,7 +207,7 @@ VERBS = {
         _export,
     ),
     "plan": Verb(
-        "What a run will take, before it is launched: memory on each GPU by kind, operations and steps, and what fits.",
+        "What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.",
         "  llava-accel plan recipes/okvqa_qlora.toml --gpu 24",
         _plan,
     ),

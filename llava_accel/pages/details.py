@@ -88,7 +88,7 @@ def _differing(rows: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[st
 
 def environment_rows(run: History) -> list[tuple[str, str]]:
     """Hardware and versions."""
-    known = run.environment
+    known: dict[str, Any] = run.environment
     if known.get("backend") == _ONE_PROCESS:
         known = known | {"backend": "one process"}
     rows = [(title, str(known[key])) for key, title in _ENVIRONMENT.items() if known.get(key) is not None]
