@@ -1,6 +1,6 @@
 """Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.
 
-Commands: /image FILE puts an image at the start of the next question, /reset starts a new conversation, /quit ends.
+Commands: /image FILE adds an image to the next question, /reset starts a new conversation, /quit ends.
 """
 
 from llava_accel.console.command_line import start

@@ -186,7 +186,7 @@ VERBS = {
     ),
     "chat": Verb(
         "Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.\n\n"
-        "Commands: /image FILE puts an image at the start of the next question, /reset starts a new conversation, /quit ends.",
+        "Commands: /image FILE adds an image to the next question, /reset starts a new conversation, /quit ends.",
         "  llava-accel chat --adapter runs/quickstart --image image.jpg",
         _chat,
     ),
