@@ -168,9 +168,7 @@ def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
 
 VERBS = {
     "bench": Verb(
-        "How fast a recipe trains here, and where its time goes.",
-        "  llava-accel bench recipes/quickstart.toml",
-        _bench,
+        "How fast a recipe trains here, and where its time goes.", "  llava-accel bench recipes/quickstart.toml", _bench
     ),
     "cache": Verb(
         "Write the vision tower's features of all images to disk, ahead of the run.",

@@ -139,11 +139,7 @@ def _read(path: Path, kind: str) -> tuple[Mapping[str, object], dict[int | str, 
 
 
 def _annotation(
-    path: Path,
-    question_id: int | str,
-    row: Mapping[str, object],
-    question: _Question,
-    type_names: Mapping[str, str],
+    path: Path, question_id: int | str, row: Mapping[str, object], question: _Question, type_names: Mapping[str, str]
 ) -> _Annotation:
     if row.get("image_id", question.image_id) != question.image_id:
         problem = f"the image is {row['image_id']}, but {question.image_id} in the questions file"

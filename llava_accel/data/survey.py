@@ -112,11 +112,7 @@ def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[in
 
 
 def _image_errors(
-    corpus: Corpus,
-    columns: dict[str, np.ndarray],
-    workers: int,
-    decode: bool,
-    progress: Callable[[int], None],
+    corpus: Corpus, columns: dict[str, np.ndarray], workers: int, decode: bool, progress: Callable[[int], None]
 ) -> dict[int, DataError]:
     (shown,) = np.nonzero(columns["num_images"])
     _, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)
