@@ -52,11 +52,7 @@ class VqaPair:
 
 
 def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
-    """Read two official JSON files, which must be about the same questions.
-
-    Raises:
-        DataError: with file, id and remedy.
-    """
+    """Read two official JSON files about the same questions; DataError with file, id and remedy if they are not."""
     content, rows = _read(questions, "questions")
     asked: dict[int | str, _Question] = {}
     for question_id, row in rows.items():

@@ -50,11 +50,7 @@ class Record:
 
 
 def parse_record(raw: bytes, row: int) -> Record:
-    """Check one JSON object.
-
-    Raises:
-        DataError: without its place; the caller knows the file (`DataError.at`).
-    """
+    """Check one JSON object; DataError without its place, as the caller knows the file (`DataError.at`)."""
     fields = _object(raw)
     record_id = _either(fields, "id", "question_id")
     record_id = row if record_id is None else record_id

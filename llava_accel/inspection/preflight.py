@@ -93,11 +93,8 @@ def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:
 
 
 def _check_trainable(recipe: Recipe, processing: Processing) -> None:
-    """Put LoRA layers and adapter into a model without values.
-
-    Raises:
-        UserError: targets match nothing, or the adapter is damaged or of another base.
-    """
+    """Put LoRA layers and adapter into a model without values; UserError if targets match nothing, or the adapter is
+    damaged or of another base."""
     table = recipe.model
     if table.adapter:
         read_adapter(table.adapter, table.lora)

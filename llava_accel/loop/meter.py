@@ -112,11 +112,8 @@ class Meter:
         take_peak(self._accelerator.device)  # that of generating answers is none of a step
 
     def close(self) -> None:
-        """Take the bar away, read the clock for the last time, and let the trackers finish.
-
-        Raises:
-            UserError: there are lines that could not be written.
-        """
+        """Take the bar away, read the clock for the last time, and let the trackers finish; UserError if there are
+        lines that could not be written."""
         self._take()
         self._bar.close()
         self.trackers.close()

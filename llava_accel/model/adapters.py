@@ -32,11 +32,7 @@ class Adapter:
     rest: dict[str, Tensor]
 
     def choose(self, paths: list[str]) -> list[str]:
-        """The layers among `paths` that it adapts.
-
-        Raises:
-            UserError: there are none.
-        """
+        """The layers among `paths` that it adapts; UserError if there are none."""
         adapted = {name.removeprefix(layouts.PEFT_PREFIX).split(".lora_")[0] for name in self.lora}
         chosen = [path for path in paths if path in adapted]
         if not chosen:
@@ -48,11 +44,8 @@ class Adapter:
 
 
 def read_adapter(name: str, lora: LoraTable) -> Adapter:
-    """Read an adapter's folder and compare its config with the recipe's.
-
-    Raises:
-        UserError: it is not a LoRA adapter, is damaged, or was made with other settings.
-    """
+    """Read an adapter's folder and compare its config with the recipe's; UserError if it is not a LoRA adapter, is
+    damaged, or was made with other settings."""
     folder = resolve_folder(name, "model.adapter")
     _check_config(folder, lora)
     file = _first(folder, *_ADAPTER)
@@ -83,22 +76,16 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
 
 
 def has_tower(name: str) -> bool:
-    """Whether the adapter of that name brings weights of the vision tower with it. Only names are read.
-
-    Raises:
-        UserError: there is no such folder, or a file in it is damaged.
-    """
+    """Whether the adapter of that name brings weights of the vision tower with it. Only names are read; UserError if
+    there is no such folder, or a file in it is damaged."""
     folder = resolve_folder(name, "model.adapter")
     files = (_first(folder, *_ADAPTER), _first(folder, *_OTHER))
     return any("vision_tower." in tensor.name for file in files if file for tensor in read_tensors(file))
 
 
 def load_adapter(model: PeftModel, adapter: Adapter) -> None:
-    """Put an adapter into a model that has LoRA layers for it.
-
-    Raises:
-        UserError: a tensor has no place in the model, or a LoRA layer of the model has no tensor.
-    """
+    """Put an adapter into a model that has LoRA layers for it; UserError if a tensor has no place in the model, or a
+    LoRA layer no tensor."""
     put_lora(model, adapter.lora, str(adapter.folder))
     put_rest(model, adapter.rest, str(adapter.folder))
 

@@ -89,11 +89,7 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
 
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:
-    """The survey of a corpus, from the cache where it has been read before; refused as the recipe says.
-
-    Raises:
-        DataError, UserError: see `refuse_bad`.
-    """
+    """The survey of a corpus, from the cache where it has been read before; refused as `refuse_bad` says."""
 
     def read() -> Survey:
         with console.bar("read data", len(corpus)) as bar:
@@ -105,11 +101,8 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
 
 
 def refuse_bad(data: DataTable, survey: Survey) -> None:
-    """Stop on records that cannot be used, unless the recipe leaves them out and they are few.
-
-    Raises:
-        DataError: the first of them, with the number of the others.
-    """
+    """Stop on records that cannot be used, unless the recipe leaves them out and they are few: a DataError about the
+    first of them, with the number of the others; UserError if no record is left."""
     bad = bad_records(data, survey)
     if not bad:
         if not len(survey.usable):

@@ -26,11 +26,7 @@ _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Make the run folder and write recipe.toml and environment.json into it.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Make the run folder and write recipe.toml and environment.json into it; UserError if it cannot be written."""
     folder = Path(recipe.run.output_dir)
     if accelerator.is_main_process:
         try:
@@ -44,11 +40,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out whether a run folder can be made and written, without leaving anything there.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """UserError if a run folder cannot be made and written; nothing is left there."""
     try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_symlink() or place.exists())
         with tempfile.TemporaryFile(dir=there):
