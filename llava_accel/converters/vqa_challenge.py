@@ -65,6 +65,7 @@ def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
     _check_ids(questions, asked, annotations, answered, "annotation")
     _check_ids(annotations, answered, questions, asked, "question")
     names = noted.get("question_types")  # OK-VQA says there what "one", "two", ... mean
+    type_names = names if isinstance(names, dict) else {}
     image_set = re.search(r"(?:train|val|test)\d{4}", questions.name)
     subtype = content.get("data_subtype")
     return VqaPair(
@@ -72,9 +73,7 @@ def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
         subtype=subtype if isinstance(subtype, str) else image_set.group() if image_set else "",
         questions=asked,
         annotations={
-            question_id: _annotation(
-                annotations, question_id, row, asked[question_id], names if isinstance(names, dict) else {}
-            )
+            question_id: _annotation(annotations, question_id, row, asked[question_id], type_names)
             for question_id, row in answered.items()
         },
     )

@@ -17,12 +17,8 @@ from llava_accel.data.conversation import Role, Turn, check_turns
 from llava_accel.data.problems import DataError, quoted
 
 _ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"
+}  # fmt: skip
 MAX_BYTES = 16 << 20
 """Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
 

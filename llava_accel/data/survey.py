@@ -21,13 +21,7 @@ from llava_accel.storage.atomic import atomic_file
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
-COLUMNS = {
-    "lengths": np.int32,
-    "num_targets": np.int32,
-    "num_images": np.int32,
-    "num_turns": np.int32,
-    "image_keys": np.int64,
-}
+COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), np.int32) | {"image_keys": np.int64}
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32)])
 

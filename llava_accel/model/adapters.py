@@ -92,7 +92,8 @@ def load_adapter(model: PeftModel, adapter: Adapter) -> None:
 
 def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str) -> None:
     """Fill the LoRA layers from peft's own names; `source` is for errors."""
-    expected = {name: tuple(t.shape) for name, t in _lora_state(model).items()}
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if ".lora_" in name}
     _compare(expected, state, source, complete=True)
     result = set_peft_model_state_dict(model, dict(state))
     assert not result.unexpected_keys, result.unexpected_keys
@@ -108,11 +109,6 @@ def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None
     with torch.no_grad():
         for name, tensor in state.items():
             places[name].copy_(tensor)
-
-
-def _lora_state(model: PeftModel) -> dict[str, Tensor]:
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor for name, tensor in state.items() if ".lora_" in name}
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str, complete: bool) -> None:

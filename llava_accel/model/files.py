@@ -137,8 +137,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file, with nothing but tensors allowed in it; UserError if it is damaged, or holds anything
-    else."""
+    """The tensors of a .bin file, with nothing but tensors allowed in it; UserError if it is damaged or holds more."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
