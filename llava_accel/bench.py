@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
-from llava_accel.measurement.timed_loop import Job, Timed, first_windows
+from llava_accel.measurement.probe import Job, Timed, first_windows
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext

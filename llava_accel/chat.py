@@ -25,11 +25,7 @@ from llava_accel.runtime.engines import resolve_precision
 
 
 def open_dialogue(arguments: argparse.Namespace) -> Dialogue:
-    """Load what the command line names, with its image if there is one.
-
-    Raises:
-        UserError: model, adapter or image cannot be used.
-    """
+    """Load what the command line names, with its image if there is one; UserError if one of them cannot be used."""
     trained = find_trained(
         arguments.adapter, base=arguments.base, template=arguments.template, bits=arguments.bits or 0
     )

@@ -13,27 +13,28 @@ if __name__ == "__main__":
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from rich.text import Text
 
 from llava_accel.console.command_line import say_error
-from llava_accel.console.output import Console
+from llava_accel.console.output import Console, printable
 from llava_accel.data.corpus import Corpus, open_sources
-from llava_accel.data.duplicates import duplicate_ids
 from llava_accel.data.examples import find_images
+from llava_accel.data.labels import Example
 from llava_accel.data.loader import cache_folder
 from llava_accel.data.problems import DataError
 from llava_accel.data.survey import Survey
 from llava_accel.data.survey import survey as survey_records
 from llava_accel.exceptions import UserError
-from llava_accel.inspection.clean_copy import write_clean_copy
+from llava_accel.inspection.clean_copy import duplicate_ids, write_clean_copy
 from llava_accel.inspection.preflight import Problems, examine_model, examine_run
-from llava_accel.inspection.shown_labels import show_examples, write_labels
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
-from llava_accel.setup.datasets import build_encoder, entries
-from llava_accel.setup.left_out import bad_records, refuse_bad
+from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad
+from llava_accel.storage.jsonl import write_json_lines
 
 _SHOWN_ERRORS = 500
 _MODEL = ("model.base", "model.language_model", "model.vision_tower", "model.projector", "model.adapter", "model.train")
@@ -153,6 +154,64 @@ def summarise(console: Console, name: str, survey: Survey, repeated: dict[int, D
         console.line(f"  {error}")
     if len(errors) > _SHOWN_ERRORS:
         console.line(f"  and {len(errors) - _SHOWN_ERRORS:,} more, all listed by --fix DIR")
+
+
+def show_examples(console: Console, corpus: Corpus, usable: np.ndarray, processing: Processing, count: int) -> None:
+    """Print a few examples, spread over the data: what is learned in bold green between ⟦ and ⟧, images as one mark."""
+    if not len(usable):
+        return
+    console.line("examples (the model learns to write what is between ⟦ and ⟧):")
+    for place in np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(int):
+        for example in corpus.encode(int(usable[place])).examples:
+            check_labels(example, processing.image_token_id)
+            console.rich.print(coloured(example, processing), soft_wrap=True)
+
+
+def coloured(example: Example, processing: Processing) -> Text:
+    """The example as text; after an answer that is one of several comes its weight."""
+    text = Text("  ")
+    for ids, learned in runs(example, processing.image_token_id):
+        decoded = str(processing.processor.tokenizer.decode(ids))
+        shown = printable(decoded).replace("\n", "\\n") if ids else f"[{processing.num_image_tokens} image tokens]"
+        text.append(f"⟦{shown}⟧" if learned else shown, style="bold green" if learned else "dim")
+    return text.append(f" x {example.weight:.2g}") if example.weight != 1 else text
+
+
+def runs(example: Example, image_token_id: int) -> Iterator[tuple[list[int], bool]]:
+    """Stretches of the example that are all learned or all not; an image is an empty stretch."""
+    ids, start = example.input_ids, 0
+    kinds = np.where(ids == image_token_id, 2, example.is_target.astype(int))
+    for end in [*(np.nonzero(np.diff(kinds))[0] + 1), len(ids)]:
+        yield ([] if kinds[start] == 2 else ids[start:end].tolist()), bool(kinds[start] == 1)
+        start = int(end)
+
+
+def check_labels(example: Example, image_token_id: int) -> None:
+    """Assert what must never happen: no target at all, a target on an image, a target without a token before it."""
+    targets = example.input_ids[example.is_target]
+    assert len(targets), "an example without a target reached the model"
+    assert not np.any(targets == image_token_id), "an image token is a target"
+    assert not example.is_target[0], "the first token is a target"
+
+
+def write_labels(path: Path, corpus: Corpus, usable: np.ndarray) -> None:
+    """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 elsewhere, not shifted.
+
+    With data.answers = "weighted" a line for each answer, with its "weight".
+    """
+    write_json_lines(
+        (
+            {
+                "id": corpus.record(row).id,
+                "input_ids": example.input_ids.tolist(),
+                "labels": np.where(example.is_target, example.input_ids, -100).tolist(),
+                **({"weight": example.weight} if example.weight != 1 else {}),
+            }
+            for row in usable.tolist()
+            for example in corpus.encode(row).examples
+        ),
+        path,
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -70,7 +70,11 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
             console.line(verdict(each, gpu_gb, recipe.train.per_device_batch_size))
     if probe:
         planned = next(each for each in plans if each.layout.name == profile.layout)
-        _show_probe(console, planned, measure_step(run, processing, training.corpus, batch))
+        measured = measure_step(run, processing, training.corpus, batch)
+        console.line(
+            f"{planned.layout.name} x {planned.layout.ranks}: measured {measured / MIB:,.1f} MiB at most, "
+            f"planned {planned.total / MIB:,.1f} ({planned.total / measured - 1:+.1%})"
+        )
         accelerator.end_training()
     return plans
 
@@ -165,13 +169,6 @@ def _show_memory(console: Console, plans: list[Plan], batch: Loaded) -> None:
     shape = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
     title = f"{name} on one rank at the moment of its peak, for the longest batch of this data ({shape})"
     console.table(title, ["", *kinds], rows)
-
-
-def _show_probe(console: Console, planned: Plan, measured: int) -> None:
-    console.line(
-        f"{planned.layout.name} x {planned.layout.ranks}: measured {measured / MIB:,.1f} MiB at most, "
-        f"planned {planned.total / MIB:,.1f} ({planned.total / measured - 1:+.1%})"
-    )
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,12 +34,35 @@ def start(verb: str) -> None:
 
 def _work(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "recipe", None) is not None:
-        from llava_accel.console.recipe_file import read_recipe  # pydantic takes as long as all of a verb's help
-
-        read_recipe(arguments)
+        _read_recipe(arguments)
     with _ended_by_signals():
         module = importlib.import_module(arguments.module)
     module.main(arguments)
+
+
+def _read_recipe(arguments: argparse.Namespace) -> None:
+    """Put the recipe with its overrides into `arguments.loaded`; keys that have no effect are said on standard error.
+
+    `check` goes on with what is right in a recipe: there, what is wrong with it is said, and put into `arguments.wrong`.
+
+    Raises:
+        RecipeError: all problems at once.
+    """
+    # Here, because pydantic takes as long as all of a verb's help.
+    from llava_accel.recipe import RecipeError, RecipeWarning, load_recipe
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RecipeWarning)
+        try:
+            arguments.loaded = load_recipe(arguments.recipe, arguments.overrides)
+        except RecipeError as error:
+            if not hasattr(arguments, "wrong") or error.rest is None:
+                raise
+            say_error(error)
+            arguments.loaded, arguments.wrong = error.rest, error
+    for warning in caught:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"note: {warning.message}", file=sys.stderr)
 
 
 @contextmanager

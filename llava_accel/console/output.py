@@ -76,14 +76,8 @@ class Console:
         self.rich = rich.console.Console(highlight=False, quiet=not is_main)
         if not self.rich.is_terminal:
             self.rich.width = _FILE_WIDTH
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.rich,
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.rich)
 
     @property
     def is_terminal(self) -> bool:

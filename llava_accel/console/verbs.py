@@ -35,9 +35,10 @@ def read_arguments(verb: str, words: Sequence[str]) -> argparse.Namespace:
 
 
 def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
     _add_recipe(parser)
-    parser.add_argument("--profile", metavar="FILE.yaml", help="start the processes of this profile of Accelerate's")
-    parser.add_argument(
+    add("--profile", metavar="FILE.yaml", help="start the processes of this profile of Accelerate's")
+    add(
         "--num-processes",
         type=int,
         metavar="N",
@@ -56,10 +57,11 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 
 def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
     _add_recipe(parser, nargs="?")
-    parser.add_argument("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
-    parser.add_argument("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
-    parser.add_argument("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
+    add("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
+    add("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
+    add("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
     arguments = parser.parse_intermixed_args(words)
     if arguments.score and not arguments.out:
         parser.error("--score needs --out FILE.jsonl for the scored lines")
@@ -69,30 +71,29 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
 
 
 def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
     _add_recipe(parser)
     parser.set_defaults(wrong=None)  # a place for what is wrong with the recipe
-    parser.add_argument("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
-    parser.add_argument("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
-    parser.add_argument("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
+    add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
+    add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
+    add("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
     return parser.parse_intermixed_args(words)
 
 
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
     _add_recipe(parser)
-    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
-    parser.add_argument(
-        "--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)"
-    )
-    parser.add_argument(
-        "--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan"
-    )
+    add("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
+    add("--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)")
+    add("--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan")
     return parser.parse_intermixed_args(words)
 
 
 def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
     _add_recipe(parser)
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a pass (default 10)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed passes over these steps (default 5)")
+    add("--steps", type=int, default=10, help="optimizer steps of a pass (default 10)")
+    add("--rounds", type=int, default=5, help="timed passes over these steps (default 5)")
     return parser.parse_intermixed_args(words)
 
 
@@ -102,19 +103,14 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 
 def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument(
-        "--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it"
-    )
-    parser.add_argument(
-        "--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter"
-    )
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
-    parser.add_argument("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
-    parser.add_argument(
-        "--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
-    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
+    add = parser.add_argument
+    add("--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it")
+    add("--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter")
+    add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
+    add("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
+    add("--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training")
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
+    add("--template", default="", help="conversation template, for what was not trained here")
     arguments = parser.parse_args(words)
     if not arguments.base and not arguments.adapter:
         parser.error("name a model with --base, or what was trained with --adapter")
@@ -124,28 +120,25 @@ def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument(
-        "source", metavar="RUN_OR_CHECKPOINT", help="a run, a checkpoint, an export, or a base to convert"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="RUN_OR_CHECKPOINT", help="a run, a checkpoint, an export, or a base to convert")
+    add(
         "--to",
         required=True,
         choices=("peft", "merged", "llava"),
         help="peft, transformers (merged), or LLaVA's own code",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--base", default="", metavar="DIR_OR_NAME", help="the base, if it is not where the recipe says"
-    )
-    parser.add_argument("--template", default="", help="conversation template, for what was not trained here")
-    parser.add_argument(
+    add("--out", required=True, metavar="DIR", help="a new folder")
+    add("--base", default="", metavar="DIR_OR_NAME", help="the base, if it is not where the recipe says")
+    add("--template", default="", help="conversation template, for what was not trained here")
+    add(
         "--dtype",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
         help="weights of a whole model; auto = the base's",
     )
-    parser.add_argument("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
-    parser.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
+    add("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
+    add("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
     arguments = parser.parse_args(words)
     if arguments.dry_run and not arguments.push:
         parser.error("--dry-run belongs to --push ORG/NAME")
@@ -153,8 +146,9 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 
 
 def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
+    add(
         "--out",
         metavar="FILE.html",
         type=Path,
@@ -167,17 +161,14 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 
 
 def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument(
-        "recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml"
-    )
-    parser.add_argument("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml")
+    add("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
 
 
 VERBS = {
     "bench": Verb(
-        "How fast a recipe trains here, and where its time goes.",
-        "  llava-accel bench recipes/quickstart.toml",
-        _bench,
+        "How fast a recipe trains here, and where its time goes.", "  llava-accel bench recipes/quickstart.toml", _bench
     ),
     "cache": Verb(
         "Write the vision tower's features of all images to disk, ahead of the run.",

@@ -125,11 +125,7 @@ def _cells(row: Mapping[str | None, str | None], columns: tuple[str, str, str]) 
 
 
 def easy_vqa_folder() -> Path:
-    """Where the installed package `easy_vqa` keeps its data.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Where the installed package `easy_vqa` keeps its data; UserError if it is not installed."""
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("The package easy-vqa is not installed. Run: python -m pip install easy-vqa")

@@ -52,11 +52,7 @@ class VqaPair:
 
 
 def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
-    """Read two official JSON files, which must be about the same questions.
-
-    Raises:
-        DataError: with file, id and remedy.
-    """
+    """Read two official JSON files about the same questions; DataError with file, id and remedy if they are not."""
     content, rows = _read(questions, "questions")
     asked: dict[int | str, _Question] = {}
     for question_id, row in rows.items():
@@ -69,6 +65,7 @@ def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
     _check_ids(questions, asked, annotations, answered, "annotation")
     _check_ids(annotations, answered, questions, asked, "question")
     names = noted.get("question_types")  # OK-VQA says there what "one", "two", ... mean
+    type_names = names if isinstance(names, dict) else {}
     image_set = re.search(r"(?:train|val|test)\d{4}", questions.name)
     subtype = content.get("data_subtype")
     return VqaPair(
@@ -76,9 +73,7 @@ def read_vqa_pair(questions: Path, annotations: Path) -> VqaPair:
         subtype=subtype if isinstance(subtype, str) else image_set.group() if image_set else "",
         questions=asked,
         annotations={
-            question_id: _annotation(
-                annotations, question_id, row, asked[question_id], names if isinstance(names, dict) else {}
-            )
+            question_id: _annotation(annotations, question_id, row, asked[question_id], type_names)
             for question_id, row in answered.items()
         },
     )
@@ -139,11 +134,7 @@ def _read(path: Path, kind: str) -> tuple[Mapping[str, object], dict[int | str, 
 
 
 def _annotation(
-    path: Path,
-    question_id: int | str,
-    row: Mapping[str, object],
-    question: _Question,
-    type_names: Mapping[str, str],
+    path: Path, question_id: int | str, row: Mapping[str, object], question: _Question, type_names: Mapping[str, str]
 ) -> _Annotation:
     if row.get("image_id", question.image_id) != question.image_id:
         problem = f"the image is {row['image_id']}, but {question.image_id} in the questions file"

@@ -61,11 +61,7 @@ class Corpus:
         return source.table[row]
 
     def record(self, index: int) -> Record:
-        """The checked record.
-
-        Raises:
-            DataError: with file, row and id.
-        """
+        """The checked record; DataError with file, row and id if it cannot be used."""
         source, row = self._find(index)
         try:
             return parse_record(source.table[row], source.table.number(row))
@@ -73,11 +69,7 @@ class Corpus:
             raise self.locate(error, index) from None
 
     def encode(self, index: int) -> Encoded:
-        """The record as tokens and targets.
-
-        Raises:
-            DataError: with file, row and id.
-        """
+        """The record as tokens and targets; DataError with file, row and id if it cannot be used."""
         record = self.record(index)
         try:
             return self._encoder(record, index, self.root(index))

@@ -14,6 +14,7 @@ from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
+from llava_accel.data.trie import num_common
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +110,9 @@ class Encoder:
         for text, count in sorted(record.answers, key=lambda answer: -answer[1]):
             turns = (*record.turns[:-1], replace(record.turns[-1], text=text))
             example = self._label(self.pieces(replace(record, turns=turns)), images, index)
-            repeated = max((_common(example, other) for other in examples), default=0)
+            repeated = max((num_common(example.input_ids, other.input_ids) for other in examples), default=0)
             examples.append(replace(example, weight=count / total, num_repeated=repeated))
         return tuple(examples)
-
-
-def _common(one: Example, other: Example) -> int:
-    """Leading tokens that two answers to one record have in common."""
-    length = min(len(one.input_ids), len(other.input_ids))
-    return int(np.argmin(np.append(one.input_ids[:length] == other.input_ids[:length], False)))
 
 
 def _without_last_round(record: Record) -> Record | None:

@@ -56,11 +56,8 @@ def _absence(path: Path, name: str, root: Path) -> str:
 
 
 def check_header(path: Path) -> tuple[int, int]:
-    """Width and height in pixels from the file's header; cheap, nothing is decoded.
-
-    Raises:
-        DataError: not an image, or more pixels than Pillow's limit against decompression bombs.
-    """
+    """Width and height in pixels from the file's header, nothing is decoded; DataError if it is not an image, or has
+    more pixels than Pillow's limit against decompression bombs."""
     with _open(path) as image:
         return image.size
 
@@ -140,11 +137,7 @@ class ImageReader:
         return (3, self._side, self._side)
 
     def __call__(self, path: Path) -> Float[Tensor, "3 height width"]:
-        """Decode and normalise one file.
-
-        Raises:
-            DataError: see `decode`.
-        """
+        """Decode and normalise one file; DataError as from `decode`."""
         return self.normalise(decode(path))
 
     def load(self, path: Path) -> LoadedImage:

@@ -193,11 +193,8 @@ def shown(ids: Sequence[str]) -> str:
 
 
 def cache_folder(cache_dir: str) -> Path:
-    """The recipe's cache folder, by default one of the user's cache. A new one is the user's alone.
-
-    Raises:
-        UserError: it is not there and cannot be made.
-    """
+    """The recipe's cache folder, by default one of the user's cache. A new one is the user's alone; UserError if it
+    cannot be made."""
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "llava_accel"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -155,9 +155,8 @@ def _json_array(path: Path) -> Iterator[bytes]:
                         problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
                         remedy = "Write one conversation a record; images are files, named in 'image'"
                         raise DataError("json", problem, remedy, file=str(path), row=number) from None
-                    block = (
-                        file.read(max(_BLOCK, len(left))) if cut else ""
-                    )  # doubling keeps the work on a huge record linear
+                    # Doubling keeps the work on a huge record linear.
+                    block = file.read(max(_BLOCK, len(left))) if cut else ""
                     if not block:
                         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                         problem = f"not valid JSON ({reason}){'; the file may be cut off' if cut else ''}"

@@ -7,17 +7,9 @@ from typing import Literal
 from llava_accel.exceptions import UserError
 
 Kind = Literal[
-    "json",
-    "fields",
-    "roles",
-    "empty",
-    "image_count",
-    "unsafe_path",
-    "missing_image",
-    "broken_image",
-    "too_long",
+    "json", "fields", "roles", "empty", "image_count", "unsafe_path", "missing_image", "broken_image", "too_long",
     "duplicate_id",
-]
+]  # fmt: skip
 
 
 @dataclass(eq=False)  # compared and hashed by identity, as exceptions are

@@ -36,10 +36,7 @@ class Questions:
 
 
 def image_batches(
-    rows: Int[np.ndarray, "rows"],
-    lengths: Int[np.ndarray, "rows"],
-    image_keys: Int[np.ndarray, "rows"],
-    size: int,
+    rows: Int[np.ndarray, "rows"], lengths: Int[np.ndarray, "rows"], image_keys: Int[np.ndarray, "rows"], size: int
 ) -> list[list[int]]:
     """Rows of the data in batches of at most `size`, those on the same images side by side.
 

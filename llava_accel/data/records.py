@@ -17,12 +17,8 @@ from llava_accel.data.conversation import Role, Turn, check_turns
 from llava_accel.data.problems import DataError, quoted
 
 _ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"
+}  # fmt: skip
 MAX_BYTES = 16 << 20
 """Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
 
@@ -50,11 +46,7 @@ class Record:
 
 
 def parse_record(raw: bytes, row: int) -> Record:
-    """Check one JSON object.
-
-    Raises:
-        DataError: without its place; the caller knows the file (`DataError.at`).
-    """
+    """Check one JSON object; DataError without its place, as the caller knows the file (`DataError.at`)."""
     fields = _object(raw)
     record_id = _either(fields, "id", "question_id")
     record_id = row if record_id is None else record_id

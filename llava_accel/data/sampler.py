@@ -134,11 +134,7 @@ class Order:
 
 
 def deal(
-    batch: Int[np.ndarray, "batch"],
-    lengths: Int[np.ndarray, "examples"],
-    *,
-    per_device_batch_size: int,
-    num_ranks: int,
+    batch: Int[np.ndarray, "batch"], lengths: Int[np.ndarray, "examples"], *, per_device_batch_size: int, num_ranks: int
 ) -> list[Window]:
     """Deal a global batch to the ranks: for each rank its micro-batches, all ranks the same number of them.
 

@@ -21,13 +21,7 @@ from llava_accel.storage.atomic import atomic_file
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
-COLUMNS = {
-    "lengths": np.int32,
-    "num_targets": np.int32,
-    "num_images": np.int32,
-    "num_turns": np.int32,
-    "image_keys": np.int64,
-}
+COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), np.int32) | {"image_keys": np.int64}
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32)])
 
@@ -112,11 +106,7 @@ def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[in
 
 
 def _image_errors(
-    corpus: Corpus,
-    columns: dict[str, np.ndarray],
-    workers: int,
-    decode: bool,
-    progress: Callable[[int], None],
+    corpus: Corpus, columns: dict[str, np.ndarray], workers: int, decode: bool, progress: Callable[[int], None]
 ) -> dict[int, DataError]:
     (shown,) = np.nonzero(columns["num_images"])
     _, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)

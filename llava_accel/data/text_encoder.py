@@ -92,9 +92,8 @@ def _ends_at_spaces(spec: dict) -> bool:
 
 
 def _reaches_out(token: dict) -> bool:
-    return (
-        token["lstrip"] or token["rstrip"] or token["single_word"] or " " in token["content"] or "▁" in token["content"]
-    )
+    content = token["content"]
+    return token["lstrip"] or token["rstrip"] or token["single_word"] or " " in content or "▁" in content
 
 
 def _take_over_spaces(spec: dict) -> tuple[str, bool, bool]:

@@ -1,7 +1,7 @@
 """Examples -> rows: chains, shared prefixes, packs. A row is a forest of sequences that holds a common prefix once.
 
 The tokens of a row are in depth-first order, so the descendants of a token come right after it, up to `subtree_end`.
- Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
+Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
 pack of chains and questions that share an image are all this one thing.
 """
 
@@ -78,7 +78,7 @@ def _split(group: Sequence[Example], max_length: int) -> list[list[Example]]:
     parts: list[list[int]] = []
     length = 0
     for last, place in zip([-1, *order], order, strict=False):
-        added = len(keys[place]) - _common(keys[last], keys[place]) if parts else 0
+        added = len(keys[place]) - num_common(keys[last], keys[place]) if parts else 0
         if not parts or length + added > max_length:
             parts.append([])
             length, added = 0, len(keys[place])
@@ -87,7 +87,8 @@ def _split(group: Sequence[Example], max_length: int) -> list[list[Example]]:
     return [[group[place] for place in sorted(part)] for part in parts]
 
 
-def _common(one: Int[np.ndarray, "length"], other: Int[np.ndarray, "other"]) -> int:
+def num_common(one: Int[np.ndarray, "length"], other: Int[np.ndarray, "other"]) -> int:
+    """Leading tokens that two sequences have in common."""
     length = min(len(one), len(other))
     return int(np.argmin(np.append(one[:length] == other[:length], False)))
 

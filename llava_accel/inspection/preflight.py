@@ -4,7 +4,7 @@ Every part is looked at even if others are wrong, so that the user learns of all
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,7 +58,8 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
     if base is None:
         return None, problems.messages
     processing = problems.attempt(lambda: load_processing(recipe.model, recipe.data.image_aspect))
-    if _is_here(recipe):
+    names = (recipe.model.base, recipe.model.language_model, recipe.model.vision_tower)
+    if all(Path(name).expanduser().is_dir() for name in names if name):
         stored = problems.attempt(lambda: _gather(recipe, base)) or {}
         if len(stored) > _MANY:
             console.line("reading weights")
@@ -80,11 +81,6 @@ def examine_run(recipe: Recipe) -> list[str]:
     return problems.messages
 
 
-def _is_here(recipe: Recipe) -> bool:
-    names: Iterable[str] = (recipe.model.base, recipe.model.language_model, recipe.model.vision_tower)
-    return all(Path(name).expanduser().is_dir() for name in names if name)
-
-
 def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:
     projector = find_projector(recipe.model.projector) if recipe.model.projector else None
     stored = weights.gather(base, projector)
@@ -93,11 +89,8 @@ def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:
 
 
 def _check_trainable(recipe: Recipe, processing: Processing) -> None:
-    """Put LoRA layers and adapter into a model without values.
-
-    Raises:
-        UserError: targets match nothing, or the adapter is damaged or of another base.
-    """
+    """Put LoRA layers and adapter into a model without values; UserError if targets match nothing, or the adapter is
+    damaged or of another base."""
     table = recipe.model
     if table.adapter:
         read_adapter(table.adapter, table.lora)

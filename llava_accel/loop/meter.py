@@ -97,7 +97,9 @@ class Meter:
             "peak_memory_gib": round(take_peak(self._accelerator.device) / 2**30, 3),
         }
         self._write(line)
-        self._say_waiting()
+        if not self._has_said_waiting and self.seconds.total() >= _SETTLED_S and (note := waiting_note(self.seconds)):
+            self._has_said_waiting = True
+            self._console.line(note)
         self._bar.advance(
             state.step - self._last_step,
             f"loss {line['loss']:.4f}  rate {line['learning_rate']:.2e}  {line['tokens_per_s']:,.0f} tokens/s",
@@ -112,11 +114,8 @@ class Meter:
         take_peak(self._accelerator.device)  # that of generating answers is none of a step
 
     def close(self) -> None:
-        """Take the bar away, read the clock for the last time, and let the trackers finish.
-
-        Raises:
-            UserError: there are lines that could not be written.
-        """
+        """Take the bar away, read the clock for the last time, and let the trackers finish; UserError if there are
+        lines that could not be written."""
         self._take()
         self._bar.close()
         self.trackers.close()
@@ -136,10 +135,3 @@ class Meter:
         found = self._phases.take()
         self.seconds.update(found)  # a Counter's `update` adds
         return found
-
-    def _say_waiting(self) -> None:
-        """Say once, early in the run, that it is the data that it waits for."""
-        if self._has_said_waiting or self.seconds.total() < _SETTLED_S or not (note := waiting_note(self.seconds)):
-            return
-        self._has_said_waiting = True
-        self._console.line(note)

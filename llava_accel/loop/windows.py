@@ -7,8 +7,7 @@ from llava_accel.data.loader import Loaded, load_windows
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order, Window, windows
 from llava_accel.runtime.context import RunContext
-from llava_accel.setup.datasets import Part
-from llava_accel.setup.left_out import list_skipped
+from llava_accel.setup.datasets import Part, list_skipped
 from llava_accel.setup.state import TrainState
 
 

@@ -32,11 +32,7 @@ class Adapter:
     rest: dict[str, Tensor]
 
     def choose(self, paths: list[str]) -> list[str]:
-        """The layers among `paths` that it adapts.
-
-        Raises:
-            UserError: there are none.
-        """
+        """The layers among `paths` that it adapts; UserError if there are none."""
         adapted = {name.removeprefix(layouts.PEFT_PREFIX).split(".lora_")[0] for name in self.lora}
         chosen = [path for path in paths if path in adapted]
         if not chosen:
@@ -48,11 +44,8 @@ class Adapter:
 
 
 def read_adapter(name: str, lora: LoraTable) -> Adapter:
-    """Read an adapter's folder and compare its config with the recipe's.
-
-    Raises:
-        UserError: it is not a LoRA adapter, is damaged, or was made with other settings.
-    """
+    """Read an adapter's folder and compare its config with the recipe's; UserError if it is not a LoRA adapter, is
+    damaged, or was made with other settings."""
     folder = resolve_folder(name, "model.adapter")
     _check_config(folder, lora)
     file = _first(folder, *_ADAPTER)
@@ -83,29 +76,24 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
 
 
 def has_tower(name: str) -> bool:
-    """Whether the adapter of that name brings weights of the vision tower with it. Only names are read.
-
-    Raises:
-        UserError: there is no such folder, or a file in it is damaged.
-    """
+    """Whether the adapter of that name brings weights of the vision tower with it. Only names are read; UserError if
+    there is no such folder, or a file in it is damaged."""
     folder = resolve_folder(name, "model.adapter")
     files = (_first(folder, *_ADAPTER), _first(folder, *_OTHER))
     return any("vision_tower." in tensor.name for file in files if file for tensor in read_tensors(file))
 
 
 def load_adapter(model: PeftModel, adapter: Adapter) -> None:
-    """Put an adapter into a model that has LoRA layers for it.
-
-    Raises:
-        UserError: a tensor has no place in the model, or a LoRA layer of the model has no tensor.
-    """
+    """Put an adapter into a model that has LoRA layers for it; UserError if a tensor has no place in the model, or a
+    LoRA layer no tensor."""
     put_lora(model, adapter.lora, str(adapter.folder))
     put_rest(model, adapter.rest, str(adapter.folder))
 
 
 def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str) -> None:
     """Fill the LoRA layers from peft's own names; `source` is for errors."""
-    expected = {name: tuple(t.shape) for name, t in _lora_state(model).items()}
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if ".lora_" in name}
     _compare(expected, state, source, complete=True)
     result = set_peft_model_state_dict(model, dict(state))
     assert not result.unexpected_keys, result.unexpected_keys
@@ -121,11 +109,6 @@ def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None
     with torch.no_grad():
         for name, tensor in state.items():
             places[name].copy_(tensor)
-
-
-def _lora_state(model: PeftModel) -> dict[str, Tensor]:
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor for name, tensor in state.items() if ".lora_" in name}
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str, complete: bool) -> None:

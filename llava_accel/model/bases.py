@@ -84,11 +84,7 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
 
 
 def read_tower_config(folder: Path) -> TowerConfig:
-    """The vision half of a CLIP or SigLIP folder's config.
-
-    Raises:
-        UserError: it is another kind of model.
-    """
+    """The vision half of a CLIP or SigLIP folder's config; UserError if it is another kind of model."""
     config = _auto_config(folder)
     config = getattr(config, "vision_config", config)
     if not isinstance(config, _TOWERS):

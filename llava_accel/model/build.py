@@ -120,11 +120,7 @@ def generation_config(processing: Processing) -> GenerationConfig:
 
 
 def find_projector(name: str) -> Path:
-    """The projector's file: `name` itself, or the one in that folder.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The projector's file: `name` itself, or the one in that folder; UserError if there is none."""
     path = Path(name).expanduser()
     files = [path, *(path / file for file in _PROJECTOR_FILES)]
     for file in files:

@@ -84,11 +84,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder.
-
-    Raises:
-        UserError: it cannot be read, or is not an object.
-    """
+    """A JSON object from a model folder; UserError if it cannot be read, or is not an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -101,11 +97,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> Iterator[StoredTensor]:
-    """The tensors of a folder: safetensors before pickles, all shards if there is an index.
-
-    Raises:
-        UserError: there are none, or a file is missing or damaged.
-    """
+    """The tensors of a folder: safetensors before pickles, all shards if there is an index; UserError if there are
+    none, or a file is missing or damaged."""
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{stem}.{ending}.index.json", folder / f"{stem}.{ending}"
         if index.is_file():
@@ -144,11 +137,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file, with nothing but tensors allowed in it.
-
-    Raises:
-        UserError: it is damaged, or holds anything else.
-    """
+    """The tensors of a .bin file, with nothing but tensors allowed in it; UserError if it is damaged or holds more."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

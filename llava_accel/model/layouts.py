@@ -63,11 +63,8 @@ def is_harmless(name: str) -> bool:
 
 
 def to_memory(name: str) -> str:
-    """The in-memory name of a base weight in any of the three layouts.
-
-    Raises:
-        UserError: no module of `LlavaForConditionalGeneration` can hold it.
-    """
+    """The in-memory name of a base weight in any of the three layouts; UserError if `LlavaForConditionalGeneration` has
+    no module that can hold it."""
     if name.startswith("model.mm_projector."):
         return PROJECTOR + projector_part(name)
     return _replace_prefix(name, _TO_MEMORY)
@@ -118,11 +115,8 @@ def projector_part(name: str) -> str:
 
 
 def adapter_to_memory(name: str) -> str:
-    """A key of an adapter file, with peft's prefix and in any layout, under its in-memory name, prefix kept.
-
-    Raises:
-        UserError: the prefix is missing, or no module can hold it.
-    """
+    """A key of an adapter file, with peft's prefix and in any layout, under its in-memory name, prefix kept; UserError
+    if the prefix is missing, or no module can hold it."""
     if not name.startswith(PEFT_PREFIX):
         raise UserError(f"{name!r} does not begin with {PEFT_PREFIX!r}")
     return PEFT_PREFIX + to_memory(name.removeprefix(PEFT_PREFIX))

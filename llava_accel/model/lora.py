@@ -155,11 +155,7 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
 
 
 def load_trainables(model: nn.Module, adapter: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
-    """Put back what `split_state` took out.
-
-    Raises:
-        UserError: a tensor has no place in the model, or one of the model's has no tensor.
-    """
+    """Put back what `split_state` took out; UserError if a tensor has no place, or a place no tensor."""
     if isinstance(model, PeftModel):
         put_lora(model, adapter, "the checkpoint")
     put_rest(model, rest, "the checkpoint")

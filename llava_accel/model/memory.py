@@ -29,10 +29,11 @@ def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
     """
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
     language_model = [module for name, module in layers if "language_model." in name]
-    tower = [module for name, module in layers if "vision_tower." in name]
+    tower = [module for name, module in layers if every and "vision_tower." in name]
+    trained = [module for module in tower if any(parameter.requires_grad for parameter in module.parameters())]
     chosen = language_model[: -1 : int(every)] if every else []
     again = partial(checkpoint, use_reentrant=False)
-    for module in chosen + ([module for module in tower if _is_trained(module)] if every else []):
+    for module in (*chosen, *trained):
         compat.checkpoint_layer(module, again)
     return len(chosen)
 
@@ -50,10 +51,6 @@ def lighten_dropout(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, LightDropout(child.p))
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def quantization_config(quantization: QuantizationTable, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -108,11 +108,8 @@ def num_rows(on_disk: int, num_tokens: int) -> int:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
-    """The tokenizer of a base, padding on the right, with an image token and a pad token.
-
-    Raises:
-        UserError: transformers itself cannot load one.
-    """
+    """The tokenizer of a base, padding on the right, with an image token and a pad token; UserError if transformers
+    itself cannot load one."""
     kwargs: dict[str, object] = {}
     path = base.folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
@@ -138,11 +135,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerFast:
 
 
 def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -> PilBackend:
-    """The tower's image processor, in its PIL form, doing by itself what `image_aspect` says.
-
-    Raises:
-        UserError: it makes images of another size than the tower takes.
-    """
+    """The tower's image processor, in its PIL form, doing by itself what `image_aspect` says; UserError if it makes
+    images of another size than the tower takes."""
     side = int(vision.image_size)  # pyright: ignore[reportArgumentType]  a number in every CLIP and SigLIP
     square: Any = {"height": side, "width": side}
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):

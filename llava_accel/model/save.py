@@ -75,11 +75,7 @@ def is_saved(objective: Objective, recipe: Recipe) -> Callable[[str], bool]:
 
 
 def load_saved(folder: Path, objective: Objective) -> None:
-    """Put the weights of a checkpoint of the same run back into the model.
-
-    Raises:
-        UserError: they do not fit; the checkpoint is another run's.
-    """
+    """Put the weights of a checkpoint of the same run back into the model; UserError if they do not fit."""
     adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else {}
     if (folder / REST).is_file():
         rest = load_file(folder / REST)

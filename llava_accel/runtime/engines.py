@@ -185,11 +185,8 @@ def load_optimizer_state(
     optimizer: AcceleratedOptimizer,
     moments: Iterable[tuple[str, str, Tensor]],
 ) -> None:
-    """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine.
-
-    Raises:
-        UserError: they belong to other weights.
-    """
+    """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine; UserError if
+    they belong to other weights."""
     engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
     parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
     for name, key, value in moments:

@@ -68,10 +68,8 @@ def put_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, key: st
     if key.endswith(":int"):
         state[key.removesuffix(":int")] = int(value)
     elif isinstance(parameter, DTensor) and value.ndim:
-        local = distribute_tensor(
-            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-        state[key] = local
+        mesh, placements = parameter.device_mesh, parameter.placements
+        state[key] = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
     else:
         # torch keeps counts of steps on the CPU.
         state[key] = value.to(parameter.device) if value.ndim else value.clone()

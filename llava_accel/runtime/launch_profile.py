@@ -35,9 +35,8 @@ class Profile:
     def title(self) -> str:
         """For messages."""
         stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-        return {"none": "one process", "ddp": "DDP", "deepspeed": f"DeepSpeed ZeRO-{stage}", "fsdp": "FSDP2"}[
-            self.backend
-        ]
+        titles = {"none": "one process", "ddp": "DDP", "deepspeed": f"DeepSpeed ZeRO-{stage}", "fsdp": "FSDP2"}
+        return titles[self.backend]
 
     @property
     def layout(self) -> str:

@@ -67,9 +67,8 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
             f"--profile {arguments.profile}: num_machines is {profile.num_machines}, and this command starts the processes "
             "of one machine. Start `accelerate launch` on each machine, as launch/slurm.sh does"
         )
-    port = (
-        [] if getattr(profile, "main_process_port", None) else ["--main_process_port", "0"]
-    )  # any that is free: two runs may share a machine
+    # Any port that is free: two runs may share a machine.
+    port = [] if getattr(profile, "main_process_port", None) else ["--main_process_port", "0"]
     return ["--config_file", arguments.profile, *processes, *port]
 
 

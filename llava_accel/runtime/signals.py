@@ -50,11 +50,7 @@ class Interruption:
         return self._agreed
 
     def check(self, accelerator: Accelerator) -> None:
-        """Every rank must call it at the same point.
-
-        Raises:
-            Interrupted: on every rank, if one of them was asked to end.
-        """
+        """Raise Interrupted on every rank if one was asked to end. All must call it at the same point."""
         if (received := self.agreed(accelerator)) is not None:
             raise Interrupted(received)
 
@@ -67,11 +63,7 @@ class Interruption:
 
 
 class CheckedBar:
-    """A bar that asks at every advance whether the run is to end; ranks advance theirs equally often.
-
-    Raises:
-        Interrupted: from `advance`, on every rank.
-    """
+    """A bar whose `advance` raises Interrupted, on all ranks, if the run is to end; all advance theirs equally often."""
 
     def __init__(self, bar: Bar, interruption: Interruption, accelerator: Accelerator) -> None:
         self._bar, self._interruption, self._accelerator = bar, interruption, accelerator

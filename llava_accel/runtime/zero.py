@@ -82,12 +82,8 @@ def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
     """Let the buffer in which gradients are summed be no larger than all of them: DeepSpeed takes 2 GB, needed or not."""
     assert accelerator.deepspeed_plugin is not None
     zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    trained = sum(map(_numel, (parameter for parameter in module.parameters() if parameter.requires_grad)))
+    trained = sum(whole_shape(parameter).numel() for parameter in module.parameters() if parameter.requires_grad)
     zero["reduce_bucket_size"] = min(trained, int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)))
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    return whole_shape(parameter).numel()
 
 
 def zero_stage(accelerator: Accelerator) -> int:

@@ -105,7 +105,7 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
     size: Counter[str] = Counter()
     apart = tower.named_parameters(prefix="vision_tower") if tower else ()
     for name, parameter in (*model.named_parameters(), *apart):
-        count, kind, part = _num_weights(parameter), _type_name(parameter), _part_of(name)
+        (kind, count), part = _type_and_count(parameter), _part_of(name)
         total[part] += count
         trained[part] += count if parameter.requires_grad else 0
         if parameter.is_meta:
@@ -119,16 +119,9 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
     )
 
 
-def _num_weights(parameter: nn.Parameter) -> int:
-    """Weights that a parameter stands for; a 4-bit one holds several in each element of its storage."""
-    packed = compat.packed_weights(parameter)
-    return packed[1] if packed else parameter.numel()
-
-
-def _type_name(parameter: nn.Parameter) -> str:
-    """`nf4`, `fp4`, or the type of the tensor."""
-    packed = compat.packed_weights(parameter)
-    return packed[0] if packed else str(parameter.dtype).removeprefix("torch.")
+def _type_and_count(parameter: nn.Parameter) -> tuple[str, int]:
+    """`nf4`, `fp4`, or the tensor's type; and the weights that it stands for: a 4-bit element holds several."""
+    return compat.packed_weights(parameter) or (str(parameter.dtype).removeprefix("torch."), parameter.numel())
 
 
 def _part_of(name: str) -> str:

@@ -1,7 +1,12 @@
-"""The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from."""
+"""The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from.
+
+Records that are not used are refused or listed, so that the user knows of each.
+"""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,13 +16,14 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import cache_folder
+from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order
 from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
+from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
 from llava_accel.runtime.context import RunContext
-from llava_accel.setup.left_out import refuse_bad, report_left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +89,7 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
 
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:
-    """The survey of a corpus, from the cache where it has been read before; refused as the recipe says.
-
-    Raises:
-        DataError, UserError: see `refuse_bad`.
-    """
+    """The survey of a corpus, from the cache where it has been read before; refused as `refuse_bad` says."""
 
     def read() -> Survey:
         with console.bar("read data", len(corpus)) as bar:
@@ -96,6 +98,55 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
     result = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
     refuse_bad(recipe.data, result)
     return result
+
+
+def refuse_bad(data: DataTable, survey: Survey) -> None:
+    """Stop on records that cannot be used, unless the recipe leaves them out and they are few: a DataError about the
+    first of them, with the number of the others; UserError if no record is left."""
+    bad = bad_records(data, survey)
+    if not bad:
+        if not len(survey.usable):
+            raise UserError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
+        return
+    first, total = bad[0], len(survey.lengths)
+    others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
+    if data.on_bad_record == "error":
+        raise first.with_note(
+            f'{others}. `llava-accel check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
+        )
+    if len(bad) > data.max_bad * total:
+        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
+    if not len(survey.usable):
+        raise first.with_note(f"{others}, and no record is left")
+
+
+def bad_records(data: DataTable, survey: Survey) -> list[DataError]:
+    """What is wrong with records, less those that are too long where the recipe leaves these out.
+
+    That key has no budget: their number is the user's choice of length.
+    """
+    return [error for error in survey.errors.values() if error.kind != "too_long" or data.on_too_long != "skip"]
+
+
+def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:
+    """Say what of the data is not used and why; the records themselves are listed in the run folder."""
+    if survey.num_dropped_turns:
+        console.line(f"data.on_too_long: {survey.num_dropped_turns:,} turns were dropped to fit data.max_length")
+    if not survey.errors:
+        return
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in survey.errors_by_kind().most_common())
+    path = Path(recipe.run.output_dir) / "skipped.txt"
+    console.line(f"left out: {len(survey.errors):,} of {len(survey.lengths):,} records ({kinds}), listed in {path}")
+    list_skipped(path, survey.errors.values())
+
+
+def list_skipped(path: Path, errors: Iterable[DataError]) -> None:
+    """Add records to the list of those left out, each once however often the run starts or meets them."""
+    known = set(path.read_text().splitlines()) if path.exists() else set()
+    new = [line for error in errors if (line := str(error)) not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(f"{line}\n" for line in new)
 
 
 def survey_key(recipe: Recipe, processing: Processing) -> str:

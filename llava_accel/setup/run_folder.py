@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,11 +27,7 @@ _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Make the run folder and write recipe.toml and environment.json into it.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Make the run folder and write recipe.toml and environment.json into it; UserError if it cannot be written."""
     folder = Path(recipe.run.output_dir)
     if accelerator.is_main_process:
         try:
@@ -44,11 +41,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out whether a run folder can be made and written, without leaving anything there.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Raise UserError if a run folder cannot be made and written; leave nothing there."""
     try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_symlink() or place.exists())
         with tempfile.TemporaryFile(dir=there):
@@ -92,14 +85,11 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """The packages that a run depends on and that are installed, with their versions."""
-    return {name: number for name in _PACKAGES if (number := _version(name))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _git_commit() -> str | None:

@@ -23,8 +23,7 @@ from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.data.sampler import Window
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
-from llava_accel.measurement.probe import peak_of, standing
-from llava_accel.measurement.timed_loop import Job, first_windows
+from llava_accel.measurement.probe import Job, first_windows, peak_of, standing
 from llava_accel.model.build import load_model
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing

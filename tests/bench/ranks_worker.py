@@ -14,7 +14,7 @@ from statistics import median
 
 from bench.traffic import Traffic
 from llava_accel.console.output import Console
-from llava_accel.measurement.timed_loop import Job, first_windows
+from llava_accel.measurement.probe import Job, first_windows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
