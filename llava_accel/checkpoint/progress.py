@@ -96,8 +96,8 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
     if facts["precision"] != precision:
         raise UserError(
             f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
-            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start a new run from its weights with "
-            "model.adapter"
+            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start a new run from its weights "
+            "with model.adapter"
         )
     if facts["state"]["data"] != state.data:
         raise UserError(

@@ -34,8 +34,8 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
         raise UserError(
             f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
             + "\n  ".join(changed)
-            + '\nSet these back, start from the beginning with run.resume="never" (which removes its checkpoints), or give the run '
-            "another run.name. To start from its weights alone, set model.adapter"
+            + '\nSet these back, start from the beginning with run.resume="never" (which removes its checkpoints), or give '
+            "the run another run.name. To start from its weights alone, set model.adapter"
         )
     return source
 

@@ -1,6 +1,5 @@
 """What a folder of trained weights holds, and the model that uses them: what export and chat start from."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.model.weights import check_values
-from llava_accel.recipe import Recipe, RecipeWarning, load_recipe, make_recipe
+from llava_accel.recipe import Recipe, load_recipe, make_recipe
 from llava_accel.setup.run_folder import complete_checkpoints
 
 _MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
@@ -71,7 +70,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     kind = _kind(folder)
     if path and base and kind == "model":
         raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
-    own = _read_recipe(folder / "recipe.toml")
+    own = load_recipe(folder / "recipe.toml", warns=False) if (folder / "recipe.toml").is_file() else None
     recipe = own or make_recipe(
         {"run": {"name": "run"}, "model": _settings(folder, kind, base), "data": {"train": "none"}}
     )
@@ -136,14 +135,6 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
             "The same model in another precision or layout gives the same answers; another model does not"
         )
     return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, notes)
-
-
-def _read_recipe(path: Path) -> Recipe | None:
-    if not path.is_file():
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecipeWarning)  # the run has said so already
-        return load_recipe(path)
 
 
 def _kind(folder: Path) -> Kind:

@@ -1,7 +1,6 @@
 """What a run folder says about its run, read once for everything that the page shows."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
-from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, read_lines
 from llava_accel.scoring.held_out import FILE
 from llava_accel.setup.run_folder import complete_checkpoints
@@ -115,14 +114,11 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
         raise UserError(
             f"{folder} is not a run: it has no recipe.toml. Name the folder of a run, such as runs/quickstart"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecipeWarning)  # said when the run was started
-        recipe = load_recipe(folder / "recipe.toml")
     known = _newest_state(folder) if state is None else state.state_dict()
     num_steps = known.get("num_steps")
     return History(
         folder=folder,
-        recipe=recipe,
+        recipe=load_recipe(folder / "recipe.toml", warns=False),
         environment=_read_json(folder / "environment.json"),
         lines=read_lines(folder / "metrics.jsonl"),
         num_steps=None if num_steps is None else int(num_steps),

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llava_accel.data.problems import quoted
 from llava_accel.exceptions import UserError
@@ -39,6 +39,17 @@ _ARTICLES = frozenset({"a", "an", "the"})
 CONTRACTIONS = dict(line.split() for line in Path(__file__).with_name("contractions.txt").read_text().splitlines())
 """Spelling -> what the evaluator makes of it. "somebody'd" loses its apostrophe where its neighbours gain one, "let's" and
 "she's" stand for themselves, and the four spellings with a capital I can never match, as words are lowered first."""
+
+
+def cell(key: str, value: Any) -> str:
+    """What an evaluation measured as text: scores in percent, counts and losses as numbers; None is empty."""
+    if value is None:
+        return ""
+    if key.startswith("num_"):
+        return f"{round(value):,}"
+    if key.removeprefix("blind_") in SCORES:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def trim(text: str) -> str:
