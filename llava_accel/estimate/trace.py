@@ -108,9 +108,7 @@ def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
     """
     candidates: list[Moment] = []
     for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.gradients, -moment.copies)):
-        if not any(
-            other.gradients >= moment.gradients and other.copies >= moment.copies for other in reversed(candidates)
-        ):
+        if not any(o.gradients >= moment.gradients and o.copies >= moment.copies for o in reversed(candidates)):
             candidates.append(moment)
     return tuple(candidates)
 

@@ -115,11 +115,9 @@ def answer_batch(
 def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets vocab"]:
     """The logits, in fp32, that predict the targets of a batch without shared prefixes: for comparisons of few."""
     assert not batch["branched"]
-    hidden = objective.llava.model.language_model(
-        inputs_embeds=_embeds(objective, batch, blind=False),
-        position_ids=tensor(batch, "position_ids"),
-        use_cache=False,
-    ).last_hidden_state
+    embeds, position_ids = _embeds(objective, batch, blind=False), tensor(batch, "position_ids")
+    outputs = objective.llava.model.language_model(inputs_embeds=embeds, position_ids=position_ids, use_cache=False)
+    hidden = outputs.last_hidden_state
     return _logits(objective, hidden.flatten(0, 1)[tensor(batch, "target_positions")])
 
 

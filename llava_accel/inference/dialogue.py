@@ -96,17 +96,10 @@ class Dialogue:
         example = self.prompt(text)
         stops = frozenset(_stops(example, self._tokenizer.eos_token_id))
         pieces = _Pieces(self._tokenizer, stops, on_text or (lambda text: None))
-        device = self._objective.llava.device
+        objective, longest, device = self._objective, self._max_new_tokens, self._objective.llava.device
         batch, questions = question_batch([example], self._shown, self._image_reader.shape, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._objective.llava.dtype == torch.bfloat16):
-            answer_batch(
-                self._objective,
-                batch,
-                questions,
-                stop_ids=stops,
-                max_new_tokens=self._max_new_tokens,
-                on_tokens=pieces.add,
-            )
+        with torch.autocast(device.type, torch.bfloat16, enabled=objective.llava.dtype == torch.bfloat16):
+            answer_batch(objective, batch, questions, stop_ids=stops, max_new_tokens=longest, on_tokens=pieces.add)
         answer = pieces.end()
         self._turns += [Turn("user", f"{IMAGE}\n" * len(self._waiting) + text), Turn("assistant", answer)]
         self._images += self._waiting

@@ -63,23 +63,20 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     Raises:
         UserError: the folder holds no weights, or does not say what it was trained on.
     """
-    name = path or base
-    folder = (
-        find_adapter(Path(name)) if Path(name).is_dir() else resolve_folder(name, "run, checkpoint, export or base")
-    )
+    name, what = path or base, "run, checkpoint, export or base"
+    folder = find_adapter(Path(name)) if Path(name).is_dir() else resolve_folder(name, what)
     kind = _kind(folder)
     if path and base and kind == "model":
         raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
     own = load_recipe(folder / "recipe.toml", warns=False) if (folder / "recipe.toml").is_file() else None
-    recipe = own or make_recipe(
-        {"run": {"name": "run"}, "model": _settings(folder, kind, base), "data": {"train": "none"}}
-    )
+    model = {} if own else _settings(folder, kind, base)
+    recipe = own or make_recipe({"run": {"name": "run"}, "model": model, "data": {"train": "none"}})
     changes: dict[str, object] = {"projector": ""}  # every folder holds the projector that belongs to it
     if kind == "model":
         place = str(folder) if Path(name).is_dir() else name
         changes |= {"base": place, "language_model": "", "vision_tower": "", "adapter": ""}
     else:
-        changes |= {"adapter": str(folder) if kind == "lora" else ""}
+        changes["adapter"] = str(folder) if kind == "lora" else ""
         if base:
             changes |= {"base": base, "language_model": ""}
             changes |= {"vision_tower": ""} if recipe.model.language_model else {}  # a part then; else an override

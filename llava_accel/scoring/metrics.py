@@ -224,9 +224,5 @@ def _score_line(line: bytes) -> dict:
         raise UserError('the string "prediction" is missing. Write the model\'s answer there.')
     if "answers" not in row:
         raise UserError('"answers" is missing. Write the annotators\' answers there, as a list of strings.')
-    accuracy = vqa_accuracy(row["prediction"], row["answers"])
-    return row | {
-        "vqa_accuracy": accuracy,
-        "exact_match": exact_match(row["prediction"], row["answers"]),
-        "score": accuracy,
-    }
+    accuracy, exact = (metric(row["prediction"], row["answers"]) for metric in (vqa_accuracy, exact_match))
+    return row | {"vqa_accuracy": accuracy, "exact_match": exact, "score": accuracy}
