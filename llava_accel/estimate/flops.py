@@ -75,10 +75,8 @@ class Costs:
 
     def of(self, work: Work) -> int:
         """Operations of a step, or of many."""
-        language = (
-            self.token * work.tokens + self.pair * work.pairs + self.target * work.targets + self.read * work.read
-        )
-        return language + self.projector * work.images + self.tower * work.encoded
+        language = self.token * work.tokens + self.pair * work.pairs + self.read * work.read
+        return language + self.target * work.targets + self.projector * work.images + self.tower * work.encoded
 
 
 def costs(model: nn.Module, processing: Processing) -> Costs:

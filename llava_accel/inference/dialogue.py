@@ -34,8 +34,7 @@ class Dialogue:
     """
 
     def __init__(self, loaded: Loaded, recipe: Recipe, max_new_tokens: int) -> None:
-        self._objective = loaded.objective
-        processing = loaded.processing
+        self._objective, processing = loaded.objective, loaded.processing
         self._tokenizer = processing.processor.tokenizer
         self._window = int(processing.base.text.max_position_embeddings)
         self._max_new_tokens = min(max_new_tokens, self._window // 2)

@@ -1,7 +1,7 @@
 """What a run folder says about its run, read once for everything that the page shows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,7 @@ class History:
         return self._read_predictions(FILE)
 
     def _read_predictions(self, name: str) -> list[Prediction]:
-        path = self.folder / "predictions" / name
-        if not path.is_file():
-            return []
-        try:
-            return read_json_lines(path)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
+        return _undamaged(self.folder / "predictions" / name, read_json_lines) or []
 
     def count_lines(self, name: str) -> int:
         """Lines of a file of the run folder, 0 where there is none."""
@@ -140,8 +134,13 @@ def _newest_state(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    content = _undamaged(path, lambda path: json.loads(path.read_text()))
+    return content if isinstance(content, dict) else {}
+
+
+def _undamaged(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a file that the report can do without; None where there is no such file."""
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        return read(path) if path.is_file() else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
-    return content if isinstance(content, dict) else {}

@@ -67,8 +67,6 @@ class Plot:
 
     @property
     def svg(self) -> Markup:
-        """The drawing."""
-
         def draw(axes: Axes) -> None:
             for series in self.series:
                 _line(axes, series)
@@ -93,8 +91,6 @@ class Shares:
 
     @property
     def svg(self) -> Markup:
-        """The drawing."""
-
         def draw(axes: Axes) -> None:
             whole, start = sum(self.parts.values()), 0.0
             for number, (label, part) in enumerate(self.parts.items()):

@@ -55,9 +55,7 @@ class RecipeError(UserError):
 
     def __init__(self, source: str, problems: Sequence[Problem], rest: Recipe | None = None) -> None:
         super().__init__(source, problems)
-        self.source = source
-        self.problems = tuple(problems)
-        self.rest = rest
+        self.source, self.problems, self.rest = source, tuple(problems), rest
 
     def is_about(self, *names: str) -> bool:
         """Whether a problem concerns one of these keys, or a table or an item of it."""

@@ -113,8 +113,7 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
     except OSError as error:
         raise UserError(f"--out {out} cannot be made ({error.strerror}). Choose another folder") from None
     try:
-        trained = job.trained
-        facts = {**write(job, unfinished), **trained.facts}
+        trained, facts = job.trained, {**write(job, unfinished), **job.trained.facts}
         (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         if trained.own:
             shutil.copyfile(trained.folder / "recipe.toml", unfinished / "recipe.toml")

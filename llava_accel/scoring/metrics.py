@@ -19,7 +19,6 @@ SCORES = {"vqa_accuracy": "VQA accuracy", "exact_match": "exact match", "multipl
 """Scores of an answer, 0..1, under the names that people read; the last only for records with choices."""
 Answers = Sequence[str] | Mapping[str, int] | Mapping[str, float] | Sequence[Mapping[str, object]]
 
-
 # Removed or replaced by a space one after the other. Apostrophe, colon, full stop and `&` are not among them.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
