@@ -64,9 +64,8 @@ class Checkpoints:
             sums = self._accelerator.gather(self._state.unlogged[None])
             assert isinstance(sums, Tensor)
             weights = self._gathered()
-            with progress.all_taken(
-                gathered_optimizer_state(self._accelerator, self._model, self._optimizer)
-            ) as moments:
+            states = gathered_optimizer_state(self._accelerator, self._model, self._optimizer)
+            with progress.all_taken(states) as moments:
                 if self._accelerator.is_main_process:
                     unfinished = beside(target)
                     (unfinished / "engine").mkdir()
