@@ -17,7 +17,7 @@ from llava_accel.model.save import FACTS
 from llava_accel.recipe import Recipe, changed_keys
 from llava_accel.recipe.toml import toml_value
 from llava_accel.scoring.best import read_lines
-from llava_accel.scoring.metrics import SCORES
+from llava_accel.scoring.metrics import SCORES, cell
 from llava_accel.setup.run_folder import versions
 
 Form = Literal["checkpoint", "peft", "merged", "llava"]
@@ -33,12 +33,7 @@ _TITLES = {
 
 
 def describe(folder: Path, run: Path, recipe: Recipe, step: int) -> None:
-    """Add step, scores and versions to the facts of a folder that a run has just written, and write its card.
-
-    Args:
-        folder: With llava_accel.json in it.
-        run: Where metrics.jsonl is.
-    """
+    """Add step, scores and versions to llava_accel.json of a folder that `run` has just written, and write its card."""
     facts = json.loads((folder / FACTS).read_text())
     facts |= {"step": step, "evaluations": evaluations(run / "metrics.jsonl", step), "versions": versions()}
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
@@ -75,7 +70,7 @@ def write_model_card(
         "step": facts.get("step"),
         "columns": ["before training" if line["step"] == 0 else f"step {line['step']:,}" for line in measured],
         "results": [
-            (name, [_cell(key, line) for line in measured])
+            (name, [cell(key, line.get(key)) for line in measured])
             for key, name in _TITLES.items()
             if any(key in line for line in measured)
         ],
@@ -99,8 +94,9 @@ def write_model_card(
 @functools.cache
 def _template() -> Template:
     loader = PackageLoader("llava_accel.checkpoint", "templates")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.keep_trailing_newline = True
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     return environment.get_template("model_card.md.j2")
 
 
@@ -116,14 +112,6 @@ def _front_matter(form: Form, base: str, train: object) -> str:
     return ModelCardData(library_name=library, pipeline_tag="image-text-to-text", tags=tags, **named).to_yaml()
 
 
-def _cell(key: str, line: Mapping[str, Any]) -> str:
-    if key not in line:
-        return ""
-    if key in ("loss", "num_answers"):
-        return f"{line[key]:.4f}" if key == "loss" else f"{round(line[key]):,}"
-    return f"{100 * line[key]:.1f} %"
-
-
 def _quantization(recipe: Recipe | None) -> list[str]:
     """Arguments of BitsAndBytesConfig that give the base the quantisation that the adapter was trained with."""
     if recipe is None or recipe.model.quantization.bits == 16:
@@ -131,9 +119,5 @@ def _quantization(recipe: Recipe | None) -> list[str]:
     table = recipe.model.quantization
     if table.bits == 8:
         return ["load_in_8bit=True"]
-    return [
-        "load_in_4bit=True",
-        f'bnb_4bit_quant_type="{table.type}"',
-        f"bnb_4bit_use_double_quant={table.double}",
-        'bnb_4bit_compute_dtype="bfloat16"',
-    ]
+    code, scales = f'bnb_4bit_quant_type="{table.type}"', f"bnb_4bit_use_double_quant={table.double}"
+    return ["load_in_4bit=True", code, scales, 'bnb_4bit_compute_dtype="bfloat16"']

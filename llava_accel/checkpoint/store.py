@@ -13,15 +13,8 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from llava_accel.checkpoint import progress
 from llava_accel.checkpoint.model_card import describe
-from llava_accel.checkpoint.progress import (
-    advance,
-    all_taken,
-    read_optimizer_state,
-    read_position,
-    write_optimizer_state,
-    write_position,
-)
 from llava_accel.exceptions import UserError
 from llava_accel.model.build import LoadedModel
 from llava_accel.model.objective import Objective
@@ -71,12 +64,13 @@ class Checkpoints:
             sums = self._accelerator.gather(self._state.unlogged[None])
             assert isinstance(sums, Tensor)
             weights = self._gathered()
-            with all_taken(gathered_optimizer_state(self._accelerator, self._model, self._optimizer)) as moments:
+            states = gathered_optimizer_state(self._accelerator, self._model, self._optimizer)
+            with progress.all_taken(states) as moments:
                 if self._accelerator.is_main_process:
                     unfinished = beside(target)
                     (unfinished / "engine").mkdir()
-                    write_optimizer_state(unfinished / "engine", moments)
-                    write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
+                    progress.write_optimizer_state(unfinished / "engine", moments)
+                    progress.write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
                     self._write(unfinished, weights)
                     commit(unfinished, target)
                     self._rotate()
@@ -115,9 +109,8 @@ class Checkpoints:
         with self._failing_softly(target) as problem:
             if self._accelerator.is_main_process:
                 unfinished = beside(target)
-                shutil.copytree(
-                    source, unfinished, ignore=shutil.ignore_patterns("engine", MANIFEST), dirs_exist_ok=True
-                )
+                left_out = shutil.ignore_patterns("engine", MANIFEST)
+                shutil.copytree(source, unfinished, ignore=left_out, dirs_exist_ok=True)
                 commit(unfinished, target)
         if problem:
             self._console.line(f"checkpoint: {target} could not be written ({problem[0]}) and stays what it was")
@@ -133,16 +126,16 @@ class Checkpoints:
         if source is None:
             self._remove_later()
             return
-        read_position(source / "engine", self._recipe, self._accelerator, self._state)
+        progress.read_position(source / "engine", self._recipe, self._accelerator, self._state)
         self._remove_later()
-        load_optimizer_state(self._accelerator, self._model, self._optimizer, read_optimizer_state(source / "engine"))
-        advance(self._scheduler, self._state.step)
+        moments = progress.read_optimizer_state(source / "engine")
+        load_optimizer_state(self._accelerator, self._model, self._optimizer, moments)
+        progress.advance(self._scheduler, self._state.step)
         self._saved_step = self._state.step
         self._console.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
 
     def _gathered(self) -> Mapping[str, Tensor]:
-        keep = is_saved(self._objective(), self._recipe)
-        return gathered_weights(self._accelerator, self._model, keep)
+        return gathered_weights(self._accelerator, self._model, is_saved(self._objective(), self._recipe))
 
     def _objective(self) -> Objective:
         objective = self._accelerator.unwrap_model(self._model)
@@ -165,8 +158,7 @@ class Checkpoints:
                 raise
             problem.append((isinstance(error, OSError) and error.strerror) or str(error))
             shutil.rmtree(target.with_name(f"{target.name}.tmp"), ignore_errors=True)
-        found = broadcast_object_list([problem])[0]
-        problem[:] = found
+        problem[:] = broadcast_object_list([problem])[0]
 
     def _remove_later(self) -> None:
         """Remove what the folder holds of steps that are taken again: nothing may resume from it or count it."""
@@ -182,6 +174,5 @@ class Checkpoints:
             self._console.line(f"removed {len(later)} checkpoints of an earlier run after step {self._state.step}")
 
     def _rotate(self) -> None:
-        complete = complete_checkpoints(self._folder)
-        for folder in complete[: -self._recipe.checkpoint.keep]:
+        for folder in complete_checkpoints(self._folder)[: -self._recipe.checkpoint.keep]:
             shutil.rmtree(folder)

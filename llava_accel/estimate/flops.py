@@ -75,24 +75,17 @@ class Costs:
 
     def of(self, work: Work) -> int:
         """Operations of a step, or of many."""
-        return (
-            self.token * work.tokens
-            + self.pair * work.pairs
-            + self.target * work.targets
-            + self.read * work.read
-            + self.projector * work.images
-            + self.tower * work.encoded
-        )
+        language = self.token * work.tokens + self.pair * work.pairs + self.read * work.read
+        return language + self.target * work.targets + self.projector * work.images + self.tower * work.encoded
 
 
 def costs(model: nn.Module, processing: Processing) -> Costs:
     """Of a model, be it on the meta device; 4-bit weights must not be packed."""
     text, vision, config = processing.base.text, processing.base.vision, processing.base.config
-    token = read = projector = 0
+    token = read = projector = tower_linear = 0
+    tower_trained = False
     last_mlp = f"layers.{int(text.num_hidden_layers) - 1}.mlp."
     layers, positions = num_tower_layers(config), processing.num_image_tokens
-    tower_linear = 0
-    tower_trained = False
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -103,11 +96,10 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
             token += 2 * module.weight.numel() * uses
         elif PROJECTOR in name:
             projector += 2 * module.weight.numel() * uses * positions
-        elif "vision_tower.encoder.layers." in name and _layer(name) < layers:
+        elif (after := name.partition("vision_tower.encoder.layers.")[2]) and int(after.split(".")[0]) < layers:
             tower_linear += module.weight.numel()
             tower_trained |= module.weight.requires_grad
-    width = int(vision.hidden_size)
-    tower = 2 * tower_linear * positions + 4 * positions**2 * width * layers
+    tower = 2 * tower_linear * positions + 4 * positions**2 * int(vision.hidden_size) * layers
     head = next(module for name, module in model.named_modules() if name.endswith("lm_head"))
     assert isinstance(head, nn.Linear)
     attention = int(text.num_attention_heads) * int(text.hidden_size // text.num_attention_heads)
@@ -119,7 +111,3 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
         projector=projector,
         tower=tower * (3 if tower_trained else 1),
     )
-
-
-def _layer(name: str) -> int:
-    return int(name.partition("vision_tower.encoder.layers.")[2].split(".")[0])

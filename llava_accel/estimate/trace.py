@@ -108,9 +108,7 @@ def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
     """
     candidates: list[Moment] = []
     for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.gradients, -moment.copies)):
-        if not any(
-            other.gradients >= moment.gradients and other.copies >= moment.copies for other in reversed(candidates)
-        ):
+        if not any(o.gradients >= moment.gradients and o.copies >= moment.copies for o in reversed(candidates)):
             candidates.append(moment)
     return tuple(candidates)
 
@@ -145,7 +143,12 @@ def trace_step(
         objective = Objective(model.train(), processing.vocab_size, dtype, recipe.model.train_vision)
         objective.is_sharded = is_sharded
         with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
-            fields = _fake(batch, objective)
+            fields: dict[str, Any] = {
+                key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
+            if not fields["branched"]:
+                compat.attend_without_masks(objective.llava.model.language_model.config)
             for _ in range(min(2, recipe.train.accumulation_steps)):
                 objective(**fields).backward()
     return highest(ledger.moments)
@@ -160,13 +163,3 @@ def trace_layouts(
     alone = trace_step(recipe, processing, batch, dtype, False)
     is_split = len(targets) * processing.vocab_size > LOGITS_AT_ONCE
     return {False: alone, True: trace_step(recipe, processing, batch, dtype, True) if is_split else alone}
-
-
-def _fake(batch: Mapping[str, Tensor | bool], objective: Objective) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
-    if not fields["branched"]:
-        compat.attend_without_masks(objective.llava.model.language_model.config)
-    return fields

@@ -8,6 +8,7 @@ branch of the row that does not see the reference answer. No logits are kept.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -75,15 +76,13 @@ def answer_batch(
             together.
         on_tokens: Gets the next token of every answer as soon as it is known, also after the end of an answer.
     """
-    language_model, cache = objective.llava.model.language_model, DynamicCache()
+    compute = partial(objective.llava.model.language_model, past_key_values=DynamicCache(), use_cache=True)
     position_ids, subtree_end = tensor(batch, "position_ids"), tensor(batch, "subtree_end")
     with _masked_attention(objective):
-        hidden = language_model(
+        hidden = compute(
             inputs_embeds=_embeds(objective, batch, blind),
             attention_mask=_attention(objective, forest_mask(subtree_end)) if batch["branched"] else None,
             position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
         ).last_hidden_state
         targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
         losses = _losses(objective, targets, tensor(batch, "target_ids"))
@@ -98,12 +97,10 @@ def answer_batch(
             is_done |= torch.isin(ids[-1], torch.tensor(sorted(stop_ids), device=here.device))
             if len(ids) == max_new_tokens or is_over(bool(is_done.all())):
                 break
-            hidden = language_model(
+            hidden = compute(
                 inputs_embeds=objective.llava.get_input_embeddings()(branches.laid_out(ids[-1])),
                 attention_mask=_attention(objective, branches.mask(len(ids))),
                 position_ids=branches.depths + len(ids),
-                past_key_values=cache,
-                use_cache=True,
             ).last_hidden_state
             here = hidden[branches.rows, branches.slots]
     written = torch.stack(ids, dim=1).tolist()
@@ -115,11 +112,9 @@ def answer_batch(
 def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets vocab"]:
     """The logits, in fp32, that predict the targets of a batch without shared prefixes: for comparisons of few."""
     assert not batch["branched"]
-    hidden = objective.llava.model.language_model(
-        inputs_embeds=_embeds(objective, batch, blind=False),
-        position_ids=tensor(batch, "position_ids"),
-        use_cache=False,
-    ).last_hidden_state
+    embeds, position_ids = _embeds(objective, batch, blind=False), tensor(batch, "position_ids")
+    outputs = objective.llava.model.language_model(inputs_embeds=embeds, position_ids=position_ids, use_cache=False)
+    hidden = outputs.last_hidden_state
     return _logits(objective, hidden.flatten(0, 1)[tensor(batch, "target_positions")])
 
 

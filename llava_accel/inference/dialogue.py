@@ -34,8 +34,7 @@ class Dialogue:
     """
 
     def __init__(self, loaded: Loaded, recipe: Recipe, max_new_tokens: int) -> None:
-        self._objective = loaded.objective
-        processing = loaded.processing
+        self._objective, processing = loaded.objective, loaded.processing
         self._tokenizer = processing.processor.tokenizer
         self._window = int(processing.base.text.max_position_embeddings)
         self._max_new_tokens = min(max_new_tokens, self._window // 2)
@@ -96,17 +95,10 @@ class Dialogue:
         example = self.prompt(text)
         stops = frozenset(_stops(example, self._tokenizer.eos_token_id))
         pieces = _Pieces(self._tokenizer, stops, on_text or (lambda text: None))
-        device = self._objective.llava.device
+        objective, longest, device = self._objective, self._max_new_tokens, self._objective.llava.device
         batch, questions = question_batch([example], self._shown, self._image_reader.shape, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._objective.llava.dtype == torch.bfloat16):
-            answer_batch(
-                self._objective,
-                batch,
-                questions,
-                stop_ids=stops,
-                max_new_tokens=self._max_new_tokens,
-                on_tokens=pieces.add,
-            )
+        with torch.autocast(device.type, torch.bfloat16, enabled=objective.llava.dtype == torch.bfloat16):
+            answer_batch(objective, batch, questions, stop_ids=stops, max_new_tokens=longest, on_tokens=pieces.add)
         answer = pieces.end()
         self._turns += [Turn("user", f"{IMAGE}\n" * len(self._waiting) + text), Turn("assistant", answer)]
         self._images += self._waiting

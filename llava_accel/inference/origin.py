@@ -1,6 +1,5 @@
 """What a folder of trained weights holds, and the model that uses them: what export and chat start from."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.model.weights import check_values
-from llava_accel.recipe import Recipe, RecipeWarning, load_recipe, make_recipe
+from llava_accel.recipe import Recipe, load_recipe, make_recipe
 from llava_accel.setup.run_folder import complete_checkpoints
 
 _MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
@@ -64,23 +63,20 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     Raises:
         UserError: the folder holds no weights, or does not say what it was trained on.
     """
-    name = path or base
-    folder = (
-        find_adapter(Path(name)) if Path(name).is_dir() else resolve_folder(name, "run, checkpoint, export or base")
-    )
+    name, what = path or base, "run, checkpoint, export or base"
+    folder = find_adapter(Path(name)) if Path(name).is_dir() else resolve_folder(name, what)
     kind = _kind(folder)
     if path and base and kind == "model":
         raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
-    own = _read_recipe(folder / "recipe.toml")
-    recipe = own or make_recipe(
-        {"run": {"name": "run"}, "model": _settings(folder, kind, base), "data": {"train": "none"}}
-    )
+    own = load_recipe(folder / "recipe.toml", warns=False) if (folder / "recipe.toml").is_file() else None
+    model = {} if own else _settings(folder, kind, base)
+    recipe = own or make_recipe({"run": {"name": "run"}, "model": model, "data": {"train": "none"}})
     changes: dict[str, object] = {"projector": ""}  # every folder holds the projector that belongs to it
     if kind == "model":
         place = str(folder) if Path(name).is_dir() else name
         changes |= {"base": place, "language_model": "", "vision_tower": "", "adapter": ""}
     else:
-        changes |= {"adapter": str(folder) if kind == "lora" else ""}
+        changes["adapter"] = str(folder) if kind == "lora" else ""
         if base:
             changes |= {"base": base, "language_model": ""}
             changes |= {"vision_tower": ""} if recipe.model.language_model else {}  # a part then; else an override
@@ -136,14 +132,6 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
             "The same model in another precision or layout gives the same answers; another model does not"
         )
     return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, notes)
-
-
-def _read_recipe(path: Path) -> Recipe | None:
-    if not path.is_file():
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecipeWarning)  # the run has said so already
-        return load_recipe(path)
 
 
 def _kind(folder: Path) -> Kind:

@@ -42,11 +42,8 @@ def comparison(runs: Sequence[History]) -> dict[str, object]:
 
 def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None) -> str:
     key = metric or "loss"
-    values = [
-        (run.chosen["eval"][key], name)
-        for run, name in zip(runs, names, strict=True)
-        if run.chosen and key in run.chosen["eval"]
-    ]
+    chosen = [(run.chosen, name) for run, name in zip(runs, names, strict=True) if run.chosen]
+    values = [(line["eval"][key], name) for line, name in chosen if key in line["eval"]]
     if len(values) < 2:
         return f"{len(runs)} runs, of which {len(values) or 'none'} has an evaluation to compare."
     ranked = sorted(values, reverse=metric is not None)

@@ -45,7 +45,6 @@ def curves(run: History) -> list[Plot | Shares]:
             note="On the held-out data. Blind is the same model with the images blanked.",
             series=_scores(run),
             is_percent=True,
-            from_zero=True,
             steps=marks,
         ),
         Plot(title="Learning rate", note="Of each part that is trained.", series=rates),
@@ -78,13 +77,7 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
 
     loss = "Cross-entropy in nats a target"
     scores = [
-        Plot(
-            title=capital(score_title(score)),
-            note="On the held-out data.",
-            series=evaluated(score),
-            is_percent=True,
-            from_zero=True,
-        )
+        Plot(title=capital(score_title(score)), note="On the held-out data.", series=evaluated(score), is_percent=True)
         for score in SCORES
     ]
     plots = [
@@ -99,10 +92,7 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
 def _scores(run: History) -> list[Series]:
     """The main score and its blind one; the other scores where their values differ from it."""
     main, lines = run.score or "exact_match", run.evaluations
-    series = [
-        _series(lines, main, score_title(main), 1),
-        _series(lines, f"blind_{main}", "blind", 2, dashes=1),
-    ]
+    series = [_series(lines, main, score_title(main), 1), _series(lines, f"blind_{main}", "blind", 2, dashes=1)]
     for number, other in enumerate((key for key in SCORES if key != main), start=3):
         pairs = [(line["eval"][main], line["eval"][other]) for line in lines if {main, other} <= line["eval"].keys()]
         if any(abs(one - another) > 5e-4 for one, another in pairs):
@@ -133,6 +123,5 @@ def _series(lines: Sequence[dict[str, Any]], key: str, label: str, color: int = 
 
 
 def _with_data(plots: Iterable[Plot]) -> list[Plot]:
-    """The plots and the series in them that have a point."""
     reduced = [replace(plot, series=[series for series in plot.series if series.steps]) for plot in plots]
     return [plot for plot in reduced if plot.series]

@@ -33,17 +33,6 @@ def _column_title(key: str) -> str:
     return f"blind {score_title(key.removeprefix('blind_'))}" if key.startswith("blind_") else score_title(key)
 
 
-def cell(key: str, value: Any) -> str:
-    """A measured value as text: scores in percent, counts and losses as numbers."""
-    if value is None:
-        return ""
-    if key.startswith("num_"):
-        return f"{round(value):,}"
-    if key.removeprefix("blind_") in SCORES:
-        return f"{100 * value:.1f} %"
-    return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
 def type_tables(
     predictions: Sequence[Prediction], before: Sequence[Prediction], metric: str
 ) -> dict[str, list[tuple[str, TypeScore, float | None]]]:

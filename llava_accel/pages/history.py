@@ -1,15 +1,14 @@
 """What a run folder says about its run, read once for everything that the page shows."""
 
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
-from llava_accel.recipe import Recipe, RecipeWarning, load_recipe
+from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, read_lines
 from llava_accel.scoring.held_out import FILE
 from llava_accel.setup.run_folder import complete_checkpoints
@@ -88,13 +87,7 @@ class History:
         return self._read_predictions(FILE)
 
     def _read_predictions(self, name: str) -> list[Prediction]:
-        path = self.folder / "predictions" / name
-        if not path.is_file():
-            return []
-        try:
-            return read_json_lines(path)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
+        return _undamaged(self.folder / "predictions" / name, read_json_lines) or []
 
     def count_lines(self, name: str) -> int:
         """Lines of a file of the run folder, 0 where there is none."""
@@ -115,14 +108,11 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
         raise UserError(
             f"{folder} is not a run: it has no recipe.toml. Name the folder of a run, such as runs/quickstart"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecipeWarning)  # said when the run was started
-        recipe = load_recipe(folder / "recipe.toml")
     known = _newest_state(folder) if state is None else state.state_dict()
     num_steps = known.get("num_steps")
     return History(
         folder=folder,
-        recipe=recipe,
+        recipe=load_recipe(folder / "recipe.toml", warns=False),
         environment=_read_json(folder / "environment.json"),
         lines=read_lines(folder / "metrics.jsonl"),
         num_steps=None if num_steps is None else int(num_steps),
@@ -144,8 +134,13 @@ def _newest_state(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    content = _undamaged(path, lambda path: json.loads(path.read_text()))
+    return content if isinstance(content, dict) else {}
+
+
+def _undamaged(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a file that the report can do without; None where there is no such file."""
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        return read(path) if path.is_file() else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Remove it to write the report without it") from None
-    return content if isinstance(content, dict) else {}

@@ -22,9 +22,11 @@ from llava_accel.storage.atomic import atomic_file
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
-def visible(text: str) -> str:
-    """The text with escapes in place of characters that are not seen and could change what is seen."""
-    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+def visible(value: object) -> object:
+    """Text with escapes in place of characters that are not seen and could change what is seen; all else as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
 
 
 def render(template: str, context: Mapping[str, object]) -> str:
@@ -60,16 +62,12 @@ def count(number: int | float) -> str:
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
 
 
-def _shown(value: object) -> object:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("llava_accel.pages", "templates"),
         autoescape=True,
-        finalize=_shown,
+        finalize=visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -38,10 +38,8 @@ def sentence(run: History) -> str:
         text = f"{name} is {end}"
     if key and "num_answers" in chosen["eval"]:
         text += f" on {round(chosen['eval']['num_answers']):,} held-out questions"
-    if run.recipe.checkpoint.best and chosen["step"] != run.step:
-        text += f", at its best checkpoint, step {chosen['step']:,}"
-    else:
-        text += f", after {_steps(chosen['step'])}"
+    is_best = run.recipe.checkpoint.best and chosen["step"] != run.step
+    text += f", at its best checkpoint, step {chosen['step']:,}" if is_best else f", after {_steps(chosen['step'])}"
     blind = chosen["eval"].get(f"blind_{key}")
     if blind is not None:
         text += f". Without seeing the images the same model reaches {_value(key, blind)}"

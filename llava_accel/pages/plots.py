@@ -25,25 +25,12 @@ _VARIABLES = {INK: "--ink-soft", _FAINT: "--rule", **{f"#0102{n:02x}": f"--serie
 SERIES = tuple(f"#0102{n:02x}" for n in range(8))
 """Colours of series: 0 training, 1 evaluation, 2 blind, and so on; on a page of several runs, one a run."""
 _STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.7,
-    "lines.solid_capstyle": "round",
-}
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.5, "text.color": INK,
+    "axes.edgecolor": _FAINT, "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": _FAINT, "grid.linewidth": 0.6,
+    "xtick.color": INK, "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0,
+    "lines.linewidth": 1.7, "lines.solid_capstyle": "round",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +57,7 @@ class Plot:
     note: str
     series: list[Series]
     is_percent: bool = False
+    """Shares of 1, shown in percent and from zero."""
     is_log: bool = False
     from_zero: bool = False
     level: float | None = None
@@ -79,8 +67,6 @@ class Plot:
 
     @property
     def svg(self) -> Markup:
-        """The drawing."""
-
         def draw(axes: Axes) -> None:
             for series in self.series:
                 _line(axes, series)
@@ -105,8 +91,6 @@ class Shares:
 
     @property
     def svg(self) -> Markup:
-        """The drawing."""
-
         def draw(axes: Axes) -> None:
             whole, start = sum(self.parts.values()), 0.0
             for number, (label, part) in enumerate(self.parts.items()):
@@ -166,7 +150,7 @@ def _scales(axes: Axes, plot: Plot) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if positive.max() < 200 * positive.min() else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    elif plot.from_zero:
+    elif plot.from_zero or plot.is_percent:
         axes.set_ylim(bottom=0)
     if plot.is_percent:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
@@ -193,16 +177,13 @@ def drawn(title: str, height: float, draw: Callable[[Axes], None]) -> Markup:
     The same drawing gives the same text, and no id of it occurs under another title.
     """
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": title}
+    buffer = io.StringIO()
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.add_subplot())
-        buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Type", "Format"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _in_page(buffer.getvalue(), title)
-
-
-def _in_page(svg: str, title: str) -> Markup:
+    svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # matplotlib's own rule is for `*`, which in a page is everything.
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)

@@ -20,6 +20,7 @@ from llava_accel.pages.outcome import notes, sentence, tiles
 from llava_accel.recipe import DataTable, Recipe, dump_recipe
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.best import overfitting, read_lines
+from llava_accel.scoring.metrics import cell
 from llava_accel.setup.state import TrainState
 
 REPORT = "report.html"
@@ -53,11 +54,9 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _context(run: History) -> dict[str, object]:
-    chosen, before = run.chosen or run.before, run.before
-    metric = run.score or "exact_match"
+    chosen, before, metric = run.chosen or run.before, run.before, run.score or "exact_match"
     predictions = run.predictions(chosen["step"]) if chosen else []
     earlier = run.predictions(before["step"]) if before and before is not chosen else []
-    shown = cards(predictions, earlier, run.recipe.data, metric)
     return {
         "run": run,
         "sentence": sentence(run),
@@ -65,9 +64,9 @@ def _context(run: History) -> dict[str, object]:
         "notes": notes(run),
         "plots": curves(run),
         "columns": details.evaluation_columns(run.evaluations),
-        "cell": details.cell,
+        "cell": cell,
         "chosen": chosen,
-        "cards": shown,
+        "cards": cards(predictions, earlier, run.recipe.data, metric),
         "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
         "num_predictions": len(predictions),
         "score_title": score_title(metric),
@@ -80,10 +79,7 @@ def _context(run: History) -> dict[str, object]:
 
 
 def report_evaluation(recipe: Recipe, state: TrainState, trackers: Trackers, console: Console) -> None:
-    """Write the report after an evaluation, and give its images to the trackers. For the main process.
-
-    After the last evaluation it is left to `report_end`.
-    """
+    """Give an evaluation's images to the trackers, and write the report unless `report_end` will. For the main process."""
     folder = Path(recipe.run.output_dir)
     if trackers.are_there:
         _attempt(lambda: _send_images(folder, state, trackers), folder, console)

@@ -26,22 +26,9 @@ from llava_accel.recipe.tables import OptimTable, Recipe, TrainTable
 from llava_accel.recipe.toml import to_toml
 
 __all__ = [
-    "DataTable",
-    "LoraTable",
-    "ModelTable",
-    "OptimTable",
-    "QuantizationTable",
-    "Recipe",
-    "RecipeError",
-    "RecipeWarning",
-    "TrainTable",
-    "changed_keys",
-    "dump_recipe",
-    "load_recipe",
-    "make_recipe",
-    "recipe_schema",
-]
-
+    "DataTable", "LoraTable", "ModelTable", "OptimTable", "QuantizationTable", "Recipe", "RecipeError", "RecipeWarning",
+    "TrainTable", "changed_keys", "dump_recipe", "load_recipe", "make_recipe", "recipe_schema",
+]  # fmt: skip
 
 _LONGEST_LINE = 200  # characters of a line of the file in an error
 
@@ -50,12 +37,13 @@ class RecipeWarning(UserWarning):
     """A key is set to something but has no effect in this recipe."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, warns: bool = True) -> Recipe:
     """Read a recipe, apply the overrides, and check all of it.
 
     Args:
         path: A TOML file.
         overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML.
+        warns: False for the recipe of a run, which has warned of its keys already.
 
     Raises:
         RecipeError: The file cannot be read, or something in it or in an override is wrong.
@@ -64,7 +52,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         problems += _apply(override, tables)
     recipe = make_recipe(tables, str(path), problems)
-    for message in unused(recipe):
+    for message in unused(recipe) if warns else ():
         warnings.warn(message, RecipeWarning, stacklevel=2)
     return recipe
 
@@ -162,16 +150,11 @@ def _without_errors(tables: Mapping[str, Any], error: ValidationError) -> dict[s
     """`tables` without the keys that have an error, and with examples for the required ones."""
     repaired = copy.deepcopy(dict(tables))
     for detail in error.errors(include_url=False):
-        *parents, name = (str(part) for part in takewhile(_is_key, path_of(detail)))
-        table = reduce(lambda table, parent: table.get(parent, {}), parents, repaired)
-        table.pop(name, None)
+        *parents, name = (str(part) for part in takewhile(lambda part: isinstance(part, str), path_of(detail)))
+        reduce(lambda table, parent: table.get(parent, {}), parents, repaired).pop(name, None)
     for name, keys in REQUIRED.items():
         repaired[name] = {**keys, **repaired.get(name, {})}
     return repaired
-
-
-def _is_key(part: str | int) -> bool:
-    return isinstance(part, str)
 
 
 def _is_about(problem: Problem, wrong: set[str]) -> bool:

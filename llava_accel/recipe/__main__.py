@@ -33,7 +33,9 @@ def _section(path: str, table: Mapping[str, Any], tables: Mapping[str, Any]) -> 
         default = f"`{toml_value(key['default'])}`" if "default" in key else "required"
         cells = (f"`{path}.{name}`", _type(key), default, key["description"].replace("<", "&lt;"))
         rows.append("| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |")
-        inner += [_section(f"{path}.{name}[]", _named(item, tables), tables) for item in _tables_in(key)]
+        # A list under this key may hold tables.
+        items = [choice["items"] for choice in key.get("oneOf", ()) if "$ref" in choice.get("items", ())]
+        inner += [_section(f"{path}.{name}[]", _named(item, tables), tables) for item in items]
     title = f"[[{path[:-2]}]]" if path.endswith("[]") else f"[{path}]"
     head = [f"### `{title}`", "", table["description"], "", "| key | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, "", *inner])
@@ -41,11 +43,6 @@ def _section(path: str, table: Mapping[str, Any], tables: Mapping[str, Any]) -> 
 
 def _named(reference: Mapping[str, Any], tables: Mapping[str, Any]) -> Mapping[str, Any]:
     return tables[reference["$ref"].rpartition("/")[2]]
-
-
-def _tables_in(key: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The tables that a list under this key may hold."""
-    return [choice["items"] for choice in key.get("oneOf", ()) if "$ref" in choice.get("items", ())]
 
 
 def _type(key: Mapping[str, Any]) -> str:

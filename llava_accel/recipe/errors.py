@@ -17,21 +17,13 @@ from llava_accel.recipe.toml import flatten, toml_value
 _LONGEST_VALUE = 200  # characters; a list of sources may be longer than anybody reads in an error
 
 _EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text in quotes",
-    "string_too_short": "text that is not empty",
-    "tuple_type": "a list",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
+    "int_type": "a whole number", "float_type": "a number", "finite_number": "a finite number",
+    "bool_type": "true or false", "string_type": "text in quotes", "string_too_short": "text that is not empty",
+    "tuple_type": "a list", "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
     "model_type": "a table",
-    "greater_than_equal": "at least {ge:,.12g}",
-    "greater_than": "more than {gt:,.12g}",
-    "less_than_equal": "at most {le:,.12g}",
-    "less_than": "less than {lt:,.12g}",
-}
+    "greater_than_equal": "at least {ge:,.12g}", "greater_than": "more than {gt:,.12g}",
+    "less_than_equal": "at most {le:,.12g}", "less_than": "less than {lt:,.12g}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,9 +55,7 @@ class RecipeError(UserError):
 
     def __init__(self, source: str, problems: Sequence[Problem], rest: Recipe | None = None) -> None:
         super().__init__(source, problems)
-        self.source = source
-        self.problems = tuple(problems)
-        self.rest = rest
+        self.source, self.problems, self.rest = source, tuple(problems), rest
 
     def is_about(self, *names: str) -> bool:
         """Whether a problem concerns one of these keys, or a table or an item of it."""

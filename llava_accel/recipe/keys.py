@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten
@@ -15,33 +16,19 @@ DEFAULTS = {key: value for key, value in _ALL.items() if key not in flatten(REQU
 
 # What LLaVA's scripts and the Hugging Face Trainer call the same thing, where the names are not alike.
 OTHER_NAMES = {
-    "bf16": "run.precision",
-    "data_path": "data.train",
-    "fp16": "run.precision",
-    "freeze_mm_mlp_adapter": "model.train_projector",
-    "gradient_accumulation_steps": "train.accumulation_steps",
-    "group_by_modality_length": "data.group_by_length",
-    "image_aspect_ratio": "data.image_aspect",
-    "image_folder": "data.images",
-    "logging_steps": "log.every",
-    "lora_alpha": "model.lora.alpha",
-    "lora_r": "model.lora.rank",
-    "lr": "optim.learning_rate",
-    "lr_scheduler_type": "optim.schedule",
-    "mm_projector_lr": "optim.projector_learning_rate",
-    "model_max_length": "data.max_length",
-    "model_name_or_path": "model.base",
-    "num_train_epochs": "train.epochs",
+    "bf16": "run.precision", "fp16": "run.precision",
+    "model_name_or_path": "model.base", "version": "model.template", "pretrain_mm_mlp_adapter": "model.projector",
+    "tune_mm_mlp_adapter": "model.train", "freeze_mm_mlp_adapter": "model.train_projector",
+    "lora_alpha": "model.lora.alpha", "lora_r": "model.lora.rank", "target_modules": "model.lora.targets",
+    "data_path": "data.train", "image_folder": "data.images", "image_aspect_ratio": "data.image_aspect",
+    "model_max_length": "data.max_length", "group_by_modality_length": "data.group_by_length",
+    "lr": "optim.learning_rate", "mm_projector_lr": "optim.projector_learning_rate",
+    "lr_scheduler_type": "optim.schedule", "warmup_ratio": "optim.warmup_fraction",
+    "num_train_epochs": "train.epochs", "gradient_accumulation_steps": "train.accumulation_steps",
     "per_device_train_batch_size": "train.per_device_batch_size",
-    "pretrain_mm_mlp_adapter": "model.projector",
-    "report_to": "log.trackers",
-    "save_steps": "checkpoint.every",
-    "save_total_limit": "checkpoint.keep",
-    "target_modules": "model.lora.targets",
-    "tune_mm_mlp_adapter": "model.train",
-    "version": "model.template",
-    "warmup_ratio": "optim.warmup_fraction",
-}
+    "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep",
+    "logging_steps": "log.every", "report_to": "log.trackers",
+}  # fmt: skip
 
 _ALIKE = 0.75  # from this ratio of difflib on, two names count as one name misspelt
 
@@ -59,15 +46,12 @@ def nearest_keys(key: str, keys: Iterable[str] = KEYS) -> tuple[str, ...]:
         return same_name[:3]
     if OTHER_NAMES.get(name) in scores:
         return (OTHER_NAMES[name],)
-    return tuple(valid for valid in ranked if max(scores[valid]) >= _ALIKE or _is_part(name, valid))[:1]
+    near = (valid for valid in ranked if max(scores[valid]) >= _ALIKE or (len(name) >= 5 and name in _name(valid)))
+    return tuple(islice(near, 1))
 
 
 def _name(key: str) -> str:
     return key.rpartition(".")[2]
-
-
-def _is_part(name: str, valid: str) -> bool:
-    return len(name) >= 5 and name in _name(valid)
 
 
 def _likeness(one: str, other: str) -> float:

@@ -138,29 +138,23 @@ def _evaluation(recipe: Recipe) -> Iterator[Conflict]:
         )
 
 
-def _switched_off(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _switched_off(recipe: Recipe) -> list[tuple[str, str]]:
     """Keys and tables that do nothing in this recipe, each with the reason."""
     model, data, optim, train = recipe.model, recipe.data, recipe.optim, recipe.train
-    if model.train != "lora":
-        yield "model.lora", f'model.train is "{model.train}", not "lora"'
-    if model.train == "projector" and optim.learning_rate != optim.projector_learning_rate:
-        yield "optim.learning_rate", 'model.train = "projector" uses optim.projector_learning_rate'
-    if model.quantization.bits != 4:
-        yield "model.quantization.type", "model.quantization.bits is not 4"
-        yield "model.quantization.double", "model.quantization.bits is not 4"
-    if not model.train_projector:
-        yield "optim.projector_learning_rate", "model.train_projector is false"
-    if not model.train_vision:
-        yield "optim.vision_learning_rate", "model.train_vision is false"
-    if optim.optimizer == "sgd":
-        yield "optim.betas", 'optim.optimizer is "sgd"'
-    if data.on_bad_record == "error":
-        yield "data.max_bad", 'data.on_bad_record is "error"'
-    if data.cache_features is False or model.train_vision:
-        yield "data.cache_max_gb", "vision features are not cached"
-    if train.on_nonfinite == "stop":
-        yield "train.max_nonfinite", 'train.on_nonfinite is "stop"'
-    if train.max_steps:
-        yield "train.epochs", "train.max_steps decides when the run ends"
-    if not (data.eval or data.eval_fraction):
-        yield "eval", "neither data.eval nor data.eval_fraction is set"
+    rate_is_replaced = model.train == "projector" and optim.learning_rate != optim.projector_learning_rate
+    is_uncached = data.cache_features is False or model.train_vision
+    cases = (
+        (model.train != "lora", "model.lora", f'model.train is "{model.train}", not "lora"'),
+        (rate_is_replaced, "optim.learning_rate", 'model.train = "projector" uses optim.projector_learning_rate'),
+        (model.quantization.bits != 4, "model.quantization.type", "model.quantization.bits is not 4"),
+        (model.quantization.bits != 4, "model.quantization.double", "model.quantization.bits is not 4"),
+        (not model.train_projector, "optim.projector_learning_rate", "model.train_projector is false"),
+        (not model.train_vision, "optim.vision_learning_rate", "model.train_vision is false"),
+        (optim.optimizer == "sgd", "optim.betas", 'optim.optimizer is "sgd"'),
+        (data.on_bad_record == "error", "data.max_bad", 'data.on_bad_record is "error"'),
+        (is_uncached, "data.cache_max_gb", "vision features are not cached"),
+        (train.on_nonfinite == "stop", "train.max_nonfinite", 'train.on_nonfinite is "stop"'),
+        (train.max_steps > 0, "train.epochs", "train.max_steps decides when the run ends"),
+        (not (data.eval or data.eval_fraction), "eval", "neither data.eval nor data.eval_fraction is set"),
+    )
+    return [(key, reason) for is_off, key, reason in cases if is_off]

@@ -30,24 +30,9 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import ModelTable, Recipe
+from llava_accel.release import original_llava, verification
 from llava_accel.release.merged_model import save_merged, save_peft
-from llava_accel.release.original_llava import (
-    Source,
-    original_config,
-    place_tower,
-    read_original,
-    save_original_adapter,
-    save_original_model,
-    save_original_projector,
-)
-from llava_accel.release.verification import (
-    Reference,
-    check_agreement,
-    compare,
-    plain_outputs,
-    probe_example,
-    take_reference,
-)
+from llava_accel.release.verification import Reference, check_agreement, compare, plain_outputs
 from llava_accel.setup.datasets import open_corpora
 from llava_accel.storage.atomic import beside, commit
 
@@ -86,7 +71,7 @@ class Job:
     def examples(self, processing: Processing) -> tuple[list[Example], dict[str, Tensor]]:
         """Examples to compare on, with their images' pixels: one that needs no data, and some of the recipe's if it is
         still there, the held-out ones before those of training."""
-        example, pixels = probe_example(processing)
+        example, pixels = verification.probe_example(processing)
         if self.trained.own is None:
             return [example], pixels
         try:
@@ -96,9 +81,8 @@ class Job:
             read = ImageReader(processing.processor.image_processor, self.recipe.data.image_aspect)  # pyright: ignore[reportArgumentType]
             pixels |= {name: read(Path(name)) for each in own for name in each.images}
         except (UserError, OSError) as error:
-            self.console.line(
-                f"note: verified on a built-in example alone, as the recipe's data cannot be read: {error}"
-            )
+            reason = f"as the recipe's data cannot be read: {error}"
+            self.console.line(f"note: verified on a built-in example alone, {reason}")
             return [example], pixels
         return [example, *own], pixels
 
@@ -107,7 +91,7 @@ class Job:
     ) -> Reference:
         """What a model makes of these examples."""
         side = int(processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
-        return take_reference(objective, examples, pixels, (3, side, side), self.device)
+        return verification.take_reference(objective, examples, pixels, (3, side, side), self.device)
 
 
 def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[str, Any]]) -> None:
@@ -129,8 +113,7 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
     except OSError as error:
         raise UserError(f"--out {out} cannot be made ({error.strerror}). Choose another folder") from None
     try:
-        trained = job.trained
-        facts = {**write(job, unfinished), **trained.facts}
+        trained, facts = job.trained, {**write(job, unfinished), **job.trained.facts}
         (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         if trained.own:
             shutil.copyfile(trained.folder / "recipe.toml", unfinished / "recipe.toml")
@@ -214,14 +197,12 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
         )
     if quantised is not None:
         table = job.trained.recipe.model.quantization
-        kind = f" ({table.type})" if bits == 4 else ""
+        kind, agreement = f" ({table.type})" if bits == 4 else "", compare(quantised, outputs["logits"])
         job.console.line(
             f"note: the adapter was trained on the base in {bits} bits{kind} and is merged into its 16-bit weights, which "
             "lack the rounding to few bits that the adapter had learned to correct"
         )
-        job.console.line(
-            f"merged model, against {bits}-bit base + adapter as trained: {compare(quantised, outputs['logits'])}"
-        )
+        job.console.line(f"merged model, against {bits}-bit base + adapter as trained: {agreement}")
     return facts
 
 
@@ -230,29 +211,26 @@ def write_llava(job: Job, folder: Path) -> dict[str, Any]:
     loaded, is_whole = job.load(), job.trained.kind == "model"
     model, processing = loaded.objective.model, loaded.processing
     assert isinstance(model, Trainable)
-    source = Source(processing.base, _origin(job), job.recipe, is_whole)
-    tower = place_tower(folder, loaded.objective, source)
-    config = original_config(source, tower)
+    source = original_llava.Source(processing.base, _origin(job), job.recipe, is_whole)
+    tower = original_llava.place_tower(folder, loaded.objective, source)
+    config = original_llava.original_config(source, tower)
     if isinstance(model, PeftModel):
-        written = save_original_adapter(folder, model, config)
+        written = original_llava.save_original_adapter(folder, model, config)
     elif is_whole:
-        written = save_original_model(folder, model, processing, config, source, job.dtype or job.stored)
+        dtype = job.dtype or job.stored
+        written = original_llava.save_original_model(folder, model, processing, config, source, dtype)
     else:
-        written = save_original_projector(folder, model, config)
-    reread = read_original(folder)
+        written = original_llava.save_original_projector(folder, model, config)
+    reread = original_llava.read_original(folder)
     if written.keys() != reread.keys() or any(not torch.equal(reread[name], t.cpu()) for name, t in written.items()):
         raise UserError(f"{folder}: weights read back differ from those written. Check the disk, and try again")
-    job.console.line(
-        f"LLaVA's layout: {len(reread)} weights written, read back and equal; mm_vision_tower is {tower!r}"
-    )
+    count = len(reread)
+    job.console.line(f"LLaVA's layout: {count} weights written, read back and equal; mm_vision_tower is {tower!r}")
     return _facts(job, loaded)
 
 
-FORMS: dict[Form, Callable[[Job, Path], dict[str, Any]]] = {
-    "peft": write_peft,
-    "merged": write_merged,
-    "llava": write_llava,
-}
+Writer = Callable[[Job, Path], dict[str, Any]]
+FORMS: dict[Form, Writer] = {"peft": write_peft, "merged": write_merged, "llava": write_llava}
 """By the values of `--to`."""
 
 

@@ -20,15 +20,10 @@ def save_peft(folder: Path, model: PeftModel, processing: Processing) -> None:
     """Write an adapter that `PeftModel.from_pretrained(base, folder)` alone restores, and the processor.
 
     The projector, and the vision tower where it was trained, are in it as peft's modules to save.
-
-    Args:
-        folder: Exists.
-        model: With the adapter in it, frozen or not as the recipe says.
     """
     state = model.state_dict()
-    adapter, rest = split_state(model, state)
+    stored, rest = split_state(model, state)
     modules = ["multi_modal_projector"]
-    stored = dict(adapter)
     if any(name.startswith(TOWER) for name in rest):
         modules.append("vision_tower")
         stored |= {name: tensor for name, tensor in state.items() if name.startswith(PEFT_PREFIX + TOWER)}
@@ -38,9 +33,8 @@ def save_peft(folder: Path, model: PeftModel, processing: Processing) -> None:
     config.inference_mode = True
     config.modules_to_save = modules
     config.save_pretrained(str(folder))
-    save_file(
-        {name: stored_form(tensor) for name, tensor in stored.items()}, folder / ADAPTER, metadata={"format": "pt"}
-    )
+    tensors = {name: stored_form(tensor) for name, tensor in stored.items()}
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     processing.processor.save_pretrained(folder)
 
 

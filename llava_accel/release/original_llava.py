@@ -30,20 +30,20 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt",
 )  # fmt: skip
 
-
 TOWER_FOLDER = "vision_tower"
 _CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 _CLIP_L_336_SIZES = (1024, 24, 14, 336)
-_CLASSES = {
-    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
-    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
-}
+_CLASSES = {"llama": ("llava_llama", "LlavaLlamaForCausalLM"), "mistral": ("llava_mistral", "LlavaMistralForCausalLM")}
 _TEXT_KEYS = (
     "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
     "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "pad_token_id", "pretraining_tp", "rms_norm_eps", "sliding_window", "tie_word_embeddings",
     "vocab_size",
 )  # fmt: skip
+_SAME_FOR_ALL = {
+    "mm_projector_type": "mlp2x_gelu", "mm_patch_merge_type": "flat", "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False, "use_mm_proj": True, "use_cache": True,
+}  # fmt: skip
 _ASPECTS = {"pad": "pad", "crop": "square"}  # LLaVA's "square" is CLIP's own resize and crop
 
 
@@ -61,11 +61,7 @@ class Source:
 
 
 def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Write what LLaVA's LoRA training leaves: adapter, non_lora_trainables.bin and config.json.
-
-    Args:
-        folder: Exists.
-        config: See `original_config`.
+    """Write what LLaVA's LoRA training leaves: adapter, non_lora_trainables.bin and `config` (`original_config`).
 
     Returns:
         What was written, under in-memory names; so do the other two.
@@ -180,10 +176,8 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
         UserError: LLaVA's own code has no such model.
     """
     origin, recipe = source.origin, source.recipe
-    if origin and origin.layout == "original":
-        config = read_json(origin.folder / "config.json")
-    else:
-        config = _from_transformers(source.base)
+    original = origin.folder / "config.json" if origin and origin.layout == "original" else None
+    config = read_json(original) if original else _from_transformers(source.base)
     if recipe.data.image_aspect not in _ASPECTS:
         raise UserError(
             f"data.image_aspect = {recipe.data.image_aspect!r}: LLaVA's own code pads or crops an image and does not "
@@ -206,8 +200,7 @@ def place_tower(folder: Path, objective: Objective, source: Source) -> str:
     Raises:
         UserError: the tower is not a CLIP.
     """
-    base, origin, recipe = source.base, source.origin, source.recipe
-    vision = base.vision
+    base, origin, recipe, vision = source.base, source.origin, source.recipe, source.base.vision
     if not isinstance(vision, CLIPVisionConfig):
         raise UserError(f"LLaVA's own code has no {vision.model_type!r} tower, only CLIP. Use --to merged or --to peft")
     named = recipe.model.vision_tower
@@ -222,7 +215,7 @@ def place_tower(folder: Path, objective: Objective, source: Source) -> str:
     place = folder / TOWER_FOLDER
     place.mkdir()
     state = objective.llava.model.vision_tower.state_dict()
-    tensors = {f"vision_model.{name}": tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    tensors = {f"vision_model.{name}": stored_form(tensor) for name, tensor in state.items()}
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
     config = vision.__class__.from_dict(vision.to_dict())
     config.name_or_path, config.architectures = "", ["CLIPVisionModel"]
@@ -249,16 +242,11 @@ def _from_transformers(base: Base) -> dict[str, Any]:
         **{key: known[key] for key in _TEXT_KEYS if key in known},
         "rope_theta": theta,
         "rope_scaling": None if kind == "default" else {"type": kind, **rope},
-        "use_cache": True,
         "model_type": model_type,
         "architectures": [architecture],
         "torch_dtype": str(text.dtype or torch.float16).removeprefix("torch."),
         "mm_hidden_size": base.vision.hidden_size,
-        "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
-        "mm_patch_merge_type": "flat",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "use_mm_proj": True,
+        **_SAME_FOR_ALL,
     }

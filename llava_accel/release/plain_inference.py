@@ -75,15 +75,12 @@ def _num_loaded(model: nn.Module, stored: dict[str, torch.Tensor]) -> int:
 
 def _answer(model: Any, given: dict[str, torch.Tensor], length: int, job: dict[str, Any]) -> list[int]:
     prompt = {name: tensor[:, :length] if name != "pixel_values" else tensor for name, tensor in given.items()}
+    stops, longest, never = job["stop_ids"], job["max_new_tokens"], job["never"]
     config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=job["max_new_tokens"],
-        eos_token_id=job["stop_ids"],
-        pad_token_id=job["stop_ids"][0],
-        suppress_tokens=job["never"],
+        do_sample=False, max_new_tokens=longest, eos_token_id=stops, pad_token_id=stops[0], suppress_tokens=never
     )
     ids = model.generate(**prompt, generation_config=config)[0, length:].tolist()
-    return next((ids[:place] for place, token in enumerate(ids) if token in job["stop_ids"]), ids)
+    return next((ids[:place] for place, token in enumerate(ids) if token in stops), ids)
 
 
 def _device(folder: Path, job: dict[str, Any]) -> str:

@@ -13,11 +13,7 @@ from llava_accel.exceptions import UserError
 
 
 def check_name(name: str) -> None:
-    """Refuse what is not a repository's name before any work is done for it.
-
-    Raises:
-        UserError: it is not ORG/NAME as the hub writes it.
-    """
+    """Raise UserError, before any work is done, where it is not ORG/NAME as the hub writes it."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -27,11 +23,7 @@ def check_name(name: str) -> None:
 
 
 def check_login() -> None:
-    """Refuse to begin without a token.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Raise UserError where there is no token to begin with."""
     if get_token() is None:
         raise UserError("--push needs a token of the hub. Log in with `hf auth login`, or set HF_TOKEN")
 

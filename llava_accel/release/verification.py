@@ -110,13 +110,6 @@ class Reference:
     """Tokens that no answer may hold."""
 
 
-def examples_of(part: Part, recipe: Recipe) -> tuple[list[Example], dict[str, Tensor]]:
-    """A few examples of the data, the same in every run of a recipe, and their images' pixels."""
-    rows = choose_rows(part.rows, _MOST_EXAMPLES, recipe.run.seed)[:_MOST_EXAMPLES]
-    examples = [part.corpus.encode(int(row)).example for row in rows]
-    return examples, {name: part.image_reader(Path(name)) for example in examples for name in example.images}
-
-
 def take_reference(
     objective: Objective,
     examples: Sequence[Example],
@@ -171,9 +164,10 @@ def plain_outputs(
     with tempfile.TemporaryDirectory() as place:
         inputs, out = Path(place, "inputs.pt"), Path(place, "out.pt")
         torch.save(reference.inputs, inputs)
+        keys = None if quantization is None else json.loads(quantization.to_json_string(use_diff=True))
         job = {
             "folder": str(folder), "base": base, "dtype": str(dtype).removeprefix("torch."), "use_gpu": use_gpu,
-            "quantization": _keys(quantization), "inputs": str(inputs), "out": str(out),
+            "quantization": keys, "inputs": str(inputs), "out": str(out),
             "vocab_size": reference.vocab_size, "stop_ids": reference.stop_ids, "never": reference.never,
             "max_new_tokens": _MAX_NEW_TOKENS, "num_threads": torch.get_num_threads(),
         }  # fmt: skip
@@ -211,9 +205,13 @@ def check_agreement(
 
 
 def _start(job: Path) -> subprocess.CompletedProcess[str]:
+    # This process's environment without what a launcher says of ranks: the other process is alone.
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    names = {key for key in os.environ if key in ranks or key.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
+    environment = {key: value for key, value in os.environ.items() if key not in names}
     # -P: the program's own folder holds modules of ours, which must not be found.
     command = [sys.executable, "-P", plain_inference.__file__, str(job)]
-    return subprocess.run(command, capture_output=True, text=True, env=_environment())
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def _last_answer(example: Example, number: int) -> Example:
@@ -230,20 +228,14 @@ def _inputs(example: Example, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **images}
 
 
-def _keys(quantization: BitsAndBytesConfig | None) -> dict[str, Any] | None:
-    return None if quantization is None else json.loads(quantization.to_json_string(use_diff=True))
-
-
-def _environment() -> dict[str, str]:
-    """This process's, without what a launcher says of ranks: the other process is alone."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    names = {key for key in os.environ if key in ranks or key.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
-    return {key: value for key, value in os.environ.items() if key not in names}
-
-
 def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelerator: Accelerator) -> Reference:
-    """What the trained model computes. Every rank must call it, while its backend is still there."""
-    examples, pixels = examples_of(part, recipe)
+    """What the trained model computes for a few examples of the data, the same in every run of a recipe.
+
+    Every rank must call it, while its backend is still there.
+    """
+    rows = choose_rows(part.rows, _MOST_EXAMPLES, recipe.run.seed)[:_MOST_EXAMPLES]
+    examples = [part.corpus.encode(int(row)).example for row in rows]
+    pixels = {name: part.image_reader(Path(name)) for example in examples for name in example.images}
     with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 
@@ -262,14 +254,12 @@ def verify(reference: Reference, export: Path, recipe: Recipe, console: Console)
     dtype = resolve_precision(recipe.run.precision, device)
     base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)
     quantization = quantization_config(recipe.model.quantization, dtype)
+    use_gpu = device.type == "cuda"
     with console.bar("verify the export", 1) as bar:
-        outputs = plain_outputs(
-            reference, export, dtype=dtype, base=base, quantization=quantization, use_gpu=device.type == "cuda"
-        )
+        outputs = plain_outputs(reference, export, dtype=dtype, base=base, quantization=quantization, use_gpu=use_gpu)
         bar.advance()
-    check_agreement(
-        reference, outputs, f"{export} in plain transformers and peft, against the trained model", dtype, console
-    )
+    name = f"{export} in plain transformers and peft, against the trained model"
+    check_agreement(reference, outputs, name, dtype, console)
 
 
 def _not_plain(recipe: Recipe) -> str:

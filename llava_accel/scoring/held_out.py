@@ -49,26 +49,21 @@ def answer(
         {"id", "image", "question", "answers", "prediction", "score", "loss", ...} for each row once, in the order of the
         data, and the cross-entropy over all targets, in nats a target.
     """
-    recipe, accelerator = run.recipe, run.accelerator
+    recipe, accelerator, device = run.recipe, run.accelerator, run.accelerator.device
     mine: list[tuple[int, Prediction]] = []
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    own_stop = frozenset() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}  # pyright: ignore[reportArgumentType]
+    workers, max_length = recipe.data.num_workers, recipe.data.max_length
     questions = load_questions(
-        part.corpus,
-        part.image_reader,
-        batches,
-        workers=recipe.data.num_workers,
-        device=accelerator.device,
-        max_length=recipe.data.max_length,
-        blind=blind,
+        part.corpus, part.image_reader, batches, workers=workers, device=device, max_length=max_length, blind=blind
     )
     with whole_root(objective):
         for batch, asked in questions:
-            stops = asked.stop_ids if tokenizer.eos_token_id is None else asked.stop_ids | {int(tokenizer.eos_token_id)}  # pyright: ignore[reportArgumentType]
             answered = answer_batch(
                 objective,
                 batch,
                 asked,
-                stop_ids=stops,
+                stop_ids=asked.stop_ids | own_stop,
                 max_new_tokens=recipe.eval.max_new_tokens,
                 blind=blind,
                 is_over=lambda is_done: _everywhere(is_done, objective, accelerator),
@@ -165,11 +160,8 @@ def evaluate(
     rows = choose_rows(part.rows, recipe.eval.limit, recipe.run.seed)
     blind_rows = choose_rows(rows, recipe.eval.blind_limit, recipe.run.seed) if recipe.eval.blind_limit else rows[:0]
     batches, blind_batches = (_batches(some, part, recipe, accelerator) for some in (rows, blind_rows))
-    with (
-        torch.no_grad(),
-        autocast(recipe, accelerator),
-        console.bar("evaluate", len(batches) + len(blind_batches)) as plain_bar,
-    ):
+    number = len(batches) + len(blind_batches)
+    with torch.no_grad(), autocast(recipe, accelerator), console.bar("evaluate", number) as plain_bar:
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar)
         metrics = {"loss": loss, **mean_scores(predictions)}
@@ -200,8 +192,7 @@ def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelera
     return batches[accelerator.process_index :: accelerator.num_processes]
 
 
-FILE = "training.jsonl"
-"""In the folder of predictions."""
+FILE = "training.jsonl"  # in the folder of predictions
 
 
 def score_training(run: RunContext, model: nn.Module, part: Part, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llava_accel.data.problems import quoted
 from llava_accel.exceptions import UserError
@@ -18,7 +18,6 @@ from llava_accel.storage.jsonl import write_json_lines
 SCORES = {"vqa_accuracy": "VQA accuracy", "exact_match": "exact match", "multiple_choice": "multiple choice"}
 """Scores of an answer, 0..1, under the names that people read; the last only for records with choices."""
 Answers = Sequence[str] | Mapping[str, int] | Mapping[str, float] | Sequence[Mapping[str, object]]
-
 
 # Removed or replaced by a space one after the other. Apostrophe, colon, full stop and `&` are not among them.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -39,6 +38,17 @@ _ARTICLES = frozenset({"a", "an", "the"})
 CONTRACTIONS = dict(line.split() for line in Path(__file__).with_name("contractions.txt").read_text().splitlines())
 """Spelling -> what the evaluator makes of it. "somebody'd" loses its apostrophe where its neighbours gain one, "let's" and
 "she's" stand for themselves, and the four spellings with a capital I can never match, as words are lowered first."""
+
+
+def cell(key: str, value: Any) -> str:
+    """What an evaluation measured as text: scores in percent, counts and losses as numbers; None is empty."""
+    if value is None:
+        return ""
+    if key.startswith("num_"):
+        return f"{round(value):,}"
+    if key.removeprefix("blind_") in SCORES:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def trim(text: str) -> str:
@@ -213,9 +223,5 @@ def _score_line(line: bytes) -> dict:
         raise UserError('the string "prediction" is missing. Write the model\'s answer there.')
     if "answers" not in row:
         raise UserError('"answers" is missing. Write the annotators\' answers there, as a list of strings.')
-    accuracy = vqa_accuracy(row["prediction"], row["answers"])
-    return row | {
-        "vqa_accuracy": accuracy,
-        "exact_match": exact_match(row["prediction"], row["answers"]),
-        "score": accuracy,
-    }
+    accuracy, exact = (metric(row["prediction"], row["answers"]) for metric in (vqa_accuracy, exact_match))
+    return row | {"vqa_accuracy": accuracy, "exact_match": exact, "score": accuracy}
