@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, prove_here, without_us
+from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, probe_inputs, prove_here, without_us
 from helpers.runs import PARITY
 from helpers.tiny import make_llava
 from llava_accel.inference.dialogue import Dialogue
@@ -30,7 +30,7 @@ def elsewhere(
     loaded = load_trained(find_trained(str(lora_run)), dtype=torch.float32, device=CPU)
     return without_us(
         tmp_path_factory.mktemp("elsewhere"),
-        agreement.probe_inputs(loaded.processing),
+        probe_inputs(loaded.processing),
         {"peft": (llava_folder, lora_exports["peft"]), "merged": (lora_exports["merged"], None)},
         {"checkpoint": lora_run / "best", "peft": lora_exports["peft"], "merged": lora_exports["merged"]},
         IMAGE,

@@ -117,8 +117,13 @@ def without_us(
 @torch.no_grad()
 def probe(model: LlavaForConditionalGeneration, processing: Processing) -> Tensor:
     """(positions, vocabulary) Logits of an image and a text through transformers' own forward pass, in fp32."""
+    logits = model.eval()(**probe_inputs(processing), use_cache=False).logits
+    return logits[0, :, : processing.vocab_size].float()
+
+
+def probe_inputs(processing: Processing) -> dict[str, Tensor]:
+    """The image and the text as transformers' forward pass takes them."""
     example, pixels = probe_example(processing)
     input_ids = torch.from_numpy(example.input_ids)[None]
-    model.eval()
-    logits = model(input_ids=input_ids, pixel_values=pixels["probe"][None], use_cache=False).logits
-    return logits[0, :, : processing.vocab_size].float()
+    images = pixels["probe"][None]
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": images}
