@@ -152,7 +152,7 @@ def test_nothing_is_overwritten(lora_run: Path, tmp_path: Path, monkeypatch: pyt
     [
         ("nowhere", "peft", (), "there is no folder"),
         ("adapter_final", "peft", (), "--base"),
-        ("llava-orig", "peft", (), "holds no adapter"),
+        ("llava-orig", "peft", (), "holds a whole model and not an adapter"),
         ("llava-orig", "merged", ("--base", "x"), "Leave --base out"),
         ("images", "merged", (), "no adapter and no checkpoint"),
         ("llava-orig", "merged", ("--push", "x"), "ORG/NAME"),
