@@ -42,11 +42,10 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
     recipe, device = run.recipe, run.accelerator.device
     before = living_bytes(device)
     run = replace(run, console=Console(False))
-    # Each micro-batch is an object of its own: the step knows its last one by that.
-    here = [
-        {key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        for _ in range(recipe.train.accumulation_steps)
-    ]
+    here: Loaded = {
+        key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+    window = [dict(here) for _ in range(recipe.train.accumulation_steps)]  # the step knows its last one as an object
     objective, _ = build_objective(run, processing)
     optimizer = build_optimizer(objective, recipe.optim)
     prepared = prepare(run.accelerator, objective, optimizer, build_scheduler(optimizer, recipe.optim, 10))
@@ -54,7 +53,7 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
     prepared.model.train()
 
     def step() -> None:
-        train_step(run, prepared, here, 0, guard, lambda _phase: None)
+        train_step(run, prepared, window, 0, guard, lambda _phase: None)
 
     step()
     step()

@@ -192,7 +192,7 @@ def test_a_run_that_overfits_says_so_once_and_the_report_too(
     (tmp_path / "train.json").write_text(json.dumps(records[:2]))
     (tmp_path / "eval.json").write_text(json.dumps(records[4:6]))
     data = {"train": str(tmp_path / "train.json"), "eval": str(tmp_path / "eval.json")}
-    optim = {"learning_rate": 0.1, "projector_learning_rate": 0.01}
+    optim = {"learning_rate": 0.03, "projector_learning_rate": 0.003}
     train = {"per_device_batch_size": 2, "max_steps": 60, "epochs": 60}
     verb.train(recipe(tmp_path, data=data, eval={"every": 6, "limit": 2}, optim=optim, train=train))
     assert capsys.readouterr().out.count("note: overfitting: evaluation loss has risen since") == 1
