@@ -58,6 +58,7 @@ _ONE_STEP = """
 import json, sys, torch, torch.distributed
 from torch import nn
 import deepspeed
+from deepspeed.comm.torch import build_shm_op
 from llava_accel import compat
 
 stage = int(sys.argv[1])
@@ -81,7 +82,7 @@ from deepspeed.utils import safe_get_full_optimizer_state
 flat = compat.flat_partitions(optimizer)
 moments = [safe_get_full_optimizer_state(parameter, "exp_avg") for parameter in (first, second)]
 print(json.dumps({
-    "shm": deepspeed.comm.torch.build_shm_op() is None,
+    "shm": build_shm_op() is None,
     "left": [parameter.numel() for parameter in (first, second)],
     "parts": [part and [list(part[0]), part[1]] for part in map(compat.partition_of, (first, second))],
     "flat": [tensor.numel() for tensor in flat],

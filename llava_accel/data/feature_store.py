@@ -156,7 +156,9 @@ class FeatureWriter:
             with _turn(self._store.root):
                 chosen = dict(self._fitting())
                 if chosen:
-                    with atomic_file(self._store.folder / f"{uuid.uuid4().hex}.safetensors") as unfinished:
+                    with atomic_file(
+                        self._store.folder / f"{uuid.uuid4().hex}.safetensors", is_private=True
+                    ) as unfinished:
                         save_file(chosen, unfinished)
             self.is_full = len(chosen) < len(self._waiting)
         self._waiting, self._waiting_bytes = {}, 0

@@ -180,6 +180,7 @@ def _open(path: Path) -> Image.Image:
         raise _broken(path, error) from None
     if max(image.size) > _MAX_RATIO * min(image.size):
         width, height = image.size
+        image.close()
         problem = f"{quoted(path, 200)} is a strip of {width} x {height} pixels"
         raise DataError("broken_image", problem, "Cut it into images whose sides are less unequal")
     return image

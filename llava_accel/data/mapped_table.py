@@ -69,7 +69,7 @@ class Table:
 
 def _write_arrow(source: Path, target: Path) -> None:
     with (
-        atomic_file(target) as unfinished,
+        atomic_file(target, is_private=True) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
         pa.ipc.new_file(file, _SCHEMA) as writer,
     ):

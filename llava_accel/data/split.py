@@ -76,7 +76,7 @@ def _kept(
         return draw()
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
     if not path.exists():
-        with atomic_file(path) as unfinished, unfinished.open("wb") as file:
+        with atomic_file(path, is_private=True) as unfinished, unfinished.open("wb") as file:
             np.save(file, draw())
     return np.load(path, mmap_mode="r")
 

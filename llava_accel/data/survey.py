@@ -165,7 +165,7 @@ def _write(survey: Survey, path: Path) -> None:
     batch = pa.record_batch({name: getattr(survey, name) for name in COLUMNS})
     batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(survey.num_dropped_turns)})
     with (
-        atomic_file(path) as unfinished,
+        atomic_file(path, is_private=True) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
         pa.ipc.new_file(file, batch.schema) as writer,
     ):

@@ -104,7 +104,7 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
     path = cache_dir / "towers" / _files_key(objective, parked)
     with accelerator.local_main_process_first():
         if not path.exists():
-            with atomic_file(path) as unfinished:
+            with atomic_file(path, is_private=True) as unfinished:
                 unfinished.write_text(_read_through(objective))
     return path.read_text()
 

@@ -19,11 +19,17 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to. What is there takes the name `path` at the end, and is gone after an error."""
+def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
+    """A place beside `path` to write to. What is there takes the name `path` at the end, and is gone after an error.
+
+    Args:
+        is_private: Nobody but the user may read it, as everything in the cache.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        if is_private:
+            unfinished.touch(mode=0o600)
         yield unfinished
         _flush(unfinished)  # else a power cut could leave the name without the content
         os.replace(unfinished, path)

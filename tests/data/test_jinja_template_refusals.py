@@ -29,7 +29,7 @@ def test_a_template_that_drops_images_is_refused() -> None:
 
 
 def test_no_template_and_no_valid_template_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"it has none.*v1, plain"):
+    with pytest.raises(ValueError, match=r"which has none.*v1, plain"):
         ChatTemplate(llama(), None)
     with pytest.raises(ValueError, match="refuses"):
         ChatTemplate(llama(), "{% for %}")
