@@ -50,7 +50,8 @@ DOCUMENTED = {
     "bitsandbytes", "deepspeed", "deepspeed.utils", "peft",
     "torch", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
     "torch.nn.attention.flex_attention", "torch.nn.functional", "torch.nn.parallel", "torch.optim.lr_scheduler",
-    "torch.distributed.elastic.multiprocessing.errors", "torch.profiler", "torch.utils.benchmark", "torch.utils.checkpoint", "torch.utils.data",
+    "torch.distributed.elastic.multiprocessing.errors", "torch.utils.benchmark",
+    "torch.profiler", "torch.utils.checkpoint", "torch.utils.data",
     "transformers", "transformers.generation.streamers", "transformers.utils.import_utils",
     "transformers.utils.logging",
 }  # fmt: skip
