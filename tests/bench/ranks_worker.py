@@ -15,9 +15,6 @@ from statistics import median
 from bench.traffic import Traffic
 from llava_accel.console.output import Console
 from llava_accel.measurement.probe import Job, first_windows
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe, dump_recipe, load_recipe
 from llava_accel.runtime.context import RunContext
@@ -73,7 +70,12 @@ def _launch(recipe: Recipe, launcher: list[str], processes: int, threads: int, s
         (folder / "recipe.toml").write_text(dump_recipe(own))
         numbers = [str(steps), str(rounds)]
         command = [*launcher, str(Path(__file__)), str(folder), *numbers]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"{' '.join(command[:8])} failed:\n{(done.stdout + done.stderr)[-3000:]}")
