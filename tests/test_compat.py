@@ -35,13 +35,13 @@ from llava_accel import compat
 PACKAGE = Path(compat.__file__).parent
 TESTS = Path(__file__).parent
 FUNCTIONS = [node for node in ast.parse(Path(compat.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = torch.arange(1, 11)[None]
 
 
 def language_model(kernel: str = "sdpa") -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=64, initializer_range=0.2, pad_token_id=0, attn_implementation=kernel, **SIZES)
+    config = LlamaConfig(vocab_size=64, initializer_range=0.2, pad_token_id=0, attn_implementation=kernel, **SIZES)  # pyright: ignore
     return LlamaForCausalLM(config)
 
 
@@ -96,7 +96,9 @@ def reaches(path: Path) -> set[str]:
         ):
             names = [node.attr]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
-            names = [each.value for each in node.args[1:2] if isinstance(each, ast.Constant)]
+            names = [
+                each.value for each in node.args[1:2] if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            ]
         elif isinstance(node, ast.Import):
             modules = [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(("llava_accel", "__future__")):
@@ -333,7 +335,7 @@ def test_a_saved_tokenizer_keeps_its_legacy_flag(tmp_path: Path, legacy: bool) -
 
 @contract(compat.forget_deepspeed)
 def test_transformers_forgets_deepspeed() -> None:
-    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled  # pyright: ignore
 
     config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
     assert is_deepspeed_zero3_enabled()

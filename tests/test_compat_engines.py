@@ -19,7 +19,7 @@ from llava_accel import compat
 
 def make_linear_4bit() -> nn.Module:
     """A layer of 64 x 64 weights in NF4, packed and in evaluation mode."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import Linear4bit  # pyright: ignore[reportPrivateImportUsage]
 
     layer = Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     return layer.to("cpu").eval()

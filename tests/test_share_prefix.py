@@ -65,7 +65,7 @@ def test_an_epoch_sees_each_question_once_and_cuts_groups_only_between_steps(
     groups = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
     lengths = np.random.default_rng(1).integers(5, 50, len(groups))
     order = Order(lengths=lengths, seed=0, global_batch_size=batch, groups=groups, group_by_length=grouped)
-    batches = list(order.epoch(epoch))
+    batches = list(order.epoch(epoch))  # pyright: ignore
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(groups)))
     assert all(len(found) == batch for found in batches[:-1])
     for found in batches:

@@ -23,7 +23,7 @@ def flat(step: list[Window]) -> list[int]:
 @given(num=st.integers(1, 300), size=st.integers(1, 40), epoch=st.integers(0, 5), grouped=st.booleans())
 def test_every_example_stands_exactly_once_in_an_epoch(num: int, size: int, epoch: int, grouped: bool) -> None:
     data = order(num, size, group_by_length=grouped)
-    batches = list(data.epoch(epoch))
+    batches = list(data.epoch(epoch))  # pyright: ignore
     assert sorted(np.concatenate(batches).tolist()) == list(range(num))
     assert len(batches) == data.steps_per_epoch
     assert all(len(batch) == size for batch in batches[:-1]) and 1 <= len(batches[-1]) <= size
@@ -48,7 +48,7 @@ def test_grouping_puts_alike_lengths_together_and_still_shuffles_steps() -> None
     data, loose = order(4000), order(4000, group_by_length=False)
     spread = [np.ptp(data.lengths[batch]) for batch in data.epoch(0)]
     assert np.mean(spread) < 0.1 * np.mean([np.ptp(data.lengths[batch]) for batch in loose.epoch(0)])
-    means = [data.lengths[batch].mean() for batch in list(data.epoch(0))[:50]]
+    means = [data.lengths[batch].mean() for batch in list(data.epoch(0))[:50]]  # pyright: ignore
     assert abs(np.corrcoef(means, np.arange(50))[0, 1]) < 0.5
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, TensorBoardTracker
 from PIL import Image
 
-import llava_accel.runtime.trackers as module
 import llava_accel.train as verb
 from helpers.runs import PARITY, metrics, recipe
 from llava_accel.console.output import Console
@@ -98,8 +97,8 @@ def test_whatever_a_tracker_raises_is_said_once(
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("the service is\naway")
 
-    made = type("Broken", (module.TensorBoardTracker,), {broken: fail})
-    monkeypatch.setitem(module.LOGGER_TYPE_TO_CLASS, "tensorboard", made)
+    made = type("Broken", (TensorBoardTracker,), {broken: fail})
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", made)
     trackers = started(tracked(tmp_path, "tensorboard"))
     used(trackers)
     assert not trackers.are_there
@@ -125,7 +124,7 @@ def test_one_tracker_that_fails_leaves_the_others_alone(
     settings = tracked(tmp_path, "tensorboard", "aim")
     accelerator = build_accelerator(settings)
     accelerator.log_with = ["tensorboard", "aim"]  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(module.LOGGER_TYPE_TO_CLASS, "aim", Notes)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "aim", Notes)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("")
     trackers = Trackers(settings, accelerator, Console())
