@@ -87,7 +87,7 @@ def test_a_tracker_that_cannot_start_is_said_once_and_the_run_ends_well(
     state = verb.train(tracked(tmp_path, "tensorboard", train={"max_steps": 2, "epochs": 2}))
     assert state.step == 2 and len(metrics(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "export" / "adapter_model.safetensors").is_file()
-    assert capsys.readouterr().out.count("tracker tensorboard failed") == 1
+    assert capsys.readouterr().out.count("log.trackers: tensorboard failed") == 1
 
 
 @pytest.mark.parametrize("broken", ["start", "store_init_configuration", "log", "log_images", "finish"])
@@ -103,7 +103,7 @@ def test_whatever_a_tracker_raises_is_said_once(
     used(trackers)
     assert not trackers.are_there
     said = capsys.readouterr().out
-    assert said.count("tracker tensorboard failed") == 1 and "(ConnectionError: the service is away)" in said
+    assert said.count("log.trackers: tensorboard failed") == 1 and "(ConnectionError: the service is away)" in said
 
 
 def test_one_tracker_that_fails_leaves_the_others_alone(
@@ -130,7 +130,7 @@ def test_one_tracker_that_fails_leaves_the_others_alone(
     trackers = Trackers(settings, accelerator, Console())
     used(trackers)
     assert noted == [({"loss": 2.5}, 1), ({"eval/loss": 2.25}, 2)]
-    assert "tracker aim" not in capsys.readouterr().out
+    assert "log.trackers: aim" not in capsys.readouterr().out
 
 
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
