@@ -40,7 +40,7 @@ def commands() -> list[list[str]]:
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`llava-accel VERB ...` in this process."""
     assert words[0] == "llava-accel"
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", list(words))
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
     try:
         main()
