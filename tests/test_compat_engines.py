@@ -72,6 +72,7 @@ if stage == 3:
     for parameter in model.parameters():
         compat.partition(parameter, init)
 first, second = model.parameters()
+left = [parameter.numel() for parameter in (first, second)]  # a step leaves weights as small as these whole
 groups = [{"params": [first]}, {"params": [second]}]
 engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups), config=config)
 engine.backward(engine(torch.ones(1, 3)).sum())
@@ -83,7 +84,7 @@ flat = compat.flat_partitions(optimizer)
 moments = [safe_get_full_optimizer_state(parameter, "exp_avg") for parameter in (first, second)]
 print(json.dumps({
     "shm": build_shm_op() is None,
-    "left": [parameter.numel() for parameter in (first, second)],
+    "left": left,
     "parts": [part and [list(part[0]), part[1]] for part in map(compat.partition_of, (first, second))],
     "flat": [tensor.numel() for tensor in flat],
     "keys": sorted(optimizer.optimizer.state[flat[0]]),
