@@ -1,6 +1,5 @@
 """The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.held_out import score_training
+from llava_accel.scoring.metrics import cell
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.jsonl import read_json_lines
@@ -106,7 +106,7 @@ def show_times(seconds: Mapping[str, float], console: Console) -> None:
 
 def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     """The score before training, the last ones and the best, from metrics.jsonl."""
-    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_lines(folder / "metrics.jsonl")
     found = [line for line in lines if "eval" in line]
     if not found:
         return
@@ -116,7 +116,7 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
-        rows.append([name, *(_cell(column, line["eval"]) for column in columns)])
+        rows.append([name, *(cell(column, line["eval"].get(column)) for column in columns)])
     console.table("evaluations", ["", *columns.values()], rows)
 
 
@@ -131,12 +131,3 @@ def show_answers(path: Path, console: Console) -> None:
         for row in shown
     ]
     console.table("some answers", ["question", "reference", "prediction", "score"], rows)
-
-
-def _cell(column: str, metrics: dict[str, float]) -> str:
-    if column not in metrics:
-        return ""
-    value = metrics[column]
-    if column == "loss":
-        return f"{value:.4f}"
-    return f"{round(value):,}" if column == "num_answers" else f"{100 * value:.1f} %"
