@@ -10,28 +10,39 @@ if __name__ == "__main__":
 
 
 import argparse
+import select
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from pathlib import Path
-
-import torch
-from transformers.utils.logging import disable_progress_bar
+from typing import TYPE_CHECKING
 
 from llava_accel.console.output import printable
 from llava_accel.exceptions import UserError
-from llava_accel.inference.dialogue import Dialogue
-from llava_accel.inference.origin import find_trained, load_trained
-from llava_accel.runtime.engines import resolve_precision
+
+if TYPE_CHECKING:
+    from llava_accel.inference.dialogue import Dialogue
+
+_POLL_S = 0.2
 
 
-def open_dialogue(arguments: argparse.Namespace) -> Dialogue:
+def open_dialogue(arguments: argparse.Namespace) -> "Dialogue":
     """Load what the command line names, with its image if there is one; UserError if one of them cannot be used."""
+    # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from llava_accel.inference.dialogue import Dialogue
+    from llava_accel.inference.origin import find_trained, load_trained
+    from llava_accel.runtime.engines import resolve_precision
+
     trained = find_trained(
         arguments.adapter, base=arguments.base, template=arguments.template, bits=arguments.bits or 0
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not sys.stderr.isatty() or arguments.once is not None:
-        disable_progress_bar()
+    disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
     loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
     for note in loaded.notes:
         print(note, file=sys.stderr)
@@ -41,20 +52,47 @@ def open_dialogue(arguments: argparse.Namespace) -> Dialogue:
     return dialogue
 
 
-def talk(dialogue: Dialogue) -> None:
-    """Read questions and commands until the end of the input."""
+def in_background(open_it: Callable[[], "Dialogue"]) -> "Future[Dialogue]":
+    """Open a dialogue beside the main thread."""
+    opening: Future[Dialogue] = Future()
+
+    def work() -> None:
+        try:
+            opening.set_result(open_it())
+        except Exception as error:  # the main thread raises it
+            opening.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()  # a daemon: Ctrl-C does not wait for the weights
+    return opening
+
+
+def talk(opening: "Future[Dialogue]") -> None:
+    """Read questions and commands until the end of the input; the first one waits until the dialogue is open.
+
+    Raises:
+        UserError: the dialogue could not be opened.
+    """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("Ask a question. /image FILE adds an image to it, /reset starts a new conversation, /quit ends.")
     while True:
+        if is_terminal:
+            print("> ", end="", flush=True)
+            while not opening.done() and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+                pass
+            if opening.done():
+                opening.result()  # what has gone wrong is said before the user has written a line in vain
         try:
-            line = input("> " if is_terminal else "").strip()
+            line = input().strip()
         except EOFError:
             return
         if line == "/quit":
             return
         if not line:
             continue
+        if is_terminal and not opening.done():
+            print("(the model is still being loaded)", flush=True)
+        dialogue = opening.result()
         try:
             _obey(dialogue, line)
         except UserError as error:
@@ -63,7 +101,7 @@ def talk(dialogue: Dialogue) -> None:
             print("\n(stopped; the question is forgotten)")
 
 
-def _obey(dialogue: Dialogue, line: str) -> None:
+def _obey(dialogue: "Dialogue", line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
         dialogue.show(Path(rest.strip()))
@@ -80,11 +118,16 @@ def _obey(dialogue: Dialogue, line: str) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel chat`."""
+    if arguments.once is None and sys.stdin.isatty():
+        talk(in_background(lambda: open_dialogue(arguments)))
+        return
     # What libraries print must not stand among the answers.
     with redirect_stdout(sys.stderr):
         dialogue = open_dialogue(arguments)
         answer = None if arguments.once is None else dialogue.ask(arguments.once)
     if answer is None:
-        talk(dialogue)
+        opened: Future[Dialogue] = Future()
+        opened.set_result(dialogue)
+        talk(opened)
     else:
         print(printable(answer))

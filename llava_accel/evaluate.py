@@ -15,7 +15,6 @@ from pathlib import Path
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import find_adapter
-from llava_accel.loop.validation import describe
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, make_recipe
@@ -52,7 +51,7 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     model = prepare_frozen(accelerator, objective)
     evaluation = evaluate(run, model, part, processing.processor.tokenizer)
     objective.flush_features()
-    console.line(describe(evaluation))
+    console.line(evaluation.summary)
     for kind, table in by_type(evaluation.predictions).items():
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)

@@ -1,9 +1,12 @@
 """Chat asks in the words of the training, answers as it goes, and lets nothing drive the terminal."""
 
 import io
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from helpers.exported import CPU, ORIGINAL, ROOT
 from helpers.runs import PARITY
 from llava_accel import chat
 from llava_accel.console.command_line import start
+from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
 
@@ -38,7 +42,9 @@ def dialogue(loaded: Loaded, trained: Trained) -> Dialogue:
 
 def type_in(monkeypatch: pytest.MonkeyPatch, dialogue: Dialogue, *lines: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    chat.talk(dialogue)
+    opened: Future[Dialogue] = Future()
+    opened.set_result(dialogue)
+    chat.talk(opened)
 
 
 def test_once_prints_the_answer_and_nothing_else(lora_run: Path, dialogue: Dialogue) -> None:
@@ -107,6 +113,38 @@ def test_answers_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch, caps
 def test_an_answer_can_be_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     type_in(monkeypatch, _Scripted(iter(["The ", KeyboardInterrupt()])), "Hello", "/quit")
     assert "stopped" in capsys.readouterr().out
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Lets standard input be a terminal, and gives the end that a user types into."""
+    master, slave = os.openpty()
+    with os.fdopen(slave) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield master
+    os.close(master)
+
+
+def test_a_terminal_prompts_while_the_model_is_loaded(terminal: int, capsys: pytest.CaptureFixture[str]) -> None:
+    written = threading.Event()
+
+    def open_it() -> Dialogue:
+        assert written.wait(60)
+        return _Scripted(iter(["It is red."]))
+
+    opening = chat.in_background(open_it)
+    os.write(terminal, b"Hello\n/quit\n")
+    threading.Timer(0.5, written.set).start()
+    chat.talk(opening)
+    assert capsys.readouterr().out.splitlines()[1:] == ["> (the model is still being loaded)", "It is red.", "> "]
+
+
+def test_what_cannot_be_loaded_is_said_at_the_prompt(terminal: int) -> None:
+    def open_it() -> Dialogue:
+        raise UserError("no such base")
+
+    with pytest.raises(UserError, match="no such base"):
+        chat.talk(chat.in_background(open_it))
 
 
 def test_an_adapter_from_elsewhere_needs_its_base(

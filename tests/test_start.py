@@ -91,6 +91,11 @@ def test_the_answer_takes_little_time(command: str, seconds: float) -> None:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2 * seconds
 
 
+def test_chat_prompts_before_a_library_is_imported() -> None:
+    script = f"import sys, llava_accel.chat; assert not {{*{HEAVY}}} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
 def test_the_python_interface_is_light_until_it_trains() -> None:
     script = "import sys; from llava_accel import load_recipe; assert 'torch' not in sys.modules"
     script += "; from llava_accel import train; assert train.__name__ == 'train' and callable(train)"

@@ -13,8 +13,7 @@ from llava_accel.pages.write import report_evaluation, say_overfitting
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.signals import Interruption
 from llava_accel.scoring.best import is_better
-from llava_accel.scoring.held_out import Evaluation, Prediction, evaluate, write_predictions
-from llava_accel.scoring.metrics import SCORES
+from llava_accel.scoring.held_out import Prediction, evaluate, write_predictions
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.state import TrainState, is_due
 
@@ -97,7 +96,7 @@ class Validation:
         state.evaluated_step = state.step
         self._write(state, evaluation.predictions)
         meter.log_eval(state, evaluation)
-        self._run.console.line(f"step {state.step}: {describe(evaluation)}")
+        self._run.console.line(f"step {state.step}: {evaluation.summary}")
         metric = self._run.recipe.eval.metric
         if metric not in evaluation.metrics:
             raise UserError(
@@ -120,17 +119,3 @@ class Validation:
             say_overfitting(self._run.recipe, self._run.console)
             report_evaluation(self._run.recipe, state, meter.trackers, self._run.console)
         meter.enter("other")
-
-
-def describe(evaluation: Evaluation) -> str:
-    """The metrics in one line: losses as they are, scores in percent."""
-    metrics = evaluation.metrics
-    parts = [f"evaluation loss {metrics['loss']:.4f}"]
-    for name, title in SCORES.items():
-        if name in metrics:
-            blind = metrics.get(f"blind_{name}")
-            beside = f" (blind {100 * blind:.1f} %)" if blind is not None else ""
-            parts.append(f"{title} {100 * metrics[name]:.1f} %{beside}")
-    if "num_answers" in metrics:
-        parts.append(f"{round(metrics['num_answers']):,} answers, {evaluation.answers_per_s:,.0f} a second")
-    return ", ".join(parts)

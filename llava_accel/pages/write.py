@@ -95,11 +95,12 @@ def report_end(recipe: Recipe, state: TrainState, console: Console) -> None:
 
 
 def say_overfitting(recipe: Recipe, console: Console) -> None:
-    """Print the overfitting note at the evaluation that first shows it."""
+    """Print the overfitting note at the first evaluation of a run that shows it."""
     lines = read_lines(Path(recipe.run.output_dir) / "metrics.jsonl")
-    note = overfitting(lines, recipe.eval.patience)
-    if note and overfitting(lines[:-1], recipe.eval.patience) is None:
-        console.line(f"note: {note}")
+    ends = [number for number, line in enumerate(lines, start=1) if "eval" in line]
+    notes = [overfitting(lines[:end], recipe.eval.patience) for end in ends]
+    if notes and notes[-1] and not any(notes[:-1]):
+        console.line(f"note: {notes[-1]}")
 
 
 def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:

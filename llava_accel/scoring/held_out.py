@@ -136,6 +136,20 @@ class Evaluation:
         """Answers a second over all ranks, those without an image among them."""
         return (self.metrics["num_answers"] + self.metrics.get("blind_num_answers", 0.0)) / self.seconds
 
+    @property
+    def summary(self) -> str:
+        """The metrics in one line: losses as they are, scores in percent."""
+        metrics = self.metrics
+        parts = [f"evaluation loss {metrics['loss']:.4f}"]
+        for name, title in SCORES.items():
+            if name in metrics:
+                blind = metrics.get(f"blind_{name}")
+                beside = f" (blind {100 * blind:.1f} %)" if blind is not None else ""
+                parts.append(f"{title} {100 * metrics[name]:.1f} %{beside}")
+        if "num_answers" in metrics:
+            parts.append(f"{round(metrics['num_answers']):,} answers, {self.answers_per_s:,.0f} a second")
+        return ", ".join(parts)
+
 
 def evaluate(
     run: RunContext,
