@@ -30,7 +30,7 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
             recipe has changed in a way that makes another run of it.
     """
     source = _find(recipe)
-    if source is not None and (changed := differences(load_recipe(source / "recipe.toml"), recipe)):
+    if source is not None and (changed := differences(load_recipe(source / "recipe.toml", warns=False), recipe)):
         raise UserError(
             f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
             + "\n  ".join(changed)

@@ -82,9 +82,9 @@ class FeatureStore:
         now = os.stat(self.folder).st_mtime_ns
         if now == self._seen:
             return
-        for entry in os.scandir(self.folder):
-            if entry.name.endswith(".safetensors") and entry.name not in self._files:
-                self._places |= dict.fromkeys(self._open(entry.name).keys(), entry.name)
+        for name in os.listdir(self.folder):
+            if name.endswith(".safetensors") and name not in self._files:
+                self._places |= dict.fromkeys(self._open(name).keys(), name)
         self._seen = now
 
     def _open(self, file: str) -> Any:
