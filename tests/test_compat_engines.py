@@ -108,21 +108,25 @@ def zero(request: pytest.FixtureRequest) -> Callable[[int], dict[str, Any]]:
     return tell
 
 
+@pytest.mark.slow
 @contract(compat.leave_out_shared_memory)
 def test_deepspeed_compiles_no_collectives(zero: Callable[[int], dict[str, Any]]) -> None:
     assert zero(2)["shm"]
 
 
+@pytest.mark.slow
 @contract(compat.partition)
 def test_a_weight_alone_is_partitioned(zero: Callable[[int], dict[str, Any]]) -> None:
     assert zero(3)["left"] == [0, 0] and zero(2)["left"] == [15, 5]
 
 
+@pytest.mark.slow
 @contract(compat.partition_of)
 def test_a_partitioned_weight_tells_its_shape_and_its_part(zero: Callable[[int], dict[str, Any]]) -> None:
     assert zero(3)["parts"] == [[[5, 3], 15], [[1, 5], 5]] and zero(2)["parts"] == [None, None]
 
 
+@pytest.mark.slow
 @contract(compat.flat_partitions)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_optimizer_updates_one_flat_tensor_for_each_group(
@@ -133,6 +137,7 @@ def test_the_optimizer_updates_one_flat_tensor_for_each_group(
     assert found["keys"] == ["exp_avg", "exp_avg_sq", "step"]
 
 
+@pytest.mark.slow
 @contract(compat.link_moments)
 def test_zero_2_finds_the_moments_of_all_groups(zero: Callable[[int], dict[str, Any]]) -> None:
     assert zero(2)["moments"] == [[5, 3], [1, 5]]

@@ -60,6 +60,7 @@ def test_the_readme_names_every_command() -> None:
     assert set(listed) == verbs and len(listed) == len(verbs)
 
 
+@pytest.mark.slow
 def test_the_readmes_python_finds_what_it_imports() -> None:
     """In a new process: here `llava_accel.train` may be the module that another test has imported."""
     (line,) = re.findall(r"^from llava_accel import .*$", README, re.MULTILINE)

@@ -96,6 +96,7 @@ def test_chat_prompts_before_a_library_is_imported() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_python_interface_is_light_until_it_trains() -> None:
     script = "import sys; from llava_accel import load_recipe; assert 'torch' not in sys.modules"
     script += "; from llava_accel import train; assert train.__name__ == 'train' and callable(train)"
@@ -159,6 +160,7 @@ def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
             each.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code(
     number: signal.Signals, code: int, started: Callable[..., Started]
@@ -173,11 +175,13 @@ def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code(
     assert not any(rank.is_running() for rank in ranks) and checkpoints(training.run)
 
 
+@pytest.mark.slow
 def test_a_mistake_that_a_process_meets_ends_with_its_message_and_code(started: Callable[..., Started]) -> None:
     code, output = started("data.train=nowhere.json").end()
     assert code == 2 and output.count("error: ") == 1 and "nowhere.json" in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
     training = started()
     ranks = training.wait_for_steps()

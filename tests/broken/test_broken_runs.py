@@ -124,6 +124,7 @@ ONES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONES)
 def test_broken_input_in_a_process_of_its_own(tmp_path: Path, name: str) -> None:
     """What the tests here see in one process is what a shell sees."""

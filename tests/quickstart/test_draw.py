@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from llava_accel.storage.jsonl import read_json_lines
 from quickstart.draw import (
     COLORS,
     DESCRIBE,
@@ -141,7 +142,7 @@ def test_share_of_lists_is_the_one_asked_for_and_held_out_captions_only_name(tmp
     for lists, low, high in ((0.0, 0, 0), (0.5, 70, 130)):
         draw(200, 1, tmp_path, val_count=20, lists=lists)
         captions = {
-            split: [json.loads(line)["conversations"][1]["value"] for line in (tmp_path / f"{split}.jsonl").open()]
+            split: [row["conversations"][1]["value"] for row in read_json_lines(tmp_path / f"{split}.jsonl")]
             for split in ("train", "val")
         }
         assert low <= sum(": yes." in caption for caption in captions["train"]) <= high
