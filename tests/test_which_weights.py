@@ -11,7 +11,7 @@ import torch
 
 import llava_accel.train as verb
 from helpers.exported import assert_same, export, logits, prove_here
-from helpers.runs import metrics, mixed_records, on_tiny, recipe, trained, write_records
+from helpers.runs import metrics, mixed_records, on_tiny, recipe, talk, trained, write_records
 from helpers.verbs import start
 from llava_accel.recipe.toml import to_toml
 
@@ -21,13 +21,14 @@ BEST, LAST = 1, 3
 
 
 def keys(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """Rates so large that the first step is the best."""
-    data = folder / "data.json"
-    if not data.exists():
-        write_records(data, mixed_records(6))
-    optim = {"learning_rate": 0.3, "projector_learning_rate": 0.3, "schedule": "constant", "warmup_fraction": 0.0}
+    """What is learned is not what is asked for, so that the first step is the best."""
+    data = write_records(folder / "data.json", mixed_records(6))
+    other = write_records(
+        folder / "other.json", [talk(number, "Tell me.", "Yes. No. Yes.", "t1.png") for number in range(4)]
+    )
+    optim = {"learning_rate": 2e-2, "projector_learning_rate": 2e-2, "schedule": "constant", "warmup_fraction": 0.0}
     evaluation = {"every": 1, "blind_limit": 0, "at_start": False, "train_limit": 2}
-    tables: dict[str, Any] = {"optim": optim, "eval": evaluation, "data": {"eval": str(data)}}
+    tables: dict[str, Any] = {"optim": optim, "eval": evaluation, "data": {"eval": str(other)}}
     tables |= {"train": {"max_steps": LAST, "epochs": LAST}, "checkpoint": {"verify": True, "every": 1}}
     for table, settings in changes.items():
         tables[table] = tables.get(table, {}) | settings
