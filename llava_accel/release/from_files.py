@@ -4,7 +4,6 @@ The model stands on the meta device, so names, shapes and settings are those of 
 """
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_accel.inference.origin import Trained, fingerprint_note
 from llava_accel.model import layouts, weights
-from llava_accel.model.adapters import Put, load_adapter, put_rest, read_adapter
+from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter
 from llava_accel.model.bases import find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import read_tensors
@@ -65,11 +64,13 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         values[id(parameter)] = value
         parameter.requires_grad_(True)  # whatever the recipe says: it was trained
 
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is a no-op")  # so it is: only names and shapes count here
+    with torch.device("meta"):
         model: Trainable = LlavaForConditionalGeneration(final_config(processing)).requires_grad_(False)
-        if trained.kind == "lora":
-            model = _adapted(model, str(trained.folder), recipe, keep)
+    if trained.kind == "lora":
+        # What is read in the scope of the meta device has no numbers.
+        adapter = read_adapter(str(trained.folder), recipe.model.lora)
+        model = _adapted(model, adapter, recipe)
+        load_adapter(model, adapter, keep)
     if trained.kind == "projector":
         put_rest(model, _read_rest(find_projector(str(trained.folder))), str(trained.folder), keep)
     parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
@@ -84,15 +85,14 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
     return FromFiles(model, processing, state, stored, fingerprint, [note] if note else [])
 
 
-def _adapted(model: LlavaForConditionalGeneration, folder: str, recipe: Recipe, keep: Put) -> PeftModel:
+def _adapted(model: LlavaForConditionalGeneration, adapter: Adapter, recipe: Recipe) -> PeftModel:
     """The model with LoRA layers where the adapter has them, and with its settings."""
-    adapter = read_adapter(folder, recipe.model.lora)
     table = without_starting_values(recipe.model)
     chosen = tuple(map(re.escape, adapter.choose(language_model_linears(model))))
     table = table.model_copy(update={"adapter": "", "lora": table.lora.model_copy(update={"targets": chosen})})
-    prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
+    with torch.device("meta"):
+        prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     assert isinstance(prepared, PeftModel)
-    load_adapter(prepared, adapter, keep)
     variant = recipe.model.lora.variant
     prepared.peft_config["default"].init_lora_weights = variant if variant in ("pissa", "olora") else True  # pyright: ignore
     return prepared
