@@ -26,7 +26,7 @@ STEPS = 3
 
 
 def recipe_file(folder: Path, kind: Kind) -> Path:
-    model = {"vision_tower": "", "adapter": "", **make_base(folder / "made", kind)}
+    model = {"base": "", "vision_tower": "", "adapter": "", **make_base(folder / "made", kind)}
     data = write_records(folder / "data.json", mixed_records(4))
     settings: dict[str, Any] = {
         "data": {"eval": str(data)},
