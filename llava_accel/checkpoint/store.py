@@ -155,8 +155,10 @@ class Checkpoints:
         moments = progress.read_optimizer_state(source / "engine")
         load_optimizer_state(self._accelerator, self._model, self._optimizer, moments)
         progress.advance(self._scheduler, self._state.step)
-        if source.resolve().parent == self._folder.resolve():  # that of another run is not this run's own
+        if source.resolve().parent == self._folder.resolve():
             self._saved_step = self._state.step
+        else:  # of another run, whose best is not here
+            self._state.best, self._state.best_step, self._state.evaluations_without_gain = None, 0, 0
         self._console.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
 
     def _gathered(self) -> Mapping[str, Tensor]:
