@@ -36,6 +36,7 @@ def open_dialogue(arguments: argparse.Namespace) -> "Dialogue":
 
     from llava_accel.inference.dialogue import Dialogue
     from llava_accel.inference.origin import find_trained, load_trained
+    from llava_accel.model.save import with_step
     from llava_accel.runtime.engines import resolve_precision
 
     trained = find_trained(
@@ -43,6 +44,7 @@ def open_dialogue(arguments: argparse.Namespace) -> "Dialogue":
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
+    print(f"loading {with_step(trained.folder)}", file=sys.stderr)
     loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
     for note in loaded.notes:
         print(note, file=sys.stderr)

@@ -13,14 +13,16 @@ import argparse
 from pathlib import Path
 
 from llava_accel.console.output import Console
+from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import UserError
-from llava_accel.inference.origin import find_adapter
+from llava_accel.inference.origin import with_trained
+from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
-from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
-from llava_accel.scoring.held_out import Evaluation, evaluate, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, write_predictions
 from llava_accel.scoring.metrics import by_type, score_file
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
@@ -45,11 +47,14 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
         raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or set data.eval_fraction"
         )
-    objective, _ = build_objective(run, processing)
+    with loading_explained(run, processing):
+        objective, _ = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
-    evaluation = evaluate(run, model, part, processing.processor.tokenizer)
+    at_once = AtOnce(questions_at_once(run, processing, part, trains=False))
+    with evaluation_explained():
+        evaluation = evaluate(run, model, part, processing.processor.tokenizer, at_once=at_once)
     objective.flush_features()
     console.line(evaluation.summary)
     for kind, table in by_type(evaluation.predictions).items():
@@ -71,7 +76,5 @@ def main(arguments: argparse.Namespace) -> None:
         return
     recipe: Recipe = arguments.loaded
     if arguments.adapter:
-        tables = recipe.model_dump()
-        tables["model"]["adapter"] = str(find_adapter(Path(arguments.adapter)))
-        recipe = make_recipe(tables, arguments.recipe)
+        recipe = with_trained(recipe, arguments.adapter)
     evaluate_recipe(recipe, out)

@@ -1,7 +1,8 @@
 """Export a run, a checkpoint or an adapter for peft, transformers or LLaVA's own code, or convert a base.
 
 `--to peft`: one adapter with the projector inside. `--to merged`: one model folder of transformers. `--to llava`: the
-folder that LLaVA's own code writes. Each is compared with what was trained before it is called done.
+folder that LLaVA's own code writes. The first and the last are made of the trained files alone, without loading a base.
+`--compare` loads the result and what was trained, and compares what they compute before the export is called done.
 """
 
 from llava_accel.console.command_line import start
@@ -20,6 +21,7 @@ from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import Trained, find_trained
 from llava_accel.model.processing import load_processing
+from llava_accel.model.save import with_step
 from llava_accel.release.forms import FORMS, Job, export
 from llava_accel.release.publish import check_login, check_name, push, show_files
 
@@ -41,9 +43,11 @@ def export_source(arguments: argparse.Namespace, console: Console) -> None:
         trained = _with_own_template(trained)
     if _DTYPES[arguments.dtype] and (arguments.to == "peft" or (arguments.to == "llava" and trained.kind != "model")):
         raise UserError(f"--dtype {arguments.dtype}: an adapter stays as it was trained. Leave --dtype out")
-    console.line(f"source: {trained.folder} ({'whole model' if trained.kind == 'model' else trained.kind})")
+    console.line(f"source: {with_step(trained.folder)} ({'whole model' if trained.kind == 'model' else trained.kind})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    job = Job(trained, device, console, _DTYPES[arguments.dtype])
+    # A merge loads the model anyway. The others need not, and on a CPU a comparison takes far longer than they do.
+    compares = arguments.compare if arguments.compare is not None else device.type == "cuda" or arguments.to == "merged"
+    job = Job(trained, device, console, _DTYPES[arguments.dtype], compares)
     export(job, arguments.to, Path(arguments.out), FORMS[arguments.to])
     if arguments.push and arguments.dry_run:
         show_files(Path(arguments.out), arguments.push, console)

@@ -19,15 +19,17 @@ from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, load_windows, tensor
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import deal
+from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, trace_answers
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
-from llava_accel.estimate.trace import build_meta, trace_layouts
+from llava_accel.estimate.trace import Moment, build_meta, trace_layouts
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.scoring.held_out import most_at_once
 from llava_accel.setup.datasets import Part, build_order, open_data
 from llava_accel.setup.vision_cache import may_park
 
@@ -49,7 +51,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)
-    training, _ = open_data(run, processing)
+    training, held_out = open_data(run, processing)
     profile = read_profile()
     ranks = accelerator.num_processes if profile.is_distributed else ranks
     on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
@@ -68,6 +70,8 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     if gpu_gb is not None:
         for each in plans:
             console.line(verdict(each, gpu_gb, recipe.train.per_device_batch_size))
+    if held_out is not None:
+        _show_evaluation(console, recipe, plans, trace_evaluation(recipe, processing, held_out, dtype), gpu_gb)
     if probe:
         planned = next(each for each in plans if each.layout.name == profile.layout)
         measured = measure_step(run, processing, training.corpus, batch)
@@ -169,6 +173,37 @@ def _show_memory(console: Console, plans: list[Plan], batch: Loaded) -> None:
     shape = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
     title = f"{name} on one rank at the moment of its peak, for the longest batch of this data ({shape})"
     console.table(title, ["", *kinds], rows)
+
+
+def trace_evaluation(
+    recipe: Recipe, processing: Processing, part: Part, dtype: torch.dtype
+) -> dict[bool, tuple[Moment, ...]]:
+    """The moments of an evaluation, by whether ranks share each weight."""
+    batch, questions = largest_questions(recipe, part)
+    return {shares: trace_answers(recipe, processing, batch, questions, dtype, shares) for shares in (False, True)}
+
+
+def _show_evaluation(
+    console: Console,
+    recipe: Recipe,
+    plans: list[Plan],
+    moments: dict[bool, tuple[Moment, ...]],
+    gpu_gb: float | None,
+) -> None:
+    """What an evaluation takes, and how many questions it answers at once where that is too much."""
+    answers = [plan_answers(plan, moments[plan.layout.divides_weights]) for plan in plans]
+    unit, name = unit_of(max(plan.total for plan in answers))
+    most = most_at_once(recipe)
+    columns = ["", f"{name} with {most} at once"] + ([f"at once on {gpu_gb:g} GB"] if gpu_gb else [])
+    rows = [
+        [
+            f"{plan.layout.name} x {plan.layout.ranks}",
+            f"{plan.total / unit:,.2f}",
+            *([f"{fitting(plan, gpu_gb * 1e9, recipe)}"] if gpu_gb else []),
+        ]
+        for plan in answers
+    ]
+    console.table("evaluation: questions that are answered at once", columns, rows)
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from llava_accel.checkpoint.resume import find_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
-from llava_accel.loop.memory_guard import out_of_memory_explained
+from llava_accel.loop.memory_guard import loading_explained, out_of_memory_explained
 from llava_accel.loop.meter import Meter
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.loop.step import train_step
@@ -50,7 +50,8 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
-    objective, loaded = build_objective(run, processing, source)
+    with loading_explained(run, processing):
+        objective, loaded = build_objective(run, processing, source)
     attach_features(run, processing, objective, (training, held_out))
     order = build_order(recipe, training, accelerator.num_processes)
     state = TrainState.of(recipe.train, order)
@@ -59,10 +60,10 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     prepared = prepare(accelerator, objective, optimizer, scheduler)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
-    validation = Validation(run, prepared.model, processing, held_out, interruption)
+    validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
     meter = Meter(run, state)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
-    validation.before_training(state, meter, checkpoints)
+    validation.before_training(state, meter)
 
     # Train.
     prepared.model.train()
@@ -70,20 +71,18 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     for window in meter.waited(windows):
         if state.is_stopped or interruption.agreed(accelerator) is not None:
             break
-        with out_of_memory_explained(run, window, training.corpus, processing):
+        with out_of_memory_explained(run, window, training.corpus, processing, meter.phase):
             step = train_step(run, prepared, window, state.step, guard, meter.enter)
         state.step += 1
         meter.add(window, step)
         if is_due(state.step, recipe.log.every, state.num_steps):
             meter.log(state, step)
-        is_best = False
+        # Saved before it is evaluated: whatever goes wrong in an evaluation, its steps are not lost.
+        if is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
+            checkpoints.save(meter.enter)
         if is_due(state.step, recipe.eval.every or state.steps_per_epoch, state.num_steps):
-            is_best = validation.finds_best(state, meter)
-        if is_best or is_due(state.step, recipe.checkpoint.every or state.steps_per_epoch, state.num_steps):
-            is_saved = checkpoints.save(meter.enter)
-            if is_best and is_saved:
-                checkpoints.keep_best()
-    finish(run, prepared.model, (training, held_out), checkpoints, state, meter, interruption)
+            validation.evaluate(state, meter)
+    finish(run, prepared, (training, held_out), checkpoints, state, meter, interruption)
     return state
 
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
-from helpers.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, assert_same_metrics, difference, trains
+from helpers.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
 from helpers.mutants import MUTANTS
 from helpers.runs import metrics, predictions
 
@@ -73,6 +74,20 @@ def test_evaluations_and_answers_are_those_of_one_process(lab: Lab, engine: str)
     expected, expected_losses = predictions(reference / "predictions/step-000005.jsonl")
     assert found == expected and [row["id"] for row in found] == [f"r{number}" for number in range(NUM_RECORDS)]
     assert losses == pytest.approx(expected_losses, rel=TOLERANCE, abs=1e-5)
+
+
+@pytest.mark.parametrize("train", TRAINED)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_takes_its_best_weights_back_for_the_export(lab: Lab, engine: str, train: str) -> None:
+    worsening: dict[str, Any] = {
+        "data": {"eval": str(lab.folder / "data.json")},
+        "optim": {"learning_rate": 0.3, "projector_learning_rate": 0.3, "warmup_fraction": 0.0},
+        "eval": {"every": 1, "max_new_tokens": 1, "blind_limit": 0, "limit": 4},
+    }
+    run = lab.run(engine, 2, 2, **trains(train), **worsening)
+    best, exported, last = (weights(run / place) for place in ("best", "export", "checkpoints/step-000005"))
+    assert all(torch.equal(exported[name], best[name]) for name in best) and exported.keys() == best.keys()
+    assert any(not torch.equal(exported[name], last[name]) for name in last), "the last step must not be the best"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

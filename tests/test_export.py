@@ -14,6 +14,8 @@ from helpers.runs import PARITY
 from helpers.tiny import make_llava
 from llava_accel.inference.dialogue import Dialogue
 from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.model.files import StoredTensor
+from llava_accel.release import forms
 from llava_accel.release import verification as agreement
 
 pytestmark = pytest.mark.slow
@@ -123,7 +125,7 @@ def test_failed_comparison_leaves_nothing(
     monkeypatch.setitem(agreement._TOLERANCE, torch.float32, -1.0)
     for form in ("merged", "peft"):
         with pytest.raises(SystemExit, match="2"):
-            export(monkeypatch, lora_run, form, tmp_path / form)
+            export(monkeypatch, lora_run, form, tmp_path / form, "--compare")
         assert "does not compute what was trained" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -138,6 +140,36 @@ def test_merge_that_rounds_the_adapter_away_is_refused(
         export(monkeypatch, run, "merged", tmp_path / "merged", "--dtype", "bf16")
     assert "--dtype fp32" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("form", ["peft", "llava"])
+def test_without_a_gpu_no_base_is_loaded_to_rename_an_adapter(
+    form: str, lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[str] = []
+
+    def reading(self: StoredTensor) -> torch.Tensor:
+        read.append(self.name)
+        return whole(self)
+
+    whole = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", reading)
+    monkeypatch.setattr(forms, "load_trained", None)
+    export(monkeypatch, lora_run, form, tmp_path / form)
+    assert "logits" not in capsys.readouterr().out
+    assert read and all(".lora_" in name or "projector" in name for name in read), read
+
+
+def test_a_comparison_that_is_asked_for_is_made(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prove_here(monkeypatch)
+    export(monkeypatch, lora_run, "peft", tmp_path / "peft", "--compare")
+    said = capsys.readouterr().out
+    assert "comparing in a process with transformers and peft alone, on the CPU" in said
+    assert "adapter on a fresh base, against the trained model: " in said
+    export(monkeypatch, lora_run, "merged", tmp_path / "merged", "--no-compare")
+    assert "logits" not in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,14 @@ from helpers.interrupted import (
     Killed,
     assert_same_run,
     checkpoints,
+    last,
     settings,
     train,
     train_until,
 )
 from helpers.runs import PARITY, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
+from llava_accel.model.save import step_saved
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml, toml_value
 
@@ -92,9 +94,11 @@ def test_a_finished_run_takes_no_further_step(data: Path, whole: Path) -> None:
 def test_a_named_checkpoint_is_where_the_run_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
     named = whole / "checkpoints" / "step-000006"
     run = train(settings(tmp_path, data, run={"resume": str(named)}))
-    first, second = trained(run / "export"), trained(whole / "export")
+    first, second = trained(last(run)), trained(last(whole))
     assert all(torch.equal(first[name], second[name]) for name in second)
     assert [line["step"] for line in metrics(run) if "loss" in line] == [7, 8]
+    best = min((line for line in metrics(run) if "eval" in line), key=lambda line: line["eval"]["loss"])["step"]
+    assert step_saved(run / "best") == step_saved(run / "export") == best, "the best of this folder"
 
 
 def test_never_starts_anew_and_leaves_nothing_of_the_old_run_to_resume_from(

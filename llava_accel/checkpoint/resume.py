@@ -5,8 +5,8 @@ from pathlib import Path
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.recipe.toml import flatten, toml_value
-from llava_accel.setup.run_folder import complete_checkpoints
 from llava_accel.storage.atomic import MANIFEST, is_complete
+from llava_accel.storage.run_weights import complete_checkpoints
 
 # Free to change: where things are written, what is shown and kept, how fast it goes, and when a run gives up.
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")

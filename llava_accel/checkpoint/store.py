@@ -19,13 +19,18 @@ from llava_accel.exceptions import UserError
 from llava_accel.model.build import LoadedModel
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.save import is_saved, save_model
+from llava_accel.model.save import is_saved, load_saved, save_model, step_saved
 from llava_accel.recipe import dump_recipe
 from llava_accel.runtime.context import Prepared, RunContext
-from llava_accel.runtime.engines import gathered_optimizer_state, gathered_weights, load_optimizer_state
-from llava_accel.setup.run_folder import complete_checkpoints, step_of
+from llava_accel.runtime.engines import (
+    gathered_optimizer_state,
+    gathered_weights,
+    load_optimizer_state,
+    weight_setter,
+)
 from llava_accel.setup.state import TrainState
-from llava_accel.storage.atomic import MANIFEST, beside, commit, is_of_the_disk, recover
+from llava_accel.storage.atomic import MANIFEST, beside, commit, is_complete, is_of_the_disk, recover
+from llava_accel.storage.run_weights import complete_checkpoints, step_of
 
 
 class Checkpoints:
@@ -71,7 +76,7 @@ class Checkpoints:
                     (unfinished / "engine").mkdir()
                     progress.write_optimizer_state(unfinished / "engine", moments)
                     progress.write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
-                    self._write(unfinished, weights)
+                    self._write(unfinished, weights, self._state.step)
                     commit(unfinished, target)
                     self._rotate()
         enter("other")
@@ -85,8 +90,26 @@ class Checkpoints:
         self._saved_step = self._state.step
         return True
 
-    def export(self, folder: Path) -> None:
+    def take_best(self) -> int:
+        """Put the weights of `best/` into the model, where the run keeps one. Every rank must call it.
+
+        For the end of a run: what it exports, verifies and shows is then what every verb loads.
+
+        Returns:
+            The step whose weights the model holds now.
+        """
+        best = self._run / "best"
+        there = self._accelerator.is_main_process and self._recipe.checkpoint.best and is_complete(best)
+        step = broadcast_object_list([step_saved(best) if there else None])[0]
+        if step is not None and step != self._state.step:
+            load_saved(best, self._objective(), weight_setter(self._accelerator))
+        return self._state.step if step is None else step
+
+    def export(self, folder: Path, step: int) -> None:
         """Write what inference needs: weights, processor, template, recipe. Every rank must call it.
+
+        Args:
+            step: That of the weights that the model holds.
 
         Raises:
             UserError: the folder cannot be written.
@@ -95,7 +118,7 @@ class Checkpoints:
             weights = self._gathered()
             if self._accelerator.is_main_process:
                 unfinished = beside(folder)
-                self._write(unfinished, weights)
+                self._write(unfinished, weights, step)
                 commit(unfinished, folder)
         if problem:
             raise UserError(
@@ -104,13 +127,14 @@ class Checkpoints:
             )
 
     def keep_best(self) -> None:
-        """Make `best/` a copy of the newest checkpoint without its engine folder."""
+        """Make `best/` a copy of the newest checkpoint without its engine folder, and write its score into it."""
         source, target = self._folder / f"step-{self._state.step:06d}", self._run / "best"
         with self._failing_softly(target) as problem:
             if self._accelerator.is_main_process:
                 unfinished = beside(target)
                 left_out = shutil.ignore_patterns("engine", MANIFEST)
                 shutil.copytree(source, unfinished, ignore=left_out, dirs_exist_ok=True)
+                describe(unfinished, self._run, self._recipe, self._state.step)
                 commit(unfinished, target)
         if problem:
             self._console.line(f"checkpoint: {target} could not be written ({problem[0]}) and stays what it was")
@@ -131,7 +155,10 @@ class Checkpoints:
         moments = progress.read_optimizer_state(source / "engine")
         load_optimizer_state(self._accelerator, self._model, self._optimizer, moments)
         progress.advance(self._scheduler, self._state.step)
-        self._saved_step = self._state.step
+        if source.resolve().parent == self._folder.resolve():
+            self._saved_step = self._state.step
+        else:  # of another run, whose best is not here
+            self._state.best, self._state.best_step, self._state.evaluations_without_gain = None, 0, 0
         self._console.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
 
     def _gathered(self) -> Mapping[str, Tensor]:
@@ -142,10 +169,10 @@ class Checkpoints:
         assert isinstance(objective, Objective)
         return objective
 
-    def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    def _write(self, folder: Path, weights: Mapping[str, Tensor], step: int) -> None:
         save_model(folder, self._objective(), weights, self._loaded, self.processing, self._recipe)
         (folder / "recipe.toml").write_text(dump_recipe(self._recipe))
-        describe(folder, self._run, self._recipe, self._state.step)
+        describe(folder, self._run, self._recipe, step)
 
     @contextmanager
     def _failing_softly(self, target: Path) -> Iterator[list[str]]:

@@ -137,6 +137,11 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
         choices=("auto", "fp32", "bf16", "fp16"),
         help="weights of a whole model; auto = the base's",
     )
+    add(
+        "--compare",
+        action=argparse.BooleanOptionalAction,
+        help="load the result and what was trained, and compare what they compute; done unasked on a GPU and for merged",
+    )
     add("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
     add("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
     arguments = parser.parse_args(words)

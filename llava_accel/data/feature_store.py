@@ -147,7 +147,8 @@ class FeatureWriter:
                 event.synchronize()
             for name, record in zip(names.numpy(), features, strict=True):
                 if name.tobytes() not in self._waiting and name.tobytes() not in self._store:
-                    self._waiting[name.tobytes()] = record.clone()
+                    # A SigLIP leaves its channels apart; files hold them side by side.
+                    self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)
                     self._waiting_bytes += record.nbytes
         self._arriving = []
 

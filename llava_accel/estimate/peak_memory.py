@@ -8,7 +8,7 @@ from torch import nn
 
 from llava_accel.estimate.trace import Moment
 from llava_accel.model.layouts import LANGUAGE_MODEL
-from llava_accel.recipe import Recipe
+from llava_accel.recipe import QuantizationTable, Recipe
 from llava_accel.runtime.zero import REDUCE_BUCKET_SIZE
 
 GIB, MIB = 2**30, 2**20
@@ -54,7 +54,7 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
         number, size = parameter.numel(), parameter.numel() * parameter.element_size()
         kind = "trained" if parameter.requires_grad else "frozen"
         if recipe.model.quantization.bits < 16 and id(parameter) in linears:
-            kind, size = "quantised", round(number * _bits(recipe) / 8)
+            kind, size = "quantised", round(number * bits_a_weight(recipe.model.quantization) / 8)
         elif parameter.requires_grad:
             largest_trained = max(largest_trained, number)
         largest_bytes = max(largest_bytes, size)
@@ -68,7 +68,7 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
         trained=numbers["trained"],
         quantised=numbers["quantised"],
         frozen_bytes=sizes["frozen"],
-        quantised_bytes=round(numbers["quantised"] * _bits(recipe) / 8),
+        quantised_bytes=round(numbers["quantised"] * bits_a_weight(recipe.model.quantization) / 8),
         outside_bytes=outside_bytes,
         largest_layer_bytes=max(layers.values()),
         largest_trained=largest_trained,
@@ -76,9 +76,8 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
     )
 
 
-def _bits(recipe: Recipe) -> float:
-    """Bits a quantised weight: 4 with a scale for 64, itself 8 bits with one for 256 where double; 8 with one a row."""
-    table = recipe.model.quantization
+def bits_a_weight(table: QuantizationTable) -> float:
+    """Of a quantised one: 4 with a scale for 64, itself 8 bits with one for 256 where double; 8 with one a row."""
     if table.bits == 8:
         return 8.01
     return 4 + (8 / 64 + 32 / (64 * 256) if table.double else 32 / 64)
@@ -93,6 +92,11 @@ class Layout:
     divides_weights: bool = False
     divides_optimizer_state: bool = False
     offloads: bool = False
+
+
+def run_layout(ranks: int, divides_weights: bool) -> Layout:
+    """That of a run which is there, as far as its memory depends on it."""
+    return Layout("run", ranks, divides_weights=divides_weights, divides_optimizer_state=divides_weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,15 +143,20 @@ def trace_step(
         objective = Objective(model.train(), processing.vocab_size, dtype, recipe.model.train_vision)
         objective.is_sharded = is_sharded
         with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
-            fields: dict[str, Any] = {
-                key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
-                for key, value in batch.items()
-            }
+            fields = emptied(batch)
             if not fields["branched"]:
                 compat.attend_without_masks(objective.llava.model.language_model.config)
             for _ in range(min(2, recipe.train.accumulation_steps)):
                 objective(**fields).backward()
     return highest(ledger.moments)
+
+
+def emptied(batch: Mapping[str, Tensor | bool]) -> dict[str, Any]:
+    """A batch of the same shapes and types without its numbers, of fake tensors where these are made."""
+    return {
+        key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
 
 
 def trace_layouts(

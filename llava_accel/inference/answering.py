@@ -76,17 +76,11 @@ def answer_batch(
             together.
         on_tokens: Gets the next token of every answer as soon as it is known, also after the end of an answer.
     """
-    compute = partial(objective.llava.model.language_model, past_key_values=DynamicCache(), use_cache=True)
-    position_ids, subtree_end = tensor(batch, "position_ids"), tensor(batch, "subtree_end")
+    cache = DynamicCache()
+    compute = partial(objective.llava.model.language_model, past_key_values=cache, use_cache=True)
     with _masked_attention(objective):
-        hidden = compute(
-            inputs_embeds=_embeds(objective, batch, blind),
-            attention_mask=_attention(objective, forest_mask(subtree_end)) if batch["branched"] else None,
-            position_ids=position_ids,
-        ).last_hidden_state
-        targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
-        losses = _losses(objective, targets, tensor(batch, "target_ids"))
-        branches = _Branches.after(questions, position_ids, subtree_end)
+        hidden, losses = read_prompts(objective, batch, cache, blind=blind)
+        branches = _Branches.after(questions, tensor(batch, "position_ids"), tensor(batch, "subtree_end"))
         ids: list[Tensor] = []
         here = hidden[branches.rows, branches.places]
         is_done = torch.zeros(len(here), dtype=torch.bool, device=here.device)
@@ -106,6 +100,22 @@ def answer_batch(
     written = torch.stack(ids, dim=1).tolist()
     ends = [next((place for place, token in enumerate(answer) if token in stop_ids), None) for answer in written]
     return Answered(losses=losses, ids=[answer[:end] for answer, end in zip(written, ends, strict=True)])
+
+
+def read_prompts(
+    objective: Objective, batch: Loaded, cache: DynamicCache, *, blind: bool = False
+) -> tuple[Float[Tensor, "rows seq hidden"], Float[Tensor, "targets"]]:
+    """Hidden states of a batch, and the cross-entropy of its targets; keys and values go into the cache."""
+    subtree_end = tensor(batch, "subtree_end")
+    hidden = objective.llava.model.language_model(
+        inputs_embeds=_embeds(objective, batch, blind),
+        attention_mask=_attention(objective, forest_mask(subtree_end)) if batch["branched"] else None,
+        position_ids=tensor(batch, "position_ids"),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
+    return hidden, _losses(objective, targets, tensor(batch, "target_ids"))
 
 
 @torch.no_grad()

@@ -18,9 +18,7 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, load_recipe, make_recipe
-from llava_accel.setup.run_folder import complete_checkpoints
-
-_MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
+from llava_accel.storage.run_weights import find_weights
 
 Kind = Literal["lora", "projector", "model"]
 """LoRA weights, the projector of stage 1, or all the weights that there are."""
@@ -64,7 +62,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
         UserError: the folder holds no weights, or does not say what it was trained on.
     """
     name, what = path or base, "run, checkpoint, export or base"
-    folder = find_adapter(Path(name)) if Path(name).is_dir() else resolve_folder(name, what)
+    folder = find_weights(Path(name)) if Path(name).is_dir() else resolve_folder(name, what)
     kind = _kind(folder)
     if path and base and kind == "model":
         raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
@@ -87,19 +85,23 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     return Trained(folder, kind, recipe, own, facts)
 
 
-def find_adapter(path: Path) -> Path:
-    """The folder with the weights: `path` itself, or of a run its best checkpoint, its export, or its newest checkpoint.
+def with_trained(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with what a run, a checkpoint, an export or another folder holds in the place of its own start.
 
     Raises:
-        UserError: nothing in it can be loaded.
+        UserError: nothing in it can be loaded, or it does not go with the recipe.
     """
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder. Name a run (runs/NAME), a checkpoint or an export")
-    places = [path, path / "best", path / "export", *reversed(complete_checkpoints(path / "checkpoints"))]
-    for place in places:
-        if any((place / mark).is_file() for mark in _MARKS):
-            return place
-    raise UserError(f"{path} holds no adapter and no checkpoint yet. Name a run that has saved one")
+    folder = find_weights(Path(name)) if Path(name).is_dir() else resolve_folder(name, "--adapter")
+    tables, kind = recipe.model_dump(), _kind(folder)
+    model = tables["model"]
+    if kind == "lora":
+        settings = lora_settings(read_json(folder / "adapter_config.json"))
+        model |= {"adapter": str(folder), "train": "lora", "lora": model["lora"] | settings | {"targets": "auto"}}
+    elif kind == "projector":
+        model |= {"projector": str(folder), "adapter": ""}
+    else:
+        model |= {"base": str(folder), "language_model": "", "vision_tower": "", "projector": "", "adapter": ""}
+    return make_recipe(tables, name)
 
 
 def with_bits(recipe: Recipe, bits: int) -> Recipe:
@@ -123,15 +125,20 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
         rest = {layouts.trainable_to_memory(tensor.name): tensor.read() for tensor in read_tensors(file)}
         put_rest(model, rest, str(file))
     check_values(model, str(trained.folder))
-    notes = []
+    note = fingerprint_note(trained, recipe, base.fingerprint)
+    return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, [note] if note else [])
+
+
+def fingerprint_note(trained: Trained, recipe: Recipe, fingerprint: str) -> str:
+    """What to say where the base is not the one that it was trained on; else nothing."""
     known = trained.facts.get("base_fingerprint")
-    if trained.kind != "model" and known not in (None, base.fingerprint):
-        notes.append(
-            f"note: {trained.folder} was trained on a base with the fingerprint {known}, and "
-            f"{recipe.model.base or recipe.model.language_model} has {base.fingerprint}. "
-            "The same model in another precision or layout gives the same answers; another model does not"
-        )
-    return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, notes)
+    if trained.kind == "model" or known in (None, fingerprint):
+        return ""
+    return (
+        f"note: {trained.folder} was trained on a base with the fingerprint {known}, and "
+        f"{recipe.model.base or recipe.model.language_model} has {fingerprint}. "
+        "The same model in another precision or layout gives the same answers; another model does not"
+    )
 
 
 def _kind(folder: Path) -> Kind:

@@ -1,21 +1,24 @@
 """The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+import torch
 
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
+from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.meter import Meter
 from llava_accel.model.objective import Objective
 from llava_accel.pages.write import report_end
 from llava_accel.release.verification import reference_outputs, verify
-from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.context import Prepared, RunContext
+from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
-from llava_accel.scoring.held_out import score_training
+from llava_accel.scoring.held_out import AtOnce, score_training
 from llava_accel.scoring.metrics import cell
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.state import TrainState
@@ -37,7 +40,7 @@ _COLUMNS = {
 
 def finish(
     run: RunContext,
-    model: nn.Module,
+    prepared: Prepared,
     parts: tuple[Part, Part | None],
     checkpoints: Checkpoints,
     state: TrainState,
@@ -46,8 +49,10 @@ def finish(
 ) -> None:
     """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
 
+    What is exported, verified and shown is the best checkpoint, where the run keeps one.
+
     Args:
-        model: The prepared objective.
+        prepared: Model and optimizer; both are empty afterwards.
         parts: Training data, of which the report shows the hardest examples, and held-out data.
 
     Raises:
@@ -55,7 +60,7 @@ def finish(
         UserError: it could not be saved, or its export does not load elsewhere as what was trained.
     """
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
-    folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(model)
+    folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(prepared.model)
     assert isinstance(objective, Objective)
     received = interruption.agreed(accelerator)
     # Before the first step there is nothing to save: the next start evaluates the base again.
@@ -70,14 +75,18 @@ def finish(
             f"{received.name}: ended at step {state.step} of {state.num_steps}; the same command goes on from here"
         )
         raise Interrupted(received)
-    checkpoints.export(folder / "export")
+    step = checkpoints.take_best()
+    checkpoints.export(folder / "export", step)
     training, held_out = parts
     if recipe.eval.train_limit:
         meter.enter("evaluation")
-        score_training(run, model, training, checkpoints.processing.processor.tokenizer)
-    reference = (
-        reference_outputs(recipe, objective, held_out or training, accelerator) if recipe.checkpoint.verify else None
-    )
+        with left_out_without_memory("eval.train_limit", console):
+            at_once = AtOnce(questions_at_once(run, checkpoints.processing, training))
+            score_training(run, prepared.model, training, checkpoints.processing.processor.tokenizer, at_once)
+    reference = None
+    if recipe.checkpoint.verify:
+        with left_out_without_memory("checkpoint.verify", console):
+            reference = reference_outputs(recipe, objective, held_out or training, accelerator)
     objective.flush_features()
     meter.close()
     accelerator.end_training()
@@ -85,13 +94,24 @@ def finish(
         return
     show_times(meter.seconds, console)
     show_evaluations(folder, state, console)
-    if reference:
-        verify(reference, folder / "export", recipe, console)
-    show_answers(folder / "predictions" / f"step-{state.step:06d}.jsonl", console)
-    console.line(f"adapter: {folder / 'export'}" if recipe.model.train == "lora" else f"weights: {folder / 'export'}")
+    show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
     report_end(recipe, state, console)
+    release(prepared, objective.parked.module if objective.parked else None)
+    if reference:
+        verify(reference, folder / "export", run, interruption)
+    which = f"step {step:,}" + (f", the best by eval.metric = {recipe.eval.metric}" if step == state.best_step else "")
+    console.line(f"{'adapter' if recipe.model.train == 'lora' else 'weights'}: {folder / 'export'} ({which})")
     if recipe.model.train != "projector":
         console.line(f"next: llava-accel chat --adapter {folder}")
+
+
+@contextmanager
+def left_out_without_memory(key: str, console: Console) -> Iterator[None]:
+    """Around what a run that is saved can do without."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        console.line(f"{key}: left out, as it ran out of memory. The run is complete")
 
 
 def show_times(seconds: Mapping[str, float], console: Console) -> None:
@@ -120,8 +140,8 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     console.table("evaluations", ["", *columns.values()], rows)
 
 
-def show_answers(path: Path, console: Console) -> None:
-    """A few answers, spread over the evaluation data."""
+def show_answers(path: Path, step: int, console: Console) -> None:
+    """A few answers of that step, spread over the evaluation data."""
     if not path.exists():
         return
     predictions = read_json_lines(path)
@@ -130,4 +150,4 @@ def show_answers(path: Path, console: Console) -> None:
         [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]
         for row in shown
     ]
-    console.table("some answers", ["question", "reference", "prediction", "score"], rows)
+    console.table(f"some answers of step {step:,}", ["question", "reference", "prediction", "score"], rows)

@@ -1,6 +1,6 @@
-"""What a run says when the GPU's memory is used up: which records, what was planned, and what would fit."""
+"""What a run says when the GPU's memory is used up: by what, what was planned, and what would fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, shown, tensor, where
-from llava_accel.estimate.peak_memory import GIB, Layout, count_weights, plan_for
+from llava_accel.estimate.peak_memory import GIB, Plan, Weights, count_weights, plan_for, run_layout
 from llava_accel.estimate.trace import build_meta, trace_step
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
@@ -16,41 +16,101 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import is_sharded, resolve_precision
 
+_MORE_GPUS = "Divide the model among several GPUs: --profile launch/zero3.yaml"
+
+
+@contextmanager
+def loading_explained(run: RunContext, processing: Processing) -> Iterator[None]:
+    """Around the loading of a model: an out-of-memory error says what its weights take, and the nearest remedy.
+
+    Raises:
+        UserError: instead of `torch.OutOfMemoryError`; so do the others.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(_loading_message(run, processing)) from error
+
 
 @contextmanager
 def out_of_memory_explained(
-    run: RunContext, window: Sequence[Loaded], corpus: Corpus, processing: Processing
+    run: RunContext, window: Sequence[Loaded], corpus: Corpus, processing: Processing, phase: Callable[[], str]
 ) -> Iterator[None]:
-    """Around a step: an out-of-memory error names the records of the largest micro-batch and the nearest remedy.
+    """Around a step: an out-of-memory error names the records of the largest micro-batch and the nearest remedy; in the
+    update, what the optimizer keeps.
 
-    Raises:
-        UserError: instead of `torch.OutOfMemoryError`.
+    Args:
+        phase: The phase of the step, one of `timing.PHASES`.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         largest = max(window, key=lambda micro_batch: tensor(micro_batch, "input_ids").numel())
-        raise UserError(_message(run, largest, corpus, processing)) from error
+        planned, weights = _planned(run, largest, processing)
+        if phase() == "optimizer":
+            raise UserError(_update_message(run.recipe, planned, weights)) from error
+        raise UserError(_step_message(run, largest, corpus, planned)) from error
 
 
-def _message(run: RunContext, micro_batch: Loaded, corpus: Corpus, processing: Processing) -> str:
+@contextmanager
+def evaluation_explained(save: Callable[[], str] | None = None) -> Iterator[None]:
+    """Around an evaluation, which has halved its batches to a single question by then.
+
+    Args:
+        save: Saves what would be lost, and says how to go on.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        then = f" {save()}." if save else ""
+        raise UserError(
+            "out of memory in an evaluation, with one question at a time. Leave the longest records out of data.eval, "
+            f"lower eval.max_new_tokens, or divide the model among several GPUs: --profile launch/zero3.yaml.{then}"
+        ) from error
+
+
+def _planned(run: RunContext, micro_batch: Loaded, processing: Processing) -> tuple[Plan, Weights]:
     recipe, accelerator = run.recipe, run.accelerator
+    dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
+    weights = count_weights(build_meta(recipe, processing, dtype), recipe)
+    moments = trace_step(recipe, processing, micro_batch, dtype, shares)
+    return plan_for(run_layout(accelerator.num_processes, shares), weights, recipe, moments), weights
+
+
+def _step_message(run: RunContext, micro_batch: Loaded, corpus: Corpus, planned: Plan) -> str:
     ids = where([micro_batch], corpus)
     tokens, targets = tensor(micro_batch, "input_ids"), tensor(micro_batch, "target_ids")
-    dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
-    layout = Layout("run", accelerator.num_processes, divides_weights=shares, divides_optimizer_state=shares)
-    planned = plan_for(
-        layout,
-        count_weights(build_meta(recipe, processing, dtype), recipe),
-        recipe,
-        trace_step(recipe, processing, micro_batch, dtype, shares),
-    )
     text = (
         f"out of memory in a micro-batch of {tokens.shape[0]} rows of {tokens.shape[1]} tokens with {len(targets)} "
         f"targets: {shown(ids)}. Planned: {planned.standing / GIB:,.2f} GiB stay, "
         f"{(planned.total - planned.standing) / GIB:,.2f} GiB for this step"
     )
-    return f"{text}. {_remedy(planned.largest_batch(_device_bytes(accelerator), len(ids)), recipe, len(ids))}"
+    largest = planned.largest_batch(_device_bytes(run.accelerator), len(ids))
+    return f"{text}. {_step_remedy(largest, run.recipe, len(ids))}"
+
+
+def _update_message(recipe: Recipe, planned: Plan, weights: Weights) -> str:
+    return (
+        f"out of memory in the optimizer's step, where the first one makes the optimizer's state of {weights.trained:,} "
+        f"trained weights. Planned: {(planned.standing - planned.optimizer) / GIB:,.2f} GiB of weights, "
+        f"{planned.gradients / GIB:,.2f} GiB of gradients, {planned.optimizer / GIB:,.2f} GiB of the optimizer's state and "
+        f"{planned.update / GIB:,.2f} GiB to work with. {_update_remedy(recipe)}"
+    )
+
+
+def _loading_message(run: RunContext, processing: Processing) -> str:
+    recipe, accelerator = run.recipe, run.accelerator
+    dtype = resolve_precision(recipe.run.precision, accelerator.device)
+    weights = count_weights(build_meta(recipe, processing, dtype), recipe)
+    planned = plan_for(run_layout(accelerator.num_processes, is_sharded(accelerator)), weights, recipe, ())
+    there = ""
+    if (whole := _device_bytes(accelerator)) and accelerator.device.type == "cuda":
+        free = torch.cuda.mem_get_info(accelerator.device)[0] + torch.cuda.memory_reserved(accelerator.device)
+        there = f" The GPU has {whole / GIB:,.2f} GiB; other processes leave {free / GIB:,.2f} GiB of it."
+    return (
+        f"out of memory while the model was loaded: its {weights.total:,} weights take "
+        f"{(planned.weights + planned.quantised) / GIB:,.2f} GiB.{there} {_loading_remedy(recipe)}"
+    )
 
 
 def _device_bytes(accelerator: Accelerator) -> float:
@@ -58,7 +118,7 @@ def _device_bytes(accelerator: Accelerator) -> float:
     return float(torch.cuda.get_device_properties(accelerator.device).total_memory) if on_gpu else 0.0
 
 
-def _remedy(largest: int, recipe: Recipe, batch: int) -> str:
+def _step_remedy(largest: int, recipe: Recipe, batch: int) -> str:
     train, model = recipe.train, recipe.model
     if largest >= batch:  # it was planned to fit: the allocator, or another process
         largest = batch - 1
@@ -69,6 +129,19 @@ def _remedy(largest: int, recipe: Recipe, batch: int) -> str:
         )
     if model.gradient_checkpointing is not True:
         return "Set model.gradient_checkpointing = true"
-    if model.train == "lora" and model.quantization.bits > 4:
+    return _loading_remedy(recipe)
+
+
+def _update_remedy(recipe: Recipe) -> str:
+    model, smaller = recipe.model, {"adamw": "adamw_8bit", "adamw_8bit": "paged_adamw_8bit"}
+    if recipe.optim.optimizer in smaller:
+        return f'Set optim.optimizer = "{smaller[recipe.optim.optimizer]}", whose state is smaller'
+    if model.train == "lora" and model.lora.rank > 1:
+        return f"Set a smaller model.lora.rank, such as {max(1, model.lora.rank // 2)}"
+    return _loading_remedy(recipe)
+
+
+def _loading_remedy(recipe: Recipe) -> str:
+    if recipe.model.train != "full" and recipe.model.quantization.bits > 4:
         return "Set model.quantization.bits = 4"
-    return "Divide the model among several GPUs: --config_file launch/zero3.yaml"
+    return _MORE_GPUS

@@ -38,13 +38,15 @@ class Meter:
         self._phases = Phases(accelerator.device)
         self.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
+        self.phase = lambda: self._phases.now
+        """The phase that began last."""
         self.seconds: Counter[str] = Counter()
         """By phase, as far as it has been read from the device: up to the last line, and after `close` all of it."""
         self._has_said_waiting = False
         self._lines = Lines(self._folder / "metrics.jsonl", console)
         if accelerator.is_main_process:
             for name in ("metrics.jsonl", "nonfinite.jsonl", "spikes.jsonl"):
-                keep_lines_until(self._folder / name, state.step, state.evaluated_step)
+                keep_lines_until(self._folder / name, state.step)
         self.trackers = Trackers(recipe, accelerator, console)
 
     def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:

@@ -3,23 +3,28 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from llava_accel.checkpoint.store import Checkpoints
+from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
+from llava_accel.loop.memory_guard import evaluation_explained
 from llava_accel.loop.meter import Meter
-from llava_accel.model.processing import Processing
 from llava_accel.pages.write import report_evaluation, say_overfitting
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.signals import Interruption
-from llava_accel.scoring.best import is_better
-from llava_accel.scoring.held_out import Prediction, evaluate, write_predictions
+from llava_accel.scoring.best import is_better, read_lines
+from llava_accel.scoring.held_out import AtOnce, Prediction, evaluate, write_predictions
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.state import TrainState, is_due
 
+_MOST_AT_START = 500
+"""Examples that the base is scored on unless the recipe says otherwise: its score need not be exact."""
+
 
 class Validation:
-    """Evaluates, and says whether a step is the best so far and whether to stop. Without data it does nothing.
+    """Evaluates, keeps the best step, and says whether to stop. Without data it does nothing.
 
     Args:
         model: The prepared objective.
@@ -27,12 +32,13 @@ class Validation:
     """
 
     def __init__(
-        self, run: RunContext, model: nn.Module, processing: Processing, part: Part | None, interruption: Interruption
+        self, run: RunContext, model: nn.Module, checkpoints: Checkpoints, part: Part | None, interruption: Interruption
     ) -> None:
         self._run, self._model, self._part, self._interruption = run, model, part, interruption
-        self._tokenizer = processing.processor.tokenizer
+        self._checkpoints = checkpoints
+        self._at_once = None if part is None else AtOnce(questions_at_once(run, checkpoints.processing, part))
 
-    def before_training(self, state: TrainState, meter: Meter, checkpoints: Checkpoints) -> None:
+    def before_training(self, state: TrainState, meter: Meter) -> None:
         """Score the base, so that every later score can be compared with it; or go on where a run broke off.
 
         After a resume the base is not scored again, but an evaluation that was broken off is. `best/` is made once more if
@@ -41,32 +47,32 @@ class Validation:
         """
         recipe = self._run.recipe
         if state.step == 0:
-            if recipe.eval.at_start and self._measure(state, meter) is not None:
+            at_most = _MOST_AT_START if recipe.eval.at_start is True else int(recipe.eval.at_start)
+            if at_most and self._measure(state, meter, at_most) is not None:
                 self._report(state, meter)
             return
         state.is_stopped = self._is_out_of_patience(state)
         evaluated = Path(recipe.run.output_dir) / "checkpoints" / f"step-{state.best_step:06d}"
         if recipe.checkpoint.best and state.best_step == state.step and evaluated.is_dir():
-            checkpoints.keep_best()
+            self._checkpoints.keep_best()
         every = recipe.eval.every or state.steps_per_epoch
-        if (
-            state.evaluated_step < state.step
-            and is_due(state.step, every, state.num_steps)
-            and self.finds_best(state, meter)
-            and checkpoints.save(meter.enter)
-        ):
-            checkpoints.keep_best()
+        if state.evaluated_step < state.step and is_due(state.step, every, state.num_steps):
+            self.evaluate(state, meter, self._found_before(state))
 
-    def finds_best(self, state: TrainState, meter: Meter) -> bool:
-        """Evaluate this step; whether it is the best so far and is to be kept. Every rank must call it.
+    def evaluate(self, state: TrainState, meter: Meter, found: float | None = None) -> None:
+        """Evaluate this step, and keep it if it is the best so far. Every rank must call it.
 
         Sets `state.is_stopped` where the recipe has no more patience. An evaluation in the middle of which the run is
         asked to end is given up; the resumed run makes it again.
+
+        Args:
+            found: The value of the recipe's metric, where this step was evaluated before the run broke off.
         """
         recipe = self._run.recipe
-        value = self._measure(state, meter)
+        value = self._measure(state, meter) if found is None else found
         if value is None:
-            return False
+            return
+        state.evaluated_step = state.step
         is_best = is_better(recipe.eval.metric, value, state.best)
         state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
         if is_best:
@@ -79,18 +85,33 @@ class Validation:
                 f"than {best} (eval.patience)"
             )
         self._report(state, meter)
-        return is_best and recipe.checkpoint.best
+        if is_best and recipe.checkpoint.best and self._checkpoints.save(meter.enter):
+            self._checkpoints.keep_best()
+
+    def _found_before(self, state: TrainState) -> float | None:
+        """The value of the recipe's metric that the run measured at this step after its last save, if it did."""
+        recipe, values = self._run.recipe, list[float]()
+        if self._run.accelerator.is_main_process:
+            lines = read_lines(Path(recipe.run.output_dir) / "metrics.jsonl")
+            at_this_step = [line["eval"] for line in lines if "eval" in line and line["step"] == state.step]
+            values = [found[recipe.eval.metric] for found in at_this_step if recipe.eval.metric in found]
+        values = broadcast_object_list([values])[0]
+        return values[-1] if values else None
 
     def _is_out_of_patience(self, state: TrainState) -> bool:
         patience = self._run.recipe.eval.patience
         return bool(patience) and state.evaluations_without_gain >= patience
 
-    def _measure(self, state: TrainState, meter: Meter) -> float | None:
+    def _measure(self, state: TrainState, meter: Meter, at_most: int = 0) -> float | None:
         if self._part is None:
             return None
+        tokenizer = self._checkpoints.processing.processor.tokenizer
         meter.enter("evaluation")
         try:
-            evaluation = evaluate(self._run, self._model, self._part, self._tokenizer, self._interruption)
+            with evaluation_explained(lambda: self._saved(state, meter)):
+                evaluation = evaluate(
+                    self._run, self._model, self._part, tokenizer, self._interruption, self._at_once, at_most
+                )
         except Interrupted:
             return None
         state.evaluated_step = state.step
@@ -103,6 +124,15 @@ class Validation:
                 f'eval.metric = "{metric}", and no evaluation record has "choices". Add them, or choose another metric'
             )
         return evaluation.metrics[metric]
+
+    def _saved(self, state: TrainState, meter: Meter) -> str:
+        """Save what the steps have reached, as the run is about to end in an evaluation; what to say of it.
+
+        A rank alone cannot save: the others are still answering.
+        """
+        if state.step and self._run.accelerator.num_processes == 1:
+            self._checkpoints.save(meter.enter)
+        return "The same command then goes on from the last checkpoint"
 
     def _write(self, state: TrainState, predictions: Sequence[Prediction]) -> None:
         path = Path(self._run.recipe.run.output_dir) / "predictions" / f"step-{state.step:06d}.jsonl"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.files import read_json, read_tensors, resolve_folder
@@ -20,7 +21,12 @@ from llava_accel.recipe import LoraTable
 
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
-_RUN = ". Name a run's best/ or export/, or another folder that peft has saved"
+_OTHER_KINDS = {
+    "mm_projector.bin": ". It holds a projector: name it in model.projector, and leave model.adapter out",
+    "non_lora_trainables.safetensors": ". It holds a projector: name it in model.projector, and leave model.adapter out",
+    "config.json": ". It holds a whole model: name it in model.base, and leave model.adapter out",
+}
+_RUN = ". Name a run, a checkpoint, an export, or another folder that peft has saved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +89,42 @@ def has_tower(name: str) -> bool:
     return any("vision_tower." in tensor.name for file in files if file for tensor in read_tensors(file))
 
 
-def load_adapter(model: PeftModel, adapter: Adapter) -> None:
+Put = Callable[[nn.Parameter, Tensor], object]
+"""Gives a parameter its value."""
+
+
+def copy_whole(parameter: nn.Parameter, value: Tensor) -> None:
+    """For a parameter that is whole on this rank."""
+    parameter.copy_(value)
+
+
+def load_adapter(model: PeftModel, adapter: Adapter, put: Put = copy_whole) -> None:
     """Put an adapter into a model that has LoRA layers for it; UserError if a tensor has no place in the model, or a
     LoRA layer no tensor."""
-    put_lora(model, adapter.lora, str(adapter.folder))
-    put_rest(model, adapter.rest, str(adapter.folder))
+    put_lora(model, adapter.lora, str(adapter.folder), put)
+    put_rest(model, adapter.rest, str(adapter.folder), put)
 
 
-def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str) -> None:
+def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str, put: Put = copy_whole) -> None:
     """Fill the LoRA layers from peft's own names; `source` is for errors."""
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if ".lora_" in name}
-    _compare(expected, state, source, complete=True)
-    result = set_peft_model_state_dict(model, dict(state))
-    assert not result.unexpected_keys, result.unexpected_keys
+    own = get_peft_model_state_dict(model, state_dict=dict(model.named_parameters()), save_embedding_layers=False)
+    places = {name: parameter for name, parameter in own.items() if ".lora_" in name}
+    _fill(places, state, source, put, complete=True)
 
 
-def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str, put: Put = copy_whole) -> None:
     """Fill projector and other plain weights, from in-memory names without peft's prefix."""
     places = {
         name.removeprefix(layouts.PEFT_PREFIX).replace(".base_layer.", "."): parameter
         for name, parameter in model.named_parameters()
     }
-    _compare({name: tuple(parameter.shape) for name, parameter in places.items()}, state, source, complete=False)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            places[name].copy_(tensor)
+    _fill(places, state, source, put, complete=False)
 
 
-def _compare(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str, complete: bool) -> None:
+def _fill(
+    places: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], source: str, put: Put, *, complete: bool
+) -> None:
+    expected = {name: tuple((compat.partition_of(place) or [place.shape])[0]) for name, place in places.items()}
     unknown = sorted(state.keys() - expected.keys())
     if unknown:
         raise UserError(
@@ -131,6 +144,9 @@ def _compare(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor
             f"{source}: {len(missing)} LoRA weights of the model are not in it, such as {missing[0]}. "
             "Leave model.lora.targets at 'auto' to adapt the same layers as it does"
         )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            put(places[name], tensor)
 
 
 def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
@@ -145,8 +161,9 @@ def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
 
 def _check_config(folder: Path, lora: LoraTable) -> None:
     if not (folder / "adapter_config.json").is_file():
-        hint = ". Name an mm_projector file in model.projector" if (folder / "mm_projector.bin").is_file() else ""
-        raise UserError(f"model.adapter: {folder} has no adapter_config.json, so it is not an adapter{hint or _RUN}")
+        others = {} if _first(folder, *_ADAPTER) else _OTHER_KINDS
+        hint = next((hint for file, hint in others.items() if (folder / file).is_file()), _RUN)
+        raise UserError(f"model.adapter: {folder} has no adapter_config.json, so it is not an adapter{hint}")
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise UserError(

@@ -16,6 +16,7 @@ from llava_accel.model.memory import quantization_config
 from llava_accel.model.processing import Processing
 from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
+from llava_accel.storage.run_weights import find_weights, is_run
 
 _PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin", "non_lora_trainables.safetensors")
 
@@ -120,8 +121,9 @@ def generation_config(processing: Processing) -> GenerationConfig:
 
 
 def find_projector(name: str) -> Path:
-    """The projector's file: `name` itself, or the one in that folder; UserError if there is none."""
+    """The projector's file: `name` itself, or the one in that folder or run; UserError if there is none."""
     path = Path(name).expanduser()
+    path = find_weights(path) if is_run(path) else path
     files = [path, *(path / file for file in _PROJECTOR_FILES)]
     for file in files:
         if file.is_file():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_accel.exceptions import UserError
+from llava_accel.storage.run_weights import find_weights, is_run
 
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.toml"]
 _ADAPTER_FILES = ["adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.*"]
@@ -57,7 +58,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def resolve_folder(name: str, key: str, beside: Path | None = None, weights: bool = True) -> Path:
-    """The folder that `name` means: a folder, or else a model of the hub, which is downloaded.
+    """The folder that `name` means: a folder, that of a run's weights, or else a model of the hub, which is downloaded.
 
     Args:
         name: A path, absolute or relative to the working directory, or a hub id.
@@ -71,7 +72,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
     places = [beside / name, beside.parent / name] if beside else []
     for place in (*places, Path(name).expanduser()):
         if place.is_dir():
-            return place
+            return find_weights(place) if is_run(place) else place
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{key}: there is no folder {name}. Correct the path, or name a model of the hub as ORG/NAME")
     try:

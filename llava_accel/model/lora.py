@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_accel.exceptions import UserError
-from llava_accel.model.adapters import load_adapter, put_lora, put_rest, read_adapter
+from llava_accel.model.adapters import Put, copy_whole, load_adapter, put_lora, put_rest, read_adapter
 from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR
 from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
@@ -154,8 +154,14 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     return adapter, rest
 
 
-def load_trainables(model: nn.Module, adapter: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
-    """Put back what `split_state` took out; UserError if a tensor has no place, or a place no tensor."""
+def load_trainables(
+    model: nn.Module, adapter: Mapping[str, Tensor], rest: Mapping[str, Tensor], put: Put = copy_whole
+) -> None:
+    """Put back what `split_state` took out; UserError if a tensor has no place, or a place no tensor.
+
+    Args:
+        put: The engine's own where ranks share each weight.
+    """
     if isinstance(model, PeftModel):
-        put_lora(model, adapter, "the checkpoint")
-    put_rest(model, rest, "the checkpoint")
+        put_lora(model, adapter, "the checkpoint", put)
+    put_rest(model, rest, "the checkpoint", put)

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_accel.model import layouts
+from llava_accel.model.adapters import Put, copy_whole
 from llava_accel.model.build import LoadedModel
+from llava_accel.model.files import read_json
 from llava_accel.model.lora import load_trainables, split_state
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
@@ -74,15 +76,31 @@ def is_saved(objective: Objective, recipe: Recipe) -> Callable[[str], bool]:
     return lambda name: recipe.model.train == "full" or name in trained or ".multi_modal_projector." in name
 
 
-def load_saved(folder: Path, objective: Objective) -> None:
-    """Put the weights of a checkpoint of the same run back into the model; UserError if they do not fit."""
+def load_saved(folder: Path, objective: Objective, put: Put = copy_whole) -> None:
+    """Put the weights of a checkpoint of the same run back into the model; UserError if they do not fit.
+
+    Args:
+        put: The engine's own where ranks share each weight (`engines.weight_setter`). Every rank must call it then.
+    """
     adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else {}
     if (folder / REST).is_file():
         rest = load_file(folder / REST)
     else:
         shards = sorted(folder.glob("model*.safetensors"))
         rest = {layouts.to_memory(name): t for shard in shards for name, t in load_file(shard).items()}
-    load_trainables(objective.model, adapter, rest)
+    load_trainables(objective.model, adapter, rest, put)
+
+
+def step_saved(folder: Path) -> int | None:
+    """The step whose weights a checkpoint or an export holds; None for a folder that does not say so."""
+    step = read_json(folder / FACTS).get("step") if (folder / FACTS).is_file() else None
+    return step if isinstance(step, int) else None
+
+
+def with_step(folder: Path) -> str:
+    """A folder of weights as verbs name it: with its step, where it says which."""
+    step = step_saved(folder)
+    return str(folder) if step is None else f"{folder}, step {step:,}"
 
 
 def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

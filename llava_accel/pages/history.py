@@ -9,11 +9,11 @@ from typing import Any
 from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
-from llava_accel.scoring.best import Line, best_evaluation, read_lines
+from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
 from llava_accel.scoring.held_out import FILE
-from llava_accel.setup.run_folder import complete_checkpoints
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.jsonl import read_json_lines
+from llava_accel.storage.run_weights import complete_checkpoints
 
 Prediction = dict[str, Any]
 
@@ -109,14 +109,15 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
             f"{folder} is not a run: it has no recipe.toml. Name the folder of a run, such as runs/quickstart"
         )
     known = _newest_state(folder) if state is None else state.state_dict()
-    num_steps = known.get("num_steps")
+    num_steps, lines = known.get("num_steps"), read_lines(folder / "metrics.jsonl")
+    recipe = load_recipe(folder / "recipe.toml", warns=False)
     return History(
         folder=folder,
-        recipe=load_recipe(folder / "recipe.toml", warns=False),
+        recipe=recipe,
         environment=_read_json(folder / "environment.json"),
-        lines=read_lines(folder / "metrics.jsonl"),
+        lines=lines,
         num_steps=None if num_steps is None else int(num_steps),
-        is_stopped=bool(known.get("is_stopped")),
+        is_stopped=is_out_of_patience(lines, recipe.eval.metric, recipe.eval.patience),
     )
 
 

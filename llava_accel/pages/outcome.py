@@ -32,7 +32,9 @@ def sentence(run: History) -> str:
     end = _value(key, chosen["eval"].get(key or "loss"))
     if before is not None and (key or "loss") in before["eval"]:
         start, rises = before["eval"][key or "loss"], chosen["eval"].get(key or "loss") > before["eval"][key or "loss"]
-        change = f"{'rose' if rises else 'fell'} from {_value(key, start)} to {end}"
+        count = before["eval"].get("num_answers")
+        some = f" (on {round(count):,} of the questions)" if count != chosen["eval"].get("num_answers") else ""
+        change = f"{'rose' if rises else 'fell'} from {_value(key, start)}{some} to {end}"
         text = f"{name} stayed at {end}" if _value(key, start) == end else f"{name} {change}"
     else:
         text = f"{name} is {end}"
@@ -120,7 +122,7 @@ def notes(run: History) -> list[str]:
     return shown
 
 
-def _duration(seconds: int | float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds as people say them."""
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -132,8 +134,8 @@ def _duration(seconds: int | float) -> str:
 def _time(run: History) -> Tile:
     training = sum(line["seconds"] for line in run.steps)
     evaluating = sum(line.get("seconds", 0.0) for line in run.evaluations)
-    note = f"{_duration(training)} training, {_duration(evaluating)} evaluation" if evaluating else "training"
-    return Tile("Time", _duration(training + evaluating), note)
+    note = f"{duration(training)} training, {duration(evaluating)} evaluation" if evaluating else "training"
+    return Tile("Time", duration(training + evaluating), note)
 
 
 def _value(key: str | None, value: Any) -> str:

@@ -92,7 +92,8 @@ class ModelTable(Table):
     vision_tower: str = ""
     """Folder or hub id of a CLIP model: a part to assemble, or the tower used in place of the base's."""
     projector: str = ""
-    """File of a trained projector (mm_projector.bin or .safetensors); empty = the base's, or a random one for parts."""
+    """A trained projector: a file (mm_projector.bin or .safetensors), a folder with one, or a run of stage 1; empty = the
+    base's, or a random one for parts."""
     train: Literal["projector", "lora", "full"] = "lora"
     """What learns: the projector alone (stage 1), an adapter, or all weights of the language model."""
     train_projector: bool = True
@@ -100,7 +101,7 @@ class ModelTable(Table):
     train_vision: bool = False
     """Train the vision tower too, in full, at optim.vision_learning_rate; possible with any `train`."""
     adapter: str = ""
-    """Folder of an adapter to start from: ours, PEFT's or original LLaVA's."""
+    """The adapter to start from: a run, a checkpoint, an export, or another folder of PEFT's or original LLaVA's."""
     template: Literal["v1", "plain", "llava_llama_2", "mistral_instruct", "chatml", "auto"] = "v1"
     """Conversation template under LLaVA's name; "auto" = the processor's own chat template."""
     gradient_checkpointing: bool | AtLeastOne = False

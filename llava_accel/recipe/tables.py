@@ -124,8 +124,9 @@ class TrainTable(Table):
 class EvalTable(Table):
     """Evaluation during the run; it needs data.eval or data.eval_fraction."""
 
-    at_start: bool = True
-    """Evaluate before the first step too, so that later scores can be compared with the base's."""
+    at_start: bool | Count = True
+    """Score the base before the first step, so that later scores can be compared with it: true = on at most 500 of the
+    examples, a number = on at most that many, false = not at all."""
     every: Count = 0
     """Steps between evaluations; 0 = at the end of each epoch."""
     metric: Literal["loss", "vqa_accuracy", "exact_match", "multiple_choice"] = "loss"

@@ -1,4 +1,4 @@
-"""Exports in three forms, each from beginning to end: load, write next to its place, verify against the source, rename."""
+"""Exports in three forms, each from beginning to end: write next to its place, compare with the source, rename."""
 
 import json
 import shutil
@@ -31,7 +31,9 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import ModelTable, Recipe
 from llava_accel.release import original_llava, verification
+from llava_accel.release.from_files import read_trained
 from llava_accel.release.merged_model import save_merged, save_peft
+from llava_accel.release.second_copy import NO_PLACE, find_place
 from llava_accel.release.verification import Reference, check_agreement, compare, plain_outputs
 from llava_accel.setup.datasets import open_corpora
 from llava_accel.storage.atomic import beside, commit
@@ -43,13 +45,15 @@ _MOST_EXAMPLES = 3
 class Job:
     """What is exported and how.
 
-    `dtype` is the float type of a whole model on disk; None is the one that the base has on disk.
+    `dtype` is the float type of a whole model on disk; None is the one that the base has on disk. `compares`: the export
+    is loaded and compared with what was trained, which takes as much memory and time as using both.
     """
 
     trained: Trained
     device: torch.device
     console: Console
     dtype: torch.dtype | None = None
+    compares: bool = True
 
     @property
     def stored(self) -> torch.dtype:
@@ -125,7 +129,7 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
 
 
 def write_peft(job: Job, folder: Path) -> dict[str, Any]:
-    """One adapter with the projector inside, compared through `PeftModel.from_pretrained` over a fresh base."""
+    """One adapter with the projector inside, made of the adapter's files."""
     if job.trained.kind != "lora":
         held = "a whole model" if job.trained.kind == "model" else "a projector"
         raise UserError(f"{job.trained.folder} holds {held} and not an adapter. Use --to merged or --to llava")
@@ -135,25 +139,33 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
             f"{job.trained.folder} was trained on {table.base or table.language_model} with the vision tower "
             f"{table.vision_tower}, so its base is not one folder. Use --to merged"
         )
+    trained = read_trained(job.trained, job.recipe)
+    assert isinstance(trained.model, PeftModel)
+    save_peft(folder, trained.model, trained.state, trained.processing)
+    if base.layout != "hub":
+        job.console.line(
+            f"note: transformers cannot load {table.base}, which is in the layout of LLaVA's own code. Convert it once "
+            f"and use the result as the base: llava-accel export {table.base} --to merged "
+            f"--out {Path(table.base).name}-hf"
+        )
+    if job.compares:
+        _compare_peft(job, folder, base)
+    return _facts(job, trained.fingerprint, trained.processing, trained.notes)
+
+
+def _compare_peft(job: Job, folder: Path, base: Base) -> None:
+    """Compare an adapter, through `PeftModel.from_pretrained` over a fresh base, with the trained model."""
     loaded = job.load()
-    facts, processing, dtype = _facts(job, loaded), loaded.processing, loaded.objective.llava.dtype
-    vocab_size, examples = loaded.objective.vocab_size, job.examples(processing)
+    processing, dtype, vocab_size = loaded.processing, loaded.objective.llava.dtype, loaded.objective.vocab_size
+    examples = job.examples(processing)
     reference = job.reference(loaded.objective, processing, *examples)
-    assert isinstance(loaded.objective.model, PeftModel)
-    save_peft(folder, loaded.objective.model, processing)
     del loaded
     release_memory()
-    name, use_gpu = "adapter on a fresh base, against the trained model", job.device.type == "cuda"
+    name = "adapter on a fresh base, against the trained model"
     if base.layout == "hub":
-        outputs = plain_outputs(reference, folder, dtype=dtype, base=str(base.folder), use_gpu=use_gpu)
-        check_agreement(reference, outputs, name, dtype, job.console)
-        return facts
+        _compare(job, reference, folder, name, dtype, dtype, base=str(base.folder))
+        return
     plain = load_model(job.recipe, processing, dtype=dtype, device=None).model
-    job.console.line(
-        f"note: transformers cannot load {table.base}, which is in the layout of LLaVA's own code. Convert it once "
-        f"and use the result as the base: llava-accel export {table.base} --to merged "
-        f"--out {Path(table.base).name}-hf"
-    )
     with warnings.catch_warnings():
         # peft asks for an attribute that transformers 5 is about to rename.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -162,33 +174,63 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
     restored = job.reference(Objective(again, vocab_size).to(job.device), processing, *examples)
     outputs = {"logits": restored.logits, "answers": restored.answers, "counts": {}}
     check_agreement(reference, outputs, name, dtype, job.console)
-    return facts
+
+
+def _compare(
+    job: Job,
+    reference: Reference,
+    folder: Path,
+    name: str,
+    computed: torch.dtype,
+    stored: torch.dtype,
+    *,
+    base: str = "",
+) -> tuple[Tensor, float] | None:
+    """Compare an export, loaded by transformers and peft alone, with the trained model; the export's logits, and how far
+    they are from the trained model's. None where memory has no room for it.
+
+    Args:
+        computed: What the trained model computed in.
+        stored: The float type of the export.
+    """
+    place = find_place(folder, base, job.recipe.model.quantization, computed, job.device)
+    outputs = None
+    if place is not None:
+        job.console.line(f"comparing in a process with transformers and peft alone, {place}")
+        outputs = plain_outputs(reference, folder, place, base=base)
+    if outputs is None:
+        job.console.line(f"not compared, as {NO_PLACE}")
+        return None
+    return outputs["logits"], check_agreement(reference, outputs, name, stored, job.console).difference
 
 
 def write_merged(job: Job, folder: Path) -> dict[str, Any]:
     """One model folder of transformers, loaded again by transformers alone and compared."""
     bits, quantised, without = job.trained.recipe.model.quantization.bits, None, None
     examples = job.examples(load_processing(job.recipe.model, job.recipe.data.image_aspect))
-    if bits < 16:
+    if bits < 16 and job.compares:
         loaded = job.load(as_trained=True)
         quantised = job.reference(loaded.objective, loaded.processing, *examples).logits
         del loaded
         release_memory()
     loaded = job.load()
-    model, processing, facts = loaded.objective.model, loaded.processing, _facts(job, loaded)
+    model, processing = loaded.objective.model, loaded.processing
+    facts = _facts(job, loaded.base.fingerprint, processing, loaded.notes)
     assert isinstance(model, Trainable)
     computed, stored = loaded.objective.llava.dtype, job.dtype or job.stored
-    reference = job.reference(loaded.objective, processing, *examples)
-    if isinstance(model, PeftModel) and job.recipe.model.lora.bias == "none":  # trained biases could not be disabled
-        with model.disable_adapter():
+    reference = job.reference(loaded.objective, processing, *examples) if job.compares else None
+    if reference and isinstance(model, PeftModel) and job.recipe.model.lora.bias == "none":
+        with model.disable_adapter():  # trained biases could not be disabled
             without = job.reference(loaded.objective, processing, *examples).logits
     save_merged(folder, model, processing, stored, stop_ids(job.recipe, processing))
     del loaded, model
     release_memory()
-    outputs = plain_outputs(reference, folder, dtype=computed, use_gpu=job.device.type == "cuda")
     is_merged = job.trained.kind == "lora"
     name = "merged model, against 16-bit base + adapter" if is_merged else "exported model, against its source"
-    difference = check_agreement(reference, outputs, name, stored, job.console).difference
+    found = _compare(job, reference, folder, name, computed, stored) if reference else None
+    if reference is None or found is None:
+        return facts
+    logits, difference = found
     update = 0.0 if without is None else compare(reference.logits, without).difference
     if stored != torch.float32 and 0 < update < 2 * difference:
         raise UserError(
@@ -197,7 +239,7 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
         )
     if quantised is not None:
         table = job.trained.recipe.model.quantization
-        kind, agreement = f" ({table.type})" if bits == 4 else "", compare(quantised, outputs["logits"])
+        kind, agreement = f" ({table.type})" if bits == 4 else "", compare(quantised, logits)
         job.console.line(
             f"note: the adapter was trained on the base in {bits} bits{kind} and is merged into its 16-bit weights, which "
             "lack the rounding to few bits that the adapter had learned to correct"
@@ -208,25 +250,24 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
 
 def write_llava(job: Job, folder: Path) -> dict[str, Any]:
     """The folder that LLaVA's own code writes, read back and compared weight by weight."""
-    loaded, is_whole = job.load(), job.trained.kind == "model"
-    model, processing = loaded.objective.model, loaded.processing
-    assert isinstance(model, Trainable)
+    trained, is_whole = read_trained(job.trained, job.recipe), job.trained.kind == "model"
+    processing = trained.processing
     source = original_llava.Source(processing.base, _origin(job), job.recipe, is_whole)
-    tower = original_llava.place_tower(folder, loaded.objective, source)
+    tower = original_llava.place_tower(folder, trained.tower, source)
     config = original_llava.original_config(source, tower)
-    if isinstance(model, PeftModel):
-        written = original_llava.save_original_adapter(folder, model, config)
+    if isinstance(trained.model, PeftModel):
+        written = original_llava.save_original_adapter(folder, trained.model, trained.state, config)
     elif is_whole:
         dtype = job.dtype or job.stored
-        written = original_llava.save_original_model(folder, model, processing, config, source, dtype)
+        written = original_llava.save_original_model(folder, trained.state, processing, config, source, dtype)
     else:
-        written = original_llava.save_original_projector(folder, model, config)
+        written = original_llava.save_original_projector(folder, trained.state, config)
     reread = original_llava.read_original(folder)
     if written.keys() != reread.keys() or any(not torch.equal(reread[name], t.cpu()) for name, t in written.items()):
         raise UserError(f"{folder}: weights read back differ from those written. Check the disk, and try again")
     count = len(reread)
     job.console.line(f"LLaVA's layout: {count} weights written, read back and equal; mm_vision_tower is {tower!r}")
-    return _facts(job, loaded)
+    return _facts(job, trained.fingerprint, processing, trained.notes)
 
 
 Writer = Callable[[Job, Path], dict[str, Any]]
@@ -252,15 +293,15 @@ def _origin(job: Job) -> Base | None:
         return None
 
 
-def _facts(job: Job, loaded: Loaded) -> dict[str, Any]:
+def _facts(job: Job, fingerprint: str, processing: Processing, notes: list[str]) -> dict[str, Any]:
     """What is known of a model that this package has not trained; prints what the user should know of it."""
-    for note in loaded.notes:
+    for note in notes:
         job.console.line(note)
     model, kind = job.recipe.model, job.trained.kind
     return {
         "base": model.base or model.language_model,
-        "base_layout": loaded.processing.base.layout,
-        "base_fingerprint": loaded.base.fingerprint,
+        "base_layout": processing.base.layout,
+        "base_fingerprint": fingerprint,
         "train": None if kind == "model" else kind,
         "template": model.template,
     }

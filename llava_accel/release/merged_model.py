@@ -1,7 +1,7 @@
 """Exports for plain transformers and peft: an adapter with its projector inside, or one whole model."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,12 +16,14 @@ from llava_accel.model.processing import Processing
 from llava_accel.model.save import ADAPTER
 
 
-def save_peft(folder: Path, model: PeftModel, processing: Processing) -> None:
+def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], processing: Processing) -> None:
     """Write an adapter that `PeftModel.from_pretrained(base, folder)` alone restores, and the processor.
 
     The projector, and the vision tower where it was trained, are in it as peft's modules to save.
+
+    Args:
+        state: The model's weights under its own names; those that only the base has are not read.
     """
-    state = model.state_dict()
     stored, rest = split_state(model, state)
     modules = ["multi_modal_projector"]
     if any(name.startswith(TOWER) for name in rest):

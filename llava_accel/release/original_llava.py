@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
 from llava_accel.model.files import read_json, read_tensors, read_weights
-from llava_accel.model.lora import Trainable, split_state
-from llava_accel.model.objective import Objective
+from llava_accel.model.lora import split_state
 from llava_accel.model.processing import Processing, load_image_processor
 from llava_accel.model.save import ADAPTER
 from llava_accel.recipe import Recipe
@@ -60,8 +60,13 @@ class Source:
     is_whole: bool
 
 
-def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]) -> dict[str, Tensor]:
+def save_original_adapter(
+    folder: Path, model: PeftModel, state: Mapping[str, Tensor], config: dict[str, Any]
+) -> dict[str, Tensor]:
     """Write what LLaVA's LoRA training leaves: adapter, non_lora_trainables.bin and `config` (`original_config`).
+
+    Args:
+        state: The model's weights under its own names; those that only the base has are not read.
 
     Returns:
         What was written, under in-memory names; so do the other two.
@@ -69,7 +74,7 @@ def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]
     Raises:
         UserError: the adapter starts from weights that LLaVA's peft would not compute.
     """
-    adapter, rest = split_state(model, model.state_dict())
+    adapter, rest = split_state(model, state)
     peft_config = model.peft_config["default"]
     assert isinstance(peft_config, LoraConfig)
     if peft_config.init_lora_weights is not True:
@@ -86,18 +91,21 @@ def save_original_adapter(folder: Path, model: PeftModel, config: dict[str, Any]
     return {**adapter, **rest}
 
 
-def save_original_projector(folder: Path, model: Trainable, config: dict[str, Any]) -> dict[str, Tensor]:
+def save_original_projector(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     """Write what LLaVA's stage 1 leaves: mm_projector.bin and config.json."""
-    state = {
-        name: stored_form(tensor) for name, tensor in model.state_dict().items() if name.startswith(layouts.PROJECTOR)
-    }
-    torch.save({layouts.to_original(name): tensor for name, tensor in state.items()}, folder / "mm_projector.bin")
+    kept = {name: stored_form(tensor) for name, tensor in state.items() if name.startswith(layouts.PROJECTOR)}
+    torch.save({layouts.to_original(name): tensor for name, tensor in kept.items()}, folder / "mm_projector.bin")
     _write_json(folder / "config.json", config)
-    return state
+    return kept
 
 
 def save_original_model(
-    folder: Path, model: Trainable, processing: Processing, config: dict[str, Any], source: Source, dtype: torch.dtype
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    processing: Processing,
+    config: dict[str, Any],
+    source: Source,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     """Write a whole model: weights in shards of 5 GB, config.json, generation_config.json and the tokenizer.
 
@@ -109,7 +117,7 @@ def save_original_model(
     """
     rows = processing.vocab_size
     state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if name == "lm_head.weight" and processing.base.config.tie_word_embeddings:
             continue
         # A copy, because safetensors does not store a part of a larger tensor.
@@ -192,10 +200,13 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
     }
 
 
-def place_tower(folder: Path, objective: Objective, source: Source) -> str:
+def place_tower(folder: Path, tower: Callable[[], Mapping[str, Tensor]], source: Source) -> str:
     """Value of mm_vision_tower, and the tower itself in `folder` where no name leads to it.
 
     LLaVA's own code always takes the tower from the place that mm_vision_tower names, never from the checkpoint.
+
+    Args:
+        tower: Gives its weights by their names in it.
 
     Raises:
         UserError: the tower is not a CLIP.
@@ -214,8 +225,7 @@ def place_tower(folder: Path, objective: Objective, source: Source) -> str:
         return named
     place = folder / TOWER_FOLDER
     place.mkdir()
-    state = objective.llava.model.vision_tower.state_dict()
-    tensors = {f"vision_model.{name}": stored_form(tensor) for name, tensor in state.items()}
+    tensors = {f"vision_model.{name}": stored_form(tensor) for name, tensor in tower().items()}
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
     config = vision.__class__.from_dict(vision.to_dict())
     config.name_or_path, config.architectures = "", ["CLIPVisionModel"]

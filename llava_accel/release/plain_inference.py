@@ -14,9 +14,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, GenerationConfig, LlavaForConditionalGeneration
 
-_SPARE = 1.5
-"""Share of a model's size on disk that must be free on a GPU: the run that asks still holds its own there."""
-
 
 def compute(path: Path) -> None:
     """Write logits, answers and the counts of loaded weights to the file that the job names."""
@@ -38,7 +35,7 @@ def compute(path: Path) -> None:
 
 def _load(job: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, int]]]:
     folder, dtype = Path(job["folder"]), getattr(torch, job["dtype"])
-    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": _device(folder, job)}}
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": job["device"]}}
     if not job["base"]:
         return LlavaForConditionalGeneration.from_pretrained(folder, **kwargs), {}
     if job["quantization"]:
@@ -81,14 +78,6 @@ def _answer(model: Any, given: dict[str, torch.Tensor], length: int, job: dict[s
     )
     ids = model.generate(**prompt, generation_config=config)[0, length:].tolist()
     return next((ids[:place] for place, token in enumerate(ids) if token in stops), ids)
-
-
-def _device(folder: Path, job: dict[str, Any]) -> str:
-    if not job["use_gpu"] or not torch.cuda.is_available():
-        return "cpu"
-    places = [folder, *([Path(job["base"])] if job["base"] else [])]
-    size = sum(file.stat().st_size for place in places if place.is_dir() for file in place.glob("*.safetensors"))
-    return "cuda:0" if torch.cuda.mem_get_info()[0] > _SPARE * size else "cpu"
 
 
 if __name__ == "__main__":

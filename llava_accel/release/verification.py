@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import release_memory
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -30,7 +32,10 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.release import plain_inference
+from llava_accel.release.second_copy import NO_PLACE, Place, find_place
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, resolve_precision, whole_root
+from llava_accel.runtime.signals import Interruption
 from llava_accel.scoring.held_out import choose_rows
 from llava_accel.setup.datasets import Part
 
@@ -42,6 +47,7 @@ _PROMPT = 8  # tokens
 _MOST_EXAMPLES = 3
 _MOST_TARGETS = 64  # of one example: a row of logits is as long as the vocabulary
 _MAX_NEW_TOKENS = 8
+_LOOK_S = 0.2  # between two looks at whether this process was asked to end
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
 
@@ -146,33 +152,39 @@ def take_reference(
 def plain_outputs(
     reference: Reference,
     folder: Path,
+    place: Place,
     *,
-    dtype: torch.dtype,
     base: str = "",
     quantization: BitsAndBytesConfig | None = None,
-    use_gpu: bool,
-) -> dict[str, Any]:
+    is_asked: Callable[[], bool] = bool,
+) -> dict[str, Any] | None:
     """What a process with transformers and peft alone makes of the examples: "logits", "answers" and "counts".
 
     Args:
         folder: The export.
         base: Folder or hub id of what an adapter is loaded on; empty where the export is a whole model.
+        is_asked: Whether this process has been asked to end.
+
+    Returns:
+        None where that process was stopped because this one was asked to end, or was killed: for want of memory, mostly.
 
     Raises:
         UserError: it cannot load the export, or not all of its weights.
     """
-    with tempfile.TemporaryDirectory() as place:
-        inputs, out = Path(place, "inputs.pt"), Path(place, "out.pt")
+    with tempfile.TemporaryDirectory() as work:
+        inputs, out = Path(work, "inputs.pt"), Path(work, "out.pt")
         torch.save(reference.inputs, inputs)
         keys = None if quantization is None else json.loads(quantization.to_json_string(use_diff=True))
         job = {
-            "folder": str(folder), "base": base, "dtype": str(dtype).removeprefix("torch."), "use_gpu": use_gpu,
-            "quantization": keys, "inputs": str(inputs), "out": str(out),
+            "folder": str(folder), "base": base, "dtype": str(place.dtype).removeprefix("torch."),
+            "device": place.device, "quantization": keys, "inputs": str(inputs), "out": str(out),
             "vocab_size": reference.vocab_size, "stop_ids": reference.stop_ids, "never": reference.never,
             "max_new_tokens": _MAX_NEW_TOKENS, "num_threads": torch.get_num_threads(),
         }  # fmt: skip
-        Path(place, "job.json").write_text(json.dumps(job))
-        done = _start(Path(place, "job.json"))
+        Path(work, "job.json").write_text(json.dumps(job))
+        done = _start(Path(work, "job.json"), is_asked)
+        if done is None or done.returncode == -signal.SIGKILL or "OutOfMemoryError" in done.stderr:
+            return None
         if done.returncode or not out.is_file():
             reason = "\n".join(done.stderr.strip().splitlines()[-3:]) or f"exit code {done.returncode}"
             raise UserError(f"{folder}: transformers and peft cannot load it: {reason}")
@@ -204,14 +216,25 @@ def check_agreement(
     return agreement
 
 
-def _start(job: Path) -> subprocess.CompletedProcess[str]:
+def _start(job: Path, is_asked: Callable[[], bool]) -> subprocess.CompletedProcess[str] | None:
     # This process's environment without what a launcher says of ranks: the other process is alone.
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     names = {key for key in os.environ if key in ranks or key.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
     environment = {key: value for key, value in os.environ.items() if key not in names}
     # -P: the program's own folder holds modules of ours, which must not be found.
     command = [sys.executable, "-P", plain_inference.__file__, str(job)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    # In a session of its own: a terminal sends Ctrl-C to all others, and this process decides what that means.
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            while not is_asked():
+                with suppress(subprocess.TimeoutExpired):
+                    _, said = process.communicate(timeout=_LOOK_S)
+                    return subprocess.CompletedProcess(command, process.returncode, "", said)
+            return None
+        finally:
+            process.kill()
 
 
 def _last_answer(example: Example, number: int) -> Example:
@@ -240,26 +263,36 @@ def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelera
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 
 
-def verify(reference: Reference, export: Path, recipe: Recipe, console: Console) -> None:
-    """Load the export in another process, and compare. For the main process.
+def verify(reference: Reference, export: Path, run: RunContext, interruption: Interruption) -> None:
+    """Load the export in another process, and compare. For the main process, after `engines.release`.
+
+    Where the run is asked to end meanwhile, or memory holds no second copy, it is left out with a word: all else is done.
 
     Raises:
         UserError: it does not load, or does not compute the same.
     """
+    recipe, console = run.recipe, run.console
     if reason := _not_plain(recipe):
         console.line(f"{export}: not verified in a process with transformers and peft alone, as {reason}")
         return
-    release_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = resolve_precision(recipe.run.precision, device)
+    dtype = resolve_precision(recipe.run.precision, run.accelerator.device)
     base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)
-    quantization = quantization_config(recipe.model.quantization, dtype)
-    use_gpu = device.type == "cuda"
-    with console.bar("verify the export", 1) as bar:
-        outputs = plain_outputs(reference, export, dtype=dtype, base=base, quantization=quantization, use_gpu=use_gpu)
-        bar.advance()
+    place = find_place(export, base, recipe.model.quantization, dtype, run.accelerator.device)
+    if place is None:
+        console.line(f"{export}: not verified, as {NO_PLACE}. `llava-accel export` compares it elsewhere")
+        return
+    console.line(f"verifying {export} in a process with transformers and peft alone, {place}. Ctrl-C leaves it out")
+    since = time.perf_counter()
+    quantization = quantization_config(recipe.model.quantization, place.dtype)
+    outputs = plain_outputs(
+        reference, export, place, base=base, quantization=quantization, is_asked=lambda: interruption.is_asked
+    )
+    if outputs is None:
+        reason = "this run was asked to end" if interruption.is_asked else "the memory was too small after all"
+        console.line(f"{export}: not verified, as {reason}. It is complete")
+        return
     name = f"{export} in plain transformers and peft, against the trained model"
-    check_agreement(reference, outputs, name, dtype, console)
+    check_agreement(reference, outputs, f"{name}, in {time.perf_counter() - since:,.0f} s", dtype, console)
 
 
 def _not_plain(recipe: Recipe) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, release_memory
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from llava_accel import compat
@@ -123,6 +124,24 @@ def prepare_frozen(accelerator: Accelerator, objective: Objective) -> nn.Module:
     return objective
 
 
+def release(prepared: Prepared, parked: nn.Module | None) -> None:
+    """Free what a run that has ended holds of its device: weights, gradients and the optimizer's state.
+
+    Model and optimizer are referred to from many places, so they stay, and are empty. Of an engine that shares out
+    weights, a rank keeps its share.
+
+    Args:
+        parked: A vision tower that was taken out of the model.
+    """
+    prepared.optimizer.zero_grad()
+    prepared.optimizer.optimizer.state.clear()
+    for module in (prepared.model, parked or nn.Module()):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if not isinstance(tensor, DTensor):
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    release_memory()
+
+
 def autocast(recipe: Recipe, accelerator: Accelerator) -> torch.autocast:
     """The precision of forward passes outside the loop: the recipe's, whatever the engine."""
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
@@ -162,6 +181,11 @@ def _part_of(module: nn.Module, keep: Callable[[str], bool]) -> nn.Module:
                 place = place.get_submodule(child)
             place.register_parameter(last, parameter)
     return part
+
+
+def weight_setter(accelerator: Accelerator) -> Callable[[nn.Parameter, Tensor], None]:
+    """What gives a prepared weight a value that every rank has read whole. Every rank must call it alike."""
+    return zero.put_weight if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2.put_weight
 
 
 def gathered_optimizer_state(

@@ -53,6 +53,11 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return parameter.shape
 
 
+def put_weight(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a weight its whole value, which every rank has read."""
+    parameter.copy_(_divided_as(parameter, value) if isinstance(parameter, DTensor) else value)
+
+
 def moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """What an optimizer keeps for a parameter, whole. Serves every engine that lets the optimizer see the parameters."""
     for key, value in optimizer.state.get(parameter, {}).items():
@@ -68,8 +73,12 @@ def put_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, key: st
     if key.endswith(":int"):
         state[key.removesuffix(":int")] = int(value)
     elif isinstance(parameter, DTensor) and value.ndim:
-        mesh, placements = parameter.device_mesh, parameter.placements
-        state[key] = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+        state[key] = _divided_as(parameter, value)
     else:
         # torch keeps counts of steps on the CPU.
         state[key] = value.to(parameter.device) if value.ndim else value.clone()
+
+
+def _divided_as(parameter: DTensor, value: Tensor) -> DTensor:
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)

@@ -52,9 +52,14 @@ class Phases:
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
+    @property
+    def now(self) -> str:
+        """The phase that began last."""
+        return self._marks[-1][0] if self._marks else self._phase
+
     def take(self) -> dict[str, float]:
         """Seconds of each of `PHASES` since the last call. Waits for the device."""
-        self.enter(self._marks[-1][0] if self._marks else self._phase)
+        self.enter(self.now)
         if self._marks:
             self._marks[-1][1].synchronize()
             self._read()

@@ -130,6 +130,18 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return part[0] if part else parameter.shape
 
 
+def put_weight(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a weight its whole value, which every rank has read. Every rank must call it."""
+    import deepspeed
+
+    if not compat.partition_of(parameter):
+        parameter.copy_(value)
+        return
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            parameter.copy_(value)
+
+
 def moments(parameter: nn.Parameter, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
     """What the optimizer keeps for a parameter, whole. Every rank must call it.
 

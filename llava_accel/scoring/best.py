@@ -45,6 +45,13 @@ def best_evaluation(lines: Sequence[Line], metric: str) -> Line | None:
     return best
 
 
+def is_out_of_patience(lines: Sequence[Line], metric: str, patience: int) -> bool:
+    """Whether as many evaluations as `patience` (0: never) have come since the best one."""
+    steps = [line["step"] for line in lines if line["step"] > 0 and metric in line.get("eval", {})]
+    best = best_evaluation(lines, metric)
+    return 0 < patience <= sum(step > (best["step"] if best else 0) for step in steps)
+
+
 def overfitting(lines: Sequence[Line], patience: int) -> str | None:
     """A sentence about overfitting, or None if the lines so far show none.
 

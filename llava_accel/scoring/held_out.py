@@ -1,22 +1,25 @@
 """One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, release_memory
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_accel.console.output import Bar
 from llava_accel.data.conversation import IMAGE
-from llava_accel.data.questions import image_batches, load_questions
+from llava_accel.data.loader import Loaded
+from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.data.records import Record, option
-from llava_accel.inference.answering import answer_batch
+from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -27,6 +30,17 @@ from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
 Prediction = dict[str, object]
+_Loaded = TypeVar("_Loaded")
+_Found = TypeVar("_Found")
+
+
+@dataclass
+class AtOnce:
+    """How many questions are answered at once. An evaluation that runs out of memory goes on with half as many."""
+
+    number: int
+    halves: bool = True
+    """False where ranks run every module together: then none can go on in halves alone."""
 
 
 def answer(
@@ -36,6 +50,7 @@ def answer(
     batches: Sequence[list[int]],
     tokenizer: PreTrainedTokenizerBase,
     bar: Bar,
+    at_once: AtOnce,
     *,
     blind: bool = False,
 ) -> tuple[list[Prediction], float]:
@@ -49,36 +64,92 @@ def answer(
         {"id", "image", "question", "answers", "prediction", "score", "loss", ...} for each row once, in the order of the
         data, and the cross-entropy over all targets, in nats a target.
     """
-    recipe, accelerator, device = run.recipe, run.accelerator, run.accelerator.device
+    accelerator = run.accelerator
     mine: list[tuple[int, Prediction]] = []
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    own_stop = frozenset() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}  # pyright: ignore[reportArgumentType]
-    workers, max_length = recipe.data.num_workers, recipe.data.max_length
-    questions = load_questions(
-        part.corpus, part.image_reader, batches, workers=workers, device=device, max_length=max_length, blind=blind
-    )
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     with whole_root(objective):
-        for batch, asked in questions:
-            answered = answer_batch(
-                objective,
-                batch,
-                asked,
-                stop_ids=asked.stop_ids | own_stop,
-                max_new_tokens=recipe.eval.max_new_tokens,
-                blind=blind,
-                is_over=lambda is_done: _everywhere(is_done, objective, accelerator),
-            )
+        for asked, answered in _answered(run, objective, part, batches, tokenizer, bar, at_once, blind):
             sums += torch.stack([answered.losses.double().sum(), sums.new_tensor(len(answered.losses))])
             losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
             for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
                 mine.append((int(index), _prediction(record, text, loss)))
-            bar.advance()
     gathered: list[tuple[int, Prediction]] = gather_object(mine) if accelerator.num_processes > 1 else mine
     total = accelerator.reduce(sums, reduction="sum")
     assert isinstance(total, Tensor)
     loss_sum, num_targets = total.tolist()
     return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])], loss_sum / num_targets
+
+
+def _answered(
+    run: RunContext,
+    objective: Objective,
+    part: Part,
+    batches: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    bar: Bar,
+    at_once: AtOnce,
+    blind: bool,
+) -> Iterator[tuple[Questions, Answered]]:
+    """What is asked and answered; the bar advances once a batch, however many parts it is answered in."""
+    recipe, accelerator = run.recipe, run.accelerator
+    own_stop = frozenset() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}  # pyright: ignore[reportArgumentType]
+    load = partial(
+        load_questions,
+        part.corpus,
+        part.image_reader,
+        device=accelerator.device,
+        max_length=recipe.data.max_length,
+        blind=blind,
+    )
+
+    def compute(loaded: tuple[Loaded, Questions]) -> tuple[Questions, Answered]:
+        batch, asked = loaded
+        return asked, answer_batch(
+            objective,
+            batch,
+            asked,
+            stop_ids=asked.stop_ids | own_stop,
+            max_new_tokens=recipe.eval.max_new_tokens,
+            blind=blind,
+            is_over=lambda is_done: _everywhere(is_done, objective, accelerator),
+        )
+
+    def load_again(rows: list[int]) -> tuple[Loaded, Questions]:
+        return next(load([rows], workers=0))
+
+    for rows, loaded in zip(batches, load(batches, workers=recipe.data.num_workers), strict=True):
+        yield from in_parts(rows, loaded, compute, load_again, at_once)
+        bar.advance()
+
+
+def in_parts(
+    rows: list[int],
+    loaded: _Loaded,
+    compute: Callable[[_Loaded], _Found],
+    load: Callable[[list[int]], _Loaded],
+    at_once: AtOnce,
+) -> Iterator[_Found]:
+    """What `compute` makes of a batch; where memory does not hold it, of its halves one after the other.
+
+    Raises:
+        torch.OutOfMemoryError: memory does not hold a single row.
+    """
+    if len(rows) <= at_once.number:
+        try:
+            found = compute(loaded)
+        except torch.OutOfMemoryError:
+            if len(rows) <= 1 or not at_once.halves:
+                raise
+            at_once.number = len(rows) // 2
+        else:
+            yield found
+            return
+    del loaded
+    release_memory()
+    middle = len(rows) // 2
+    for half in (rows[:middle], rows[middle:]):
+        yield from in_parts(half, load(half), compute, load, at_once)
 
 
 def mean_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -157,31 +228,41 @@ def evaluate(
     part: Part,
     tokenizer: PreTrainedTokenizerBase,
     interruption: Interruption = NEVER,
+    at_once: AtOnce | None = None,
+    at_most: int = 0,
 ) -> Evaluation:
     """Loss and generated answers over (at most eval.limit of) the evaluation data, sharded over ranks.
 
     Args:
         model: The objective, prepared or not. Its mode is restored.
+        at_once: Is changed where memory does not hold so many questions.
+        at_most: Answer no more than so many of them; 0 answers all.
 
     Raises:
         Interrupted: the process was asked to end meanwhile; on every rank.
+        torch.OutOfMemoryError: memory does not hold one question.
     """
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     objective = accelerator.unwrap_model(model)
     assert isinstance(objective, Objective)
     was_training, since = model.training, time.perf_counter()
     model.eval()
-    rows = choose_rows(part.rows, recipe.eval.limit, recipe.run.seed)
+    at_once = at_once or AtOnce(most_at_once(recipe))
+    at_once.halves = not objective.is_sharded
+    planned = at_once.number = _least(at_once.number, accelerator)
+    rows = choose_rows(choose_rows(part.rows, recipe.eval.limit, recipe.run.seed), at_most, recipe.run.seed)
     blind_rows = choose_rows(rows, recipe.eval.blind_limit, recipe.run.seed) if recipe.eval.blind_limit else rows[:0]
-    batches, blind_batches = (_batches(some, part, recipe, accelerator) for some in (rows, blind_rows))
+    batches, blind_batches = (_batches(some, part, planned, accelerator) for some in (rows, blind_rows))
     number = len(batches) + len(blind_batches)
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("evaluate", number) as plain_bar:
         bar = CheckedBar(plain_bar, interruption, accelerator)
-        predictions, loss = answer(run, objective, part, batches, tokenizer, bar)
+        predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
         metrics = {"loss": loss, **mean_scores(predictions)}
         if len(blind_rows):
-            blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, blind=True)
+            blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
             metrics |= {f"blind_{name}": value for name, value in mean_scores(blind).items()}
+    if at_once.number < planned:
+        console.line(f"evaluation: out of memory with {planned} questions at once; it went on with {at_once.number}")
     model.train(was_training)
     return Evaluation(metrics, predictions, time.perf_counter() - since)
 
@@ -198,9 +279,22 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     write_json_lines(predictions, path)
 
 
-def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelerator) -> list[list[int]]:
+def most_at_once(recipe: Recipe) -> int:
+    """Questions that are answered at once where memory holds them: no gradients are kept, so more fits than in training."""
+    return 2 * recipe.train.per_device_batch_size
+
+
+def _least(number: int, accelerator: Accelerator) -> int:
+    """The smallest of the ranks' numbers: their batches must be the same."""
+    if accelerator.num_processes == 1:
+        return number
+    numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
+    assert isinstance(numbers, Tensor)
+    return int(numbers.min())
+
+
+def _batches(rows: np.ndarray, part: Part, size: int, accelerator: Accelerator) -> list[list[int]]:
     """This rank's batches. All ranks get the same number: backends that gather weights need every rank every time."""
-    size = 2 * recipe.train.per_device_batch_size  # no gradients are kept, so more fits than in training
     batches = image_batches(rows, part.survey.lengths[rows], part.survey.image_keys[rows], size)
     batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]
     return batches[accelerator.process_index :: accelerator.num_processes]
@@ -209,13 +303,15 @@ def _batches(rows: np.ndarray, part: Part, recipe: Recipe, accelerator: Accelera
 FILE = "training.jsonl"  # in the folder of predictions
 
 
-def score_training(run: RunContext, model: nn.Module, part: Part, tokenizer: PreTrainedTokenizerBase) -> None:
+def score_training(
+    run: RunContext, model: nn.Module, part: Part, tokenizer: PreTrainedTokenizerBase, at_once: AtOnce
+) -> None:
     """Answer eval.train_limit training examples, drawn with the run's seed. Every rank must call it.
 
     The report shows those with the highest loss: they often have a wrong label.
     """
     limits = {"limit": run.recipe.eval.train_limit, "blind_limit": 0}
     recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update=limits)})
-    scored = evaluate(replace(run, recipe=recipe), model, part, tokenizer)
+    scored = evaluate(replace(run, recipe=recipe), model, part, tokenizer, at_once=at_once)
     if run.accelerator.is_main_process:
         write_predictions(Path(recipe.run.output_dir) / "predictions" / FILE, scored.predictions)

@@ -12,12 +12,14 @@ from llava_accel import compat
 from llava_accel.data.loader import cache_folder
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
+from llava_accel.model.files import resolve_folder
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.save import load_saved
+from llava_accel.model.save import load_saved, step_saved, with_step
 from llava_accel.model.tower import ParkedTower
+from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import load_device, place, resolve_precision
 from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
@@ -44,7 +46,7 @@ def build_objective(
     loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
     torch.manual_seed(recipe.run.seed)  # new LoRA weights: the same on every rank, and on any number of them
     model = prepare_trainable(loaded.model, recipe)
-    for note in loaded.notes:
+    for note in (*loaded.notes, *_origins(recipe)):
         console.line(note)
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
     lighten_dropout(model)
@@ -67,6 +69,14 @@ def build_objective(
     if may_cache(recipe):
         objective.tower_name = name_tower(objective, cache_folder(recipe.data.cache_dir), accelerator)
     return place(objective, accelerator), loaded
+
+
+def _origins(recipe: Recipe) -> list[str]:
+    """A line for each key that names what was trained here, with the step that was loaded."""
+    table = recipe.model
+    named = {"base": table.base, "projector": table.projector, "adapter": table.adapter}
+    folders = {key: resolve_folder(name, f"model.{key}") for key, name in named.items() if Path(name).is_dir() and name}
+    return [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
 
 
 class PartRow(NamedTuple):

@@ -17,13 +17,11 @@ from accelerate import Accelerator
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.engines import resolve_precision
-from llava_accel.storage.atomic import MANIFEST
 
 _PACKAGES = (
     "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
     "safetensors", "pillow", "numpy", "pyarrow",
 )  # fmt: skip
-_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
@@ -52,17 +50,6 @@ def check_writable(folder: Path) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> UserError:
     return UserError(f"run.output_dir: {folder} cannot be written ({error.strerror}). Choose another folder")
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first. Unfinished ones have another name and are not seen."""
-    complete = [path for path in folder.glob("step-*") if (path / MANIFEST).is_file()]
-    return sorted((path for path in complete if _CHECKPOINT.fullmatch(path.name)), key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:

@@ -82,13 +82,13 @@ class Lines:
             )
 
 
-def keep_lines_until(path: Path, step: int, evaluated_step: int) -> None:
-    """Drop the lines about steps and evaluations that a resumed run repeats: it writes them again.
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drop the lines about steps that a resumed run takes again: it writes them again.
 
     A run that starts at step 0 keeps none: it evaluates the base again, too.
     """
     if not path.exists():
         return
     lines = read_json_lines(path, may_be_cut=True) if step else []
-    kept = [line for line in lines if line["step"] <= (evaluated_step if "eval" in line else step)]
+    kept = [line for line in lines if line["step"] <= step]
     write_json_lines(kept, path)

@@ -72,7 +72,7 @@ def export(monkeypatch: pytest.MonkeyPatch, source: Path | str, to: str, out: Pa
 def prove_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in this process what the proof of an export does in another: it takes less time to start."""
 
-    def compute(job: Path) -> subprocess.CompletedProcess[str]:
+    def compute(job: Path, _is_asked: Any) -> subprocess.CompletedProcess[str]:
         plain_inference.compute(job)
         return subprocess.CompletedProcess([], 0, "", "")
 

@@ -60,9 +60,14 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+def last(run: Path) -> Path:
+    """The newest checkpoint."""
+    return run / "checkpoints" / checkpoints(run)[-1]
+
+
 def assert_same_run(one: Path, other: Path) -> None:
-    """Every logged number and every weight is the same, bit for bit."""
+    """Every logged number and every weight is the same, bit for bit: those of the export, and the last ones."""
     assert without_times(metrics(one)) == without_times(metrics(other))
-    first, second = trained(one / "export"), trained(other / "export")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in second)
+    for first, second in ((trained(place(one)), trained(place(other))) for place in (lambda run: run / "export", last)):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in second)

@@ -25,7 +25,7 @@ WIDTH = 64
 VOCABULARY = 383
 """Tokens of the text-only tokenizer; a LLaVA of the hub's layout has `<image>` as one more, and 384 rows."""
 
-_TEXT = """A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT:
+TEXT = """A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT:
 The assistant gives helpful, detailed, and polite answers to the user's questions.
 What is in the image? What colour is the square? How many circles are there? Is it red or blue?
 A red square. A blue circle on the left of a green triangle. Two yellow circles. There are three of them. Yes. No.
@@ -36,7 +36,7 @@ def make_tokenizer(folder: Path, legacy: bool = False) -> LlamaTokenizer:
     """A byte-pair Llama tokenizer of `VOCABULARY` tokens, as tokenizer.model with its config."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_TEXT.splitlines()),
+        sentence_iterator=iter(TEXT.splitlines()),
         model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY,

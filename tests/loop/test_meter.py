@@ -80,19 +80,19 @@ def _lines(*steps: int) -> str:
 def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path: Path, text: str, step: int, kept: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    keep_lines_until(path, step, step)
+    keep_lines_until(path, step)
     assert path.read_text() == kept
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_an_evaluation_that_is_made_anew_leaves_no_line(tmp_path: Path) -> None:
+def test_evaluations_go_with_the_steps_that_they_are_of(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    evaluations = [json.dumps({"step": step, "eval": {}}) + "\n" for step in (0, 3)]
-    path.write_text(evaluations[0] + _lines(1, 2, 3) + evaluations[1])
-    keep_lines_until(path, 3, 0)
-    assert path.read_text() == evaluations[0] + _lines(1, 2, 3)
+    evaluations = [json.dumps({"step": step, "eval": {}}) + "\n" for step in (0, 3, 4)]
+    path.write_text(evaluations[0] + _lines(1, 2, 3) + evaluations[1] + _lines(4) + evaluations[2])
+    keep_lines_until(path, 3)
+    assert path.read_text() == evaluations[0] + _lines(1, 2, 3) + evaluations[1]
 
 
 def test_no_metrics_are_no_reason_to_fail(tmp_path: Path) -> None:
-    keep_lines_until(tmp_path / "metrics.jsonl", 3, -1)
+    keep_lines_until(tmp_path / "metrics.jsonl", 3)
     assert not list(tmp_path.iterdir())

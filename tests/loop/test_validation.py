@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,13 +23,17 @@ def decide(
 ) -> list[tuple[bool, bool]]:
     """Show the validation one value a step; returns after each whether it is to be kept, and whether the run ends."""
     monkeypatch.setattr(Validation, "_report", lambda *_: None)
+    kept: list[int] = []
     validation, meter = object.__new__(Validation), object.__new__(Meter)
+    meter.enter = lambda _: None
     validation._run = RunContext(settings, build_accelerator(settings), Console(False))
+    validation._checkpoints = SimpleNamespace(save=lambda _: True, keep_best=lambda: kept.append(state.step))  # pyright: ignore
     decisions = []
     for value in values:
         monkeypatch.setattr(Validation, "_measure", lambda *_, value=value: value)
         state.step += 1
-        decisions.append((validation.finds_best(state, meter), state.is_stopped))
+        validation.evaluate(state, meter)
+        decisions.append((state.step in kept, state.is_stopped))
     return decisions
 
 

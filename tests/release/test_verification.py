@@ -1,6 +1,11 @@
 """An export that is not what was trained is found out when it is saved, and says so."""
 
+import gc
 import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,17 @@ from helpers.exported import CPU, prove_here
 from helpers.runs import PARITY, recipe, write_records
 from llava_accel.console.output import Console
 from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.recipe import Recipe
+from llava_accel.release import plain_inference
 from llava_accel.release import verification as verify
+from llava_accel.release.second_copy import Place
 from llava_accel.release.verification import Reference, check_agreement, plain_outputs, probe_example, take_reference
+from llava_accel.runtime.signals import Interruption
 
 pytestmark = pytest.mark.slow
 
 ADAPTER = "adapter_model.safetensors"
+HERE = Place("cpu", torch.float32, 0, 0, 0.0)
 
 
 @pytest.fixture
@@ -41,7 +51,7 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
 
 
 def test_an_export_is_what_was_trained(reference: Reference, lora_run: Path, llava_folder: Path, here: None) -> None:
-    found = plain_outputs(reference, lora_run / "export", dtype=torch.float32, base=str(llava_folder), use_gpu=False)
+    found = plain_outputs(reference, lora_run / "export", HERE, base=str(llava_folder))
     assert check_agreement(reference, found, "export", torch.float32, Console(False)).difference < 1e-5
     assert found["answers"] == reference.answers and len(reference.answers[0]) > 0
 
@@ -54,21 +64,21 @@ def test_keys_that_nothing_has_a_place_for_are_counted(
 
     folder = changed(lora_run / "export", tmp_path / "older", older)
     with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match=r"load 0 of \d+ weights"):
-        plain_outputs(reference, folder, dtype=torch.float32, base=str(llava_folder), use_gpu=False)
+        plain_outputs(reference, folder, HERE, base=str(llava_folder))
 
 
 def test_other_weights_under_the_right_names_are_found_out(
     reference: Reference, lora_run: Path, llava_folder: Path, tmp_path: Path, here: None
 ) -> None:
     folder = changed(lora_run / "export", tmp_path / "scaled", lambda all_: {n: 1.5 * t for n, t in all_.items()})
-    found = plain_outputs(reference, folder, dtype=torch.float32, base=str(llava_folder), use_gpu=False)
+    found = plain_outputs(reference, folder, HERE, base=str(llava_folder))
     with pytest.raises(ValueError, match="does not compute what was trained"):
         check_agreement(reference, found, "export", torch.float32, Console(False))
 
 
 def test_what_another_process_cannot_load_is_said_with_its_reason(reference: Reference, lora_run: Path) -> None:
     with pytest.raises(ValueError, match=r"transformers and peft cannot load it: [^$]*no-base"):
-        plain_outputs(reference, lora_run / "export", dtype=torch.float32, base="./no-base", use_gpu=False)
+        plain_outputs(reference, lora_run / "export", HERE, base="./no-base")
 
 
 def test_vllm_finds_a_place_for_every_key_of_the_adapter(lora_run: Path) -> None:
@@ -110,6 +120,66 @@ def test_a_run_whose_export_is_not_what_was_trained_ends_with_an_error(
     monkeypatch.setattr(verify, "plain_outputs", other)
     with pytest.raises(ValueError, match="does not compute what was trained"):
         verb.train(settings.model_copy(update={"run": settings.run.model_copy(update={"resume": "never"})}))
+
+
+@pytest.fixture
+def two_steps(llava_folder: Path, tmp_path: Path) -> Recipe:
+    """A run that verifies its export."""
+    data = write_records(tmp_path / "data.json", [_record(number) for number in range(4)])
+    model = {"base": str(llava_folder), "vision_tower": "", "adapter": "", "template": "v1"}
+    images = {"images": str(PARITY / "images")}
+    return recipe(tmp_path, data, model=model, data=images, train={"max_steps": 2}, checkpoint={"verify": True})
+
+
+def test_ctrl_c_leaves_the_verification_out_and_keeps_the_run(
+    two_steps: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits = "import sys, time; sys.stderr.write('started'); sys.stderr.flush(); time.sleep(600)"
+    program, interruption = Path(two_steps.run.output_dir).parent / "waits.py", Interruption()
+    program.write_text(waits)
+    monkeypatch.setattr(plain_inference, "__file__", str(program))
+    start = verify._start
+
+    def interrupted(job: Path, is_asked: Callable[[], bool]) -> Any:
+        threading.Timer(1.0, lambda: interruption._note(signal.SIGINT, None)).start()
+        return start(job, is_asked)
+
+    monkeypatch.setattr(verify, "_start", interrupted)
+    since = time.monotonic()
+    state = verb.train(two_steps, interruption)
+    assert time.monotonic() - since < 60
+    said, run = capsys.readouterr().out, Path(two_steps.run.output_dir)
+    assert "not verified, as this run was asked to end. It is complete" in said and "next: llava-accel chat" in said
+    assert state.step == 2 and (run / "report.html").is_file() and (run / "export" / ADAPTER).is_file()
+
+
+def test_a_run_frees_its_weights_before_the_second_copy_is_made(
+    two_steps: Recipe, monkeypatch: pytest.MonkeyPatch, here: None
+) -> None:
+    living: list[int] = []
+    find = verify.find_place
+
+    def looking(*arguments: Any) -> Any:
+        gc.collect()
+        parameters = [found for found in gc.get_objects() if type(found) is torch.nn.Parameter]
+        living.append(sum(parameter.untyped_storage().nbytes() for parameter in parameters if not parameter.is_meta))
+        return find(*arguments)
+
+    monkeypatch.setattr(verify, "find_place", looking)
+    gc.collect()
+    before = sum(
+        f.untyped_storage().nbytes() for f in gc.get_objects() if type(f) is torch.nn.Parameter and not f.is_meta
+    )
+    verb.train(two_steps)
+    assert living[0] - before < 100_000, "the base alone has a megabyte"
+
+
+def test_a_copy_that_memory_does_not_hold_is_left_out(
+    two_steps: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "find_place", lambda *_: None)
+    verb.train(two_steps)
+    assert "not verified, as neither the GPU nor main memory has room" in capsys.readouterr().out
 
 
 def _record(number: int) -> dict[str, object]:

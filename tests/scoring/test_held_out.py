@@ -20,7 +20,8 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
-from llava_accel.scoring.held_out import Evaluation, answer, choose_rows, evaluate, write_predictions
+from llava_accel.scoring import held_out
+from llava_accel.scoring.held_out import AtOnce, Evaluation, answer, choose_rows, evaluate, write_predictions
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
 
@@ -140,7 +141,7 @@ def _answers(ready: Ready, part: Part, blind: bool) -> list[object]:
     run = RunContext(ready.recipe, build_accelerator(ready.recipe), Console(False))
     with run.console.bar("answer", 1) as bar:
         batches = [rows[::2], rows[1::2]]
-        found, _ = answer(run, ready.objective, part, batches, tokenizer, bar, blind=blind)
+        found, _ = answer(run, ready.objective, part, batches, tokenizer, bar, AtOnce(len(rows)), blind=blind)
     return [row["prediction"] for row in found]
 
 
@@ -175,3 +176,61 @@ def test_predictions_are_lines_of_json_in_any_script(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions" / "step.jsonl", rows)
     text = (tmp_path / "predictions" / "step.jsonl").read_text()
     assert [json.loads(line) for line in text.splitlines()] == rows and "緑" in text
+
+
+class _Small:
+    """A memory that holds so many questions and no more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.tried: list[int] = []
+        compute = held_out.answer_batch
+
+        def limited(objective: Objective, batch: Any, asked: Any, **settings: Any) -> Any:
+            self.tried.append(len(asked.indices))
+            if len(asked.indices) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return compute(objective, batch, asked, **settings)
+
+        monkeypatch.setattr(held_out, "answer_batch", limited)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_out_of_memory_halves_the_batches_and_every_answer_stays(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    expected = ready.evaluate(blind_limit=3)
+    memory = _Small(monkeypatch, room)
+    found = ready.evaluate(blind_limit=3)
+    assert [row["prediction"] for row in found.predictions] == [row["prediction"] for row in expected.predictions]
+    assert [row["id"] for row in found.predictions] == [row["id"] for row in expected.predictions]
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
+    failed = [size for size in memory.tried if size > room]
+    assert failed and len(failed) <= 2, "a size that failed is not tried again"
+
+
+def test_the_number_that_memory_holds_is_kept_for_the_next_evaluation(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, at_once = _Small(monkeypatch, 2), AtOnce(4)
+    run = RunContext(ready.recipe, build_accelerator(ready.recipe), Console(False))
+    for _ in range(2):
+        memory.tried.clear()
+        evaluate(run, ready.objective, ready.part, ready.processing.processor.tokenizer, at_once=at_once)
+    assert at_once.number == 2 and max(memory.tried) == 2
+
+
+def test_one_question_too_many_is_an_error(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    _Small(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        ready.evaluate()
+
+
+def test_the_base_is_scored_on_some_of_the_rows_of_later_evaluations(ready: Ready) -> None:
+    run = RunContext(ready.recipe, build_accelerator(ready.recipe), Console(False))
+    limited = ready.recipe.model_copy(update={"eval": ready.recipe.eval.model_copy(update={"limit": 6})})
+    run, tokenizer = RunContext(limited, run.accelerator, run.console), ready.processing.processor.tokenizer
+    some, later = (
+        {str(row["id"]) for row in evaluate(run, ready.objective, ready.part, tokenizer, at_most=at_most).predictions}
+        for at_most in (3, 0)
+    )
+    assert len(some) == 3 and some < later and len(later) == 6

@@ -1,0 +1,110 @@
+"""What was trained, from its files: exports that only rename it need no weight of the base but those that belong to them.
+
+The model stands on the meta device, so names, shapes and settings are those of the loaded one.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llava_accel.inference.origin import Trained, fingerprint_note
+from llava_accel.model import layouts, weights
+from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter
+from llava_accel.model.bases import find_base
+from llava_accel.model.build import final_config, find_projector
+from llava_accel.model.files import read_tensors
+from llava_accel.model.lora import Trainable, language_model_linears, prepare_trainable, without_starting_values
+from llava_accel.model.processing import Processing, load_processing
+from llava_accel.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class FromFiles:
+    """`state` has the model's own names; a weight that is only the base's is on the meta device. `notes` are lines for the
+    user, `stored` is the base on disk."""
+
+    model: Trainable
+    processing: Processing
+    state: Mapping[str, Tensor]
+    stored: weights.Stored
+    fingerprint: str
+    notes: list[str]
+
+    def tower(self) -> dict[str, Tensor]:
+        """The whole vision tower, by its own names: what was trained of it, else the base's."""
+        found = {_plain(name): tensor for name, tensor in self.state.items() if not tensor.is_meta}
+        return {
+            name: found[layouts.TOWER + name] if layouts.TOWER + name in found else tensor.read()
+            for name, tensor in weights.tower_part(self.stored).items()
+        }
+
+
+def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
+    """Read an adapter, a projector or a whole model without loading a base.
+
+    Args:
+        recipe: The one that loads it on a base of 16 bits.
+
+    Raises:
+        UserError: base or trained weights are damaged, missing, or do not belong together.
+    """
+    base, processing = find_base(recipe.model), load_processing(recipe.model, recipe.data.image_aspect)
+    stored = weights.gather(base, None)
+    weights.check(stored, base, base.layout == "parts")
+    fingerprint = weights.fingerprint(stored, base)
+    values: dict[int, Tensor] = {}
+
+    def keep(parameter: nn.Parameter, value: Tensor) -> None:
+        values[id(parameter)] = value
+        parameter.requires_grad_(True)  # whatever the recipe says: it was trained
+
+    with torch.device("meta"):
+        model: Trainable = LlavaForConditionalGeneration(final_config(processing)).requires_grad_(False)
+    if trained.kind == "lora":
+        # What is read in the scope of the meta device has no numbers.
+        adapter = read_adapter(str(trained.folder), recipe.model.lora)
+        model = _adapted(model, adapter, recipe)
+        load_adapter(model, adapter, keep)
+    if trained.kind == "projector":
+        put_rest(model, _read_rest(find_projector(str(trained.folder))), str(trained.folder), keep)
+    parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    trains_tower = any(name.startswith(layouts.TOWER) and p.requires_grad for name, p in parameters.items())
+    parts = (layouts.PROJECTOR, *([layouts.TOWER] if trains_tower else []))
+    for name, parameter in parameters.items():
+        is_needed = trained.kind == "model" or name.startswith(parts)
+        if is_needed and id(parameter) not in values and name in stored:
+            values[id(parameter)] = stored[name].read()
+    state = {name: values.get(id(parameter), parameter) for name, parameter in model.named_parameters()}
+    note = fingerprint_note(trained, recipe, fingerprint)
+    return FromFiles(model, processing, state, stored, fingerprint, [note] if note else [])
+
+
+def _adapted(model: LlavaForConditionalGeneration, adapter: Adapter, recipe: Recipe) -> PeftModel:
+    """The model with LoRA layers where the adapter has them, and with its settings."""
+    table = without_starting_values(recipe.model)
+    chosen = tuple(map(re.escape, adapter.choose(language_model_linears(model))))
+    table = table.model_copy(update={"adapter": "", "lora": table.lora.model_copy(update={"targets": chosen})})
+    with torch.device("meta"):
+        prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
+    assert isinstance(prepared, PeftModel)
+    variant = recipe.model.lora.variant
+    prepared.peft_config["default"].init_lora_weights = variant if variant in ("pissa", "olora") else True  # pyright: ignore
+    return prepared
+
+
+def _read_rest(file: Path) -> dict[str, Tensor]:
+    rest: dict[str, Tensor] = {}
+    for tensor in read_tensors(file):
+        tensor.check_finite()
+        rest[layouts.trainable_to_memory(tensor.name)] = tensor.read()
+    return rest
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(layouts.PEFT_PREFIX).replace(".base_layer.", ".")

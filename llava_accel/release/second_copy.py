@@ -1,0 +1,94 @@
+"""Where a second copy of a model can be loaded, for a comparison: on the GPU, else on the CPU, if memory holds it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llava_accel.estimate.peak_memory import GIB, bits_a_weight
+from llava_accel.model import layouts
+from llava_accel.model.files import read_weights
+from llava_accel.pages.outcome import duration
+from llava_accel.recipe import QuantizationTable
+from llava_accel.runtime.timing import matrix_rate
+
+_SPARE_BYTES = int(1.5 * GIB)
+"""Of the driver and the kernels' libraries, and of what a few examples take while they are computed."""
+_READ_BYTES_S = 1e9
+_START_S = 15.0
+_TOKENS = 5_000  # computed for a handful of examples, with images and answers
+_LARGE = 2 * GIB  # below it nobody waits
+
+NO_PLACE = "neither the GPU nor main memory has room for a second copy of the model"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A device as PyTorch names it, the type that is computed in, and bytes: of the copy, and what is free."""
+
+    device: str
+    dtype: torch.dtype
+    needed: int
+    free: int
+    seconds: float
+    """A guess of how long a comparison takes."""
+
+    def __str__(self) -> str:
+        where = "the CPU" if self.device == "cpu" else "the GPU"
+        kind = str(self.dtype).removeprefix("torch.")
+        text = f"on {where} in {kind}: it takes {self.needed / GIB:,.1f} of {self.free / GIB:,.1f} GiB that are free"
+        return f"{text}, and about {duration(self.seconds)}" if self.needed > _LARGE else text
+
+
+def find_place(
+    folder: Path, base: str, quantization: QuantizationTable, dtype: torch.dtype, device: torch.device
+) -> Place | None:
+    """Where an export, on its base if it is an adapter, can be loaded beside what there is; None if nowhere.
+
+    Args:
+        folder: The export.
+        base: Folder of the base; empty where the export is a whole model.
+        dtype: What was computed in on `device`. A CPU computes in fp32 if it can: it is slow in other types.
+    """
+    candidates = [("cuda:0", dtype, _free_on_gpu)] if device.type == "cuda" else []
+    candidates += [("cpu", each, _free_in_main) for each in dict.fromkeys((torch.float32, dtype))]
+    for name, kind, free in candidates:
+        needed = copy_bytes(folder, base, quantization, kind) + _SPARE_BYTES
+        if needed <= free():
+            return Place(name, kind, needed, free(), _seconds(needed, name, kind))
+    return None
+
+
+def copy_bytes(folder: Path, base: str, quantization: QuantizationTable, dtype: torch.dtype) -> int:
+    """What the weights take in memory: those of the language model's layers in the bits that they are loaded in."""
+    place = Path(base or folder)
+    adapters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if base else 0
+    if not place.is_dir():
+        return adapters  # of the hub's own cache: it is downloaded, and found out there
+    weights = 0
+    for tensor in read_weights(place):
+        is_layer = (
+            layouts.to_memory(tensor.name).startswith(f"{layouts.LANGUAGE_MODEL}layers.") and len(tensor.shape) > 1
+        )
+        bits = bits_a_weight(quantization) if is_layer and quantization.bits < 16 else 8 * dtype.itemsize
+        weights += round(torch.Size(tensor.shape).numel() * bits / 8)
+    return weights + adapters
+
+
+def _free_on_gpu() -> int:
+    return torch.cuda.mem_get_info()[0]
+
+
+def _free_in_main() -> int:
+    """Main memory that is free or can be made free; as much as anybody wants where the system does not say."""
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 1 << 62)
+
+
+def _seconds(needed: int, device: str, dtype: torch.dtype) -> float:
+    """To read the weights and to compute with each of them once a token."""
+    if needed <= _LARGE:
+        return _START_S
+    rate = matrix_rate(torch.device(device), dtype, 0.2)
+    return _START_S + needed / _READ_BYTES_S + 2 * _TOKENS * needed / dtype.itemsize / rate

@@ -1,0 +1,44 @@
+"""Which folder of a run holds its weights: the same for every verb, key and page.
+
+The best checkpoint where the run keeps one, else its export, else its newest checkpoint.
+"""
+
+import re
+from pathlib import Path
+
+from llava_accel.exceptions import UserError
+from llava_accel.storage.atomic import MANIFEST
+
+_MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+
+
+def find_weights(path: Path) -> Path:
+    """The folder with the weights: `path` itself, or of a run its best checkpoint, its export, or its newest checkpoint.
+
+    Raises:
+        UserError: nothing in it can be loaded.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder. Name a run (runs/NAME), a checkpoint or an export")
+    places = [path, path / "best", path / "export", *reversed(complete_checkpoints(path / "checkpoints"))]
+    for place in places:
+        if any((place / mark).is_file() for mark in _MARKS):
+            return place
+    raise UserError(f"{path} holds no adapter and no checkpoint yet. Name a run that has saved one")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, and holds no weights itself."""
+    return (path / "recipe.toml").is_file() and not any((path / mark).is_file() for mark in _MARKS)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first. Unfinished ones have another name and are not seen."""
+    complete = [path for path in folder.glob("step-*") if (path / MANIFEST).is_file()]
+    return sorted((path for path in complete if _CHECKPOINT.fullmatch(path.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
