@@ -34,7 +34,6 @@ PLACES = [
     *(f"llava_accel.checkpoint.store:commit={bad}@1" for bad in ("error", "sigterm", "kill worker")),
     "llava_accel.train:build_objective=error@1",
     "llava_accel.train:build_optimizer=error@1",
-    "llava_accel.loop.finish:verify=error@1",
     "llava_accel.loop.finish:show_times=error@1",
     f"{LOAD}=hangs@3,{STEP}=error@3",
     f"{LOAD}=hangs@3,{STEP}=sigterm@3",
