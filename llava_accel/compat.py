@@ -39,7 +39,7 @@ def count_up(key: str) -> int:
 def end_of_worker(error: Exception) -> str | None:
     """How a data worker ended before its time, or None if the error is about something else.
 
-    Read in torch 2.13, utils/data/dataloader.py, csrc/DataLoader.cpp: a plain RuntimeError, raised in whatever runs then.
+    Read in torch 2.13, utils/data/dataloader.py, csrc/DataLoader.cpp: a plain `RuntimeError`. It has no class of its own.
     """
     found = re.match(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", str(error))
     return found[1].replace("is killed", "was killed") if found and isinstance(error, RuntimeError) else None

@@ -36,6 +36,7 @@ PLACES = [
     "llava_accel.train:build_optimizer=error@1",
     "llava_accel.loop.finish:show_times=error@1",
     f"{LOAD}=hangs@3,{STEP}=error@3",
+    f"{LOAD}=hangs@3,{STEP}=memory@3",
     f"{LOAD}=hangs@3,{STEP}=sigterm@3",
 ]
 

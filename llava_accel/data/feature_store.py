@@ -56,7 +56,7 @@ class FeatureStore:
         self._reset()
 
     def _reset(self) -> None:
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Any, dict[str, str]]] = {}  # with the checksums in each
         self._places: dict[str, str] = {}
         self._given_up: set[str] = set()
         self._seen = -1
@@ -74,14 +74,13 @@ class FeatureStore:
         """The record of an image; a view of the file, in the type in which it was computed. None where there is none."""
         while name in self:
             file = self._places[name.hex()]
-            opened = self._open(file)
-            if opened is None:
+            found = self._open(file)
+            if found is None:
                 continue  # its names are forgotten
-            record = opened.get_tensor(name.hex())
-            checksum = (opened.metadata() or {}).get(name.hex())
-            if checksum in (None, _checksum(record)):  # earlier versions kept none
+            record = found[0].get_tensor(name.hex())
+            if found[1].get(name.hex()) in (None, _checksum(record)):  # earlier versions kept none
                 return record
-            self._give_up(file, "a bit of it has changed")
+            self._give_up(file, "a bit of it has changed", remove=True)
         return None
 
     def num_bytes(self) -> int:
@@ -97,30 +96,34 @@ class FeatureStore:
             return
         for name in os.listdir(self.folder):
             is_new = name.endswith(".safetensors") and name not in self._files and name not in self._given_up
-            if is_new and (opened := self._open(name)) is not None:
-                self._places |= dict.fromkeys(opened.keys(), name)
+            if is_new and (found := self._open(name)) is not None:
+                self._places |= dict.fromkeys(found[0].keys(), name)
         self._seen = now
 
-    def _open(self, file: str) -> Any:
-        """The file, or None where it is gone or damaged."""
+    def _open(self, file: str) -> tuple[Any, dict[str, str]] | None:
+        """The file and its checksums, or None where it is gone or damaged."""
         if file not in self._files:
             try:
-                self._files[file] = safe_open(self.folder / file, framework="pt")
+                opened = safe_open(self.folder / file, framework="pt")
+                self._files[file] = opened, opened.metadata() or {}
             except FileNotFoundError:  # another process has found it damaged, or the cache was cleared
                 self._forget(file)
-            except (OSError, SafetensorError) as error:
-                self._give_up(file, str(error))
+            except SafetensorError as error:
+                self._give_up(file, str(error), remove=True)
+            except OSError as error:  # of the disk, or too many open files: it may be whole
+                self._give_up(file, error.strerror or str(error), remove=False)
         return self._files.get(file)
 
-    def _give_up(self, file: str, reason: str) -> None:
+    def _give_up(self, file: str, reason: str, *, remove: bool) -> None:
         self._forget(file)
         try:
-            (self.folder / file).unlink()
+            if remove:
+                (self.folder / file).unlink()
         except FileNotFoundError:
             return
         except OSError as error:
             reason += f"; it cannot be removed: {error.strerror}"
-        note(f"{self.folder / file} is damaged ({reason}): its features are computed anew")
+        note(f"{self.folder / file} cannot be used ({reason}): its features are computed anew")
 
     def _forget(self, file: str) -> None:
         self._given_up.add(file)

@@ -76,7 +76,7 @@ def _kept(source: Path, arrow: Path) -> _Kept:
     found = stored(arrow, _map)
     if found is None:
         if not store(arrow, partial(_write_arrow, source)):
-            arrow = Path(spare_folder().name) / arrow.name
+            arrow = spare_folder() / arrow.name
             if not store(arrow, partial(_write_arrow, source)):
                 raise DataError(
                     "json", f"there is no room for its rows in {arrow.parent}", "Name a folder with room in data.cache_dir",

@@ -91,8 +91,9 @@ class FolderLock:
     def release(self) -> None:
         """Remove the lock, if it is this process's own."""
         self._released.set()
-        if os.getpid() == self._own.pid and self._is_own():
-            self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone, and how the run ended must not be hidden by it
+            if os.getpid() == self._own.pid and self._is_own():
+                self._path.unlink()
 
     def _made(self) -> bool:
         with self._written() as mine:
@@ -188,9 +189,10 @@ def _read(path: Path) -> tuple[Holder | None, float | None]:
     except FileNotFoundError:
         return None, None
     try:
-        return Holder(**json.loads(content)), touched
-    except (ValueError, TypeError):
+        holder = Holder(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):
         return None, touched
+    return holder if isinstance(holder.pid, int) else None, touched
 
 
 def _machine() -> str:

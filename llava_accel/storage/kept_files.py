@@ -3,8 +3,10 @@
 A cache that cannot be written is said once, and is no reason to end.
 """
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -86,19 +88,21 @@ def store(path: Path, write: Callable[[Path], object]) -> bool:
 
 
 @cache
-def spare_folder() -> tempfile.TemporaryDirectory[str]:
+def spare_folder() -> Path:
     """A folder for this process alone, removed at its end, for what cannot be kept and has to be a file.
 
     Raises:
         UserError: there is no room for temporary files either.
     """
     try:
-        return tempfile.TemporaryDirectory(prefix="llava_accel-")
+        folder = tempfile.mkdtemp(prefix="llava_accel-")
     except OSError as error:
         raise UserError(
             f"data.cache_dir: it cannot be written, and neither can {tempfile.gettempdir()} ({error.strerror}). Name a "
             "folder with free space in data.cache_dir"
         ) from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _user_cache() -> Path | None:

@@ -147,6 +147,21 @@ def test_a_damaged_file_is_removed_and_its_records_are_computed_anew(
     assert all(torch.equal(present(again, number), record(number)) for number in (1, 2, 3))
 
 
+def test_a_file_that_cannot_be_opened_now_may_be_whole_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(FeatureStore(tmp_path, "tower"), 1)
+
+    def refusing(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_store, "safe_open", refusing)
+        assert FeatureStore(tmp_path, "tower").get(name(1)) is None
+    assert "Too many open files" in capsys.readouterr().err
+    assert torch.equal(present(FeatureStore(tmp_path, "tower"), 1), record(1))
+
+
 def test_a_file_that_another_process_removed_is_no_error(tmp_path: Path) -> None:
     write(FeatureStore(tmp_path, "tower"), 1)
     store = FeatureStore(tmp_path, "tower")
