@@ -331,7 +331,8 @@ def keep_storage_format(model: nn.Module) -> None:
 def packed_weights(parameter: nn.Parameter) -> tuple[str, int] | None:
     """Type and number of the weights that a 4-bit parameter stands for, or None for any other parameter.
 
-    Read in bitsandbytes 0.50, nn/modules.py: `Params4bit.quant_type`, `quant_state.shape`; its class takes seconds.
+    Read in bitsandbytes 0.50, nn/modules.py: `Params4bit.quant_type`, `quant_state.shape`. Its shape is that of the
+    storage, and its class is not asked for, whose import takes seconds.
     """
     kind, state = getattr(parameter, "quant_type", None), getattr(parameter, "quant_state", None)
     if kind is None:
