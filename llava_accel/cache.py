@@ -1,7 +1,8 @@
 """Write the vision tower's features of all images to disk, ahead of the run.
 
 Training and evaluation fill the same cache by themselves, in their first pass over the data. If it is done before, the
-first epoch does not run the tower. On several ranks each takes its part of the images.
+first epoch does not run the tower. On several ranks each takes its part of the images. `--list` shows what is in the cache,
+`--clear` empties it.
 """
 
 from llava_accel.console.command_line import start
@@ -12,6 +13,8 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -19,7 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.console.output import Console
 from llava_accel.data.collate import stack_images
+from llava_accel.data.feature_store import turn
 from llava_accel.data.images import ImageReader, LoadedImage
+from llava_accel.data.loader import worker_start
 from llava_accel.data.problems import DataError
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
@@ -30,8 +35,10 @@ from llava_accel.runtime.engines import autocast, build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
 from llava_accel.setup.vision_cache import attach_features, may_cache
+from llava_accel.storage.kept_files import cache_folder, contents
 
 _AT_ONCE = 32  # images
+_PATIENCE_S = 10.0  # with a process that writes features
 
 
 def cache(recipe: Recipe) -> int:
@@ -66,6 +73,11 @@ def cache(recipe: Recipe) -> int:
     objective.flush_features()
     accelerator.wait_for_everyone()
     console.line(f"vision features: {len(store):,} images, {store.num_bytes() / 1e9:,.2f} GB in {store.folder}")
+    if writer.problem:
+        raise UserError(
+            f"data.cache_dir: the others could not be stored in {store.folder} ({writer.problem}). Make room there, end the "
+            "process that keeps its lock, or name another folder"
+        )
     if writer.is_full:
         console.line(
             f"they do not all fit into data.cache_max_gb = {recipe.data.cache_max_gb:g}: the others are computed in "
@@ -107,7 +119,14 @@ class _Files(Dataset[LoadedImage | DataError]):
 
 
 def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterator[list[LoadedImage]]:
-    loader = DataLoader(_Files(files, image_reader), _AT_ONCE, num_workers=recipe.data.num_workers, collate_fn=list)
+    workers = recipe.data.num_workers
+    loader = DataLoader(
+        _Files(files, image_reader),
+        _AT_ONCE,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=worker_start(workers),
+    )
     for loaded in loader:
         for error in loaded:
             if isinstance(error, DataError) and recipe.data.on_bad_record == "error":
@@ -115,6 +134,51 @@ def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterat
         yield [image for image in loaded if isinstance(image, LoadedImage)]
 
 
+def show(folder: Path, console: Console) -> None:
+    """Print what is in a cache: files, size, and when the last one was written."""
+    rows: list[list[str]] = []
+    total = 0
+    for what, files in contents(folder).items():
+        found = [file.stat() for file in files]
+        size = sum(one.st_size for one in found)
+        last = datetime.fromtimestamp(max(one.st_mtime for one in found)).strftime("%Y-%m-%d %H:%M")
+        rows.append([what, f"{len(files):,}", f"{size / 1e6:,.1f}", last])
+        total += size
+    console.table(
+        f"cache: {folder}", ["", "files", "MB", "last written"], [*rows, ["all", "", f"{total / 1e6:,.1f}", ""]]
+    )
+
+
+def clear(folder: Path, console: Console) -> None:
+    """Remove the files of a cache, and nothing else that may be in its folder.
+
+    Raises:
+        UserError: another process keeps it locked.
+        OSError: a file cannot be removed.
+    """
+    features = folder / "features"
+    try:
+        with turn(features, _PATIENCE_S) if features.is_dir() else nullcontext():
+            files = [file for some in contents(folder).values() for file in some]
+            size = sum(file.stat().st_size for file in files)
+            for file in files:
+                file.unlink(missing_ok=True)
+    except TimeoutError as error:
+        raise UserError(
+            f"{features}: {error.strerror}. End the process that writes there, and repeat the command"
+        ) from None
+    console.line(f"removed {len(files):,} files, {size / 1e6:,.1f} MB, from {folder}")
+
+
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel cache RECIPE`."""
-    cache(arguments.loaded)
+    recipe: Recipe | None = arguments.loaded
+    if not (arguments.list or arguments.clear):
+        assert recipe is not None
+        cache(recipe)
+        return
+    folder = cache_folder(recipe.data.cache_dir if recipe else "")
+    if arguments.list:
+        show(folder, Console())
+    if arguments.clear:
+        clear(folder, Console())

@@ -24,7 +24,6 @@ from llava_accel.console.output import Console, printable
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import find_images
 from llava_accel.data.labels import Example
-from llava_accel.data.loader import cache_folder
 from llava_accel.data.problems import DataError
 from llava_accel.data.survey import Survey
 from llava_accel.data.survey import survey as survey_records
@@ -35,6 +34,7 @@ from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
 from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad
 from llava_accel.storage.jsonl import write_json_lines
+from llava_accel.storage.kept_files import cache_folder
 
 _SHOWN_ERRORS = 500
 _MODEL = ("model.base", "model.language_model", "model.vision_tower", "model.projector", "model.adapter", "model.train")

@@ -7,6 +7,7 @@ which says after an upgrade what broke. Libraries are imported where they are us
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,15 @@ def count_up(key: str) -> int:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store().add(key, 1)
+
+
+def end_of_worker(error: Exception) -> str | None:
+    """How a data worker ended before its time, or None if the error is about something else.
+
+    Read in torch 2.13, utils/data/dataloader.py, csrc/DataLoader.cpp: a plain `RuntimeError`. It has no class of its own.
+    """
+    found = re.match(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", str(error))
+    return found[1].replace("is killed", "was killed") if found and isinstance(error, RuntimeError) else None
 
 
 def ddp_bucket_bytes(model: nn.Module) -> int:
@@ -75,10 +85,8 @@ def watch_operations(note: Callable[[list[Tensor], Tensor | None], None]) -> Abs
     """Call `note` after every operation in the block, those of a backward pass included.
 
     Read in torch 2.13, utils/_python_dispatch.py: `TorchDispatchMode`; utils/_pytree.py: `tree_leaves`. Public hooks see
-    modules and gradients, not what is computed between them.
-
-    Args:
-        note: Is given the tensors that the operation made, and the one that it did nothing with but change its type.
+    modules and gradients, not what is computed between them. `note` is given the tensors that the operation made, and the
+    one that it did nothing with but change its type.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -124,9 +132,7 @@ def attention_kernel(config: PreTrainedConfig) -> str:
 
     Read in transformers 5.23, configuration_utils.py: `_attn_implementation`. Nothing public tells which one it is.
     """
-    kernel = config._attn_implementation
-    assert isinstance(kernel, str)
-    return kernel
+    return str(config._attn_implementation)
 
 
 def set_attention_kernel(config: PreTrainedConfig, kernel: str) -> None:
@@ -170,10 +176,7 @@ def load_model(
     """A model with the weights of `state`, which may be slices of safetensors files: each is read when its turn comes.
 
     Read in transformers 5.23, core_model_loading.py: `_materialize_copy`. `from_pretrained` documents a state dict of
-    tensors, which would all be in memory at once.
-
-    Args:
-        settings: For `from_pretrained`.
+    tensors, which would all be in memory at once. The settings are those of `from_pretrained`.
     """
     loader: Any = model_class
     model, info = loader.from_pretrained(
@@ -275,10 +278,8 @@ def partition(parameter: nn.Parameter, init: Any) -> None:
     """Leave each rank its part of a weight, as ZeRO-3 does.
 
     Read in deepspeed 0.19, runtime/zero/partition_parameters.py: `Init._convert_to_zero_parameters`. The public
-    `Init(module=...)` takes all weights of a module at once, and writes to where they are, which may be a mapped file.
-
-    Args:
-        init: `deepspeed.zero.Init`.
+    `Init(module=...)`, of which `init` is one, takes all weights of a module at once, and writes to where they are, which
+    may be a mapped file.
     """
     init._convert_to_zero_parameters([parameter])
 
@@ -320,8 +321,7 @@ def keep_storage_format(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place when a CPU with bf16 runs them in evaluation mode.
 
     Read in bitsandbytes 0.50, nn/modules.py: `Linear4bit.support_avx512bf16_for_cpu`. There is no setting. Repacking
-    rounds the scales to bf16 and forgets the double quantisation, so an evaluation would change the base that training
-    goes on with; and it fails on layers whose width is not a multiple of 32.
+    rounds the scales to bf16, so an evaluation would change the base; and it fails on widths that 32 does not divide.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 
-from llava_accel.checkpoint.resume import find_checkpoint
+from llava_accel.checkpoint.resume import agreed_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
@@ -30,12 +30,13 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.assembly import build_objective
-from llava_accel.setup.datasets import build_order, open_data
-from llava_accel.setup.run_folder import open_run
+from llava_accel.setup.datasets import build_order, content, open_data
+from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
 from llava_accel.setup.vision_cache import attach_features
 
 
+@folders_released()
 def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     """Run one fine-tuning job, from a recipe to an adapter that can be used.
 
@@ -46,7 +47,8 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     # Build. The accelerator comes first: backends that shard weights while loading must be there before the weights.
     accelerator = build_accelerator(recipe)
     run = RunContext(recipe, accelerator, Console(accelerator.is_main_process))
-    source = find_checkpoint(recipe)
+    hold_run(run)
+    source = agreed_checkpoint(run)
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
@@ -54,7 +56,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
         objective, loaded = build_objective(run, processing, source)
     attach_features(run, processing, objective, (training, held_out))
     order = build_order(recipe, training, accelerator.num_processes)
-    state = TrainState.of(recipe.train, order)
+    state = TrainState.of(recipe.train, order, content(run, training))
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     prepared = prepare(accelerator, objective, optimizer, scheduler)

@@ -1,5 +1,6 @@
 """With stored features nothing is decoded, the tower does not run, and every number stays what it was."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from torch import nn
 
 import llava_accel.train as verb
 from helpers.runs import metrics, mixed_records, recipe, trained, without_times, write_records
+from helpers.verbs import start, write_recipe
 from llava_accel.cache import cache
-from llava_accel.data import images
+from llava_accel.data import feature_store, images
 from llava_accel.model import objective as objective_file
 from llava_accel.recipe import Recipe
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 6
 IMAGES = 7  # different ones in the data
-FOUR = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 160) * 1e-9}
+FOUR = {"cache_features": True, "cache_max_gb": 4 * (16 * 32 * 4 + 220) * 1e-9}
 """[data] with room for four records."""
 
 
@@ -153,6 +155,52 @@ def test_what_does_not_fit_is_computed(made: Callable[..., Recipe], work: dict[s
 def test_auto_keeps_nothing_where_not_all_would_fit(made: Callable[..., Recipe], tmp_path: Path) -> None:
     verb.train(made("run", data={"cache_max_gb": 1e-6}))
     assert not list(tmp_path.glob("cache/features/*/*.safetensors"))
+
+
+def test_a_flipped_bit_is_found_and_the_losses_stay(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    cache(made("ahead"))
+    expected = outcome(made("whole"))
+    (file,) = (tmp_path / "cache" / "features").glob("*/*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 64
+    file.write_bytes(content)
+    lines, weights = outcome(made("damaged"))
+    for line, other in zip(lines, expected[0], strict=True):
+        assert line.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-5)
+    assert all(torch.dist(tensor, expected[1][key]) <= 1e-4 * tensor.norm() for key, tensor in weights.items())
+    assert not file.exists() and list((tmp_path / "cache" / "features").glob("*/*.safetensors"))
+
+
+def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = outcome(made("whole", data={"cache_features": False}))[0]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(feature_store, "save_file", full)
+    lines = outcome(made("full"))[0]
+    assert [line.get("loss") for line in lines] == pytest.approx([line.get("loss") for line in expected], rel=1e-5)
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    with pytest.raises(ValueError, match=r"data\.cache_dir: the others could not be stored"):
+        cache(made("verb"))
+
+
+def test_the_cache_is_shown_and_emptied(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    verb.train(made("run"))
+    folder = tmp_path / "cache"
+    (folder / "mine.txt").write_text("precious")
+    arguments = (str(tmp_path / "recipe.toml"), f"data.cache_dir={folder}")
+    write_recipe(tmp_path)
+    shown = start("cache", *arguments, "--list")
+    assert shown.code == 0 and "features of tower" in shown.out and "records of data files" in shown.out
+    assert any(path.suffix == ".safetensors" for path in folder.rglob("*"))
+    cleared = start("cache", *arguments, "--clear")
+    assert cleared.code == 0 and "removed" in cleared.out
+    assert [path.name for path in folder.rglob("*") if path.is_file() and path.name != "lock"] == ["mine.txt"]
+    assert start("cache").code == 2
+    verb.train(made("again"))
 
 
 @pytest.mark.parametrize("changes", [{"data": {"cache_features": False}}, {"model": {"train_vision": True}}])

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 from transformers import (
     AttentionInterface,
     CLIPVisionConfig,
@@ -145,6 +148,23 @@ def test_compat_alone_imports_no_library() -> None:
 @contract(compat.count_up)
 def test_ranks_share_a_number(one_rank: None) -> None:
     assert [compat.count_up("a"), compat.count_up("a"), compat.count_up("b")] == [1, 2, 1]
+
+
+@contract(compat.end_of_worker)
+def test_the_end_of_a_worker_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        list(DataLoader(_Killing(), num_workers=1))  # pyright: ignore[reportArgumentType]
+    assert str(compat.end_of_worker(caught.value)).startswith(("was killed by signal: Killed", "exited unexpectedly"))
+    assert compat.end_of_worker(RuntimeError("DataLoader worker")) is None
+    assert compat.end_of_worker(ValueError(str(caught.value))) is None
+
+
+class _Killing(list[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: object) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contract(compat.ddp_bucket_bytes)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,88 @@ def test_a_cut_off_line_of_metrics_is_written_anew(data: Path, whole: Path, tmp_
     assert_same_run(train(settings(tmp_path, data)), whole)
 
 
+@pytest.mark.parametrize("manifest", ["{}", "[]", "null", "", "{", "\x00\x00"])
+def test_a_manifest_that_seals_nothing_is_passed_over_with_a_word(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], manifest: str
+) -> None:
+    run = train_until(settings(tmp_path, data), 7)
+    (run / "checkpoints" / "step-000006" / "manifest.json").write_text(manifest)
+    shutil.rmtree(run / "checkpoints" / "step-000006" / "engine")
+    assert_same_run(train(settings(tmp_path, data)), whole)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-000006 is damaged" in said and "is passed over" in said
+
+
+def test_lines_that_a_power_cut_took_are_said_and_the_others_stay(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_until(settings(tmp_path, data), 7)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:2]))
+    train(settings(tmp_path, data))
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"metrics\.jsonl lacks \d of the lines that were written until step 6", said), said
+    assert [line["step"] for line in metrics(run) if "loss" in line] == [1, 7, 8]
+
+
+def test_lines_are_on_the_disk_before_the_checkpoint_has_its_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    flush, commit = checkpoint.flush, checkpoint.commit
+    monkeypatch.setattr(checkpoint, "flush", lambda path: (seen.append(path.name), flush(path)))
+    monkeypatch.setattr(checkpoint, "commit", lambda *a, **k: (seen.append("commit"), commit(*a, **k)))
+    train_until(settings(tmp_path, data), 2)
+    assert seen == ["metrics.jsonl", "commit"]
+
+
+def _answers_swapped(folder: Path) -> None:
+    records = json.loads((folder / "train.json").read_text())
+    one, other = (record["conversations"][-1] for record in records[:2])
+    one["value"], other["value"] = "yes", "no"
+    for record in records[2:4]:
+        record["conversations"][-1]["value"] = "no" if record is records[2] else "yes"
+    (folder / "train.json").write_text(json.dumps(records))
+
+
+def _pictures_swapped(folder: Path) -> None:
+    one, other, spare = folder / "images" / "t0.png", folder / "images" / "t1.png", folder / "spare"
+    one.rename(spare), other.rename(one), spare.rename(other)
+
+
+@pytest.mark.parametrize("change", [_answers_swapped, _pictures_swapped])
+def test_data_of_another_content_is_refused_and_data_that_moved_is_not(
+    data: Path, whole: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    own = Path(shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("cache")))
+    shutil.copytree(PARITY / "images", own / "images")
+    places = {"train": str(own / "train.json"), "images": str(own / "images")}
+    train_until(settings(tmp_path, own, data=places), 5)
+    moved = own.rename(tmp_path / "moved")
+    places = {"train": str(moved / "train.json"), "images": str(moved / "images")}
+    shutil.copytree(tmp_path / "run", tmp_path / "kept")
+    assert_same_run(train(settings(tmp_path, moved, data=places)), whole)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "kept").rename(tmp_path / "run")
+    change(moved)
+    with pytest.raises(ValueError, match=r"run\.resume: the data has changed"):
+        train(settings(tmp_path, moved, data=places))
+
+
+@pytest.mark.parametrize("left", ["best", "export"])
+def test_a_finished_run_without_checkpoints_keeps_what_it_has(
+    data: Path, whole: Path, tmp_path: Path, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / ("export" if left == "best" else "best"))
+    with pytest.raises(ValueError, match=rf"run\.resume: .* no checkpoint to go on from.*{left}"):
+        train(settings(tmp_path, data))
+    assert (tmp_path / "run" / left / "adapter_model.safetensors").is_file()
+    train(settings(tmp_path, data, run={"resume": "never"}))
+    assert f"removed of an earlier run: {tmp_path / 'run' / left}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_unfinished_checkpoint_is_ignored(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +159,7 @@ def test_an_unfinished_checkpoint_is_ignored(
         patch.setattr(checkpoint, "commit", dying)
         with pytest.raises(Killed):
             train(settings(tmp_path, data))
-    assert "step-000004.tmp" in checkpoints(tmp_path / "run")
+    assert [name for name in checkpoints(tmp_path / "run") if re.fullmatch(r"step-000004\.\w+\.tmp", name)]
     assert "step-000004" not in checkpoints(tmp_path / "run")
     run = train(settings(tmp_path, data))
     assert_same_run(run, whole)
@@ -131,9 +214,9 @@ def test_what_no_line_has_told_yet_survives_a_kill(data: Path, tmp_path: Path) -
     """Lines for every third step, checkpoints at every second: the sums in between are part of the checkpoint."""
     sparse = {"log": {"every": 3}, "eval": {"every": 1000, "at_start": False}}
     expected = train(settings(tmp_path / "whole", data, **sparse))
-    for last in (5, 7):
-        train_until(settings(tmp_path / str(last), data, **sparse), last)
-        assert_same_run(train(settings(tmp_path / str(last), data, **sparse)), expected)
+    for until in (5, 7):
+        train_until(settings(tmp_path / str(until), data, **sparse), until)
+        assert_same_run(train(settings(tmp_path / str(until), data, **sparse)), expected)
 
 
 @pytest.mark.parametrize(

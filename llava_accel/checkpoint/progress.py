@@ -101,7 +101,7 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
         )
     if facts["state"]["data"] != state.data:
         raise UserError(
-            f"run.resume: the data has changed since {folder.parent} was written: number, lengths or images of its records. "
+            f"run.resume: the data has changed since {folder.parent} was written: its records or their images. "
             "Restore the files, or start a new run from its weights with model.adapter"
         )
     state.load_state_dict(facts["state"])

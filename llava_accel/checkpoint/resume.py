@@ -1,18 +1,24 @@
 """Which checkpoint a run resumes from, and which keys of its recipe may have changed since."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+
+from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.recipe.toml import flatten, toml_value
-from llava_accel.storage.atomic import MANIFEST, is_complete
+from llava_accel.runtime.context import RunContext
+from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
 from llava_accel.storage.run_weights import complete_checkpoints
 
-# Free to change: where things are written, what is shown and kept, how fast it goes, and when a run gives up.
+# Free to change: where things are read (the checkpoint knows the data by content) and written, what is shown and kept, how
+# fast it goes, and when a run gives up.
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
     "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing",
-    "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
+    "data.train", "data.images", "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",
     # Their product with the number of ranks is what counts, and the checkpoint knows it.
@@ -22,14 +28,23 @@ _BOUND = {"eval.metric"}  # in a free table, but the best value so far is of tha
 _LENGTH = {"train.epochs", "train.max_steps"}
 
 
-def find_checkpoint(recipe: Recipe) -> Path | None:
+def agreed_checkpoint(run: RunContext) -> Path | None:
+    """What `find_checkpoint` finds. The main process alone reads and hashes; every rank must call it."""
+    found = [find_checkpoint(run.recipe, run.console.line) if run.accelerator.is_main_process else None]
+    return broadcast_object_list(found)[0]
+
+
+def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Path | None:
     """The checkpoint to resume from: "auto" takes the run's newest complete one, "never" none.
 
+    Args:
+        say: Told of those that are damaged and passed over.
+
     Raises:
-        UserError: run.resume names a folder that is not a complete checkpoint, all of the run's are damaged, or the
-            recipe has changed in a way that makes another run of it.
+        UserError: run.resume names a folder that is not a complete checkpoint, all of the run's are damaged or gone, or
+            the recipe has changed in a way that makes another run of it.
     """
-    source = _find(recipe)
+    source = _find(recipe, say)
     if source is not None and (changed := differences(load_recipe(source / "recipe.toml", warns=False), recipe)):
         raise UserError(
             f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
@@ -40,19 +55,12 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     return source
 
 
-def _find(recipe: Recipe) -> Path | None:
-    resume, folder = recipe.run.resume, Path(recipe.run.output_dir) / "checkpoints"
+def _find(recipe: Recipe, say: Callable[[str], None]) -> Path | None:
+    resume, run = recipe.run.resume, Path(recipe.run.output_dir)
     if resume == "never":
         return None
     if resume == "auto":
-        saved = complete_checkpoints(folder)
-        intact = next((checkpoint for checkpoint in reversed(saved) if is_complete(checkpoint)), None)
-        if saved and intact is None:
-            raise UserError(
-                f"run.resume: every checkpoint in {folder} is damaged (a file differs from its {MANIFEST}). "
-                'Restore one, or set run.resume = "never" to start from the beginning'
-            )
-        return intact
+        return _newest(run, say)
     source = Path(resume)
     if not is_complete(source):
         raise UserError(
@@ -60,6 +68,27 @@ def _find(recipe: Recipe) -> Path | None:
             'Name a folder runs/NAME/checkpoints/step-N, or use "auto"'
         )
     return source
+
+
+def _newest(run: Path, say: Callable[[str], None]) -> Path | None:
+    saved = complete_checkpoints(run / "checkpoints")
+    kept = [path for path in (run / "best", run / "export") if is_ours(path)]
+    if not saved and kept:
+        raise UserError(
+            f"run.resume: {run} has no checkpoint to go on from, and a run that starts from the beginning would remove what "
+            f"an earlier one has left: {some(kept)}. Choose another run.name or run.output_dir, or remove it by "
+            'run.resume="never"'
+        )
+    for checkpoint in reversed(saved):
+        if is_complete(checkpoint):
+            return checkpoint
+        say(f"run.resume: {checkpoint} is damaged (a file differs from its {MANIFEST}) and is passed over")
+    if saved:
+        raise UserError(
+            f"run.resume: every checkpoint in {run / 'checkpoints'} is damaged (a file differs from its {MANIFEST}). "
+            'Restore one, or set run.resume = "never" to start from the beginning'
+        )
+    return None
 
 
 def differences(before: Recipe, now: Recipe) -> list[str]:

@@ -29,7 +29,16 @@ from llava_accel.runtime.engines import (
     weight_setter,
 )
 from llava_accel.setup.state import TrainState
-from llava_accel.storage.atomic import MANIFEST, beside, commit, is_complete, is_of_the_disk, recover
+from llava_accel.storage.atomic import (
+    MANIFEST,
+    beside,
+    commit,
+    flush,
+    is_complete,
+    is_of_the_disk,
+    is_ours,
+    recover,
+)
 from llava_accel.storage.run_weights import complete_checkpoints, step_of
 
 
@@ -77,6 +86,8 @@ class Checkpoints:
                     progress.write_optimizer_state(unfinished / "engine", moments)
                     progress.write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
                     self._write(unfinished, weights, self._state.step)
+                    for lines in self._run.glob("*.jsonl"):  # a resumed run takes them for written
+                        flush(lines)
                     commit(unfinished, target)
                     self._rotate()
         enter("other")
@@ -184,7 +195,7 @@ class Checkpoints:
             if not is_of_the_disk(error):
                 raise
             problem.append((isinstance(error, OSError) and error.strerror) or str(error))
-            shutil.rmtree(target.with_name(f"{target.name}.tmp"), ignore_errors=True)
+            recover(target.parent)
         problem[:] = broadcast_object_list([problem])[0]
 
     def _remove_later(self) -> None:
@@ -192,13 +203,15 @@ class Checkpoints:
         if not self._accelerator.is_main_process:
             return
         later = [folder for folder in complete_checkpoints(self._folder) if step_of(folder) > self._state.step]
-        leftovers = [self._run / "best", self._run / "export"] if self._state.step == 0 else []
+        results = [self._run / "best", self._run / "export"] if self._state.step == 0 else []
+        leftovers = [folder for folder in results if is_ours(folder)]
         for folder in [*later, *leftovers]:
             shutil.rmtree(folder, ignore_errors=True)
         for folder in (self._folder, self._run):
             recover(folder)
-        if later:
-            self._console.line(f"removed {len(later)} checkpoints of an earlier run after step {self._state.step}")
+        names = [f"{len(later)} checkpoints after step {self._state.step}"] if later else []
+        if names := [*names, *(str(folder) for folder in leftovers)]:
+            self._console.line(f"removed of an earlier run: {', '.join(names)}")
 
     def _rotate(self) -> None:
         for folder in complete_checkpoints(self._folder)[: -self._recipe.checkpoint.keep]:

@@ -10,12 +10,14 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from llava_accel import compat
 from llava_accel.console.output import printable
@@ -35,7 +37,7 @@ def start(verb: str) -> None:
 def _work(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "recipe", None) is not None:
         _read_recipe(arguments)
-    with _ended_by_signals():
+    with ended_by_signals("ended before anything was done"):
         module = importlib.import_module(arguments.module)
     module.main(arguments)
 
@@ -66,15 +68,22 @@ def _read_recipe(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End at once when asked to: nothing has been done yet, and an exception may be lost in the imports of a library."""
+def ended_by_signals(text: str) -> Iterator[None]:
+    """End at once when asked to: nothing has been done yet, and an exception may be lost in the imports of a library.
+
+    Args:
+        text: What is said then.
+    """
 
     def end(number: int, _frame: FrameType | None) -> None:
         interrupted = Interrupted(signal.Signals(number))
         if os.environ.get("RANK", "0") == "0":
-            print(f"{interrupted}: ended before anything was done", file=sys.stderr, flush=True)
+            print(f"{interrupted}: {text}", file=sys.stderr, flush=True)
         os._exit(interrupted.exit_code)
 
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
     known = {one: signal.getsignal(one) for one in SIGNALS}
     for one, handler in known.items():
         if handler != signal.SIG_IGN:  # nohup, and shells for what runs in the background
@@ -103,21 +112,40 @@ def run(verb: Callable[[], object]) -> None:
     try:
         verb()
     except (UserError, OSError) as error:
+        _ended_by[:] = [error]
         if isinstance(error, OSError) and error.filename is None and error.errno != errno.ENOSPC:
             raise  # of no file of the user's: a defect of ours, or of a connection
-        if os.environ.get("LLAVA_ACCEL_TRACEBACK"):
-            traceback.print_exc()
-        if is_reporting_rank():
-            say_error(error)
-        sys.exit(2)
+        _refuse(error)
     except Interrupted as interrupted:
+        _ended_by[:] = [interrupted]
         sys.exit(interrupted.exit_code)
-    except Exception:
+    except Exception as error:
+        _ended_by[:] = [error]
+        if (end := compat.end_of_worker(error)) is not None:
+            _refuse(
+                UserError(
+                    f"a data worker {end}. After a kill that nobody sent, the machine's memory was full: set data.workers "
+                    "or train.per_device_batch_size lower. The same command goes on from the last checkpoint"
+                )
+            )
         if is_reporting_rank():
             raise
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        _ended_by[:] = [interrupt]
         sys.exit(130)
+
+
+_ended_by: list[BaseException] = []
+"""Its frames hold the loaders, which would wait five seconds for each worker that hangs. At exit all are killed before."""
+
+
+def _refuse(error: UserError | OSError) -> NoReturn:
+    if os.environ.get("LLAVA_ACCEL_TRACEBACK"):
+        traceback.print_exc()
+    if is_reporting_rank():
+        say_error(error)
+    sys.exit(2)
 
 
 _KEY = "llava_accel/ended"

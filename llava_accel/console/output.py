@@ -1,6 +1,8 @@
 """What the user sees: rich on a terminal, plain lines elsewhere, nothing twice on several ranks."""
 
 import atexit
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +116,16 @@ class Console:
             yield bar
         finally:
             bar.close()
+
+
+_noted: set[str] = set()
+
+
+def note(text: str) -> None:
+    """Say something once on standard error, for code that has no console at hand."""
+    if os.environ.get("RANK", "0") == "0" and text not in _noted:
+        _noted.add(text)
+        print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

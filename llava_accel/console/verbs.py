@@ -98,8 +98,15 @@ def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 
 def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    _add_recipe(parser)
-    return parser.parse_args(words)
+    add = parser.add_argument
+    _add_recipe(parser, nargs="?")
+    parser.set_defaults(loaded=None)
+    add("--list", action="store_true", help="show what is in the cache, that of the recipe or by default the user's")
+    add("--clear", action="store_true", help="empty it; running trainings go on without it")
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.recipe is None and not (arguments.list or arguments.clear):
+        parser.error("name a recipe, or take --list or --clear")
+    return arguments
 
 
 def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -176,8 +183,8 @@ VERBS = {
         "How fast a recipe trains here, and where its time goes.", "  llava-accel bench recipes/quickstart.toml", _bench
     ),
     "cache": Verb(
-        "Write the vision tower's features of all images to disk, ahead of the run.",
-        "  llava-accel cache recipes/okvqa_qlora.toml",
+        "Write the vision tower's features of all images to disk, ahead of the run; or show or empty the cache.",
+        "  llava-accel cache recipes/okvqa_qlora.toml\n  llava-accel cache --list",
         _cache,
     ),
     "chat": Verb(

@@ -1,6 +1,7 @@
 """The files of `data.train` or `data.eval` as one sequence of rows, and the dataset that loaders read."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ class Corpus:
         self.sources = list(sources)
         self._encoder = encoder
         self._starts = np.cumsum([0, *(len(source.table) for source in sources)])
+        self.roots = [source.images.resolve() for source in sources]
+        """The folder of each source's images, without links."""
+        self._root_numbers = [self.roots.index(root) for root in self.roots]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -47,9 +51,22 @@ class Corpus:
         return np.concatenate([np.full(len(source.table), source.weight) for source in self.sources])
 
     def fingerprint(self) -> str:
-        """Changes when a file or its folder of images does."""
-        text = " ".join(f"{source.table.fingerprint}:{source.images.resolve()}" for source in self.sources)
+        """Changes when a row does, or which files share a folder of images; not when files or folders move."""
+        pairs = zip(self.sources, self._root_numbers, strict=True)
+        text = " ".join(f"{source.table.fingerprint}:{root}" for source, root in pairs)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def image_name(self, index: int, file: str) -> str:
+        """A name for an image file of a record that stays when the folder of images moves."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        root = str(self.sources[number].images)
+        name = file.removeprefix(f"{root}/")
+        return f"{self._root_numbers[number]}/{os.path.relpath(file, root) if name == file else name}"
+
+    def image_file(self, name: str) -> Path:
+        """The file that `image_name` has named."""
+        number, _, rest = name.partition("/")
+        return self.roots[int(number)] / rest
 
     def root(self, index: int) -> Path:
         """The folder that the record's image names are relative to."""

@@ -1,19 +1,23 @@
 """Features of a frozen vision tower, kept on disk: a folder of memory-mapped safetensors files for each tower.
 
 A record is what the tower made of one image, under the hash of the image file's content. Any number of processes may
-write into the same folder: a lock makes them take turns and keep to one limit together.
+write into the same folder: a lock makes them take turns and keep to one limit together. Each record has a checksum; a file
+with a damaged one is removed, and its features are computed anew.
 """
 
 import atexit
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,13 +25,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_accel.exceptions import UserError
+from llava_accel.console.output import note
 from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
 _SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
 _LONGEST_WAIT = 30.0  # seconds
-_HEADER_BYTES = 160  # of a record in a file's header, at most
+_HEADER_BYTES = 220  # of a record and its checksum in a file's header, at most
+_PATIENCE_S, _PATIENCE_AT_END_S = 30.0, 2.0  # with a process that keeps the lock; writing a file takes about a second
+_UNFINISHED = re.compile(r"[0-9a-f]{32}\.safetensors\.[0-9a-f]{32}\.tmp")
 
 
 def digest(content: bytes) -> bytes:
@@ -50,8 +56,9 @@ class FeatureStore:
         self._reset()
 
     def _reset(self) -> None:
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Any, dict[str, str]]] = {}  # with the checksums in each
         self._places: dict[str, str] = {}
+        self._given_up: set[str] = set()
         self._seen = -1
 
     def __len__(self) -> int:
@@ -63,39 +70,65 @@ class FeatureStore:
             self._refresh()
         return name.hex() in self._places
 
-    def __getitem__(self, name: bytes) -> Float[Tensor, "tokens channels"]:
-        """The record of an image; a view of the file, in the type in which it was computed.
-
-        Raises:
-            KeyError: it is not stored.
-            UserError: a file was deleted or damaged meanwhile.
-        """
-        if name not in self:
-            raise KeyError(name.hex())
-        return self._open(self._places[name.hex()]).get_tensor(name.hex())
+    def get(self, name: bytes) -> Float[Tensor, "tokens channels"] | None:
+        """The record of an image; a view of the file, in the type in which it was computed. None where there is none."""
+        while name in self:
+            file = self._places[name.hex()]
+            found = self._open(file)
+            if found is None:
+                continue  # its names are forgotten
+            record = found[0].get_tensor(name.hex())
+            if found[1].get(name.hex()) in (None, _checksum(record)):  # earlier versions kept none
+                return record
+            self._give_up(file, "a bit of it has changed", remove=True)
+        return None
 
     def num_bytes(self) -> int:
         """Disk space of this tower's records."""
         return _size(self.folder)
 
     def _refresh(self) -> None:
-        now = os.stat(self.folder).st_mtime_ns
+        try:
+            now = os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:  # the cache was removed meanwhile
+            return
         if now == self._seen:
             return
         for name in os.listdir(self.folder):
-            if name.endswith(".safetensors") and name not in self._files:
-                self._places |= dict.fromkeys(self._open(name).keys(), name)
+            is_new = name.endswith(".safetensors") and name not in self._files and name not in self._given_up
+            if is_new and (found := self._open(name)) is not None:
+                self._places |= dict.fromkeys(found[0].keys(), name)
         self._seen = now
 
-    def _open(self, file: str) -> Any:
+    def _open(self, file: str) -> tuple[Any, dict[str, str]] | None:
+        """The file and its checksums, or None where it is gone or damaged."""
         if file not in self._files:
             try:
-                self._files[file] = safe_open(self.folder / file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"{self.folder / file} cannot be read ({error}). Delete it: its features are computed again"
-                ) from None
-        return self._files[file]
+                opened = safe_open(self.folder / file, framework="pt")
+                self._files[file] = opened, opened.metadata() or {}
+            except FileNotFoundError:  # another process has found it damaged, or the cache was cleared
+                self._forget(file)
+            except SafetensorError as error:
+                self._give_up(file, str(error), remove=True)
+            except OSError as error:  # of the disk, or too many open files: it may be whole
+                self._give_up(file, error.strerror or str(error), remove=False)
+        return self._files.get(file)
+
+    def _give_up(self, file: str, reason: str, *, remove: bool) -> None:
+        self._forget(file)
+        try:
+            if remove:
+                (self.folder / file).unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            reason += f"; it cannot be removed: {error.strerror}"
+        note(f"{self.folder / file} cannot be used ({reason}): its features are computed anew")
+
+    def _forget(self, file: str) -> None:
+        self._given_up.add(file)
+        self._files.pop(file, None)
+        self._places = {name: place for name, place in self._places.items() if place != file}
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "folder": self.folder}  # open files stay in their process
@@ -107,6 +140,8 @@ class FeatureStore:
 
 class FeatureWriter:
     """Adds records to a store, as far as they fit. Records wait in memory until there are enough for a file.
+
+    Where the disk or the lock refuses, that is said, and nothing more is kept: no run ends because of its cache.
 
     Args:
         max_bytes: Limit on the features of all towers below `store.root`.
@@ -121,7 +156,10 @@ class FeatureWriter:
         # The first files come soon, so that a second pass over little data finds them; later ones are larger.
         self._pause, self._since = 0.5, time.monotonic()
         self.is_full = False
-        atexit.register(self.flush)
+        """Whether nothing more is kept."""
+        self.problem = ""
+        """Why it cannot be written, if that is the reason."""
+        atexit.register(self.flush, _PATIENCE_AT_END_S)
 
     def put(self, names: UInt8[Tensor, "images 16"], features: Float[Tensor, "images tokens channels"]) -> None:
         """Keep what the tower made of some images. Does not wait for the device: it is fetched at the next call."""
@@ -136,34 +174,49 @@ class FeatureWriter:
         if self._waiting_bytes >= _SHARD_BYTES or (self._waiting and time.monotonic() - self._since > self._pause):
             self._write()
 
-    def flush(self) -> None:
-        """Write all that waits. Call it at the end; the end of the process does so, too."""
+    def flush(self, patience_s: float | None = None) -> None:
+        """Write all that waits. Call it at the end; the end of the process does so, too.
+
+        Args:
+            patience_s: Seconds to wait for another process that is writing; by default as long as within a run.
+        """
         self._fetch()
-        self._write()
+        self._write(patience_s)
 
     def _fetch(self) -> None:
         for names, features, event in self._arriving:
             if event is not None:
                 event.synchronize()
             for name, record in zip(names.numpy(), features, strict=True):
-                if name.tobytes() not in self._waiting and name.tobytes() not in self._store:
+                if name.tobytes() not in self._waiting and self._store.get(name.tobytes()) is None:
                     # A SigLIP leaves its channels apart; files hold them side by side.
                     self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)
                     self._waiting_bytes += record.nbytes
         self._arriving = []
 
-    def _write(self) -> None:
+    def _write(self, patience_s: float | None = None) -> None:
         if self._waiting and not self.is_full:
-            with _turn(self._store.root):
-                chosen = dict(self._fitting())
-                if chosen:
-                    with atomic_file(
-                        self._store.folder / f"{uuid.uuid4().hex}.safetensors", is_private=True
-                    ) as unfinished:
-                        save_file(chosen, unfinished)
-            self.is_full = len(chosen) < len(self._waiting)
+            patience_s = _PATIENCE_S if patience_s is None else patience_s
+            try:
+                self.is_full = self._write_fitting(patience_s) < len(self._waiting)
+            except (OSError, SafetensorError) as error:
+                self.is_full, self.problem = True, (isinstance(error, OSError) and error.strerror) or str(error)
+                note(
+                    f"vision features: no more are kept in {self._store.root} ({self.problem}); the tower computes the "
+                    "others in every epoch"
+                )
         self._waiting, self._waiting_bytes = {}, 0
         self._pause, self._since = min(2 * self._pause, _LONGEST_WAIT), time.monotonic()
+
+    def _write_fitting(self, patience_s: float) -> int:
+        with turn(self._store.root, patience_s):
+            chosen = dict(self._fitting())
+            if chosen:
+                checksums = {name: _checksum(record) for name, record in chosen.items()}
+                target = self._store.folder / f"{uuid.uuid4().hex}.safetensors"
+                with atomic_file(target, is_private=True) as unfinished:
+                    save_file(chosen, unfinished, metadata=checksums)
+        return len(chosen)
 
     def _fitting(self) -> Iterator[tuple[str, Tensor]]:
         left = self._max_bytes - sum(_size(folder) for folder in self._store.root.iterdir() if folder.is_dir())
@@ -171,18 +224,39 @@ class FeatureWriter:
             left -= record.nbytes + _HEADER_BYTES
             if left < 0:
                 return
-            if name not in self._store:  # another process may have written it while this one waited for its turn
+            if self._store.get(name) is None:  # another process may have written it while this one waited for its turn
                 yield name.hex(), record
 
 
 @contextmanager
-def _turn(root: Path) -> Iterator[None]:
+def turn(root: Path, patience_s: float) -> Iterator[None]:
+    """Alone among all processes that write below `root`.
+
+    Raises:
+        OSError: the file system has no locks, or a process that has stopped or hangs keeps this one.
+    """
     with (root / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
-        for folder in root.iterdir():
-            for left in folder.glob("*.tmp") if folder.is_dir() else ():
+        _lock(file, time.monotonic() + patience_s)  # the system releases it when the process ends, however it ends
+        for left in root.glob("*/*.tmp"):
+            if _UNFINISHED.fullmatch(left.name):
                 left.unlink()  # of a process that was killed: nobody else is writing now
         yield
+
+
+def _lock(file: IO[str], deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process does not release its lock", file.name) from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _checksum(record: Tensor) -> str:
+    return f"{zlib.crc32(record.contiguous().flatten().view(torch.uint8).numpy()):08x}"
 
 
 def _size(folder: Path) -> int:

@@ -152,7 +152,8 @@ class ImageReader:
             name = digest(path.read_bytes())
         except OSError as error:
             raise _broken(path, error) from None
-        return LoadedImage(self.store[name] if name in self.store else self(path), name)
+        features = self.store.get(name)
+        return LoadedImage(self(path) if features is None else features, name)
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """Bring an RGB image to the tower's size and range."""

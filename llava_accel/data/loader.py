@@ -2,10 +2,14 @@
 
 import atexit
 import multiprocessing
+import multiprocessing.util
+import os
 import queue
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +30,8 @@ Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
 _SHOWN_IDS = 8
 _WAIT_S = 0.1
+_LONGEST_TEMPORARY = 70  # bytes: the address of a socket has 107, and multiprocessing adds two names to the folder
+_SHORT_TEMPORARY = "/tmp"
 _T = TypeVar("_T")
 
 
@@ -93,7 +99,7 @@ def load_windows(
         sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=leave_signals_to_the_loop,
+        worker_init_fn=worker_start(workers),
         pin_memory=device.type == "cuda",
     )
     window: list[Loaded] = []
@@ -150,16 +156,33 @@ def _waited(items: Iterator[_T], is_asked: Callable[[], bool]) -> Iterator[_T]:
         wanted.put(False)
 
 
-def leave_signals_to_the_loop(_worker: int) -> None:
+def worker_start(workers: int) -> Callable[[int], None]:
+    """What a worker does first.
+
+    Raises:
+        UserError: the path of temporary files is too long for the sockets that workers send tensors through.
+    """
+    short = "" if not workers or len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMPORARY else _SHORT_TEMPORARY
+    if short and not os.access(short, os.W_OK | os.X_OK):
+        raise UserError(
+            f"TMPDIR: workers cannot send data through sockets in {tempfile.gettempdir()}, whose path is longer than "
+            f"{_LONGEST_TEMPORARY} bytes, and {short} cannot be written. Set TMPDIR to a shorter path, or data.workers = 0"
+        )
+    return partial(_start_worker, short)
+
+
+def _start_worker(temporary: str, _worker: int) -> None:
     """Schedulers and terminals signal every process of a job: workers go on until the loop needs no more of them."""
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
+    tempfile.tempdir = temporary or tempfile.tempdir
 
 
-@atexit.register
+@atexit.register  # behind multiprocessing.util, which is imported above: the last that registers is called first
 def _end_workers() -> None:
     """Where a run ends in an error its loaders are still there. multiprocessing would end their workers by SIGTERM, which
     they ignore, and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
     for worker in multiprocessing.active_children():
         worker.kill()
 
@@ -190,17 +213,3 @@ def lengths_of(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[int]:
 def shown(ids: Sequence[str]) -> str:
     """The first few ids and how many more there are, for messages."""
     return ", ".join(ids[:_SHOWN_IDS]) + (f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else "")
-
-
-def cache_folder(cache_dir: str) -> Path:
-    """The recipe's cache folder, by default one of the user's cache. A new one is the user's alone; UserError if it
-    cannot be made."""
-    folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "llava_accel"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"data.cache_dir: {folder} cannot be made ({error.strerror}). Name a folder that can be written"
-        ) from None
-    return folder

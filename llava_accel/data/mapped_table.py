@@ -1,13 +1,15 @@
 """The user's files as one memory-mapped table of raw rows, so that ten million records cost no memory.
 
-LLaVA JSON, JSON lines and Parquet are read once into an Arrow file of the cache, keyed by path, size and time of
-change; every later start and every rank maps the same file.
+LLaVA JSON, JSON lines and Parquet are read once into an Arrow file of the cache, keyed by path, inode, size and times of
+change; every later start and every rank maps the same file. The time that counts is the ctime: archives and copies may
+give two files one size and one mtime, the ctime is the system's.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,12 +18,12 @@ import pyarrow.parquet as parquet
 
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import MAX_BYTES
-from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.kept_files import spare_folder, store, stored
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
 _BLOCK = 1 << 22  # characters read at once from a JSON array
 _SPACE, _SEPARATOR = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
-_FORMAT = "2"
+_FORMAT = "3"
 _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])
 
 
@@ -31,6 +33,8 @@ class Table:
     Args:
         path: A .json (an array), .jsonl/.ndjson, or .parquet file.
         cache_dir: Folder for the Arrow file.
+
+    `fingerprint` is a hash of all rows and their numbers, wherever the file is.
 
     Raises:
         DataError: the file is missing or cannot be read; names file and remedy.
@@ -42,13 +46,9 @@ class Table:
         if not path.is_file():
             raise DataError("json", f"there is no such file: {path}", "Check data.train and data.eval", file=str(path))
         stat = path.stat()
-        identity = f"{_FORMAT} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:20]
-        arrow = cache_dir / "tables" / f"{self.fingerprint}.arrow"
-        if not arrow.exists():
-            _write_arrow(path, arrow)
-        table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
-        self._rows, self._numbers = table.column("row"), table.column("number")
+        times = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        identity = hashlib.sha256(repr((_FORMAT, str(path.resolve()), *times)).encode()).hexdigest()[:20]
+        self._rows, self._numbers, self.fingerprint = _kept(path, cache_dir / "tables" / f"{identity}.arrow")
 
     def __reduce__(self) -> tuple[type["Table"], tuple[Path, Path]]:
         # A worker process maps the file itself; Arrow's own pickle would copy all of it.
@@ -67,22 +67,48 @@ class Table:
         return self._numbers.chunk(chunk)[place].as_py()
 
 
+_Kept = tuple[pa.ChunkedArray, pa.ChunkedArray, str]
+_DIGEST = b"rows"
+
+
+def _kept(source: Path, arrow: Path) -> _Kept:
+    """Rows, their numbers, and a hash of both."""
+    found = stored(arrow, _map)
+    if found is None:
+        if not store(arrow, partial(_write_arrow, source)):
+            arrow = spare_folder() / arrow.name
+            if not store(arrow, partial(_write_arrow, source)):
+                raise DataError(
+                    "json", f"there is no room for its rows in {arrow.parent}", "Name a folder with room in data.cache_dir",
+                    file=str(source),
+                )  # fmt: skip
+        found = _map(arrow)
+    return found
+
+
+def _map(arrow: Path) -> _Kept:
+    if not arrow.stat().st_size:
+        raise ValueError("it is empty")
+    reader = pa.ipc.open_file(pa.memory_map(str(arrow)))
+    _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+    table = reader.read_all()
+    return table.column("row"), table.column("number"), metadata[_DIGEST].decode()
+
+
 def _write_arrow(source: Path, target: Path) -> None:
-    with (
-        atomic_file(target, is_private=True) as unfinished,
-        pa.OSFile(str(unfinished), "wb") as file,
-        pa.ipc.new_file(file, _SCHEMA) as writer,
-    ):
+    digest = hashlib.sha256()
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         numbers: list[int] = []
         rows: list[bytes] = []
         for number, row in _rows(source):
+            digest.update(b"%d %d " % (number, len(row)))
+            digest.update(row)
             numbers.append(number)
             rows.append(row)
             if len(rows) == _ROWS_PER_CHUNK:
                 writer.write_batch(_batch(numbers, rows))
                 numbers, rows = [], []
-        if rows:
-            writer.write_batch(_batch(numbers, rows))
+        writer.write_batch(_batch(numbers, rows), custom_metadata={_DIGEST: digest.hexdigest()})
 
 
 def _batch(numbers: list[int], rows: list[bytes]) -> pa.RecordBatch:

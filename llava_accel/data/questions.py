@@ -13,7 +13,7 @@ from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
-from llava_accel.data.loader import Loaded, leave_signals_to_the_loop, moved
+from llava_accel.data.loader import Loaded, moved, worker_start
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
 from llava_accel.data.trie import Row, share_rows
@@ -89,7 +89,7 @@ def load_questions(
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_loop,
+        worker_init_fn=worker_start(workers),
     )
     for loaded, questions in loader:
         if isinstance(questions, DataError):

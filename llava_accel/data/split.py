@@ -3,6 +3,7 @@
 import hashlib
 import os.path
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.exceptions import UserError
-from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.kept_files import store, stored
 
 
 def held_out(
@@ -75,10 +76,16 @@ def _kept(
     if cache_dir is None:
         return draw()
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
-    if not path.exists():
-        with atomic_file(path, is_private=True) as unfinished, unfinished.open("wb") as file:
-            np.save(file, draw())
-    return np.load(path, mmap_mode="r")
+    draws = stored(path, lambda path: np.load(path, mmap_mode="r"))
+    if draws is None:
+        draws = draw()
+        store(path, partial(_save, draws))
+    return draws
+
+
+def _save(draws: Float[np.ndarray, "rows"], path: Path) -> None:
+    with path.open("wb") as file:  # given a path, numpy adds its own ending
+        np.save(file, draws)
 
 
 def _uniform(name: str, seed: int) -> float:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_images
 from llava_accel.data.problems import DataError
-from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.kept_files import store, stored
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
@@ -71,13 +71,13 @@ def _read_rows(corpus: Corpus, rows: Sequence[int]) -> tuple[Shaped[np.ndarray, 
             sum(example.num_targets for example in examples),
             len(images),
             encoded.num_turns,
-            _image_key(images),
+            _image_key([corpus.image_name(row, image) for image in images]),
             encoded.dropped_turns,
         )
     return columns, errors
 
 
-def _image_key(images: tuple[str, ...]) -> int:
+def _image_key(images: Sequence[str]) -> int:
     names = "\0".join(images).encode()
     return int.from_bytes(hashlib.sha256(names).digest()[:8], signed=True) if images else 0
 
@@ -141,7 +141,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     yield from DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=read)  # pyright: ignore[reportArgumentType]
 
 
-_FORMAT = 3
+_FORMAT = 4
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -153,26 +153,26 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
     Args:
         key: Fingerprint of everything besides the files that decides lengths: tokenizer, template, settings.
     """
-    path = cache_dir / "surveys" / f"{corpus.fingerprint()}-{key}-{_FORMAT}.arrow"
-    if path.exists():
-        return _mended(corpus, _load(path))
-    _write(read(), path)
-    return _load(path)
+    files = hashlib.sha256(repr([str(source.table.path) for source in corpus.sources]).encode()).hexdigest()[:10]
+    path = cache_dir / "surveys" / f"{corpus.fingerprint()}-{files}-{key}-{_FORMAT}.arrow"  # errors name files
+    known = stored(path, _load)
+    if known is not None:
+        return _mended(corpus, known)
+    found = read()
+    return _load(path) if store(path, partial(_write, found)) else found
 
 
 def _write(survey: Survey, path: Path) -> None:
     errors = json.dumps({row: vars(error) for row, error in survey.errors.items()})
     batch = pa.record_batch({name: getattr(survey, name) for name in COLUMNS})
     batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(survey.num_dropped_turns)})
-    with (
-        atomic_file(path, is_private=True) as unfinished,
-        pa.OSFile(str(unfinished), "wb") as file,
-        pa.ipc.new_file(file, batch.schema) as writer,
-    ):
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
 def _load(path: Path) -> Survey:
+    if not path.stat().st_size:
+        raise ValueError("it is empty")
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     errors = json.loads(batch.schema.metadata[b"errors"])
     return Survey(

@@ -22,7 +22,7 @@ from llava_accel.model.files import StoredTensor
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.setup.run_folder import check_writable
+from llava_accel.setup.run_folder import check_folder
 
 _MANY = 200  # tensors: of a model that takes more than a moment to read
 
@@ -75,7 +75,7 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
 def examine_run(recipe: Recipe) -> list[str]:
     """Whether the run folder can be written, and the run in it resumed."""
     problems = Problems()
-    problems.attempt(lambda: check_writable(Path(recipe.run.output_dir)))
+    problems.attempt(lambda: check_folder(Path(recipe.run.output_dir)))
     if not problems.messages:
         problems.attempt(lambda: find_checkpoint(recipe))
     return problems.messages

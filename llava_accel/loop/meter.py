@@ -45,8 +45,7 @@ class Meter:
         self._has_said_waiting = False
         self._lines = Lines(self._folder / "metrics.jsonl", console)
         if accelerator.is_main_process:
-            for name in ("metrics.jsonl", "nonfinite.jsonl", "spikes.jsonl"):
-                keep_lines_until(self._folder / name, state.step)
+            self._keep_lines()
         self.trackers = Trackers(recipe, accelerator, console)
 
     def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
@@ -123,7 +122,21 @@ class Meter:
         self.trackers.close()
         self._lines.close()
 
+    def _keep_lines(self) -> None:
+        state = self._state
+        kept, *_ = [
+            keep_lines_until(self._folder / name, state.step, self._console.line)
+            for name in ("metrics.jsonl", "nonfinite.jsonl", "spikes.jsonl")
+        ]
+        if kept < state.num_lines:
+            self._console.line(
+                f"{self._lines.path} lacks {state.num_lines - kept} of the lines that were written until step {state.step}; "
+                "the run goes on, and the report has a gap there"
+            )
+        state.num_lines = kept
+
     def _write(self, line: dict[str, Any]) -> None:
+        self._state.num_lines += 1
         if self._accelerator.is_main_process:
             self._lines.append(line)
         if "eval" in line:

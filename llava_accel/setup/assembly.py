@@ -9,7 +9,6 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from llava_accel import compat
-from llava_accel.data.loader import cache_folder
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.files import resolve_folder
@@ -23,6 +22,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import load_device, place, resolve_precision
 from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
+from llava_accel.storage.kept_files import cache_folder
 
 _PARTS = ("LoRA", "projector", "vision tower", "language model")
 

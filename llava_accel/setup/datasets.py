@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 
 from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.images import ImageReader
-from llava_accel.data.loader import cache_folder
+from llava_accel.data.pictures import pictures_digest
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order
 from llava_accel.data.split import held_out
@@ -24,6 +25,8 @@ from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.setup.run_folder import SKIPPED
+from llava_accel.storage.kept_files import cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,7 @@ def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:
     if not survey.errors:
         return
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in survey.errors_by_kind().most_common())
-    path = Path(recipe.run.output_dir) / "skipped.txt"
+    path = Path(recipe.run.output_dir) / SKIPPED
     console.line(f"left out: {len(survey.errors):,} of {len(survey.lengths):,} records ({kinds}), listed in {path}")
     list_skipped(path, survey.errors.values())
 
@@ -172,6 +175,16 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
         repeats=part.corpus.weights[part.rows] if is_weighted else None,
         groups=_image_groups(part) if recipe.data.share_prefix else None,
     )
+
+
+def content(run: RunContext, part: Part) -> str:
+    """What records and pictures hold, wherever they are. The main process alone reads; every rank must call it."""
+    found = [""]
+    if run.accelerator.is_main_process:
+        cache_dir = cache_folder(run.recipe.data.cache_dir)
+        pictures = pictures_digest(part.corpus, part.survey.image_keys, cache_dir)
+        found = [f"{part.corpus.fingerprint()} {pictures[:20]}"]
+    return broadcast_object_list(found)[0]
 
 
 def _image_groups(part: Part) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The run folder: whether it can be written, and the resolved recipe and the environment in it."""
+"""The run folder: whether it is a run's and free, the resolved recipe and the environment in it, and its checkpoints."""
 
 import json
 import os
@@ -7,45 +7,128 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from llava_accel.console.command_line import ended_by_signals
+from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, dump_recipe
+from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
+from llava_accel.storage.atomic import MANIFEST, atomic_file, is_ours
+from llava_accel.storage.folder_lock import LOCK, FolderLock, is_lock
+from llava_accel.storage.run_weights import complete_checkpoints, named_checkpoints
 
 _PACKAGES = (
     "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
     "safetensors", "pillow", "numpy", "pyarrow",
 )  # fmt: skip
+ENVIRONMENT = "environment.json"
+SKIPPED = "skipped.txt"
+"""Records that are left out; `cache` and `evaluate` write it as well."""
+
+
+_locks: list[FolderLock] = []
+
+
+@contextmanager
+def folders_released() -> Iterator[None]:
+    """Around a run: however it ends, other processes may write its folder then."""
+    try:
+        yield
+    finally:
+        while _locks:
+            _locks.pop().release()
+
+
+def hold_run(run: RunContext) -> None:
+    """Make the run folder, and keep other processes from writing it. Every rank must call it.
+
+    Raises:
+        UserError: it cannot be written, another process writes it, or it holds what no run has written.
+    """
+    folder = Path(run.recipe.run.output_dir)
+    if run.accelerator.is_main_process:
+        check_folder(folder)
+        lock = FolderLock(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with ended_by_signals("ended while it waited for the run folder"):
+                lock.take(run.console.line)
+        except OSError as error:
+            raise _not_writable(folder, error) from None
+        _locks.append(lock)
+    run.accelerator.wait_for_everyone()
 
 
 def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Make the run folder and write recipe.toml and environment.json into it; UserError if it cannot be written."""
+    """Write recipe.toml and environment.json into the run folder; UserError if it cannot be written."""
     folder = Path(recipe.run.output_dir)
     if accelerator.is_main_process:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.toml").write_text(dump_recipe(recipe))
-            (folder / "environment.json").write_text(json.dumps(environment(recipe, accelerator), indent=2) + "\n")
+            with atomic_file(folder / ENVIRONMENT) as unfinished:
+                unfinished.write_text(json.dumps(environment(recipe, accelerator), indent=2) + "\n")
+            with atomic_file(folder / "recipe.toml") as unfinished:
+                unfinished.write_text(dump_recipe(recipe))
         except OSError as error:
             raise _not_writable(folder, error) from None
     accelerator.wait_for_everyone()
     return folder
 
 
-def check_writable(folder: Path) -> None:
-    """Raise UserError if a run folder cannot be made and written; leave nothing there."""
+def check_folder(folder: Path) -> None:
+    """Raise UserError if a run folder cannot be made and written, or holds what no run has written; leave nothing there."""
     try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_symlink() or place.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
+        others = [path.name for path in folder.iterdir() if not _is_incidental(path)] if folder.is_dir() else []
+        is_run = not others or _is_run(folder)
+        foreign = [path for path in _own_places(folder) if path.exists() and not is_ours(path)]
     except OSError as error:
         raise _not_writable(folder, error) from None
+    if not is_run:
+        raise UserError(
+            f"run.output_dir: {folder} holds {some(sorted(others))}, and no run has written it (it has no {ENVIRONMENT} of "
+            "one). Choose a new or an empty folder; nothing in this one was touched"
+        )
+    if foreign:
+        raise UserError(
+            f"run.output_dir: {foreign[0]} was not written by a run (it has no {MANIFEST} of one), and this run would write "
+            "in its place. Move it elsewhere, or choose another run.output_dir"
+        )
+
+
+def _own_places(folder: Path) -> list[Path]:
+    """Folders that a run gives a new content."""
+    return [folder / "best", folder / "export", *named_checkpoints(folder / "checkpoints")]
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has written here: the environment of one, its lock, or its checkpoints."""
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    is_marked = isinstance(found, dict) and {"packages", "backend", "num_processes"} <= found.keys()
+    return is_marked or is_lock(folder / LOCK) or bool(complete_checkpoints(folder / "checkpoints"))
+
+
+def _is_incidental(path: Path) -> bool:
+    """Whether a file is of a lock or of another verb, or is where this process prints to: a log that the shell has made."""
+    if path.name.startswith(LOCK) or path.name == SKIPPED:
+        return True
+    printed: list[os.stat_result] = []
+    for stream in (1, 2):
+        with suppress(OSError):  # closed
+            printed.append(os.fstat(stream))
+    return path.is_file() and any(os.path.samestat(path.stat(), one) for one in printed)
 
 
 def _not_writable(folder: Path, error: OSError) -> UserError:

@@ -21,7 +21,7 @@ class TrainState:
     """Optimizer steps of the whole run."""
     steps_per_epoch: int
     data: str = ""
-    """What the order of the data was made from; see `Order.fingerprint`."""
+    """What the data are: see `Order.fingerprint`, and `datasets.content` for the records and pictures."""
     step: int = 0
     """Optimizer steps taken."""
     best: float | None = None
@@ -30,6 +30,8 @@ class TrainState:
     evaluations_without_gain: int = 0
     evaluated_step: int = -1
     """The step of the last evaluation that came to its end."""
+    num_lines: int = 0
+    """Lines of metrics.jsonl."""
     num_nonfinite: int = 0
     """Steps whose update was left out because a loss or gradient was not finite."""
     is_stopped: bool = False
@@ -40,10 +42,14 @@ class TrainState:
     """This rank's sums since the last log line."""
 
     @classmethod
-    def of(cls, train: TrainTable, order: Order) -> "TrainState":
-        """The state before the first step: as many steps as the recipe says, or as its epochs have."""
+    def of(cls, train: TrainTable, order: Order, content: str = "") -> "TrainState":
+        """The state before the first step: as many steps as the recipe says, or as its epochs have.
+
+        Args:
+            content: What the records and pictures are.
+        """
         steps = train.max_steps or train.epochs * order.steps_per_epoch
-        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=order.fingerprint())
+        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=f"{order.fingerprint()} {content}")
 
     @property
     def epoch(self) -> float:

@@ -4,21 +4,22 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from llava_accel.console.output import note
 from llava_accel.data.feature_store import FeatureStore, FeatureWriter
-from llava_accel.data.loader import cache_folder
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.tower import ParkedTower, num_tower_layers, used_tower_parameters
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
-from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.kept_files import cache_folder, store, stored
 
 _FORMAT = 1
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
@@ -47,7 +48,11 @@ def attach_features(
     if not may_cache(recipe):
         return
     root = cache_folder(recipe.data.cache_dir) / "features"
-    store = FeatureStore(root, features_key(objective.tower_name, processing, recipe))
+    try:
+        store = FeatureStore(root, features_key(objective.tower_name, processing, recipe))
+    except OSError as error:
+        note(f"vision features: none are kept, {root} cannot be written ({error.strerror})")
+        return
     limit = int(recipe.data.cache_max_gb * 1e9)
     used = [part for part in parts if part is not None]
     if recipe.data.cache_features == "auto" and not _fits(store, processing, objective, used, limit):
@@ -72,10 +77,13 @@ def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str
 
 def count_images(parts: Sequence[Part]) -> int:
     """Different images of the data, at most: images that stand alone and beside others count twice."""
-    keys = np.concatenate([part.survey.image_keys[part.rows] for part in parts])
-    sizes = np.concatenate([part.survey.num_images[part.rows] for part in parts])
-    _, first = np.unique(keys, return_index=True)
-    return int(sizes[first].sum())
+    total = 0
+    for roots in {tuple(part.corpus.roots) for part in parts}:  # keys name images below their folders
+        same = [part for part in parts if tuple(part.corpus.roots) == roots]
+        keys = np.concatenate([part.survey.image_keys[part.rows] for part in same])
+        sizes = np.concatenate([part.survey.num_images[part.rows] for part in same])
+        total += int(sizes[np.unique(keys, return_index=True)[1]].sum())
+    return total
 
 
 def record_bytes(processing: Processing, objective: Objective) -> int:
@@ -103,10 +111,22 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
         return _read_through(objective)
     path = cache_dir / "towers" / _files_key(objective, parked)
     with accelerator.local_main_process_first():
-        if not path.exists():
-            with atomic_file(path, is_private=True) as unfinished:
-                unfinished.write_text(_read_through(objective))
-    return path.read_text()
+        name = stored(path, _tower_name)
+        if name is None:
+            name = _read_through(objective)
+            store(path, partial(_write_tower_name, name))
+    return name
+
+
+def _tower_name(path: Path) -> str:
+    name = path.read_text()
+    if len(name) != 2 * hashlib.sha256().digest_size:
+        raise ValueError("it is cut off")
+    return name
+
+
+def _write_tower_name(name: str, path: Path) -> None:
+    path.write_text(name)
 
 
 def _read_through(objective: Objective) -> str:

@@ -4,18 +4,24 @@ Ranks, other runs and kills never meet half of one. A folder is also sealed with
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LEFT = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.(?P<state>tmp|old)")
+_AT_ONCE = 8  # files that are hashed at the same time
 
 
 @contextmanager
@@ -31,44 +37,56 @@ def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
         if is_private:
             unfinished.touch(mode=0o600)
         yield unfinished
-        _flush(unfinished)  # else a power cut could leave the name without the content
+        flush(unfinished)  # else a power cut could leave the name without the content
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def beside(target: Path) -> Path:
-    """Where a folder is written before `commit` gives it its name; whatever a killed run left there is removed."""
-    unfinished = target.with_name(f"{target.name}.tmp")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    """A new folder where `target` is written before `commit` gives it its name. Until then its manifest is empty.
+
+    Whatever a killed run left there of the same target is removed.
+    """
+    for left in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
+        if _LEFT.fullmatch(left.name) and is_ours(left):
+            shutil.rmtree(left)
+    unfinished = _named_beside(target, "tmp")
     unfinished.mkdir(parents=True)
+    (unfinished / MANIFEST).write_text("{}")
     return unfinished
 
 
 def commit(unfinished: Path, target: Path, *, manifest: bool = True) -> None:
-    """Flush the folder to disk, and give it the name `target`, which it may take from another folder.
+    """Flush the folder to disk, and give it the name `target`, which it may take from another folder of ours.
 
     Args:
         manifest: Seal it with a manifest of hashes, and read all of it back before the old folder goes.
 
     Raises:
-        OSError: it could not be written, or the disk does not give back what was written.
+        OSError: it could not be written, the disk does not give back what was written, or the name is taken by what was
+            not written here.
     """
-    files = [path for path in unfinished.rglob("*") if path.is_file()]
+    is_taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    if is_taken and not is_ours(target):
+        raise FileExistsError(errno.EEXIST, f"there is something of that name without a {MANIFEST}", str(target))
+    mark = unfinished / MANIFEST
+    files = sorted(path for path in unfinished.rglob("*") if path.is_file() and path != mark)
     for path in files:
-        _flush(path)
+        flush(path)
     if manifest:
-        hashes = {str(path.relative_to(unfinished)): _hash(path) for path in sorted(files)}
-        (unfinished / MANIFEST).write_text(json.dumps(hashes, indent=1))
-        _flush(unfinished / MANIFEST)
+        names = [str(path.relative_to(unfinished)) for path in files]
+        hashes = dict(zip(names, _hashes(files), strict=True))
+        mark.write_text(json.dumps(hashes, indent=1))
+        flush(mark)
+    else:
+        mark.unlink()
     for path in [*(path for path in unfinished.rglob("*") if path.is_dir()), unfinished]:
         _flush_folder(path)
     if manifest and not is_complete(unfinished, from_disk=True):
         raise OSError(errno.EIO, "the disk does not give back what was written", str(unfinished))
-    old = target.with_name(f"{target.name}.old")
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    old = _named_beside(target, "old")
+    if is_taken:
         os.replace(target, old)
     os.replace(unfinished, target)
     _flush_folder(target.parent)
@@ -76,20 +94,34 @@ def commit(unfinished: Path, target: Path, *, manifest: bool = True) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Tidy up what a killed run left in the middle of `commit`: unfinished folders, and folders without their name."""
-    for unfinished in folder.glob("*.tmp"):
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-    for old in folder.glob("*.old"):
-        target = old.with_suffix("")
-        if target.exists():
-            shutil.rmtree(old)
+    """Tidy up what a killed run left in the middle of `commit`: unfinished folders, and folders without their name.
+
+    What was not written here stays as it is, whatever its name.
+    """
+    for path in sorted(folder.glob("*.*")):
+        found = _LEFT.fullmatch(path.name)
+        if not found or not is_ours(path):
+            continue
+        target = path.with_name(found["name"])
+        if found["state"] == "tmp" or target.exists():
+            shutil.rmtree(path)
         else:
-            os.replace(old, target)
+            os.replace(path, target)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder was written here: it carries a manifest of hashes, or one that is empty or damaged."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except (ValueError, RecursionError):
+        return True
+    return not found or _is_manifest(found)
 
 
 def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
-    """Whether every file of the manifest is there and unchanged.
+    """Whether every file of the manifest is there and unchanged; files are read side by side.
 
     Args:
         from_disk: Read what is on the disk, not what the system remembers of it.
@@ -97,10 +129,13 @@ def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        hashes = json.loads((folder / MANIFEST).read_text())
-    except ValueError:  # damaged itself
+        hashes = json.loads((folder / MANIFEST).read_bytes())
+    except (ValueError, RecursionError):  # damaged itself
         return False
-    return all((folder / name).is_file() and _hash(folder / name, from_disk) == hashes[name] for name in hashes)
+    if not _is_manifest(hashes):
+        return False
+    files = [folder / name for name in hashes]
+    return all(file.is_file() for file in files) and _hashes(files, from_disk) == list(hashes.values())
 
 
 def is_of_the_disk(error: Exception) -> bool:
@@ -108,16 +143,34 @@ def is_of_the_disk(error: Exception) -> bool:
     return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "(os error " in str(error))
 
 
-def _hash(path: Path, from_disk: bool = False) -> str:
+def flush(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _named_beside(target: Path, state: str) -> Path:
+    """A name that nobody else has."""
+    return target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.{state}")
+
+
+def _is_manifest(found: object) -> bool:
+    """Whether it is file name -> SHA-256, of at least one file."""
+    if not isinstance(found, dict) or not found:
+        return False
+    return all(isinstance(value, str) and _SHA256.fullmatch(value) for value in found.values())
+
+
+def _hashes(files: Sequence[Path], from_disk: bool = False) -> list[str]:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # hashing and reading leave other threads the interpreter
+        return list(threads.map(lambda path: _hash(path, from_disk), files))
+
+
+def _hash(path: Path, from_disk: bool) -> str:
     with path.open("rb") as file:
         if from_disk and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,36 @@ class Lines:
             )
 
 
-def keep_lines_until(path: Path, step: int) -> None:
+def keep_lines_until(path: Path, step: int, say: Callable[[str], None] = lambda _: None) -> int:
     """Drop the lines about steps that a resumed run takes again: it writes them again.
 
     A run that starts at step 0 keeps none: it evaluates the base again, too.
+
+    Args:
+        say: Told of lines that are damaged or that no run has written, which are dropped as well.
+
+    Returns:
+        Lines that are left.
     """
     if not path.exists():
-        return
-    lines = read_json_lines(path, may_be_cut=True) if step else []
-    kept = [line for line in lines if line["step"] <= step]
+        return 0
+    kept, dropped = [], 0
+    for text in path.read_bytes().split(b"\n") if step else ():
+        line = _line_of_a_run(text)
+        if line is None:
+            dropped += bool(text.strip())
+        elif line["step"] <= step:
+            kept.append(line)
+    if dropped:
+        say(f"{path}: {dropped} lines are damaged or of no run, and were dropped")
     write_json_lines(kept, path)
+    return len(kept)
+
+
+def _line_of_a_run(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_of_a_run = isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("eval", {}), dict)
+    return line if is_of_a_run else None

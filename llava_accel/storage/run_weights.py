@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from llava_accel.exceptions import UserError
-from llava_accel.storage.atomic import MANIFEST
+from llava_accel.storage.atomic import is_ours
 
 _MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
@@ -33,10 +33,14 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.toml").is_file() and not any((path / mark).is_file() for mark in _MARKS)
 
 
+def named_checkpoints(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, complete or not."""
+    return [path for path in folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first. Unfinished ones have another name and are not seen."""
-    complete = [path for path in folder.glob("step-*") if (path / MANIFEST).is_file()]
-    return sorted((path for path in complete if _CHECKPOINT.fullmatch(path.name)), key=step_of)
+    return sorted((path for path in named_checkpoints(folder) if is_ours(path)), key=step_of)
 
 
 def step_of(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import time
 from pathlib import Path
@@ -108,6 +109,53 @@ def test_a_second_start_maps_the_same_file_and_a_changed_one_is_read_anew(tmp_pa
     path.write_text('{"id": 1}\n{"id": 2}\n')
     changed = open_table(path)
     assert rows(changed) == [{"id": 1}, {"id": 2}] and changed.fingerprint != first.fingerprint
+
+
+def test_a_file_of_equal_size_and_mtime_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n')
+    before, first = path.stat(), open_table(path)
+    for put in (lambda new: os.replace(new, path), lambda new: path.write_bytes(new.read_bytes())):
+        new = tmp_path / "new"
+        number = int(rows(open_table(path))[0]["id"]) + 1  # type: ignore[index, call-overload]
+        new.write_text(f'{{"id": {number}}}\n')
+        put(new)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        assert rows(open_table(path)) == [{"id": number}]
+        assert open_table(path).fingerprint != first.fingerprint
+
+
+def test_the_fingerprint_is_that_of_the_rows_wherever_the_file_is(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for place in (tmp_path / "a.jsonl", tmp_path / "elsewhere" / "b.ndjson"):
+        place.write_text("".join(f'{{"id": {n}}}\n' for n in range(5000)))
+    one, other = open_table(tmp_path / "a.jsonl"), open_table(tmp_path / "elsewhere" / "b.ndjson")
+    assert one.fingerprint == other.fingerprint and len(one) == len(other) == 5000
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {n}}}\n' for n in [1, 0, *range(2, 5000)]))
+    assert open_table(tmp_path / "a.jsonl").fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000])
+def test_a_kept_file_that_was_cut_off_is_made_anew(
+    tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"id": {n}}}\n' for n in range(5000)))
+    first = rows(open_table(path))
+    (arrow,) = (tmp_path / "cache" / "tables").iterdir()
+    os.truncate(arrow, size)
+    assert rows(open_table(path)) == first
+    assert str(arrow) in capsys.readouterr().err
+
+
+def test_a_cache_without_room_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n')
+    (tmp_path / "cache").write_text("no folder")
+    assert rows(open_table(tmp_path / "a.jsonl")) == [{"id": 1}]
+    assert "data.cache_dir" in capsys.readouterr().err
 
 
 def test_a_table_travels_to_a_worker_without_its_rows(tmp_path: Path) -> None:

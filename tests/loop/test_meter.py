@@ -74,8 +74,10 @@ def _lines(*steps: int) -> str:
         (_lines(1, 2) + '{"step": 3, "lo', 3, _lines(1, 2)),
         (_lines(0, 0, 1), 0, ""),
         ("", 3, ""),
+        (_lines(1) + "\n{}\n[]\nnull\n" + '{"step": "2"}\n{"step": 1, "eval": 3}\n' + _lines(2), 3, _lines(1, 2)),
+        ("[" * 100_000 + "\n" + _lines(1), 3, _lines(1)),
     ],
-    ids=["later", "nothing later", "cut off", "starts anew", "empty"],
+    ids=["later", "nothing later", "cut off", "starts anew", "empty", "foreign", "brackets"],
 )
 def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path: Path, text: str, step: int, kept: str) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -83,6 +85,15 @@ def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path: Path, text: s
     keep_lines_until(path, step)
     assert path.read_text() == kept
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_bytes_of_no_text_are_dropped_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(_lines(1).encode() + b"\xff\xfe\x80\n" + b"\0" * 30 + b"\n" + _lines(2).encode() + b"\xff")
+    said: list[str] = []
+    assert keep_lines_until(path, 2, said.append) == 2
+    assert path.read_text() == _lines(1, 2)
+    assert len(said) == 1 and "3 lines" in said[0] and str(path) in said[0]
 
 
 def test_evaluations_go_with_the_steps_that_they_are_of(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.storage.atomic import MANIFEST, atomic_file, beside, commit, is_complete
+from llava_accel.storage.atomic import MANIFEST, atomic_file, beside, commit, is_complete, recover
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines
 
 
@@ -33,16 +33,59 @@ def test_others_may_read_it_as_any_file_that_the_user_writes(tmp_path: Path) -> 
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("manifest", [True, False])
-def test_a_folder_takes_the_place_of_another(tmp_path: Path, manifest: bool) -> None:
+def put(target: Path, content: str, *, manifest: bool = True) -> None:
+    unfinished = beside(target)
+    (unfinished / "inner").mkdir()
+    (unfinished / "inner" / "a.txt").write_text(content)
+    commit(unfinished, target, manifest=manifest)
+
+
+def test_a_folder_takes_the_place_of_another_and_of_an_empty_one(tmp_path: Path) -> None:
     target = tmp_path / "best"
+    target.mkdir()
     for content in ("old", "new"):
-        unfinished = beside(target)
-        (unfinished / "inner").mkdir()
-        (unfinished / "inner" / "a.txt").write_text(content)
-        commit(unfinished, target, manifest=manifest)
+        put(target, content)
     assert (target / "inner" / "a.txt").read_text() == "new" and list(tmp_path.iterdir()) == [target]
-    assert (target / MANIFEST).exists() == is_complete(target) == manifest
+    assert is_complete(target)
+
+
+def test_a_folder_without_a_manifest_bears_no_mark(tmp_path: Path) -> None:
+    put(tmp_path / "export", "text", manifest=False)
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["inner"]
+
+
+@pytest.mark.parametrize("manifest", [None, '{"name": "a web page"}', "[1]"])
+def test_what_was_not_written_here_keeps_its_place_and_its_name(tmp_path: Path, manifest: str | None) -> None:
+    for name in ("best", "best.old", "best.tmp", "best.0123abcd.old", "best.0123abcd.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("precious")
+        if manifest:
+            (tmp_path / name / MANIFEST).write_text(manifest)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(OSError, match=f"without a {MANIFEST}"):
+        put(tmp_path / "best", "ours")
+    recover(tmp_path)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", "[]", "null", "{", '{"inner/a.txt": 1}', "[" * 100_000, "\x00" * 50])
+def test_a_manifest_that_lists_nothing_seals_nothing(tmp_path: Path, manifest: str) -> None:
+    put(tmp_path / "step-000001", "text")
+    (tmp_path / "step-000001" / MANIFEST).write_text(manifest)
+    assert not is_complete(tmp_path / "step-000001")
+
+
+@pytest.mark.parametrize("place", ["between the two renames", "behind them"])
+def test_a_kill_while_a_folder_takes_anothers_place_leaves_one_of_them(tmp_path: Path, place: str) -> None:
+    target = tmp_path / "best"
+    put(target, "old")
+    target.rename(tmp_path / "best.0123abcd.old")
+    if place == "behind them":
+        put(target, "new")
+    beside(target)
+    recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (target / "inner" / "a.txt").read_text() == ("old" if place == "between the two renames" else "new")
 
 
 def test_only_the_last_line_may_be_cut_off_and_only_where_a_run_may_have_been_killed(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""What the image files of a corpus hold, in one digest: a run that goes on must find the same pictures, wherever they are.
+
+Of each file its size, its first and its last 8 KiB count: compressed pictures end otherwise as soon as one pixel differs
+(PNG ends in checksums), and nothing has to be read whole. What was found is kept by size and times, so a later start looks
+at the files and opens only those that have changed.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+
+from llava_accel.data.corpus import Corpus
+from llava_accel.storage.kept_files import store, stored
+
+_END_BYTES = 8 << 10
+_THREADS = 16  # on a network disk each waits for an answer
+_CHUNK = 512  # files
+_ABSENT = (-1, -1, -1)
+_R = TypeVar("_R")
+
+
+class _Known(NamedTuple):
+    names: list[str]
+    """As of `Corpus.image_name`, in the order of the data."""
+    statuses: list[tuple[int, int, int]]
+    """Size, mtime and ctime when the digest was made."""
+    digests: list[bytes]
+
+
+def pictures_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir: Path) -> str:
+    """A SHA-256 over all pictures that rows of the corpus show.
+
+    Args:
+        image_keys: See `Survey`; rows with the key 0 show none.
+        cache_dir: Where the digests of files are kept.
+    """
+    name = hashlib.sha256(corpus.fingerprint().encode() + np.ascontiguousarray(image_keys).tobytes()).hexdigest()[:24]
+    path = cache_dir / "pictures" / f"{name}.arrow"
+    known = stored(path, _load) or _unread(corpus, image_keys)
+    files = [corpus.image_file(name) for name in known.names]
+    statuses = _in_threads(_status, files)
+    pairs = zip(statuses, known.statuses, strict=True)
+    changed = [place for place, (now, then) in enumerate(pairs) if now != then]
+    if changed:
+        found = _in_threads(_digest, [files[place] for place in changed])
+        for place, digest in zip(changed, found, strict=True):
+            known.digests[place] = digest
+        store(path, partial(_write, _Known(known.names, statuses, known.digests)))
+    return hashlib.sha256(b"".join(known.digests)).hexdigest()
+
+
+def _unread(corpus: Corpus, image_keys: Int[np.ndarray, "rows"]) -> _Known:
+    keys, first = np.unique(image_keys, return_index=True)
+    rows = np.sort(first[keys != 0]).tolist()
+    files = ((row, file) for row in rows for file in corpus.image_files(row))
+    names = list(dict.fromkeys(corpus.image_name(row, str(file)) for row, file in files))
+    return _Known(names, [(0, 0, 0)] * len(names), [b""] * len(names))
+
+
+def _status(file: Path) -> tuple[int, int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return _ABSENT
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _digest(file: Path) -> bytes:
+    """Sixteen bytes; those of an empty text where there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb", buffering=0) as opened:
+            size = opened.seek(0, 2)
+            digest.update(b"%d " % size)
+            for start in (0, max(_END_BYTES, size - _END_BYTES)):
+                opened.seek(start)
+                digest.update(opened.read(_END_BYTES))
+    except OSError:
+        return hashlib.sha256().digest()[:16]
+    return digest.digest()[:16]
+
+
+def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return [found for chunk in threads.map(lambda chunk: list(map(work, chunk)), chunks) for found in chunk]
+
+
+def _write(known: _Known, path: Path) -> None:
+    batch = pa.record_batch(
+        {
+            "name": pa.array(known.names, pa.string()),
+            "status": pa.array(known.statuses, pa.list_(pa.int64(), 3)),
+            "digest": pa.array(known.digests, pa.binary(16)),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _load(path: Path) -> _Known:
+    with pa.OSFile(str(path), "rb") as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    names, statuses, digests = (batch.column(name).to_pylist() for name in ("name", "status", "digest"))
+    return _Known(names, [tuple(status) for status in statuses], digests)

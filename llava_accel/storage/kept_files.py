@@ -1,0 +1,133 @@
+"""The cache: where it is, and files in it that are read where they are whole, and made anew where they are not.
+
+A cache that cannot be written is said once, and is no reason to end.
+"""
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from llava_accel.console.output import note
+from llava_accel.exceptions import UserError
+from llava_accel.storage.atomic import atomic_file, is_of_the_disk
+
+_KINDS = {
+    "tables": (r"[0-9a-f]{20}\.arrow", "records of data files"),
+    "surveys": (r"[0-9a-f-]+\.arrow", "lengths and errors of records"),
+    "pictures": (r"[0-9a-f]{24}\.arrow", "digests of image files"),
+    "splits": (r"[0-9a-f]{24}\.npy", "held-out shares"),
+    "towers": (r"[0-9a-f]{64}", "names of vision towers"),
+    "features": (r"[0-9a-f]{32}\.safetensors", "features of tower"),
+}
+"""Folders of the cache, the names of the files in each, and what they are."""
+_T = TypeVar("_T")
+
+
+def cache_folder(cache_dir: str = "") -> Path:
+    """The cache: `data.cache_dir`, or where it is empty `llava_accel` in XDG_CACHE_HOME or `~/.cache`, or else, where
+    the user has no home, a folder of the user's among the temporary files. A new one is the user's alone.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if cache_dir:
+        folder = Path(cache_dir)
+    elif (folder := _user_cache()) is None:
+        return _temporary_cache("the user has no home folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        if not cache_dir:
+            return _temporary_cache(f"{folder} cannot be made ({error.strerror})")
+        raise UserError(
+            f"data.cache_dir: {folder} cannot be made ({error.strerror}). Name a folder that can be written"
+        ) from None
+    return folder
+
+
+def contents(folder: Path) -> dict[str, list[Path]]:
+    """The files of a cache by what they are; what has another name than ours is left out."""
+    found: dict[str, list[Path]] = {}
+    for place, (name, what) in _KINDS.items():
+        for file in sorted((folder / place).glob("*/*" if place == "features" else "*")):
+            if re.fullmatch(rf"{name}(\.[0-9a-f]{{32}}\.tmp)?", file.name) and file.is_file():
+                inner = f" {file.parent.name}" if place == "features" else ""
+                found.setdefault(f"{what}{inner}", []).append(file)
+    return found
+
+
+def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:
+    """What `read` makes of a file of the cache; None where there is none, or where it is damaged, which is said."""
+    try:
+        return read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        note(f"{path} is damaged ({_in_short(error)}) and is made anew")
+        return None
+
+
+def store(path: Path, write: Callable[[Path], object]) -> bool:
+    """Let `write` make a file of the cache; False where the disk does not take it, which is said."""
+    try:
+        with atomic_file(path, is_private=True) as unfinished:
+            write(unfinished)
+    except Exception as error:
+        if not is_of_the_disk(error):
+            raise
+        note(f"data.cache_dir: {path} cannot be written ({_in_short(error)}); the run goes on without it")
+        return False
+    return True
+
+
+@cache
+def spare_folder() -> Path:
+    """A folder for this process alone, removed at its end, for what cannot be kept and has to be a file.
+
+    Raises:
+        UserError: there is no room for temporary files either.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="llava_accel-")
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir: it cannot be written, and neither can {tempfile.gettempdir()} ({error.strerror}). Name a "
+            "folder with free space in data.cache_dir"
+        ) from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _user_cache() -> Path | None:
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):  # others do not count, says its specification
+        return Path(named) / "llava_accel"
+    try:
+        return Path.home() / ".cache" / "llava_accel"
+    except RuntimeError:  # neither HOME nor an entry for this user
+        return None
+
+
+def _temporary_cache(reason: str) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"llava_accel-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        is_own = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()  # anybody may make a folder there
+    except OSError:
+        is_own = False
+    if not is_own:
+        raise UserError(f"data.cache_dir: {reason}, and {folder} cannot be used. Name a folder that can be written")
+    note(f"data.cache_dir: {reason}; the cache is in {folder}")
+    return folder
+
+
+def _in_short(error: Exception) -> str:
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200]
