@@ -6,7 +6,8 @@ the encoder here, not corrections of a count, so ids and targets agree with LLaV
 never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +57,20 @@ class Labeller:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
         image_token_id: Id at every position of an image.
         num_image_tokens: Positions that one image takes.
+        words: Added tokens that texts may hold; others are spelled out.
+        num_rows: Rows of the embedding that are trained, where a template's tokens may lie.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_token_id: int, num_image_tokens: int) -> None:
-        self._encode = TextEncoder(tokenizer, image_token_id)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_token_id: int,
+        num_image_tokens: int,
+        words: Collection[str] = (),
+        num_rows: float = math.inf,
+    ) -> None:
+        self._encode = TextEncoder(tokenizer, image_token_id, words)
+        self._num_rows = num_rows
         self._tokenizer = tokenizer
         self._image_ids = [image_token_id] * num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
@@ -108,6 +119,11 @@ class Labeller:
             raise UserError(
                 f"model.template: the tokenizer has no token {token!r}, which this template ends its turns with. "
                 "Choose the template that the base was trained with, or 'auto'"
+            )
+        if token_id >= self._num_rows:
+            raise UserError(
+                f"model.template: its token {token!r} is number {token_id} of the tokenizer, and the embedding has "
+                f"{self._num_rows} rows. Choose the template that the base was trained with, or 'auto'"
             )
         return [token_id]
 
