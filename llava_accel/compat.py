@@ -219,13 +219,11 @@ def tokenizer_description(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def replace_tokenizer(tokenizer: PreTrainedTokenizerFast, description: str) -> None:
-    """Let a tokenizer be made of another tokenizer.json, given as text.
+    """Let a tokenizer be made of another tokenizer.json.
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `_tokenizer`. The public `backend_tokenizer` cannot be set.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer._tokenizer = Tokenizer.from_str(description)
+    tokenizer._tokenizer = type(tokenizer._tokenizer).from_str(description)
 
 
 def forget_deepspeed() -> None:

@@ -1,6 +1,7 @@
 """The chat template that is saved with a model: one of LLaVA's by name, or the base's own."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -11,8 +12,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.model.files import read_json
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_QUESTION = [{"role": "user", "content": "q"}]
-_QUESTION_OF_PARTS = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
+_QUESTION = "question"
 
 
 def choose_template(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[str | None, list[str]]:
@@ -69,15 +69,16 @@ def _other_template(tokenizer: PreTrainedTokenizerFast, own: str, used: str, nam
 
 
 def _before_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> str | None:
-    """The last word of the generation prompt; None where the template refuses a question."""
-    for question in (_QUESTION, _QUESTION_OF_PARTS):
+    """The last word between a question and its answer; None where there is none, or the template refuses to be rendered."""
+    for content in (_QUESTION, [{"type": "text", "text": _QUESTION}]):
+        messages: Any = [{"role": "user", "content": content}]
         try:
             prompt = tokenizer.apply_chat_template(
-                question, chat_template=template, add_generation_prompt=True, tokenize=False
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
             )
-            return str(prompt).split()[-1]
         except REFUSALS:
             continue
+        return next(reversed(str(prompt).rpartition(_QUESTION)[2].split()), None)
     return None
 
 

@@ -38,8 +38,10 @@ def load_tokenizer(base: Base) -> tuple[PreTrainedTokenizerFast, list[str]]:
     legacy = bool(config.get("legacy", base.layout != "hub"))
     if base.layout != "hub":
         kwargs["extra_special_tokens"] = {"image_token": IMAGE_TOKEN}
-        if str(config.get("tokenizer_class", "Llama")).startswith("Llama"):
-            kwargs["legacy"] = legacy
+    if str(config.get("tokenizer_class", "Llama")).startswith("Llama"):
+        kwargs |= {} if base.layout == "hub" else {"legacy": legacy}
+        if not (base.folder / "tokenizer.json").is_file():  # which would say it by itself
+            kwargs["add_bos_token"] = config.get("add_bos_token", True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             base.folder, config=base.text, trust_remote_code=False, padding_side="right", **kwargs

@@ -60,10 +60,13 @@ def trained(kind: str) -> bytes:
     return proto.SerializeToString()
 
 
-def own_ids(kind: str) -> SentencePieceProcessor:
-    """SentencePiece itself with that model."""
+def own_ids(kind: str, *, spaced: bool = True) -> SentencePieceProcessor:
+    """SentencePiece itself with that model, which puts a space before a text or does not."""
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(trained(kind))
+    proto.normalizer_spec.add_dummy_prefix = spaced
     processor = SentencePieceProcessor()
-    processor.LoadFromSerializedProto(trained(kind))
+    processor.LoadFromSerializedProto(proto.SerializeToString())
     return processor
 
 

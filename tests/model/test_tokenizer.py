@@ -15,7 +15,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.model.tokenizer import allow_tokens, load_tokenizer, refuse_tokens_without_rows
 from llava_accel.recipe import ModelTable
 
-SPACES = "with  double"
+SPACES = "a  the"
 
 
 def two_files(folder: Path, layout: Layout, *, agree: bool) -> list[str]:
