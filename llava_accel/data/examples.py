@@ -1,6 +1,5 @@
 """Records -> examples: placement of images, template, labels, length. What a loader worker does for each record."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +57,7 @@ class Encoder:
         max_length: int = 2048,
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
         words: Collection[str] = (),
-        num_rows: float = math.inf,
+        num_rows: int | None = None,
     ) -> None:
         self._label = Labeller(tokenizer, image_token_id, num_image_tokens, words, num_rows)
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (

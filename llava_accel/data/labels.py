@@ -6,7 +6,6 @@ the encoder here, not corrections of a count, so ids and targets agree with LLaV
 never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
 """
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +57,7 @@ class Labeller:
         image_token_id: Id at every position of an image.
         num_image_tokens: Positions that one image takes.
         words: Added tokens that texts may hold; others are spelled out.
-        num_rows: Rows of the embedding that are trained, where a template's tokens may lie.
+        num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: all tokens have one.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Labeller:
         image_token_id: int,
         num_image_tokens: int,
         words: Collection[str] = (),
-        num_rows: float = math.inf,
+        num_rows: int | None = None,
     ) -> None:
         self._encode = TextEncoder(tokenizer, image_token_id, words)
         self._num_rows = num_rows
@@ -120,7 +119,7 @@ class Labeller:
                 f"model.template: the tokenizer has no token {token!r}, which this template ends its turns with. "
                 "Choose the template that the base was trained with, or 'auto'"
             )
-        if token_id >= self._num_rows:
+        if self._num_rows is not None and token_id >= self._num_rows:
             raise UserError(
                 f"model.template: its token {token!r} is number {token_id} of the tokenizer, and the embedding has "
                 f"{self._num_rows} rows. Choose the template that the base was trained with, or 'auto'"

@@ -193,7 +193,7 @@ def test_a_vocabulary_that_holds_its_special_tokens_lets_no_text_become_one(kind
     for text in ("</s>", "a</s>b", "<s>a", "</s></s>"):
         ids = encode_text(text, "text")
         assert not {1, 2} & set(ids)
-        assert letters == "ab" or tokenizer.decode(ids).replace(" ", "") == text
+        assert letters == "ab" or str(tokenizer.decode(ids)).replace(" ", "") == text
     unchanged = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     unchanged.encode_special_tokens = True
     assert 2 in unchanged.encode("</s>").ids, "what is kept from texts here can be spelled"
