@@ -38,7 +38,9 @@ def _mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     written = read_json(path)
     named: Any = written.pop("model_specific_special_tokens", {})
     extra: Any = written.pop("extra_special_tokens", [])
-    written |= {**named, "additional_special_tokens": list(map(str, extra)) or None}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # Whatever is named here becomes special, also what a text may hold.
+    written |= {**named, "additional_special_tokens": [str(token) for token in extra if str(token) in special] or None}
     written["legacy"] = getattr(tokenizer, "legacy", written.get("legacy"))
     if pre_tokenizer := json.loads(compat.tokenizer_description(tokenizer))["pre_tokenizer"]:
         written["add_prefix_space"] = pre_tokenizer.get("add_prefix_space")  # version 4 would set what it reads here
