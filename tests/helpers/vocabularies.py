@@ -25,12 +25,16 @@ _ODD = (
     "🙂👍🏽", "½", "ﬁ",
 )  # fmt: skip
 _BYTE = 6  # type of a piece
+_PARTS = ("<0", "<0x", "<0x0", "A>", "</", "s>")  # of what no text may become, though these are there to be joined
 
 
 @cache
 def trained(kind: str) -> bytes:
-    """A tokenizer.model: "llama" (as Llama's: runs of spaces come last of all), "bpe" and "unigram" with SentencePiece's
-    own settings, "unigram_bytes" without normalisation and with byte fallback. "<box>" is in all a word of the user."""
+    """A tokenizer.model, in all of which "<box>" is a word of the user.
+
+    "llama" is as Llama's, where runs of spaces come last of all, with `_PARTS`; "bpe" and "unigram" have SentencePiece's own
+    settings; "unigram_bytes" has no normalisation, and byte fallback.
+    """
     settings: dict[str, Any] = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     settings |= {"byte_fallback": True}
     if kind in ("bpe", "unigram"):
@@ -52,8 +56,10 @@ def trained(kind: str) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     proto.ParseFromString(model.getvalue())
     if kind == "llama":
-        runs = [type(proto.pieces[0])(piece="▁" * length, score=-1e9) for length in range(2, 17)]
-        known = [piece for piece in proto.pieces if set(piece.piece) != {"▁"} or piece.piece == "▁"]
+        make = type(proto.pieces[0])
+        runs = [make(piece="▁" * length, score=-1e9) for length in range(2, 17)]
+        known = [piece for piece in proto.pieces if piece.piece not in {run.piece for run in runs} | set(_PARTS)]
+        known += [make(piece=part, score=-0.5) for part in _PARTS]
         first = max(id for id, piece in enumerate(known) if piece.type == _BYTE) + 1
         del proto.pieces[:]
         proto.pieces.extend([*known[:first], *runs, *known[first:]])
