@@ -122,7 +122,7 @@ class Labeller:
         if self._num_rows is not None and token_id >= self._num_rows:
             raise UserError(
                 f"model.template: its token {token!r} is number {token_id} of the tokenizer, and the embedding has "
-                f"{self._num_rows} rows. Choose the template that the base was trained with, or 'auto'"
+                f"{self._num_rows} rows. Take the tokenizer's files from the model itself, or choose a template without it"
             )
         return [token_id]
 
