@@ -30,6 +30,7 @@ from llava_accel.data.survey import survey as survey_records
 from llava_accel.exceptions import UserError
 from llava_accel.inspection.clean_copy import duplicate_ids, write_clean_copy
 from llava_accel.inspection.preflight import Problems, examine_model, examine_run
+from llava_accel.inspection.tokens_in_texts import tokens_in_texts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
 from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad
@@ -114,6 +115,8 @@ def check_corpus(
     repeated = duplicate_ids(corpus)
     summarise(console, name, survey, repeated, tokenised=processing is not None)
     if processing:
+        for line in tokens_in_texts(corpus, survey.usable, processing):
+            console.line(f"  {line}")
         show_examples(console, corpus, survey.usable, processing, arguments.show)
     if processing and arguments.labels and name == "data.train":
         write_labels(Path(arguments.labels), corpus, survey.usable)

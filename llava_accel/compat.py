@@ -221,13 +221,12 @@ def tokenizer_description(tokenizer: PreTrainedTokenizerFast) -> str:
     return tokenizer.backend_tokenizer.to_str()
 
 
-def save_legacy_flag(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let a Llama tokenizer save its `legacy` flag: without it, it would come back as another one.
+def replace_tokenizer(tokenizer: PreTrainedTokenizerFast, description: str) -> None:
+    """Let a tokenizer be made of another tokenizer.json.
 
-    Read in transformers 5.23, tokenization_utils_base.py: `init_kwargs`. `save_pretrained` writes what it was given in
-    there, and not the flag that is in force.
+    Read in transformers 5.23, tokenization_utils_tokenizers.py: `_tokenizer`. The public `backend_tokenizer` cannot be set.
     """
-    tokenizer.init_kwargs["legacy"] = tokenizer.legacy  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer._tokenizer = type(tokenizer._tokenizer).from_str(description)
 
 
 def forget_deepspeed() -> None:

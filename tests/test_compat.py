@@ -344,16 +344,18 @@ def test_a_tokenizer_is_described_with_the_keys_that_its_encoder_changes(tmp_pat
     assert "<x>" not in changed.encode("a<x>", add_special_tokens=False).tokens
 
 
-@contract(compat.save_legacy_flag)
-@pytest.mark.parametrize("legacy", [True, False])
-def test_a_saved_tokenizer_keeps_its_legacy_flag(tmp_path: Path, legacy: bool) -> None:
+@contract(compat.replace_tokenizer)
+def test_a_tokenizer_can_be_made_of_another_description(tmp_path: Path) -> None:
     from helpers.tiny import make_tokenizer
 
-    tokenizer = make_tokenizer(tmp_path, legacy)
-    tokenizer.init_kwargs.pop("legacy")
-    compat.save_legacy_flag(tokenizer)
-    tokenizer.save_pretrained(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["legacy"] is legacy
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.add_tokens(["<x>"], special_tokens=True)
+    spec = json.loads(compat.tokenizer_description(tokenizer))
+    spec["added_tokens"][-1]["special"], spec["model"]["merges"] = False, []
+    compat.replace_tokenizer(tokenizer, json.dumps(spec))
+    ids = tokenizer("red<x>", add_special_tokens=False).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁", "r", "e", "d", "<x>"]
+    assert str(tokenizer.decode(ids, skip_special_tokens=True)).endswith("<x>")
 
 
 @contract(compat.forget_deepspeed)

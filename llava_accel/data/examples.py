@@ -1,6 +1,6 @@
 """Records -> examples: placement of images, template, labels, length. What a loader worker does for each record."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,7 @@ class Encoder:
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
         answers, image_placement, max_length, on_too_long: The recipe's keys of that name.
+        words, num_rows: See `Labeller`.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Encoder:
         image_placement: Literal["start", "in_place"] = "start",
         max_length: int = 2048,
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
+        words: Collection[str] = (),
+        num_rows: int | None = None,
     ) -> None:
-        self._label = Labeller(tokenizer, image_token_id, num_image_tokens)
+        self._label = Labeller(tokenizer, image_token_id, num_image_tokens, words, num_rows)
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )

@@ -20,8 +20,22 @@ _MARKS = re.compile("\ue000(\\d+)\\.(\\d+)\ue001")
 _REMEDY = "Name one of LLaVA's templates: v1, plain, llava_llama_2, mistral_instruct, chatml"
 _PROBE = [Turn("user", "q"), Turn("assistant", "a")]
 
-_REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """What a template raises on a conversation that it was not written for, or in jinja2's sandbox."""
+
+_ENDED = """
+{%- set ended = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- set content = message['content'] -%}
+  {%- if message['role'] == 'assistant' and content is string -%}
+    {%- set content = content + END -%}
+  {%- elif message['role'] == 'assistant' and content and content[-1]['text'] is defined -%}
+    {%- set content = content[:-1] + [dict(content[-1], text=content[-1]['text'] + END)] -%}
+  {%- endif -%}
+  {%- set ended.messages = ended.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = ended.messages -%}
+"""
 
 Message = dict[str, str | list[dict[str, str]]]
 
@@ -122,7 +136,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=generation,
             )
-        except _REFUSALS as error:
+        except REFUSALS as error:
             problem = f"the base's chat template refuses the conversation ({quoted(error)})"
             raise DataError("roles", problem, "Change its turns, or choose another model.template") from None
         assert isinstance(text, str)
@@ -169,6 +183,18 @@ class ChatTemplate:
             pieces.append(Piece("image") if name == IMAGE else Piece("special", name))
             place = token.end()
         return pieces + ([Piece("text", text[place:])] if place < len(text) else [])
+
+
+def with_ends(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> str:
+    """The template, with the end-of-sequence token behind each answer if it ends the first of two with none.
+
+    Raises:
+        UserError: see `ChatTemplate`; or the tokenizer has no such token.
+    """
+    pieces = ChatTemplate(tokenizer, chat_template)([*_PROBE, *_PROBE], has_images=False)
+    if sum(piece.kind == "special" and piece.supervised for piece in pieces) > 1 or tokenizer.eos_token is None:
+        return chat_template
+    return _ENDED.replace("END", repr(str(tokenizer.eos_token))).replace("\n", "") + chat_template
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -6,7 +6,7 @@ the encoder here, not corrections of a count, so ids and targets agree with LLaV
 never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +56,20 @@ class Labeller:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
         image_token_id: Id at every position of an image.
         num_image_tokens: Positions that one image takes.
+        words: Added tokens that texts may hold; others are spelled out.
+        num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: all tokens have one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_token_id: int, num_image_tokens: int) -> None:
-        self._encode = TextEncoder(tokenizer, image_token_id)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_token_id: int,
+        num_image_tokens: int,
+        words: Collection[str] = (),
+        num_rows: int | None = None,
+    ) -> None:
+        self._encode = TextEncoder(tokenizer, image_token_id, words)
+        self._num_rows = num_rows
         self._tokenizer = tokenizer
         self._image_ids = [image_token_id] * num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
@@ -108,6 +118,11 @@ class Labeller:
             raise UserError(
                 f"model.template: the tokenizer has no token {token!r}, which this template ends its turns with. "
                 "Choose the template that the base was trained with, or 'auto'"
+            )
+        if self._num_rows is not None and token_id >= self._num_rows:
+            raise UserError(
+                f"model.template: its token {token!r} is number {token_id} of the tokenizer, and the embedding has "
+                f"{self._num_rows} rows. Take the tokenizer's files from the model itself, or choose a template without it"
             )
         return [token_id]
 

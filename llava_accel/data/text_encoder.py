@@ -1,9 +1,12 @@
 """Plain text -> ids: what the tokenizer of a base makes of a text in the middle of a conversation."""
 
+import base64
 import json
 import re
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
+from sentencepiece import SentencePieceNormalizer, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -25,9 +28,12 @@ class TextEncoder:
     Args:
         tokenizer: One with a `tokenizers` backend, else UserError.
         image_token_id: Is never made from a text either, whether the tokenizer calls it special or not.
+        words: Added tokens that are parsed all the same, as words are.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int = -1) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, image_token_id: int = -1, words: Collection[str] = ()
+    ) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UserError(
                 f"model: the tokenizer {type(tokenizer).__name__} has no `tokenizers` backend. "
@@ -40,16 +46,29 @@ class TextEncoder:
         for token in spec["added_tokens"]:
             # Not all bases mark what structures a conversation as special. Other added tokens are words.
             token["special"] |= token["id"] == image_token_id or bool(_CONTROL.fullmatch(token["content"]))
+            token["special"] &= token["content"] not in words
+        _put_out_of_reach(spec)
+        self._charsmap = _take_over_charsmap(spec)
         self._backend = Tokenizer.from_str(json.dumps(spec))
         self._backend.encode_special_tokens = True
-        self._words = _WORDS if _ends_at_spaces(spec) else None
+        # One that removes spaces at both ends of what it is given must not do so where a text goes on after another.
+        strips = self._backend.encode(" a").ids == self._backend.encode("a").ids
+        self._normalizer = self._backend.normalizer if strips else None
+        if self._normalizer:
+            self._backend.normalizer = None
+        self._words = _WORDS if not self._charsmap and not self._normalizer and _ends_at_spaces(spec) else None
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, text: str, after: Context) -> list[int]:
         """Ids of `text`, given what comes before it."""
+        lead = (after == "start" and self.space_at_start) or (after == "special" and self.space_after_special)
+        text = self._charsmap.Normalize(text) if self._charsmap else text
+        if self._normalizer and lead:
+            text = self._normalizer.normalize_str(text)
+        elif self._normalizer:
+            text = self._normalizer.normalize_str(f"|{text}")[1:]
         if not text:
             return []
-        lead = (after == "start" and self.space_at_start) or (after == "special" and self.space_after_special)
         text = f"{self._space}{text}" if lead else text
         if self._words is None:
             return list(self._ids(text))
@@ -66,14 +85,29 @@ class TextEncoder:
         return ids
 
 
+def _put_out_of_reach(spec: dict[str, Any]) -> None:
+    """Change a tokenizer's description so that no text becomes a special token that its model can spell by itself."""
+    model, special = spec["model"], [token for token in spec["added_tokens"] if token["special"]]
+    if model["type"] == "BPE":
+        names = {token["content"] for token in special}
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+        model["merges"] = [pair for pair in pairs if "".join(pair) not in names]
+    elif model["type"] == "Unigram":
+        vocabulary = model["vocab"]
+        ids = {token["id"] for token in special if token["id"] < len(vocabulary)} | {model["unk_id"]} - {None}
+        for id in ids:
+            vocabulary[id][0] = ""
+        # Under its old name each would be a new token, and those after it would move.
+        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in ids]
+
+
 def _ends_at_spaces(spec: dict) -> bool:
     """Whether no token reaches over the end of a word into the space after it, as with SentencePiece's BPE.
 
     Then a text's ids are those of its words, each with the spaces that lead to it: what is merged, and in which order,
     in one word depends on no other.
     """
-    model, normalizer, pre_tokenizer = spec["model"], spec["normalizer"], spec["pre_tokenizer"]
-    parts = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    model, pre_tokenizer, parts = spec["model"], spec["pre_tokenizer"], _normalizers(spec)
     return (
         model["type"] == "BPE"
         and not any(
@@ -96,14 +130,35 @@ def _reaches_out(token: dict) -> bool:
     return token["lstrip"] or token["rstrip"] or token["single_word"] or " " in content or "▁" in content
 
 
+def _take_over_charsmap(spec: dict[str, Any]) -> SentencePieceNormalizer | None:
+    """Remove the table of SentencePiece's that replaces characters, and return what applies it as SentencePiece does.
+
+    `tokenizers` looks up clusters of characters, and so misses some replacements and loses an accent with others.
+    """
+    parts = _normalizers(spec)
+    maps = [part["precompiled_charsmap"] for part in parts if part["type"] == "Precompiled"]
+    if not maps or not maps[0]:
+        return None
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [p for p in parts if p["type"] != "Precompiled"]}
+    alone = dict.fromkeys(("add_dummy_prefix", "escape_whitespaces", "remove_extra_whitespaces"), False)
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    for key, value in {**alone, "precompiled_charsmap": base64.b64decode(maps[0])}.items():
+        setattr(model.normalizer_spec, key, value)
+    return SentencePieceNormalizer(model_proto=model.SerializeToString(), **alone)
+
+
+def _normalizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    normalizer = spec.get("normalizer")
+    return (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+
+
 def _take_over_spaces(spec: dict) -> tuple[str, bool, bool]:
     """Remove the automatic leading space from a tokenizer's description.
 
     Returns:
         The space, whether it is added at the start of a text, and whether it is added after special tokens too.
     """
-    normalizer, pre_tokenizer = spec.get("normalizer"), spec.get("pre_tokenizer")
-    parts = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    pre_tokenizer, parts = spec.get("pre_tokenizer"), _normalizers(spec)
     for part in parts:
         if part["type"] == "Prepend":
             kept = [other for other in parts if other is not part]

@@ -58,6 +58,8 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
     if base is None:
         return None, problems.messages
     processing = problems.attempt(lambda: load_processing(recipe.model, recipe.data.image_aspect))
+    for note in processing.notes if processing else ():
+        console.line(note)
     names = (recipe.model.base, recipe.model.language_model, recipe.model.vision_tower)
     if all(Path(name).expanduser().is_dir() for name in names if name):
         stored = problems.attempt(lambda: _gather(recipe, base)) or {}

@@ -56,7 +56,7 @@ def load_model(
     Raises:
         UserError: a file is damaged, missing, or belongs to another model.
     """
-    base, notes = find_base(recipe.model), []
+    base, notes = find_base(recipe.model), list(processing.notes)
     projector = find_projector(recipe.model.projector) if recipe.model.projector else None
     is_fresh = base.layout == "parts" and projector is None
     stored = weights.gather(base, projector)

@@ -21,6 +21,7 @@ from llava_accel.model.files import read_json
 from llava_accel.model.lora import load_trainables, split_state
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
+from llava_accel.model.saved_processor import save_processor
 from llava_accel.recipe import Recipe
 
 ADAPTER = "adapter_model.safetensors"
@@ -45,7 +46,7 @@ def save_model(
         state: What `is_saved` names of its state dict, gathered from all ranks.
     """
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    processing.processor.save_pretrained(folder)
+    save_processor(folder, processing.processor)
     facts = {
         "base": recipe.model.base or recipe.model.language_model,
         "base_layout": processing.base.layout,

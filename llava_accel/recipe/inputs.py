@@ -104,6 +104,9 @@ class ModelTable(Table):
     """The adapter to start from: a run, a checkpoint, an export, or another folder of PEFT's or original LLaVA's."""
     template: Literal["v1", "plain", "llava_llama_2", "mistral_instruct", "chatml", "auto"] = "v1"
     """Conversation template under LLaVA's name; "auto" = the processor's own chat template."""
+    added_tokens: Annotated[tuple[Text, ...], Strict(False)] = ()
+    """Special tokens of the base that texts may hold, such as ["<box>", "<loc_*>"], where * is any characters; all others
+    are spelled out."""
     gradient_checkpointing: bool | AtLeastOne = False
     """Recompute activations in the backward pass; an integer k does so in every k-th layer only."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"

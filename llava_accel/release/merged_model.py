@@ -14,6 +14,7 @@ from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, TOWER
 from llava_accel.model.lora import Trainable, split_state
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import ADAPTER
+from llava_accel.model.saved_processor import save_processor
 
 
 def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], processing: Processing) -> None:
@@ -37,7 +38,7 @@ def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], proce
     config.save_pretrained(str(folder))
     tensors = {name: stored_form(tensor) for name, tensor in stored.items()}
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
-    processing.processor.save_pretrained(folder)
+    save_processor(folder, processing.processor)
 
 
 def save_merged(
@@ -59,7 +60,7 @@ def save_merged(
         half.name_or_path = ""  # a folder of this machine
     merged.generation_config.eos_token_id = sorted(set(stop_ids))
     merged.save_pretrained(folder)
-    processing.processor.save_pretrained(folder)
+    save_processor(folder, processing.processor)
 
 
 def stored_form(tensor: Tensor) -> Tensor:

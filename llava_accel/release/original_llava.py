@@ -21,6 +21,7 @@ from llava_accel.model.files import read_json, read_tensors, read_weights
 from llava_accel.model.lora import split_state
 from llava_accel.model.processing import Processing, load_image_processor
 from llava_accel.model.save import ADAPTER
+from llava_accel.model.saved_processor import save_tokenizer
 from llava_accel.recipe import Recipe
 from llava_accel.release.merged_model import stored_form
 
@@ -149,7 +150,7 @@ def _write_tokenizer(folder: Path, processing: Processing, origin: Base | None) 
     places = [base.folder for base in (origin, processing.base) if base]
     source = next((place for place in places if (place / "tokenizer.model").is_file()), None)
     if source is None:
-        processing.processor.tokenizer.save_pretrained(folder)
+        save_tokenizer(folder, processing.processor.tokenizer)
         return
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():

@@ -54,6 +54,8 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         image_placement=recipe.data.image_placement,
         max_length=recipe.data.max_length,
         on_too_long=recipe.data.on_too_long,
+        words=processing.words,
+        num_rows=processing.vocab_size,
     )
 
 
@@ -158,7 +160,7 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     settings = (
         compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.num_image_tokens,
         recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
-        data.answers,
+        data.answers, processing.words,
     )  # fmt: skip
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
 

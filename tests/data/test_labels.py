@@ -170,6 +170,12 @@ def test_a_template_whose_tokens_are_missing_is_refused_by_name() -> None:
         encode(encoder(llama(), "chatml"), record("What?", "A cat"))
 
 
+def test_a_template_whose_token_has_no_row_is_refused() -> None:
+    rows = byte_level().get_vocab()["<|im_start|>"]
+    with pytest.raises(ValueError, match=rf"<\|im_start\|>.*number {rows} .*{rows} rows"):
+        encode(encoder(byte_level(), "chatml", num_rows=rows), record("What?", "A cat"))
+
+
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
     with pytest.raises(ValueError, match="end-of-sequence"):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from helpers.samples import (
@@ -166,3 +167,54 @@ def test_a_tokenizer_whose_tokens_reach_over_spaces_takes_texts_whole() -> None:
     with_phrase, plain = TextEncoder(tokenizer), TextEncoder(llama())
     assert with_phrase._words is None
     assert len(with_phrase("a two words b", "text")) < len(plain("a two words b", "text"))
+
+
+def spelling(kind: str, letters: str = "</s>ab") -> PreTrainedTokenizerFast:
+    """A tokenizer whose own vocabulary holds "</s>", and could spell it."""
+    names = ["<unk>", "<s>", "</s>", *dict.fromkeys(letters)]
+    if kind == "unigram":
+        backend = Tokenizer(models.Unigram([(name, 0.0 if len(name) > 1 else -9.0) for name in names], unk_id=0))
+    else:
+        vocabulary = {name: id for id, name in enumerate([*names, "</", "s>"])}
+        merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True))
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.add_tokens([AddedToken("<word>", special=False), AddedToken("<task>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("letters", ["</s>ab", "ab"], ids=["spelled", "unknown"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_vocabulary_that_holds_its_special_tokens_lets_no_text_become_one(kind: str, letters: str) -> None:
+    if kind == "bpe" and letters == "ab":
+        letters = "</s>ab"  # a merge needs its parts
+    tokenizer = spelling(kind, letters)
+    encode_text = TextEncoder(tokenizer)
+    for text in ("</s>", "a</s>b", "<s>a", "</s></s>"):
+        ids = encode_text(text, "text")
+        assert not {1, 2} & set(ids)
+        assert letters == "ab" or str(tokenizer.decode(ids)).replace(" ", "") == text
+    unchanged = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    unchanged.encode_special_tokens = True
+    assert 2 in unchanged.encode("</s>").ids, "what is kept from texts here can be spelled"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_added_tokens_keep_their_ids_and_only_words_are_parsed(kind: str) -> None:
+    tokenizer = spelling(kind)
+    ids = tokenizer.get_added_vocab()
+    assert ids["<word>"] in TextEncoder(tokenizer)("a<word>b", "text")
+    assert ids["<task>"] not in TextEncoder(tokenizer)("a<task>b", "text")
+    allowed = TextEncoder(tokenizer, words={"<task>"})
+    assert [token for token in allowed("a<task>b", "text") if token in ids.values()] == [ids["<task>"]]
+
+
+def test_a_tokenizer_that_strips_spaces_keeps_the_one_between_two_texts() -> None:
+    backend = Tokenizer(models.BPE({"▁": 0, "a": 1, "b": 2, "▁b": 3}, [("▁", "b")]))
+    strip = [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence([*strip, normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    encode_text = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert encode_text("  b ", "start") == [3]
+    assert encode_text("a", "text") == [1]
+    assert encode_text(" b", "text") == encode_text("   b", "text") == [3]
+    assert encode_text("   ", "text") == []

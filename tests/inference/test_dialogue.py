@@ -15,6 +15,7 @@ from llava_accel.data.conversation import Turn
 from llava_accel.data.records import parse_record
 from llava_accel.inference.dialogue import Dialogue, _Pieces
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
+from llava_accel.model.saved_processor import save_processor
 from llava_accel.setup.datasets import build_encoder
 
 ONE, TWO = PARITY / "images" / "t0.png", PARITY / "images" / "t3.png"
@@ -63,7 +64,7 @@ def test_saved_processor_writes_the_same_prompt(legacy: bool, template: str, tmp
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"legacy": legacy}))
     trained = find_trained(base=str(settings.parent), template=template)
     loaded = load_trained(trained, dtype=torch.float32, device=CPU)
-    loaded.processing.processor.save_pretrained(tmp_path / "saved")
+    save_processor(tmp_path / "saved", loaded.processing.processor)
     dialogue = Dialogue(loaded, trained.recipe, 4)
     answer = "Two of them."
     dialogue.show(ONE)

@@ -15,6 +15,7 @@ from helpers.tiny import NUM_PATCHES, VOCABULARY, make_clip, make_language_model
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn
 from llava_accel.data.images import ImageReader
 from llava_accel.model.processing import Processing, load_processing, num_rows
+from llava_accel.model.saved_processor import save_processor, save_tokenizer
 from llava_accel.recipe import ModelTable
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -81,7 +82,7 @@ def test_the_legacy_flag_means_what_it_meant_to_llava_and_outlives_saving(tmp_pa
     assert tokenizer.legacy is means
     ids = tokenizer("a</s>USER: b").input_ids
     assert ("▁USER" in tokenizer.convert_ids_to_tokens(ids)) == means
-    tokenizer.save_pretrained(tmp_path / "saved")
+    save_tokenizer(tmp_path / "saved", tokenizer)
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved("a</s>USER: b").input_ids == ids
     assert len(saved) == 2001
@@ -104,7 +105,7 @@ def test_the_saved_processor_treats_images_as_training_does(
     parts: Path, tmp_path: Path, tower: str, aspect: str
 ) -> None:
     processing = processing_of(aspect, language_model=parts / "language", vision_tower=parts / tower)
-    processing.processor.save_pretrained(tmp_path)
+    save_processor(tmp_path, processing.processor)
     saved = AutoProcessor.from_pretrained(tmp_path)
     training = ImageReader(processing.processor.image_processor, aspect)  # type: ignore[arg-type]
     for size in ((80, 40), (33, 70), (56, 56)):

@@ -41,9 +41,19 @@ def test_llava_export_of_a_hub_base_has_the_config_of_the_original(lora_exports:
     reference = json.loads((ORIGINAL / "config.json").read_text())
     assert reference.keys() - config.keys() <= {"_name_or_path", "transformers_version"}
     assert config["model_type"] == "llava_llama" and config["mm_vision_tower"] == "vision_tower"
-    assert "vision_model.encoder.layers.0.mlp.fc1.weight" in load_file(
-        lora_exports["llava"] / "vision_tower" / "model.safetensors"
-    )
+    assert set(load_file(lora_exports["llava"] / "vision_tower" / "model.safetensors")) == names_in_version_4(2)
+    processor = json.loads((lora_exports["llava"] / "vision_tower" / "preprocessor_config.json").read_text())
+    assert processor["image_processor_type"] == "CLIPImageProcessor"
+
+
+def names_in_version_4(num_layers: int) -> set[str]:
+    """What `CLIPVisionModel` of transformers 4.37, which LLaVA's own code runs with, calls its weights."""
+    layer = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+    layer += ["layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"]
+    modules = [f"encoder.layers.{number}.{name}" for number in range(num_layers) for name in layer]
+    names = {f"{name}.{kind}" for name in (*modules, "pre_layrnorm", "post_layernorm") for kind in ("weight", "bias")}
+    names |= {"embeddings.class_embedding", "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"}
+    return {f"vision_model.{name}" for name in names}
 
 
 def test_projector_goes_through_the_originals_file_into_a_recipe(

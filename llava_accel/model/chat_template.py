@@ -1,0 +1,102 @@
+"""The chat template that is saved with a model: one of LLaVA's by name, or the base's own."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from llava_accel.data.conversation import SYSTEM_PROMPTS
+from llava_accel.data.jinja_template import REFUSALS, with_ends
+from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.exceptions import UserError
+from llava_accel.model.files import read_json
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_QUESTION = "question"
+
+
+def choose_template(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[str | None, list[str]]:
+    """The chat template that `model.template` means for the base in a folder, and lines for the user.
+
+    "auto" is the base's own, with the end of each answer where it has none; None if the base has no template.
+    """
+    own = _own_template(folder, tokenizer)
+    if name == "auto":
+        return _ended(tokenizer, own)
+    encoder = TextEncoder(tokenizer)
+    template = chat_template(name, encoder.space_at_start and not encoder.space_after_special)
+    return template, [] if name == "plain" or not own else _other_template(tokenizer, own, template, name)
+
+
+def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The chat template of a folder, wherever this or an older version of transformers keeps it."""
+    for name in ("chat_template.jinja", "chat_template.json", "processor_config.json"):
+        path = folder / name
+        if path.is_file():
+            template = path.read_text() if path.suffix == ".jinja" else read_json(path).get("chat_template")
+            if isinstance(template, str):
+                return template
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+
+
+def _ended(tokenizer: PreTrainedTokenizerFast, own: str | None) -> tuple[str | None, list[str]]:
+    """The base's own chat template, in which each answer ends, and a line for the user where that had to be added.
+
+    One that cannot be used stays as it is: whoever renders it says what is wrong.
+    """
+    try:
+        template = with_ends(tokenizer, own) if own else None
+    except UserError:
+        return own, []
+    if template == own:
+        return own, []
+    end = tokenizer.eos_token
+    return template, [
+        f"note: the base's chat template ends an answer with no token, so {end!r} is put behind each, in exports too"
+    ]
+
+
+def _other_template(tokenizer: PreTrainedTokenizerFast, own: str, used: str, name: str) -> list[str]:
+    """A line for the user where other words come before an answer in the base's own chat template; none if it cannot be
+    rendered."""
+    theirs, ours = _before_answers(tokenizer, own), _before_answers(tokenizer, used)
+    if theirs is None or ours is None or theirs.endswith(ours) or ours.endswith(theirs):
+        return []
+    return [
+        f"note: the base has a chat template of its own, in which {theirs!r} comes before an answer. model.template = "
+        f'{name!r} has {ours!r}. Set model.template = "auto" if the base was trained with its own'
+    ]
+
+
+def _before_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> str | None:
+    """The last word between a question and its answer; None where there is none, or the template refuses to be rendered."""
+    for content in (_QUESTION, [{"type": "text", "text": _QUESTION}]):
+        messages: Any = [{"role": "user", "content": content}]
+        try:
+            prompt = tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        except REFUSALS:
+            continue
+        return next(reversed(str(prompt).rpartition(_QUESTION)[2].split()), None)
+    return None
+
+
+def chat_template(name: str, space_after_image: bool) -> str:
+    """The template of that name, as one line. In v1 and the [INST] ones a user's turn ends in the generation prompt.
+
+    Args:
+        name: Of `model.template`.
+        space_after_image: Training begins a new text after an image, before which a SentencePiece tokenizer puts a
+            space. True writes it out, for tokenizers that put none after special tokens.
+    """
+    parts = {
+        "plain": ["text_of", "plain"],
+        "llava_llama_2": ["text_of", "system", "inst"],
+        "mistral_instruct": ["text_of", "system", "inst"],
+    }.get(name, ["text_of", "system", name])
+    lines = [line for part in parts for line in (_TEMPLATES / f"{part}.jinja").read_text().splitlines()]
+    template = "".join(map(str.strip, lines))
+    template = template.replace("DEFAULT", repr(SYSTEM_PROMPTS[name]))
+    template = template.replace("BETWEEN", "<s>" if name == "llava_llama_2" else "")
+    return template.replace("IMAGE", "<image> " if space_after_image else "<image>")

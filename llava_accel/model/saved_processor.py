@@ -1,0 +1,52 @@
+"""Processor and tokenizer as files that transformers 4 and 5 read alike: the same ids, the same pixels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+from llava_accel import compat
+from llava_accel.model.files import read_json
+
+_OF_THIS_START = ("backend", "is_local", "local_files_only", "name_or_path")
+"""What transformers 5 writes of how a tokenizer was loaded."""
+
+
+def save_processor(folder: Path, processor: LlavaProcessor) -> None:
+    """Write a processor with its tokenizer, image processor and chat template; `from_pretrained` restores each.
+
+    transformers 5 puts the image processor's settings inside the processor's own, where version 4 does not look.
+    """
+    processor.save_pretrained(folder)
+    path = folder / "processor_config.json"
+    _write(path, {key: value for key, value in read_json(path).items() if key != "image_processor"})
+    processor.image_processor.save_pretrained(folder)
+    _mend_tokenizer(folder, processor.tokenizer)
+
+
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the tokenizer alone."""
+    tokenizer.save_pretrained(folder)
+    _mend_tokenizer(folder, tokenizer)
+
+
+def _mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Name a class that both versions know and that takes tokenizer.json as it is: those of single models build theirs
+    anew. Lists and names of special tokens go where both look for them."""
+    path = folder / "tokenizer_config.json"
+    written = read_json(path)
+    named: Any = written.pop("model_specific_special_tokens", {})
+    extra: Any = written.pop("extra_special_tokens", [])
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # Whatever is named here becomes special, also what a text may hold.
+    written |= {**named, "additional_special_tokens": [str(token) for token in extra if str(token) in special] or None}
+    written["legacy"] = getattr(tokenizer, "legacy", written.get("legacy"))
+    if pre_tokenizer := json.loads(compat.tokenizer_description(tokenizer))["pre_tokenizer"]:
+        written["add_prefix_space"] = pre_tokenizer.get("add_prefix_space")  # version 4 would set what it reads here
+    written = {key: value for key, value in written.items() if value is not None and key not in _OF_THIS_START}
+    _write(path, written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""Which file a base's tokenizer comes from, and which of its tokens a text may become."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from helpers.vocabularies import base_of, own_ids
+from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.exceptions import UserError
+from llava_accel.model.bases import Layout
+from llava_accel.model.processing import load_processing
+from llava_accel.model.saved_processor import save_processor
+from llava_accel.model.tokenizer import allow_tokens, load_tokenizer, refuse_tokens_without_rows
+from llava_accel.recipe import ModelTable
+
+SPACES = "a  the"
+
+
+def two_files(folder: Path, layout: Layout, *, agree: bool) -> list[str]:
+    """The notes on a folder with tokenizer.model and a tokenizer.json that `agree`s with it, or is transformers 5's own;
+    what is used is asserted."""
+    base = base_of("llama", folder, layout)
+    loaded = load_tokenizer(base)[0] if agree else AutoTokenizer.from_pretrained(folder)
+    loaded.save_pretrained(folder / "json")
+    shutil.copyfile(folder / "json" / "tokenizer.json", folder / "tokenizer.json")
+    tokenizer, notes = load_tokenizer(base)
+    is_own = TextEncoder(tokenizer)(SPACES, "start") == own_ids("llama").encode(SPACES)
+    assert is_own == (agree or layout == "original")
+    return notes
+
+
+@pytest.mark.parametrize(("layout", "used"), [("original", "model"), ("hub", "json"), ("parts", "json")])
+def test_files_that_disagree_are_named_with_the_one_that_is_used(tmp_path: Path, layout: Layout, used: str) -> None:
+    (note,) = two_files(tmp_path, layout, agree=False)
+    assert f"tokenizer.{used} is used" in note and f"move tokenizer.{used} out of the folder" in note
+    base = base_of("llama", tmp_path, layout)
+    (tmp_path / f"tokenizer.{used}").rename(tmp_path / "moved")
+    tokenizer, notes = load_tokenizer(base)
+    is_own = TextEncoder(tokenizer)(SPACES, "start") == own_ids("llama").encode(SPACES)
+    assert notes == [] and is_own == (used == "json")
+
+
+@pytest.mark.parametrize("layout", ["original", "hub", "parts"])
+def test_files_that_agree_are_not_worth_a_word(tmp_path: Path, layout: Layout) -> None:
+    assert two_files(tmp_path, layout, agree=True) == []
+
+
+def test_a_tokenizer_model_of_another_library_is_left_to_transformers(tmp_path: Path) -> None:
+    base = base_of("llama", tmp_path)
+    load_tokenizer(base)[0].save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # as Llama 3's
+    tokenizer, notes = load_tokenizer(base)
+    assert notes == [] and TextEncoder(tokenizer)(SPACES, "start") == own_ids("llama").encode(SPACES)
+
+
+def test_a_word_without_a_row_is_refused_and_a_special_token_is_not(tmp_path: Path) -> None:
+    base = base_of("llama", tmp_path)
+    tokenizer, _ = load_tokenizer(base)
+    rows = len(own_ids("llama"))
+    refuse_tokens_without_rows(tokenizer, base, rows)  # <image> is special, and is no text
+    tokenizer.add_tokens(["<new>"])
+    number = tokenizer.get_vocab()["<new>"]
+    with pytest.raises(UserError, match=rf"'<new>'.*token {number} of.*resize_token_embeddings\({number + 1}\)"):
+        refuse_tokens_without_rows(tokenizer, base, rows)
+    refuse_tokens_without_rows(tokenizer, base, number + 1)
+
+
+def test_a_tokenizer_with_a_larger_vocabulary_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    base = base_of("llama", tmp_path)
+    with pytest.raises(UserError, match="tokens without a row"):
+        refuse_tokens_without_rows(load_tokenizer(base)[0], base, 1000)
+
+
+def task_base(folder: Path, llava_folder: Path) -> Path:
+    """A base whose tokenizer has special tokens for a task."""
+    shutil.copytree(llava_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    for number, name in enumerate(("<box>", "<loc_1>", "<loc_2>"), start=100):  # rows that the model has
+        token = next(token for token, id in spec["model"]["vocab"].items() if id == number)
+        del spec["model"]["vocab"][token]
+        spec["model"]["vocab"][name] = number
+        spec["model"]["merges"] = [pair for pair in spec["model"]["merges"] if token not in (*pair, "".join(pair))]
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        spec["added_tokens"].append({"id": number, "content": name, "special": True, **flags})
+    path.write_text(json.dumps(spec))
+    assert tokenizer.unk_token == "<unk>"
+    return folder
+
+
+def test_task_tokens_are_read_where_the_recipe_allows_them(tmp_path: Path, llava_folder: Path) -> None:
+    base = str(task_base(tmp_path / "base", llava_folder))
+    text = "<box>red<loc_2>"
+    spelled = load_processing(ModelTable(base=base), "pad")
+    assert not {100, 102} & set(TextEncoder(spelled.processor.tokenizer, words=spelled.words)(text, "text"))
+    allowed = load_processing(ModelTable(base=base, added_tokens=("<box>", "<loc_*>")), "pad")
+    assert allowed.words == ("<box>", "<loc_1>", "<loc_2>")
+    ids = TextEncoder(allowed.processor.tokenizer, words=allowed.words)(text, "text")
+    assert ids[0] == 100 and ids[-1] == 102
+    assert allowed.processor.tokenizer.decode(ids, skip_special_tokens=True) == text, "answers show them"
+    save_processor(tmp_path / "saved", allowed.processor)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [("<bax>", r"no added token '<bax>'.*Choose of: .*<box>"), ("*", "names .*</s>"), ("<image>", "structures")],
+)
+def test_a_pattern_that_names_nothing_or_structure_is_refused(
+    tmp_path: Path, llava_folder: Path, pattern: str, says: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(task_base(tmp_path / "base", llava_folder))
+    with pytest.raises(UserError, match=says):
+        allow_tokens(tokenizer, [pattern], "<image>")
