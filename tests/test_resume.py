@@ -109,7 +109,9 @@ def _answers_swapped(folder: Path) -> None:
 
 def _pictures_swapped(folder: Path) -> None:
     one, other, spare = folder / "images" / "t0.png", folder / "images" / "t1.png", folder / "spare"
-    one.rename(spare), other.rename(one), spare.rename(other)
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
 
 
 @pytest.mark.parametrize("change", [_answers_swapped, _pictures_swapped])

@@ -256,7 +256,7 @@ def _lock(file: IO[str], deadline: float) -> None:
 
 
 def _checksum(record: Tensor) -> str:
-    return f"{zlib.crc32(record.contiguous().flatten().view(torch.uint8).numpy()):08x}"
+    return f"{zlib.crc32(record.contiguous().flatten().view(torch.uint8).numpy().data):08x}"
 
 
 def _size(folder: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import llava_accel.train as verb
-from helpers.runs import recipe
+from helpers.runs import command, recipe
 from helpers.verbs import assert_helpful, assert_refused, start, write_recipe
 from llava_accel.exceptions import UserError
 from llava_accel.setup.run_folder import check_folder
@@ -103,6 +103,17 @@ def test_a_second_start_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     assert_refused(start("train", str(write_recipe(tmp_path))), ["run.output_dir", f"process {os.getpid()}"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
     lock.release()
+
+
+@pytest.mark.slow
+def test_two_ranks_in_a_folder_that_is_taken_end_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = FolderLock(tmp_path / "run")
+    lock.take()
+    done = command(write_recipe(tmp_path), "--num-processes", "2")
+    lock.release()
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("error: ") == 1 and f"process {os.getpid()}" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
