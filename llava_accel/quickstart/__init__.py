@@ -1,1 +1,1 @@
-"""The tiny LLaVA that the quick start fine-tunes: trained weights, tokenizer and processor. No code."""
+"""The tiny LLaVA that the quick start fine-tunes, and the English sentences of its tokenizer. No code."""

@@ -13,7 +13,7 @@ from transformers import LlavaConfig
 
 from llava_accel.model.bases import Base, Layout
 
-ENGLISH = (Path(__file__).parents[1] / "quickstart/english.txt").read_text().splitlines()[:400]
+ENGLISH = (Path(__file__).parents[2] / "llava_accel/quickstart/english.txt").read_text().splitlines()[:400]
 _RANGES = (
     (0x20, 0x7E), (0xA1, 0x24F), (0x370, 0x3FF), (0x400, 0x4FF), (0x5D0, 0x5EA), (0x620, 0x64A), (0x905, 0x94D),
     (0xE01, 0xE3A), (0x3041, 0x30FF), (0x4E00, 0x4EFF), (0xAC00, 0xACFF), (0x1F600, 0x1F64F),

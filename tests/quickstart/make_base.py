@@ -22,11 +22,13 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import llava_accel.quickstart
+
 VOCABULARY = 1024
 IMAGE_TOKEN = "<image>"
 IMAGE_PX = 64
 PATCH_PX = 16
-ENGLISH = Path(__file__).with_name("english.txt")
+ENGLISH = Path(llava_accel.quickstart.__file__).with_name("english.txt")
 
 
 def read_captions(path: Path) -> list[str]:
