@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import llava_accel.train as verb
-from helpers.interrupted import STEPS, assert_same_run, checkpoints, last, settings, train
+from helpers.interrupted import STEPS, assert_same_run, checkpoints, newest, settings, train
 from helpers.runs import PARITY, Tables, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
@@ -124,7 +124,7 @@ def test_a_signal_ends_the_wait_for_data(
         patch.setattr(ImageReader, "load", hanging)
         _interrupted(unwatched, signal.SIGTERM)
     assert 0 < len(metrics(tmp_path / "run")) < STEPS
-    weights, expected = trained(train(unwatched) / "export"), trained(last(whole))
+    weights, expected = trained(train(unwatched) / "export"), trained(newest(whole))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 

@@ -19,7 +19,7 @@ from helpers.interrupted import (
     Killed,
     assert_same_run,
     checkpoints,
-    last,
+    newest,
     settings,
     train,
     train_until,
@@ -179,7 +179,7 @@ def test_a_finished_run_takes_no_further_step(data: Path, whole: Path) -> None:
 def test_a_named_checkpoint_is_where_the_run_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
     named = whole / "checkpoints" / "step-000006"
     run = train(settings(tmp_path, data, run={"resume": str(named)}))
-    first, second = trained(last(run)), trained(last(whole))
+    first, second = trained(newest(run)), trained(newest(whole))
     assert all(torch.equal(first[name], second[name]) for name in second)
     assert [line["step"] for line in metrics(run) if "loss" in line] == [7, 8]
     best = min((line for line in metrics(run) if "eval" in line), key=lambda line: line["eval"]["loss"])["step"]

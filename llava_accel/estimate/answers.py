@@ -99,8 +99,9 @@ def _last_token(
     widest = int(max(((questions.rows == row).sum() for row in set(questions.rows.tolist())), default=1))
     tokens = rows * (seq + recipe.eval.max_new_tokens * widest)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kept = 2 * tokens * text.num_hidden_layers * text.num_key_value_heads * head * size
-    # A layer's are joined with the new ones, and repeated for the heads that share them.
-    at_work = 2 * tokens * (text.num_key_value_heads + text.num_attention_heads) * head * size
+    heads, shared = text.num_attention_heads, text.num_key_value_heads
+    kept = 2 * tokens * text.num_hidden_layers * shared * head * size
+    # A layer's keys are joined with the new ones; then keys and values are repeated for the heads that share them.
+    at_work = tokens * head * size * (2 * heads if heads > shared else shared)
     logits = len(questions.rows) * processing.num_rows * (4 + size)
     return Moment(activations=kept + at_work, logits=logits)

@@ -60,7 +60,7 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def last(run: Path) -> Path:
+def newest(run: Path) -> Path:
     """The newest checkpoint."""
     return run / "checkpoints" / checkpoints(run)[-1]
 
@@ -68,6 +68,8 @@ def last(run: Path) -> Path:
 def assert_same_run(one: Path, other: Path) -> None:
     """Every logged number and every weight is the same, bit for bit: those of the export, and the last ones."""
     assert without_times(metrics(one)) == without_times(metrics(other))
-    for first, second in ((trained(place(one)), trained(place(other))) for place in (lambda run: run / "export", last)):
+    for first, second in (
+        (trained(place(one)), trained(place(other))) for place in (lambda run: run / "export", newest)
+    ):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in second)
