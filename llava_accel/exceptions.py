@@ -45,6 +45,7 @@ def end_at_once(received: signal.Signals, text: str) -> NoReturn:
     with contextlib.suppress(RuntimeError, OSError):  # the signal came in the middle of a line, or nobody reads
         sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # a bar hides the cursor
         sys.stdout.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
     for worker in multiprocessing.active_children():  # they ignore the signal, or hold the terminal a while longer
         worker.kill()
     os._exit(interrupted.exit_code)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.examples import Encoded
 from llava_accel.data.images import check_images
-from llava_accel.data.loader import leave_signals_to_the_loop
+from llava_accel.data.loader import worker_start
 from llava_accel.data.problems import DataError
 from llava_accel.storage.kept_files import store, stored
 
@@ -164,7 +164,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
         batch_size=None,
         num_workers=workers,
         collate_fn=read,
-        worker_init_fn=leave_signals_to_the_loop,
+        worker_init_fn=worker_start(workers),
     )
 
 
