@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,17 @@ from llava_accel.data.problems import DataError
 from llava_accel.data.survey import Survey
 from llava_accel.data.survey import survey as survey_records
 from llava_accel.exceptions import UserError
-from llava_accel.inspection.clean_copy import duplicate_ids, write_clean_copy
+from llava_accel.inspection.clean_copy import CleanCopy, duplicate_ids
 from llava_accel.inspection.preflight import Problems, examine_model, examine_run
 from llava_accel.inspection.tokens_in_texts import tokens_in_texts
 from llava_accel.model.processing import Processing
-from llava_accel.recipe import Recipe, RecipeError
-from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad
+from llava_accel.recipe import DataTable, Recipe, RecipeError
+from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad, remarks
 from llava_accel.storage.jsonl import write_json_lines
 from llava_accel.storage.kept_files import cache_folder
 
 _SHOWN_ERRORS = 500
+_SHOWN_REPEATS = 5  # of ids: no error, as LLaVA's own mixture has many
 _MODEL = ("model.base", "model.language_model", "model.vision_tower", "model.projector", "model.adapter", "model.train")
 
 
@@ -60,30 +62,40 @@ def check(arguments: argparse.Namespace) -> int:
         say_error(UserError(message))
     if wrong and wrong.is_about("data.train", "data.images", "data.eval", "data.cache_dir"):
         return 2
-    unreadable, bad_rows = check_data(recipe, processing, arguments, console)
+    unreadable, bad_rows, copy_words = check_data(recipe, processing, arguments, console)
     if wrong or problems or unreadable:
         return 2
+    words = [arguments.recipe, *arguments.overrides]
     if not bad_rows:
-        console.line(f"next: llava-accel train {arguments.recipe}")
+        console.line(f"next: {command('train', *words)}")
     elif not arguments.fix:
-        remedy = f"write a copy without them: llava-accel check {arguments.recipe} --fix DIR"
+        remedy = f"write a copy without them: {command('check', *words)} --fix DIR"
         console.line(f"next: correct the records, or {remedy}")
+    else:
+        console.line(f"next: {command('train', *words, *copy_words)}")
     return 1 if bad_rows else 0
+
+
+def command(verb: str, *words: str) -> str:
+    """A line for the shell."""
+    return shlex.join(["llava-accel", verb, *words])
 
 
 def check_data(
     recipe: Recipe, processing: Processing | None, arguments: argparse.Namespace, console: Console
-) -> tuple[bool, bool]:
+) -> tuple[bool, bool, list[str]]:
     """Read all records.
 
     Args:
         processing: None where the model cannot be used; then records and images are read, and nothing is tokenised.
 
     Returns:
-        Whether a file, the cache or the template cannot be used; and whether records cannot, or share an id.
+        Whether a file, the cache or the template cannot be used; whether records cannot; and the overrides that make
+        the recipe use the copy of `--fix`.
     """
     unreadable: list[DataError] = []
     problems, bad_rows = Problems(), False
+    copy = CleanCopy(Path(arguments.fix)) if arguments.fix else None
     encoder = problems.attempt(lambda: build_encoder(recipe, processing)) if processing else None
     with tempfile.TemporaryDirectory() as spare:
         cache_dir = problems.attempt(lambda: cache_folder(recipe.data.cache_dir)) or Path(spare)
@@ -91,11 +103,11 @@ def check_data(
             if sources := open_sources(named, cache_dir, unreadable):
                 corpus = Corpus(sources, encoder or find_images)
                 bad_rows |= check_corpus(
-                    recipe, name, corpus, processing if encoder else None, arguments, problems, console
+                    recipe, name, corpus, processing if encoder else None, arguments, copy, problems, console
                 )
     for message in (*map(str, unreadable), *problems.messages):
         say_error(UserError(message))
-    return bool(unreadable or problems.messages), bad_rows
+    return bool(unreadable or problems.messages), bad_rows, copy.overrides(recipe.data) if copy else []
 
 
 def check_corpus(
@@ -104,6 +116,7 @@ def check_corpus(
     corpus: Corpus,
     processing: Processing | None,
     arguments: argparse.Namespace,
+    copy: CleanCopy | None,
     problems: Problems,
     console: Console,
 ) -> bool:
@@ -114,6 +127,8 @@ def check_corpus(
         survey = read(recipe, corpus, name, console)
     repeated = duplicate_ids(corpus)
     summarise(console, name, survey, repeated, tokenised=processing is not None)
+    for remark in [*remarks(corpus, survey), *image_remarks(survey, recipe.data)]:
+        console.line(f"note: {remark}")
     if processing:
         for line in tokens_in_texts(corpus, survey.usable, processing):
             console.line(f"  {line}")
@@ -121,12 +136,12 @@ def check_corpus(
     if processing and arguments.labels and name == "data.train":
         write_labels(Path(arguments.labels), corpus, survey.usable)
         console.line(f"labels of {len(survey.usable)} records: {arguments.labels}")
-    if arguments.fix:
-        write_clean_copy(Path(arguments.fix), corpus, survey, repeated, console)
+    if copy:
+        problems.attempt(lambda: copy.add(name, corpus, survey, repeated, console))
     if recipe.data.on_bad_record == "error":
-        return bool(repeated or bad_records(recipe.data, survey))
+        return bool(bad_records(recipe.data, survey))
     problems.attempt(lambda: refuse_bad(recipe.data, survey))
-    return bool(repeated)
+    return False
 
 
 def read(recipe: Recipe, corpus: Corpus, name: str, console: Console) -> Survey:
@@ -152,11 +167,29 @@ def summarise(console: Console, name: str, survey: Survey, repeated: dict[int, D
     rows += [[f"unusable: {kind}", f"{count:,}"] for kind, count in sorted(survey.errors_by_kind().items())]
     rows += [["usable, with the id of another", f"{len(repeated):,}"]] if repeated else []
     console.table(name, ["", ""], rows)
-    errors = [*survey.errors.values(), *repeated.values()]
-    for error in errors[:_SHOWN_ERRORS]:
-        console.line(f"  {error}")
-    if len(errors) > _SHOWN_ERRORS:
-        console.line(f"  and {len(errors) - _SHOWN_ERRORS:,} more, all listed by --fix DIR")
+    for errors, most in ((survey.errors, _SHOWN_ERRORS), (repeated, _SHOWN_REPEATS)):
+        for error in list(errors.values())[:most]:
+            console.line(f"  {error}")
+        if len(errors) > most:
+            console.line(f"  and {len(errors) - most:,} more, all listed by --fix DIR")
+
+
+def image_remarks(survey: Survey, data: DataTable) -> list[str]:
+    """What the model sees of images that other programs show otherwise."""
+    said: list[str] = []
+    if count := survey.traits["turned"]:
+        how = {
+            "ignore": "They are read as they are stored, as LLaVA does; most programs, and load_image of transformers, "
+            'turn them. To train on what those show, set data.exif = "apply"',
+            "apply": 'They are turned, as data.exif = "apply" says; LLaVA does not turn them',
+        }[data.exif]
+        said.append(f"{count:,} images are to be turned, by their EXIF. {how}")
+    if count := survey.traits["transparent"]:
+        said.append(
+            f"{count:,} images are transparent in parts, and are read with the colours that are hidden there, as LLaVA "
+            'does. Processors of transformers lay them on white: give them image.convert("RGBA").convert("RGB")'
+        )
+    return said
 
 
 def show_examples(console: Console, corpus: Corpus, usable: np.ndarray, processing: Processing, count: int) -> None:

@@ -1,6 +1,11 @@
 """How a verb ends other than well: by something that the user can mend, or because it was asked to end."""
 
+import contextlib
+import multiprocessing
+import os
 import signal
+import sys
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 """What schedulers, terminals and people end a job with."""
@@ -26,3 +31,21 @@ class Interrupted(Exception):
         super().__init__(received.name)
         self.received = received
         self.exit_code = 130 if received == signal.SIGINT else EX_TEMPFAIL
+
+
+def end_at_once(received: signal.Signals, text: str) -> NoReturn:
+    """End the process and its workers inside a signal's handler: an exception may be lost in the imports of a library.
+
+    Args:
+        text: What is said then.
+    """
+    interrupted = Interrupted(received)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{interrupted}: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(RuntimeError, OSError):  # the signal came in the middle of a line, or nobody reads
+        sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # a bar hides the cursor
+        sys.stdout.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
+    for worker in multiprocessing.active_children():  # they ignore the signal, or hold the terminal a while longer
+        worker.kill()
+    os._exit(interrupted.exit_code)

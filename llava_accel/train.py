@@ -62,6 +62,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     prepared = prepare(accelerator, objective, optimizer, scheduler)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
+    interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
     meter = Meter(run, state)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)

@@ -54,9 +54,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     counts = {"decoded": 0, "encoded": 0}
     decode, encode = images.decode, objective_file.tower_features
 
-    def counting_decode(path: Path) -> Any:
+    def counting_decode(path: Path, *settings: Any) -> Any:
         counts["decoded"] += 1
-        return decode(path)
+        return decode(path, *settings)
 
     def counting_encode(tower: nn.Module, config: Any, pixels: torch.Tensor) -> torch.Tensor:
         counts["encoded"] += len(pixels)

@@ -15,7 +15,7 @@ import torch
 
 import llava_accel.train as verb
 from helpers.interrupted import STEPS, assert_same_run, checkpoints, newest, settings, train
-from helpers.runs import PARITY, Tables, metrics, trained
+from helpers.runs import PARITY, Tables, metrics, tables, talk, trained, write_records
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
 from llava_accel.data.images import ImageReader
@@ -129,7 +129,7 @@ def test_a_signal_ends_the_wait_for_data(
 
 
 def test_ctrl_c_twice_ends_at_once() -> None:
-    Interruption().listen()
+    Interruption().listen().built()
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)  # a launcher passes on what the terminal has sent already
     time.sleep(0.6)
@@ -151,6 +151,27 @@ def _launched(command: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_while_the_data_is_read_ends_the_run_at_once(
+    tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    many = [talk(n, f"What is number {n}?", " ".join(str(n + step) for step in range(200))) for n in range(40_000)]
+    recipe = tables(tmp_path, write_records(tmp_path / "data.json", many), data={"workers": workers})
+    process = _launched([sys.executable, "-m", "llava_accel.train", _file(tmp_path, recipe)])
+    until = time.monotonic() + 120
+    while not list((tmp_path / "cache" / "tables").glob("*.arrow")) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)  # every record is tokenised now, which takes longer
+    since = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - since < 3
+    assert process.returncode == (130 if number == signal.SIGINT else 75), output
+    assert f"{number.name}: ended before its next step" in output and "Traceback" not in output
+    assert not list((tmp_path / "cache").glob("surveys/*"))
 
 
 def _wait_for_steps(run: Path, count: int) -> None:

@@ -106,7 +106,7 @@ def test_a_chat_template_cannot_reach_out_of_its_box(llava_folder: Path, tmp_pat
 
 # Nothing of the data reaches a terminal or a page unescaped; tokens are neither printed nor saved.
 
-EVIL = "<script>alert(1)</script>\x1b[31mred\x07\x9b2J\u202eback\u2028[bold]b[/bold]\x00\x7f\r"
+EVIL = "<script>alert(1)</script>\x1b[31mred\x07\x9b2J\u202eback\u200f\u061c\u2028[bold]b[/bold]\x00\x7f\r"
 TOKENS = {name: f"hf_{name}Secret0123456789abcdef" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")}
 
 
@@ -165,7 +165,7 @@ def test_hostile_data_and_tokens_leave_no_trace(
     assert_harmless(said)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page and "<script>alert" not in page
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2028]", page)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200f\u202e\u2028]", page)
     for card in run.rglob("README.md"):
         assert "<script>" not in card.read_text() and "\x1b" not in card.read_text()
     files = [path for path in evil.parent.rglob("*") if path.is_file()]

@@ -5,6 +5,8 @@ It says what was trained on what and how well, and holds the lines that load it 
 
 import functools
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,7 @@ _TITLES = {
     "loss": "loss, in nats a target",
     **SCORES,
     **{f"blind_{key}": f"{title}, images blanked" for key, title in SCORES.items()},
+    **{f"common_{key}": f"{title} of the commonest answer, always given" for key, title in SCORES.items()},
     "num_answers": "answers",
 }
 
@@ -76,6 +79,7 @@ def write_model_card(
         ],
         "recipe": recipe,
         "quantization": _quantization(recipe),
+        "is_turned": recipe is not None and recipe.data.exif == "apply",
     }
     if recipe:
         data, changed = recipe.data, changed_keys(recipe)
@@ -97,7 +101,16 @@ def _template() -> Template:
     environment = Environment(
         loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters.update(code=_code, shell=shlex.quote, quote=lambda text: json.dumps(text, ensure_ascii=False))
     return environment.get_template("model_card.md.j2")
+
+
+def _code(text: str) -> str:
+    """A text as code inside a line of Markdown: no text can end the code before its own end."""
+    shown = printable(text).replace("\n", "\\n")
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    room = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{room}{shown}{room}{fence}"
 
 
 def _front_matter(form: Form, base: str, train: object) -> str:

@@ -22,7 +22,7 @@ from typing import NoReturn
 from llava_accel import compat
 from llava_accel.console.output import printable
 from llava_accel.console.verbs import read_arguments
-from llava_accel.exceptions import SIGNALS, Interrupted, UserError
+from llava_accel.exceptions import SIGNALS, Interrupted, UserError, end_at_once
 
 
 def start(verb: str) -> None:
@@ -69,17 +69,14 @@ def _read_recipe(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def ended_by_signals(text: str) -> Iterator[None]:
-    """End at once when asked to: nothing has been done yet, and an exception may be lost in the imports of a library.
+    """End at once when asked to: nothing has been done yet.
 
     Args:
         text: What is said then.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
-        interrupted = Interrupted(signal.Signals(number))
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{interrupted}: {text}", file=sys.stderr, flush=True)
-        os._exit(interrupted.exit_code)
+        end_at_once(signal.Signals(number), text)
 
     if threading.current_thread() is not threading.main_thread():  # no other may set handlers
         yield

@@ -81,7 +81,9 @@ class Corpus:
         """The checked record; DataError with file, row and id if it cannot be used."""
         source, row = self._find(index)
         try:
-            return parse_record(source.table[row], source.table.number(row))
+            record = parse_record(source.table[row], source.table.number(row))
+            record.check_answers()
+            return record
         except DataError as error:
             raise self.locate(error, index) from None
 
@@ -103,6 +105,11 @@ class Corpus:
             return error
         source, row = self._find(index)
         return error.at(str(source.table.path), source.table.number(row), record_id(source.table[row]))
+
+    def place(self, index: int) -> str:
+        """File and row of a record, for messages."""
+        source, row = self._find(index)
+        return f"{source.table.path}, row {source.table.number(row)}"
 
     def row(self, index: int) -> Row:
         """The record as a row of one chain."""

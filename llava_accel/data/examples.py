@@ -13,18 +13,29 @@ from llava_accel.data.images import find_image
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
 from llava_accel.data.problems import DataError
-from llava_accel.data.records import Record
+from llava_accel.data.records import Record, is_blank
 from llava_accel.data.trie import num_common
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A record's examples, the number of turns that each holds, and how many were dropped to make it fit."""
+    """A record's examples, and how many of its turns were dropped to make it fit."""
 
+    record: Record
+    """What was encoded: without the rounds that were dropped."""
     examples: tuple[Example, ...]
     """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1."""
-    num_turns: int
     dropped_turns: int = 0
+
+    @property
+    def num_turns(self) -> int:
+        """Turns of user and assistant in each example."""
+        return sum(turn.role != "system" for turn in self.record.turns)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest example, image tokens included."""
+        return max(len(example.input_ids) for example in self.examples)
 
     @property
     def example(self) -> Example:
@@ -85,32 +96,49 @@ class Encoder:
         Raises:
             DataError: unsafe or missing image, or too long and not shortened. Without its place.
         """
-        dropped = 0
         images = [str(find_image(root, name)) for name in record.images]
-        while True:
-            examples = self._examples(record, images[: len(record.images)], index)
-            if not any(example.num_targets for example in examples):
-                raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
-            length = max(len(example.input_ids) for example in examples)
-            if length <= self._max_length:
-                num_turns = sum(turn.role != "system" for turn in record.turns)
-                return Encoded(examples, num_turns, dropped)
-            shorter = _without_last_round(record) if self._on_too_long == "drop_turns" else None
-            if shorter is None:
-                raise DataError(
-                    "too_long",
-                    f"{length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
-                    "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
-                )
-            dropped += 2
-            record = shorter
+
+        def encode(kept: Record) -> Encoded:
+            return Encoded(
+                kept, self._examples(kept, images[: len(kept.images)], index), len(record.turns) - len(kept.turns)
+            )
+
+        encoded = encode(record)
+        if encoded.length > self._max_length and self._on_too_long == "drop_turns":
+            encoded = self._longest(record, encode)
+        if not any(example.num_targets for example in encoded.examples):
+            raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
+        if encoded.length > self._max_length:
+            raise DataError(
+                "too_long",
+                f"{encoded.length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
+                "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
+            )
+        return encoded
+
+    def _longest(self, record: Record, encode: Callable[[Record], Encoded]) -> Encoded:
+        """The record with as many of its rounds as fit; with the first alone where none does.
+
+        Found by halves: encoding once for each round that goes would take hours for a record of many.
+        """
+        fitting = encode(_first_rounds(record, 1))
+        low, high = 1, sum(turn.role == "assistant" for turn in record.turns)  # the latter does not fit
+        while high - low > 1:
+            middle = (low + high) // 2
+            encoded = encode(_first_rounds(record, middle))
+            if encoded.length <= self._max_length:
+                low, fitting = middle, encoded
+            else:
+                high = middle
+        return fitting
 
     def _examples(self, record: Record, images: list[str], index: int) -> tuple[Example, ...]:
-        if not self._is_weighted or not record.answers:
+        if not self._is_weighted or all(is_blank(text) for text, _ in record.answers):
             return (self._label(self.pieces(record), images, index),)
-        total = sum(count for _, count in record.answers)
+        answers = [answer for answer in record.answers if not is_blank(answer[0])]
+        total = sum(count for _, count in answers)
         examples: list[Example] = []
-        for text, count in sorted(record.answers, key=lambda answer: -answer[1]):
+        for text, count in sorted(answers, key=lambda answer: -answer[1]):
             turns = (*record.turns[:-1], replace(record.turns[-1], text=text))
             example = self._label(self.pieces(replace(record, turns=turns)), images, index)
             repeated = max((num_common(example.input_ids, other.input_ids) for other in examples), default=0)
@@ -118,13 +146,14 @@ class Encoder:
         return tuple(examples)
 
 
-def _without_last_round(record: Record) -> Record | None:
-    turns = record.turns[:-2]
-    if sum(turn.role != "system" for turn in turns) == 0:
-        return None
+def _first_rounds(record: Record, number: int) -> Record:
+    """The record's first rounds, with their images. Where some go, so do the `answers`, which were to the last one."""
+    is_systems = record.turns[0].role == "system"
+    turns = record.turns[: 2 * number + is_systems]
+    if len(turns) == len(record.turns):
+        return record
     num_images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
-    images = record.images[:num_images] if record.images else ()
-    return replace(record, turns=turns, images=images, answers=())  # the answers were to the round that is gone
+    return replace(record, turns=turns, images=record.images[:num_images] if record.images else (), answers=())
 
 
 def find_images(record: Record, index: int, root: Path) -> Encoded:
@@ -134,6 +163,5 @@ def find_images(record: Record, index: int, root: Path) -> Encoded:
         DataError: unsafe or missing image. Without its place.
     """
     images = tuple(str(find_image(root, name)) for name in record.images)
-    num_turns = sum(turn.role != "system" for turn in record.turns)
     ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])
-    return Encoded((Example(input_ids=ids, is_target=is_target, images=images, index=index),), num_turns)
+    return Encoded(record, (Example(input_ids=ids, is_target=is_target, images=images, index=index),))

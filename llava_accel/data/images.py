@@ -1,8 +1,11 @@
 """Images: find the file, decode it safely, pad or crop or stretch, normalise."""
 
+import functools
 import os
 import struct
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers import PilBackend
 
@@ -18,7 +21,19 @@ from llava_accel.data.feature_store import FeatureStore, digest
 from llava_accel.data.problems import DataError, quoted
 
 Aspect = Literal["pad", "crop", "stretch"]
-_MAX_RATIO = 1000  # of the sides: the square around a longer strip, or its enlarged form, would fill the memory
+Exif = Literal["ignore", "apply"]
+_MAX_RATIO = 1000  # of the sides: the enlarged form of a longer strip would fill the memory
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+"""What is opened. Pillow knows more: for EPS it starts Ghostscript, for others the programs of whoever registered them."""
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+_OTHER_CONTENT = {
+    b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML",
+    b"<!doctype html": "a web page", b"<html": "a web page", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF",
+    b"ftypmsf1": "HEIF", b"ftyp": "a film",
+}  # fmt: skip
+"""How files begin, after white space or the length of a box, that people take for images."""
+_ORIENTATION = 0x0112  # the number of the EXIF field; 1 or no field: as stored
+_DARK = 4096  # 16-bit values that all lie below it come from 12 bits or less, and would be black
 _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
     Image.DecompressionBombError,
@@ -41,48 +56,131 @@ def find_image(root: Path, name: str) -> Path:
             "Name it relative to data.images, or set data.images to a folder that holds all images",
         )
     if not os.path.isfile(path):  # false for a folder, a pipe and a dangling link too
-        raise DataError("missing_image", _absence(path, name, root), "Add it, or set data.images")
+        raise DataError("missing_image", *_absence(path, name, root))
     return path
 
 
-def _absence(path: Path, name: str, root: Path) -> str:
+def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
+    """What is wrong with a name that no file has, and the remedy."""
+    remedy = "Add it, or set data.images"
+    if name.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://", "data:")):
+        problem = (
+            f"the image {quoted(name)} is not the name of a file, and nothing is downloaded or decoded from the data"
+        )
+        return problem, "Save it as a file below data.images, and write that file's name"
     if os.path.isdir(path):
-        return f"the image {quoted(name)} is a folder in {root}"
+        return f"the image {quoted(name)} is a folder in {root}", remedy
     if os.path.exists(path):
-        return f"the image {quoted(name)} in {root} is a pipe or a device, which is never opened"
+        return f"the image {quoted(name)} in {root} is a pipe or a device, which is never opened", remedy
     if os.path.islink(path):
-        return f"the image {quoted(name)} in {root} is a link that leads nowhere"
-    return f"there is no image {quoted(name)} in {root}"
+        return f"the image {quoted(name)} in {root} is a link that leads nowhere", remedy
+    problem = f"there is no image {quoted(name)} in {root}"
+    similar = next((other for other in _spellings(name) if _is_inside(root, other)), None)
+    if similar is None:
+        return problem, remedy
+    if unicodedata.normalize("NFC", similar) == unicodedata.normalize("NFC", name):
+        return problem, "A file there has this name in another Unicode normal form. Rename it, or write its name so"
+    if "\\" in name:
+        return problem, f"Write / in place of \\: {quoted(similar)} is there"
+    return problem, f"Write {quoted(similar)}, which is there, or add it"
+
+
+def _spellings(name: str) -> Iterable[str]:
+    """How else the name may be meant. Few, and nothing is listed: a folder may hold millions of files."""
+    plain = name.replace("\\", "/").strip()
+    stem, suffix = os.path.splitext(plain)
+    forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    forms += [stem + suffix.lower(), stem + suffix.upper(), plain.lower(), stem.upper() + suffix, plain.upper()]
+    forms += [stem + other for each in _SUFFIXES for other in (each, each.upper())]
+    return (form for form in dict.fromkeys([*forms, os.path.basename(plain)]) if form != name)
+
+
+def _is_inside(root: Path, name: str) -> bool:
+    path = root / name
+    return os.path.isfile(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def check_header(path: Path) -> tuple[int, int]:
-    """Width and height in pixels from the file's header, nothing is decoded; DataError if it is not an image, or has
-    more pixels than Pillow's limit against decompression bombs."""
+    """Width and height in pixels from the file's header, nothing is decoded.
+
+    Raises:
+        DataError: it is not an image of a format and a type that is read, or too large: itself, or as a square.
+    """
     with _open(path) as image:
         return image.size
 
 
-def decode(path: Path) -> Image.Image:
-    """The image in RGB. As in LLaVA an animation is its first frame, transparency and EXIF rotation are ignored.
+def decode(path: Path, exif: Exif = "ignore") -> Image.Image:
+    """The image in RGB. As in LLaVA an animation is its first frame, and transparent parts have the colours below.
+
+    Args:
+        exif: "apply" turns it as its EXIF orientation says; LLaVA does not.
 
     Raises:
-        DataError: the file is cut off, not an image, or too large.
+        DataError: the file is cut off, not an image that is read, or too large.
     """
     with _open(path) as image:
-        try:
-            if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
-                image = image.convert("I").point(lambda value: value / 256).convert("L")
-            elif image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return image.convert("RGB")
-        except _BROKEN as error:
-            raise _broken(path, error) from None
+        return _decoded(image, path, exif)
 
 
-def check_images(paths: Iterable[Path], whole: bool) -> None:
-    """Open images, their headers or all of them; raises the DataError of the first that cannot be used."""
+def _decoded(image: Image.Image, path: Path, exif: Exif) -> Image.Image:
+    try:
+        image.load()
+        if exif == "apply" and _is_turned(image):
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to white
+            image = image.convert("I")
+            _check_range(image, path)
+            image = image.point(lambda value: value / 256).convert("L")
+        elif image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        image = image.convert("RGB")
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise _broken(path, error) from None
+    # A colour that stands for transparency outlives this conversion, and transformers would then lay it on white.
+    image.info.pop("transparency", None)
+    return image
+
+
+def _check_range(image: Image.Image, path: Path) -> None:
+    highest = image.getextrema()[1]
+    if 0 < highest < _DARK:  # pyright: ignore[reportOperatorIssue]  a number, as there is one channel
+        problem = f"{quoted(path, 200)} would be black: its highest 16-bit value is {highest} of 65535"
+        raise DataError("broken_image", problem, "Scale its values to 8 bits, and save it as PNG")
+
+
+def check_images(paths: Iterable[Path], whole: bool) -> Counter[str]:
+    """Open images, their headers or all of them.
+
+    Returns:
+        How many are "turned" by their EXIF, and how many are "transparent" in parts; known where all is read.
+
+    Raises:
+        DataError: of the first that cannot be used.
+    """
+    found: Counter[str] = Counter()
     for path in paths:
-        decode(path) if whole else check_header(path)
+        with _open(path) as image:
+            if whole:
+                _decoded(image, path, "ignore")
+                found.update(turned=_is_turned(image), transparent=_is_transparent(image))
+    return found
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except _BROKEN:  # the pixels are in order
+        return False
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    may_be = "A" in image.getbands() or "transparency" in image.info
+    if not may_be or image.mode.startswith("I"):
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255  # pyright: ignore[reportOperatorIssue]
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -118,11 +216,13 @@ class ImageReader:
     Args:
         processor: The tower's image processor (a PIL one of transformers).
         aspect: "pad" to a square of the mean colour, "crop" the middle, or "stretch" to the tower's size.
+        exif: See `decode`.
     """
 
-    def __init__(self, processor: PilBackend, aspect: Aspect) -> None:
+    def __init__(self, processor: PilBackend, aspect: Aspect, exif: Exif = "ignore") -> None:
         self._processor = processor
-        self._aspect = aspect
+        self._aspect: Aspect = aspect
+        self._exif: Exif = exif
         settings = processor.to_dict()
         red, green, blue = (int(mean * 255) for mean in settings["image_mean"])
         self._background = (red, green, blue)
@@ -138,7 +238,7 @@ class ImageReader:
 
     def __call__(self, path: Path) -> Float[Tensor, "3 height width"]:
         """Decode and normalise one file; DataError as from `decode`."""
-        return self.normalise(decode(path))
+        return self.normalise(decode(path, self._exif))
 
     def load(self, path: Path) -> LoadedImage:
         """What a batch needs of one file: its features if they are stored, so that nothing is decoded, else its pixels.
@@ -166,25 +266,60 @@ class ImageReader:
         return pixels.to(torch.float32)
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()  # else only a few are registered, and older versions of Pillow have no AVIF
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=_formats())
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise DataError(
             "broken_image",
             f"{quoted(path, 200)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
             "Scale it down before training: the tower sees a few hundred pixels a side",
         ) from None
+    except UnidentifiedImageError:
+        raise _of_another_format(path) from None
     except _BROKEN as error:
         raise _broken(path, error) from None
-    if max(image.size) > _MAX_RATIO * min(image.size):
-        width, height = image.size
+    if problem := _unusable(image):
         image.close()
-        problem = f"{quoted(path, 200)} is a strip of {width} x {height} pixels"
-        raise DataError("broken_image", problem, "Cut it into images whose sides are less unequal")
+        raise DataError("broken_image", f"{quoted(path, 200)} {problem[0]}", problem[1])
     return image
+
+
+def _unusable(image: Image.Image) -> tuple[str, str] | None:
+    """What is wrong with an image whose header can be read, and the remedy."""
+    width, height = image.size
+    if max(image.size) > _MAX_RATIO * min(image.size):
+        return f"is a strip of {width} x {height} pixels", "Cut it into images whose sides are less unequal"
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and max(image.size) ** 2 > most:
+        return f"has {width} x {height} pixels, and the square around it more than {most:,}", "Scale it down, or cut it"
+    # PNG and PPM give 16 bits as "I"; there is no such rule for what a TIFF's numbers mean.
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit numbers"
+        return f"holds {kind}, and nothing says which are black and white", "Scale them to 8 bits, and save it as PNG"
+    return None
+
+
+def _of_another_format(path: Path) -> DataError:
+    """The error of a file whose first bytes are of no format that is read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        return _broken(path, error)
+    starts = (head.lower().lstrip(), head[4:].lower())
+    kinds = (kind for mark, kind in _OTHER_CONTENT.items() if any(start.startswith(mark.lower()) for start in starts))
+    kind = next(kinds, "nothing" if not head else "of no format that is read, or cut off")
+    problem = f"{quoted(path, 200)} is not a readable image (its content is {kind})"
+    return DataError("broken_image", problem, "Convert it to JPEG or PNG, replace it, or drop the record")
 
 
 def _broken(path: Path, error: Exception) -> DataError:

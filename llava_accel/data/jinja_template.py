@@ -92,7 +92,7 @@ class ChatTemplate:
             number, part = int(mark[1]), int(mark[2])
             is_answer = turns[number].role == "assistant"
             between, place = rendered[place : mark.start()], mark.end()
-            lead = self._lead(messages[:number], between) if is_answer else ""
+            lead = self._lead(messages, number, between) if is_answer else ""
             between = between[: len(between) - len(lead)]
             pieces += self._after_answer(between) if after_answer else self._parse(between)
             text = lead + texts[number][part]
@@ -153,10 +153,11 @@ class ChatTemplate:
         if rendered_marks != wanted:
             raise UserError(f"model.template: the chat template drops, repeats or moves texts. {_REMEDY}")
 
-    def _lead(self, messages: list[Message], between: str) -> str:
-        """What the model itself must write between the generation prompt and the answer: a space, mostly."""
+    def _lead(self, messages: list[Message], number: int, between: str) -> str:
+        """What the model itself must write between the generation prompt and the answer, which is the message of that
+        number: a space, mostly."""
         if between not in self._leads:
-            prompt = _MARKS.split(self._render(messages, generation=True))[-1]
+            prompt = _MARKS.split(self._render(messages[:number], generation=True))[-1]
             if not between.startswith(prompt):
                 raise UserError(
                     "model.template: the chat template's generation prompt is not how its answers begin "

@@ -150,12 +150,27 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS_PER_CHUNK):
-            for row in batch.to_pylist():
+            for row in _as_dicts(batch, number, path):
                 number += 1
                 yield number, json.dumps(row, ensure_ascii=False, default=str).encode()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = f"not a readable Parquet file: {' '.join(str(error).split())}"
         raise DataError("json", problem, "Write the file again", file=str(path)) from None
+
+
+def _as_dicts(batch: pa.RecordBatch, before: int, path: Path) -> list[dict[str, object]]:
+    """The rows of a batch, which comes after so many others; DataError for a date that Python has no value for."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (pa.ArrowException, ValueError, ArithmeticError, LookupError) as error:  # a year beyond 9999, a time zone
+        if batch.num_rows > 1:
+            half = batch.num_rows // 2
+            return _as_dicts(batch[:half], before, path) + _as_dicts(batch[half:], before + half, path)
+        problem = f"a value cannot be read ({' '.join(str(error).split())})"
+        remedy = "Write dates as text, or leave their column out"
+        raise DataError("json", problem, remedy, file=str(path), row=before + 1) from None
 
 
 def _json_array(path: Path) -> Iterator[bytes]:

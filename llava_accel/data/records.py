@@ -39,6 +39,13 @@ class Record:
     choices: tuple[str, ...] = ()
     """Options A, B, C ...; the answer names one of them by its letter."""
 
+    def check_answers(self) -> None:
+        """DataError if an answer has nothing that can be seen: the model would learn to say nothing. LLaVA does."""
+        for number, turn in enumerate((turn for turn in self.turns if turn.role != "system"), start=1):
+            if turn.role == "assistant" and is_blank(turn.text):
+                problem = f"the answer in turn {number} is blank, so that silence would be learned"
+                raise DataError("blank_answer", problem, "Write it, or remove it together with its question")
+
     def references(self) -> list[str]:
         """Every annotator's answer, repeated as often as it was given."""
         repeated = [text for text, count in self.answers for _ in range(round(count))]
@@ -65,6 +72,11 @@ def parse_record(raw: bytes, row: int) -> Record:
         question_type=_text(fields, "question_type"),
         answer_type=_text(fields, "answer_type"),
     )
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text is empty, or holds white space and characters without a shape alone."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 def record_id(raw: bytes) -> str | None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from jaxtyping import Int, Shaped
 from torch.utils.data import DataLoader
 
 from llava_accel.data.corpus import Corpus
+from llava_accel.data.examples import Encoded
 from llava_accel.data.images import check_images
+from llava_accel.data.loader import worker_start
 from llava_accel.data.problems import DataError
 from llava_accel.storage.kept_files import store, stored
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
-COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), np.int32) | {"image_keys": np.int64}
+COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), np.int32) | dict.fromkeys(
+    ("image_keys", "record_keys", "answer_keys"), np.int64
+)
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32)])
 
@@ -37,9 +41,15 @@ class Survey:
     num_turns: Int[np.ndarray, "rows"]
     image_keys: Int[np.ndarray, "rows"]
     """Equal where records show the same images; 0 without images."""
+    record_keys: Int[np.ndarray, "rows"]
+    """Equal where images and texts are the same."""
+    answer_keys: Int[np.ndarray, "rows"]
+    """Equal where the last answer is the same."""
     num_dropped_turns: int
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
+    traits: Counter[str] = field(default_factory=Counter)
+    """Of the images: see `check_images`. Known where they were decoded, and not kept."""
 
     @property
     def usable(self) -> Int[np.ndarray, "usable"]:
@@ -65,21 +75,28 @@ def _read_rows(corpus: Corpus, rows: Sequence[int]) -> tuple[Shaped[np.ndarray, 
         except DataError as error:
             errors[row] = error
             continue
-        images, examples = encoded.example.images, encoded.examples
-        columns[place] = (
-            sum(len(example.input_ids) - example.num_repeated for example in examples),
-            sum(example.num_targets for example in examples),
-            len(images),
-            encoded.num_turns,
-            _image_key([corpus.image_name(row, image) for image in images]),
-            encoded.dropped_turns,
-        )
+        columns[place] = _columns(corpus, row, encoded)
     return columns, errors
 
 
-def _image_key(images: Sequence[str]) -> int:
-    names = "\0".join(images).encode()
-    return int.from_bytes(hashlib.sha256(names).digest()[:8], signed=True) if images else 0
+def _columns(corpus: Corpus, row: int, encoded: Encoded) -> tuple[int, ...]:
+    images = [corpus.image_name(row, image) for image in encoded.example.images]
+    examples, record = encoded.examples, encoded.record
+    return (
+        sum(len(example.input_ids) - example.num_repeated for example in examples),
+        sum(example.num_targets for example in examples),
+        len(images),
+        encoded.num_turns,
+        _key(*images) if images else 0,
+        _key(*images, *(text for turn in record.turns for text in (turn.role, turn.text)), str(record.answers)),
+        _key(record.turns[-1].text.strip()),
+        encoded.dropped_turns,
+    )
+
+
+def _key(*texts: str) -> int:
+    joined = "\0".join(texts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(joined).digest()[:8], signed=True)
 
 
 def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[int], None] = lambda _: None) -> Survey:
@@ -98,50 +115,60 @@ def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[in
             column[rows.start : rows.stop] = read[name]
         errors |= wrong
         progress(int(np.count_nonzero(read["num_images"] == 0)))
-    errors |= _image_errors(corpus, columns, workers, decode, progress)
+    broken, traits = _read_images(corpus, columns, workers, decode, progress)
+    errors |= broken
     for column in columns.values():
         column[list(errors)] = 0
     num_dropped_turns = int(columns.pop("dropped_turns").sum())
-    return Survey(**columns, num_dropped_turns=num_dropped_turns, errors=dict(sorted(errors.items())))
+    return Survey(**columns, num_dropped_turns=num_dropped_turns, errors=dict(sorted(errors.items())), traits=traits)
 
 
-def _image_errors(
+def _read_images(
     corpus: Corpus, columns: dict[str, np.ndarray], workers: int, decode: bool, progress: Callable[[int], None]
-) -> dict[int, DataError]:
+) -> tuple[dict[int, DataError], Counter[str]]:
     (shown,) = np.nonzero(columns["num_images"])
     _, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)
     order = np.argsort(first)  # that of the data, in which neighbouring images are neighbours on the disk
     rows, counts = shown[first][order].tolist(), counts[order]
     chunks = [rows[start : start + _CHUNK // 8] for start in range(0, len(rows), _CHUNK // 8)]
     broken: dict[int, DataError] = {}
+    traits: Counter[str] = Counter()
     done = 0
     read = partial(_check_rows, corpus, decode=decode)
-    for chunk, errors in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
+    for chunk, (errors, seen) in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
+        traits += seen
         broken |= {int(columns["image_keys"][row]): error for row, error in errors.items()}
         progress(int(counts[done : done + len(chunk)].sum()))
         done += len(chunk)
     unusable = shown[np.isin(columns["image_keys"][shown], list(broken))].tolist() if broken else []
-    return {row: corpus.locate(broken[int(columns["image_keys"][row])], row) for row in unusable}
+    return {row: corpus.locate(broken[int(columns["image_keys"][row])], row) for row in unusable}, traits
 
 
-def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> dict[int, DataError]:
-    """Row -> what is wrong with its images."""
+def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> tuple[dict[int, DataError], Counter[str]]:
+    """Row -> what is wrong with its images; and the traits of the others."""
     errors: dict[int, DataError] = {}
+    traits: Counter[str] = Counter()
     for row in rows:
         try:
-            check_images(map(Path, corpus.encode(row).example.images), decode)
+            traits += check_images(map(Path, corpus.encode(row).example.images), decode)
         except DataError as error:
             errors[row] = error
-    return errors
+    return errors, traits
 
 
 def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int) -> Iterator[Any]:
     """What `read` makes of each chunk, in order; by worker processes where there are many."""
     workers = workers if len(chunks) * _CHUNK > _SMALL else 0
-    yield from DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=read)  # pyright: ignore[reportArgumentType]
+    yield from DataLoader(
+        chunks,  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=read,
+        worker_init_fn=worker_start(workers),
+    )
 
 
-_FORMAT = 4
+_FORMAT = 5
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -187,7 +214,7 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
     if not rows:
         return survey
     columns, errors = _read_rows(corpus, rows)
-    broken = _check_rows(corpus, [row for row in rows if row not in errors], decode=True)
+    broken, _ = _check_rows(corpus, [row for row in rows if row not in errors], decode=True)
     errors |= {row: corpus.locate(error, row) for row, error in broken.items()}
     columns[[row in broken for row in rows]] = 0
     arrays = {name: np.array(getattr(survey, name)) for name in COLUMNS}  # a copy: files are not changed

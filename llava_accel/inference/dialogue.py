@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_accel.data.conversation import IMAGE, Turn
 from llava_accel.data.examples import Encoder
-from llava_accel.data.images import ImageReader, LoadedImage
+from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
@@ -20,7 +20,7 @@ from llava_accel.inference.answering import answer_batch, question_batch
 from llava_accel.inference.origin import Loaded
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
-from llava_accel.setup.datasets import build_encoder
+from llava_accel.setup.datasets import build_encoder, build_image_reader
 
 _ANSWER = "-"  # stands where the model's answer will; the prompt ends before it, whatever it is
 
@@ -39,7 +39,7 @@ class Dialogue:
         self._window = int(processing.base.text.max_position_embeddings)
         self._max_new_tokens = min(max_new_tokens, self._window // 2)
         self._encode = _encoder(recipe, processing, self._window - self._max_new_tokens)
-        self._image_reader = ImageReader(processing.processor.image_processor, recipe.data.image_aspect)
+        self._image_reader = build_image_reader(recipe.data, processing)
         self._shown: dict[str, LoadedImage] = {}
         self._waiting: list[str] = []
         self._turns: list[Turn] = []

@@ -6,46 +6,109 @@ copy each has its own.
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from llava_accel.console.output import Console
-from llava_accel.data.corpus import Corpus
+from llava_accel.data.corpus import Corpus, Source
 from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import record_id
 from llava_accel.data.survey import Survey
 from llava_accel.exceptions import UserError
+from llava_accel.recipe import DataTable
+from llava_accel.recipe.toml import toml_value
+
+_LIST = "left_out.txt"
 
 
-def write_clean_copy(
-    folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, DataError], console: Console
-) -> None:
-    """The usable records as JSON lines, and left_out.txt with the reason for each of the others.
+class CleanCopy:
+    """The usable records of data.train and data.eval as JSON lines, with left_out.txt, the reason for each of the others.
 
-    A record with the id of an earlier one gets its own, and is listed in renamed.txt. Images are not copied: the copy is
-    used with the same data.images.
+    A record with the id of an earlier one gets its own, and is listed in renamed.txt. Images are not copied.
+
+    Args:
+        folder: A new one, or one of an earlier copy, which is overwritten.
+
+    Raises:
+        UserError: there is something else in it.
     """
+
+    def __init__(self, folder: Path) -> None:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / _LIST).is_file():
+            raise UserError(f"--fix {folder}: the folder holds other files. Name a new one")
+        self._folder = folder
+        self._left_out: list[str] = []
+        self._renamed: list[str] = []
+        self._written: dict[str, list[tuple[Path, Source]]] = {}
+
+    def add(self, name: str, corpus: Corpus, survey: Survey, repeated: dict[int, DataError], console: Console) -> None:
+        """Copy data.train or data.eval.
+
+        Raises:
+            UserError: none of its records can be used, so that the copy would be empty; or the copy would overwrite it.
+        """
+        if not len(survey.usable):
+            raise UserError(
+                f"--fix {self._folder}: no record of {name} can be used. Correct the first ones, and see if others go"
+            )
+        folder = self._folder / "eval" if name == "data.eval" else self._folder
+        written = self._written[name] = _write(folder, corpus, survey, repeated)
+        self._left_out += [f"{error}\n" for error in survey.errors.values()]
+        renamed = [f"{error}\n" for row, error in repeated.items() if row not in survey.errors]
+        self._renamed += renamed
+        (self._folder / _LIST).write_text("".join(self._left_out))
+        (self._folder / "renamed.txt").write_text("".join(self._renamed))
+        left_out = f"{len(survey.errors):,} left out, in {_LIST}; {len(renamed):,} with a new id, in renamed.txt"
+        files = ", ".join(str(path) for path, _ in written)
+        console.line(f"clean copy of {name}: {files} ({len(survey.usable):,} records; {left_out})")
+
+    def overrides(self, data: DataTable) -> list[str]:
+        """What makes a recipe with this [data] use the copy, its images where they are."""
+        words: list[str] = []
+        images = Path(data.images) if data.images else None
+        if evaluation := self._written.get("data.eval"):
+            paths = [path for path, _ in evaluation]
+            words.append(f"data.eval={paths[0] if len(paths) == 1 else paths[0].parent}")
+            images = images or evaluation[0][1].images
+        if training := self._written.get("data.train"):
+            (path, source), *more = training
+            images = images or source.images
+            if more or source.images != images or source.weight != 1:
+                sources = [
+                    {"path": str(to), "images": str(each.images), "weight": each.weight} for to, each in training
+                ]
+                words.insert(0, f"data.train={toml_value(sources)}")
+            else:
+                words.insert(0, f"data.train={path}")
+        return words if data.images or not words else [*words, f"data.images={images}"]
+
+
+def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, DataError]) -> list[tuple[Path, Source]]:
+    """A file for each source that has something left, in the order of the sources."""
     folder.mkdir(parents=True, exist_ok=True)
-    for source in corpus.sources:
-        target = folder / f"{source.table.path.stem}.jsonl"
-        if target.exists() and target.resolve() == source.table.path.resolve():
-            raise UserError(f"--fix {folder}: {target} is the data itself. Name another folder")
-        target.unlink(missing_ok=True)
+    names = Counter[str]()
+    written: list[tuple[Path, Source]] = []
     start = 0
     for source in corpus.sources:
-        with (folder / f"{source.table.path.stem}.jsonl").open("ab") as file:
-            for row in range(start, start + len(source.table)):
+        stem = source.table.path.stem
+        names[stem] += 1
+        target = folder / (f"{stem}.jsonl" if names[stem] == 1 else f"{stem}-{names[stem]}.jsonl")
+        if any(target.resolve() == each.table.path.resolve() for each in corpus.sources):
+            raise UserError(f"--fix {folder}: {target} is the data itself. Name another folder")
+        rows = range(start, start + len(source.table))
+        start = rows.stop
+        if all(row in survey.errors for row in rows):
+            continue
+        with target.open("wb") as file:
+            for row in rows:
                 if row not in survey.errors:
-                    raw = corpus.raw(row)
-                    file.write((with_own_id(raw, source.table.number(row - start)) if row in repeated else raw) + b"\n")
-        start += len(source.table)
-    (folder / "left_out.txt").write_text("".join(f"{error}\n" for error in survey.errors.values()))
-    renamed = [f"{error}\n" for row, error in repeated.items() if row not in survey.errors]
-    (folder / "renamed.txt").write_text("".join(renamed))
-    left_out = f"{len(survey.errors):,} left out, in left_out.txt; {len(renamed):,} with a new id, in renamed.txt"
-    console.line(f"clean copy: {folder} ({len(survey.usable):,} records; {left_out})")
+                    raw, number = corpus.raw(row), source.table.number(row - rows.start)
+                    file.write((with_own_id(raw, number) if row in repeated else raw) + b"\n")
+        written.append((target, source))
+    return written
 
 
 def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:

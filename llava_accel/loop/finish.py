@@ -133,6 +133,9 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     shown = [line for line in found[-_SHOWN_EVALUATIONS:] if line is not found[0]]
     shown += [line for line in found if line["step"] == state.best_step and line not in (*shown, found[0])]
     rows, columns = [], {key: title for key, title in _COLUMNS.items() if any(key in line["eval"] for line in found)}
+    common = {key: found[-1]["eval"].get(f"common_{key}") for key in columns}
+    if any(value is not None for value in common.values()):
+        rows.append(["the commonest answer, always", *(cell(key, value) for key, value in common.items())])
     for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""

@@ -22,6 +22,9 @@ _NOT_THE_LANGUAGE_MODELS = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "t
 _NOT_KEPT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache"}
 _UNREADABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 """What the configs of transformers raise for values that they cannot hold; it differs between models."""
+_NO_PARTS = (
+    "Models of other kinds cannot be taken apart: for a new LLaVA, get the language model that they were made from"
+)
 _TOWERS = (CLIPVisionConfig, SiglipVisionConfig)
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
@@ -65,7 +68,7 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
         return _parts(model, weights)
     folder = resolve_folder(model.base, "model.base", weights=weights)
     raw = _model_config(folder)
-    if "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral"):
+    if _is_original(raw):
         return _original(model, folder, raw, weights)
     if raw.get("model_type") != "llava":
         raise _not_a_llava(folder, raw)
@@ -81,6 +84,19 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
     if tower:
         config.vision_config = read_tower_config(tower)
     return Base("hub", folder, tower, bool(tower), config)
+
+
+def _is_original(raw: dict[str, Any]) -> bool:
+    return "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral")
+
+
+def _is_llava(raw: dict[str, Any]) -> bool:
+    """Whether a base with this config is taken, as far as its kind goes."""
+    return _is_original(raw) or raw.get("model_type") == "llava"
+
+
+def _has_tower(raw: dict[str, Any]) -> bool:
+    return "mm_vision_tower" in raw or "vision_config" in raw or "vision_tower" in raw
 
 
 def read_tower_config(folder: Path) -> TowerConfig:
@@ -138,10 +154,13 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
 def _parts(model: ModelTable, weights: bool) -> Base:
     folder = resolve_folder(model.language_model, "model.language_model", weights=weights)
     raw = _model_config(folder)
-    if "mm_vision_tower" in raw or "vision_config" in raw:
+    if _has_tower(raw):
+        if _is_original(raw):
+            _check_original(folder, raw)  # else it could not be named in model.base either
+        kind = raw.get("model_type")
+        remedy = "Name it in model.base" if _is_llava(raw) else f"Name a language model alone here. {_NO_PARTS}"
         raise UserError(
-            f"model.language_model: {folder} holds a model with a vision tower of its own ({raw.get('model_type')}). "
-            "Name it in model.base"
+            f"model.language_model: {folder} holds a model with a vision tower of its own ({kind!r}). {remedy}"
         )
     tower = _tower_folder(model.vision_tower, None, weights)
     return Base("parts", folder, tower, False, _llava_config(_auto_config(folder), read_tower_config(tower)))
@@ -203,8 +222,8 @@ def _check_original(folder: Path, raw: dict[str, Any]) -> None:
     if kind != "mlp2x_gelu":
         raise UserError(
             f"{place}: mm_projector_type is {kind!r}, and LlavaForConditionalGeneration can only hold two layers with "
-            "GELU (mlp2x_gelu). Use a LLaVA-1.5 model, or train a new projector: model.language_model with "
-            "model.vision_tower"
+            "GELU (mlp2x_gelu). Use a LLaVA-1.5 model, or train a new projector: name the language model that this one was "
+            "made from, such as lmsys/vicuna-7b-v1.5, in model.language_model, and its vision tower in model.vision_tower"
         )
     tiles = raw.get("mm_patch_merge_type", "flat")
     if tiles != "flat" or "anyres" in str(raw.get("image_aspect_ratio", "")):
@@ -226,6 +245,8 @@ def _not_a_llava(folder: Path, raw: dict[str, Any]) -> UserError:
         problem = "does not name a model_type, so it is not a LLaVA's. Copy the model's own config.json"
     elif isinstance(kind, str) and kind.startswith("llava"):
         problem = f"says {kind!r}, and only LLaVA-1.5 is trained here. Name one (model_type llava or llava_llama)"
+    elif _has_tower(raw):
+        problem = f"says {kind!r}, another kind of model with a vision tower. Name a LLaVA-1.5 here. {_NO_PARTS}"
     else:
         problem = (
             f"says {kind!r}, which is not a LLaVA. To build one on it, name it in model.language_model, and a CLIP or "

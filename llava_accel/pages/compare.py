@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava_accel.data.images import Exif
 from llava_accel.pages.curves import compared_curves, score_title
 from llava_accel.pages.details import differing_environment, differing_keys
 from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, question_key, verdict
@@ -76,13 +77,14 @@ def _cards(runs: Sequence[History], metric: str) -> tuple[list[ComparedCard], in
     # Every so many of them, so that the whole of the data is seen.
     shown = differing[:: max(1, len(differing) // MOST_CARDS)][:MOST_CARDS]
     roots = list(dict.fromkeys(root for run in runs for root in image_roots(run.recipe.data)))
-    cards = [_card([rows[key] for rows in answered], roots, metric) for key in shown]
+    exif = runs[0].recipe.data.exif
+    cards = [_card([rows[key] for rows in answered], roots, metric, exif) for key in shown]
     return cards, len(shared), len(differing)
 
 
-def _card(rows: Sequence[Prediction], roots: list[Path], metric: str) -> ComparedCard:
+def _card(rows: Sequence[Prediction], roots: list[Path], metric: str, exif: Exif) -> ComparedCard:
     verdicts = [verdict(row[metric]) for row in rows]
     best = max(verdicts, key=_RANK.__getitem__)
     tags = [f"better:{number}" for number, result in enumerate(verdicts) if result == best]
     replies = [(row["prediction"], result) for row, result in zip(rows, verdicts, strict=True)]
-    return ComparedCard(**question_fields(rows[0], roots, tags), replies=replies)
+    return ComparedCard(**question_fields(rows[0], roots, tags, exif), replies=replies)

@@ -21,8 +21,8 @@ _ENVIRONMENT = {
 
 
 def evaluation_columns(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Key -> title of everything that evaluations measured, the well-known first."""
-    keys = {key for line in lines for key in line["eval"]} - _HIDDEN
+    """Key -> title of everything that evaluations measured, the well-known first. A tile holds what is always the same."""
+    keys = {key for line in lines for key in line["eval"] if not key.startswith("common_")} - _HIDDEN
     ordered = [key for key in _FIRST if key in keys] + sorted(keys - set(_FIRST))
     return {key: _column_title(key) for key in ordered}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava_accel.data.images import decode, find_image
+from llava_accel.data.images import Exif, decode, find_image
 from llava_accel.data.problems import DataError
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
@@ -72,7 +72,7 @@ def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data:
     shown = choose(predictions, metric) | hard
     roots = image_roots(data)
     return [
-        _card(row, base.get(question_key(row)), number in hard, roots, metric)
+        _card(row, base.get(question_key(row)), number in hard, roots, metric, data.exif)
         for number, row in enumerate(predictions)
         if number in shown
     ]
@@ -82,16 +82,16 @@ def training_cards(predictions: Sequence[Prediction], data: DataTable, metric: s
     """The training examples with the highest loss, the highest first."""
     roots = image_roots(data, "data.train")
     ranked = sorted(hardest(predictions), key=lambda number: -predictions[number]["loss"])
-    return [_card(predictions[number], None, True, roots, metric) for number in ranked]
+    return [_card(predictions[number], None, True, roots, metric, data.exif) for number in ranked]
 
 
-def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[Path], metric: str) -> Card:
+def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[Path], metric: str, exif: Exif) -> Card:
     result = verdict(row[metric])
     earlier = verdict(base[metric]) if base else result
     change = "gained" if result == "right" != earlier else "lost" if earlier == "right" != result else ""
     tags = [f"verdict:{result}", *([f"change:{change}"] if change else []), *(["hard"] if is_hard else [])]
     return Card(
-        **question_fields(row, roots, tags),
+        **question_fields(row, roots, tags, exif),
         prediction=row["prediction"],
         score=float(row[metric]),
         verdict=result,
@@ -102,7 +102,7 @@ def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[P
     )
 
 
-def question_fields(row: Prediction, roots: list[Path], tags: list[str]) -> dict[str, Any]:
+def question_fields(row: Prediction, roots: list[Path], tags: list[str], exif: Exif) -> dict[str, Any]:
     """The fields of `Question`, with a tag for each of its types after `tags`."""
     names = row["image"] if isinstance(row["image"], list) else [row["image"]]
     types = {key: str(row[key]) for key in ("answer_type", "question_type") if row.get(key)}
@@ -111,7 +111,7 @@ def question_fields(row: Prediction, roots: list[Path], tags: list[str]) -> dict
         "question": row["question"],
         "answers": sorted(((text, float(count)) for text, count in row["answers"].items()), key=lambda pair: -pair[1]),
         "types": types,
-        "images": [show(name, roots) for name in names[:_MOST_IMAGES]],
+        "images": [show(name, roots, exif) for name in names[:_MOST_IMAGES]],
         "tags": [*tags, *(f"{key}:{value}" for key, value in types.items())],
     }
 
@@ -165,8 +165,8 @@ def image_roots(data: DataTable, key: str = "data.eval") -> list[Path]:
     return list(dict.fromkeys(map(Path, roots)))
 
 
-def show(name: str, roots: Iterable[Path]) -> GalleryImage:
-    """The thumbnail of an image, or why there is none."""
+def show(name: str, roots: Iterable[Path], exif: Exif = "ignore") -> GalleryImage:
+    """The thumbnail of an image as the model sees it, or why there is none."""
     problems: list[str] = []
     files: list[Path] = []
     for root in roots:
@@ -179,19 +179,19 @@ def show(name: str, roots: Iterable[Path]) -> GalleryImage:
     if not files:
         return GalleryImage(name=name, problem=" and ".join(problems))
     try:
-        return GalleryImage(name=name, uri=_thumbnail(files[0]))
+        return GalleryImage(name=name, uri=_thumbnail(files[0], exif))
     except DataError as error:
         return GalleryImage(name=name, problem=error.problem)
 
 
 @functools.lru_cache(maxsize=4 * MOST_CARDS)
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Path, exif: Exif) -> str:
     """An image file as a small JPEG data URI. Kept, since evaluation after evaluation shows nearly the same.
 
     Raises:
         DataError: the file is not an image that can be read.
     """
-    image = decode(path)
+    image = decode(path, exif)
     image.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=82, optimize=True)

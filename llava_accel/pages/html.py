@@ -17,9 +17,11 @@ from markupsafe import Markup
 
 from llava_accel.storage.atomic import atomic_file
 
-# Control characters, surrogates on their own, and the marks that turn the direction of the text after them. White
-# space and the joiners that Persian, Hindi and emoji need stay.
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# Control characters, surrogates on their own, what has no width, and the marks that turn the direction of the text
+# beside them. White space and the joiners that Persian, Hindi and emoji need stay.
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 
 
 def visible(value: object) -> object:

@@ -72,6 +72,8 @@ def tiles(run: History) -> list[Tile]:
         if blind is not None:
             questions = f", {round(count):,} questions" if count else ""
             shown.append(Tile("Blind", _value(key, blind), f"images blanked{questions}"))
+        if (common := chosen["eval"].get(f"common_{key}")) is not None:
+            shown.append(Tile("Commonest answer", _value(key, common), "if it were given to every question"))
     if chosen:
         note = f"from {before['eval']['loss']:.4f}" if before else "nats a target"
         shown.append(Tile("Evaluation loss", f"{chosen['eval']['loss']:.4f}", note))
@@ -106,6 +108,8 @@ def notes(run: History) -> list[str]:
                 f"The images matter little: {blind / score:.0%} of the score is reached without seeing them. "
                 "The questions alone may give the answers away."
             )
+        if score <= chosen["eval"].get(f"common_{key}", -1.0):
+            shown.append("Giving the commonest answer to every question, without a model, scores as much.")
     waiting = sum(line.get("data_wait_s", 0.0) for line in run.steps)
     if run.steps and waiting > _MUCH_WAITING * sum(line["seconds"] for line in run.steps):
         shown.append(

@@ -137,7 +137,7 @@ def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: s
         row = predictions[number]
         name = row["image"] if isinstance(row["image"], str) else next(iter(row["image"]), "")
         try:
-            shown.append(_tile(decode(find_image(roots[0], name)), row, metric))
+            shown.append(_tile(decode(find_image(roots[0], name), data.exif), row, metric))
         except DataError:  # the report says of each what is wrong with it
             continue
     return shown[:: max(1, len(shown) // _MOST)][:_MOST]

@@ -31,6 +31,9 @@ __all__ = [
 ]  # fmt: skip
 
 _LONGEST_LINE = 200  # characters of a line of the file in an error
+_MOST_BYTES = 1 << 20  # of a recipe: a list of ten thousand sources
+_MOST_DOTS = 5000  # of a key
+_DEEPEST = 20  # tables in one another: six are known, and reading each takes room on the stack
 
 
 class RecipeWarning(UserWarning):
@@ -68,6 +71,9 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Seq
     Raises:
         RecipeError: With every problem of every key and of every combination of keys.
     """
+    if _is_deep(tables):
+        problem = Problem({"file": source}, f"Tables are nested more than {_DEEPEST} deep.", "Write TABLE.KEY = VALUE.")
+        raise RecipeError(source, [problem])
     # A table left out is an empty one: then it is its required keys that are missing, not the table.
     tables, problems = {**{name: {} for name in REQUIRED}, **tables}, list(problems)
     try:
@@ -99,7 +105,11 @@ def _read(path: Path) -> dict[str, Any]:
         return RecipeError(str(path), [Problem({"file": str(path)}, expected, remedy)])
 
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise refuse(f"A recipe has at most {_MOST_BYTES >> 20} MiB.", "Name a recipe; data.train names the data.")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         names = [file.name for file in path.parent.glob("*.toml")]
         similar = difflib.get_close_matches(path.name, names, n=1)
@@ -112,13 +122,20 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise refuse(f"The file cannot be read: {error.strerror}.", "Check its permissions.") from error
     try:
-        return tomllib.loads(text)
+        return _parse(text)
     except tomllib.TOMLDecodeError as error:
         position = re.search(r"at line (\d+)", str(error))
         line = text.split("\n")[int(position[1]) - 1].strip() if position else "the end of the file"
         raise refuse(f"Not TOML: {error}.", f"Correct this line: {line[:_LONGEST_LINE]}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise refuse(f"Not readable as TOML: {error}.", "Write shorter numbers and fewer brackets.") from error
+        raise refuse(f"Not readable as TOML: {error}.", "Write shorter numbers, fewer brackets, fewer dots.") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    # tomllib keeps every beginning of a dotted key: of a key with a hundred thousand dots, 40 GB.
+    if any(part.count(".") > _MOST_DOTS for line in text.split("\n") for part in line.split("=")):
+        raise ValueError(f"more than {_MOST_DOTS:,} dots in a key")
+    return tomllib.loads(text)
 
 
 def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
@@ -140,10 +157,18 @@ def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
 
 def _value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = _parse(f"value = {text}")
     except (ValueError, RecursionError):
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _is_deep(tables: Mapping[str, Any]) -> bool:
+    level: list[Any] = [tables]
+    for _ in range(_DEEPEST):
+        inner = (each for node in level for each in (node.values() if isinstance(node, Mapping) else node))
+        level = [each for each in inner if isinstance(each, Mapping | list | tuple)]
+    return bool(level)
 
 
 def _without_errors(tables: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 
 _LONGEST_VALUE = 200  # characters; a list of sources may be longer than anybody reads in an error
+_MOST_SHOWN = 50  # problems; to look for what was meant takes a moment for each
 
 _EXPECTED = {
     "int_type": "a whole number", "float_type": "a number", "finite_number": "a finite number",
@@ -64,7 +65,8 @@ class RecipeError(UserError):
 
     def __str__(self) -> str:
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-        lines = [f"{number}. {problem}" for number, problem in enumerate(self.problems, start=1)]
+        lines = [f"{number}. {problem}" for number, problem in enumerate(self.problems[:_MOST_SHOWN], start=1)]
+        lines += [f"and {len(self.problems) - _MOST_SHOWN:,} more"] if len(self.problems) > _MOST_SHOWN else []
         return f"{self.source}: {count}\n" + "\n".join(lines)
 
 
@@ -85,14 +87,16 @@ def problems_of(error: ValidationError) -> list[Problem]:
     for detail in error.errors(include_url=False):
         by_key.setdefault(_dotted(path_of(detail)), []).append(detail)
     problems: list[Problem] = []
+    with_items = {key.partition("[")[0] for key in by_key if "[" in key}
     for key, details in by_key.items():
         value = details[0]["input"]
         if details[0]["type"] == "extra_forbidden":
             valid = Source.model_fields if key.startswith("data.train[") else KEYS
             # Of a table that does not exist, each key may have a place in another one.
             unknown = (flatten({key: value}) if isinstance(value, Mapping) else {}) or {key: value}
-            problems += [unknown_key(*item, valid) for item in unknown.items()]
-        elif not any(other.startswith(f"{key}[") for other in by_key):
+            for item in unknown.items():
+                problems.append(unknown_key(*item, valid if len(problems) < _MOST_SHOWN else ()))
+        elif key not in with_items:
             # Else pydantic adds that the list is too short, because it did not count the items with errors.
             problems.append(_problem(key, details))
     return problems
@@ -153,6 +157,7 @@ def _dotted(path: Sequence[str | int]) -> str:
 
 
 def _shown(key: str, value: object) -> str:
+    key = key if len(key) <= _LONGEST_VALUE else f"{key[:_LONGEST_VALUE]} ..."
     if value is None:
         return f"{key} (not set)"
     text = toml_value(value)

@@ -163,6 +163,8 @@ class DataTable(Table):
     """Share of the records that "skip" may leave out before the run stops after all."""
     image_aspect: Literal["pad", "crop", "stretch"] = "pad"
     """How an image becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
+    exif: Literal["ignore", "apply"] = "ignore"
+    """Read images as they are stored, as LLaVA does, or turn them as their EXIF says, as most programs show them."""
     image_placement: Literal["start", "in_place"] = "start"
     """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
     answers: Literal["most_frequent", "weighted"] = "most_frequent"

@@ -30,6 +30,7 @@ OTHER_NAMES = {
     "logging_steps": "log.every", "report_to": "log.trackers",
 }  # fmt: skip
 
+_LONGEST_NAME = 100  # characters; comparing takes as many steps for each key
 _ALIKE = 0.75  # from this ratio of difflib on, two names count as one name misspelt
 
 
@@ -39,6 +40,8 @@ def nearest_keys(key: str, keys: Iterable[str] = KEYS) -> tuple[str, ...]:
     In this order: the same name in another table (at most three), what other programs call it, and the key that is
     most alike in its name and as a whole, or has it as a part ("warmup").
     """
+    if len(key) > _LONGEST_NAME:
+        return ()
     name = _name(key)
     scores = {valid: (_likeness(name, _name(valid)), _likeness(key, valid)) for valid in keys}
     ranked = sorted(scores, key=lambda valid: sum(scores[valid]), reverse=True)

@@ -17,7 +17,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava_accel.checkpoint.model_card import Form, write_model_card
 from llava_accel.console.output import Console
-from llava_accel.data.images import ImageReader
 from llava_accel.data.labels import Example
 from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import stop_ids
@@ -35,7 +34,7 @@ from llava_accel.release.from_files import read_trained
 from llava_accel.release.merged_model import save_merged, save_peft
 from llava_accel.release.second_copy import NO_PLACE, find_place
 from llava_accel.release.verification import Reference, check_agreement, compare, plain_outputs
-from llava_accel.setup.datasets import open_corpora
+from llava_accel.setup.datasets import build_image_reader, open_corpora
 from llava_accel.storage.atomic import beside, commit
 
 _MOST_EXAMPLES = 3
@@ -82,7 +81,7 @@ class Job:
             train, held_out = open_corpora(self.recipe, processing)
             corpus = train if held_out is None else held_out
             own = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
-            read = ImageReader(processing.processor.image_processor, self.recipe.data.image_aspect)  # pyright: ignore[reportArgumentType]
+            read = build_image_reader(self.recipe.data, processing)
             pixels |= {name: read(Path(name)) for each in own for name in each.images}
         except (UserError, OSError) as error:
             reason = f"as the recipe's data cannot be read: {error}"

@@ -1,6 +1,7 @@
 """Signals that ask a run to end: a scheduler's SIGTERM or SIGUSR1, a closed terminal, Ctrl-C.
 
-A handler only takes note. All ranks agree between two steps, or between two batches of an evaluation, on whether one of
+While a run reads its data and loads its model, there is nothing to save, and it ends at once. Later a handler only takes
+note. All ranks agree between two steps, or between two batches of an evaluation, on whether one of
 them has been asked; then all of them save and end together.
 """
 
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from llava_accel.console.output import Bar
-from llava_accel.exceptions import SIGNALS, Interrupted
+from llava_accel.exceptions import SIGNALS, Interrupted, end_at_once
 
 # A launcher passes on the Ctrl-C that the terminal has sent to its workers already: that is not a second one.
 _SAME_CTRL_C_S = 0.5
@@ -22,15 +23,21 @@ class Interruption:
     """Whether the run has been asked to end. Before `listen` is called nothing asks it."""
 
     def __init__(self) -> None:
+        self._is_built = False
         self._received: signal.Signals | None = None
         self._since = 0.0
         self._agreed: signal.Signals | None = None
 
     def listen(self) -> "Interruption":
-        """Take note of signals from now on. Ctrl-C a second time ends the process at once."""
+        """Obey signals from now on. Ctrl-C a second time ends the process at once."""
         for wanted in SIGNALS:
             if signal.getsignal(wanted) != signal.SIG_IGN:  # nohup, and shells for what runs in the background
                 signal.signal(wanted, self._note)
+        return self
+
+    def built(self) -> "Interruption":
+        """From now on the run saves before it ends: signals are taken note of."""
+        self._is_built = True
         return self
 
     @property
@@ -55,6 +62,8 @@ class Interruption:
             raise Interrupted(received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_built:
+            end_at_once(signal.Signals(number), "ended before its next step; the same command starts it again")
         now, again = time.monotonic(), self._received == signal.SIGINT == number
         if again and now - self._since > _SAME_CTRL_C_S:
             raise KeyboardInterrupt

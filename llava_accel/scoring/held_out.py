@@ -25,7 +25,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
-from llava_accel.scoring.metrics import SCORES, exact_match, vqa_accuracy
+from llava_accel.scoring.metrics import SCORES, commonest_scores, exact_match, vqa_accuracy
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -196,7 +196,8 @@ class Evaluation:
     """The same on every rank."""
 
     metrics: dict[str, float]
-    """"loss", and with generation "vqa_accuracy", "exact_match", "num_answers" and the same for blanked images."""
+    """"loss", and with generation "vqa_accuracy", "exact_match", "num_answers", the same for blanked images ("blind_..."),
+    and the scores of the commonest answer ("common_...")."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
     seconds: float = 0.0
@@ -214,9 +215,9 @@ class Evaluation:
         parts = [f"evaluation loss {metrics['loss']:.4f}"]
         for name, title in SCORES.items():
             if name in metrics:
-                blind = metrics.get(f"blind_{name}")
-                beside = f" (blind {100 * blind:.1f} %)" if blind is not None else ""
-                parts.append(f"{title} {100 * metrics[name]:.1f} %{beside}")
+                others = {"blind": f"blind_{name}", "commonest answer": f"common_{name}"}
+                beside = ", ".join(f"{k} {100 * metrics[key]:.1f} %" for k, key in others.items() if key in metrics)
+                parts.append(f"{title} {100 * metrics[name]:.1f} %{f' ({beside})' if beside else ''}")
         if "num_answers" in metrics:
             parts.append(f"{round(metrics['num_answers']):,} answers, {self.answers_per_s:,.0f} a second")
         return ", ".join(parts)
@@ -257,7 +258,7 @@ def evaluate(
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("evaluate", number) as plain_bar:
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
-        metrics = {"loss": loss, **mean_scores(predictions)}
+        metrics = {"loss": loss, **mean_scores(predictions), **commonest_scores(predictions)}
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
             metrics |= {f"blind_{name}": value for name, value in mean_scores(blind).items()}

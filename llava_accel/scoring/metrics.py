@@ -4,14 +4,16 @@ Works on texts alone; `held_out.py` makes the predictions. Scores lie in 0..1. T
 apart from that factor, `vqa_accuracy` gives its numbers.
 """
 
+import functools
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_accel.data.problems import quoted
+from llava_accel.data.records import option
 from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -46,7 +48,7 @@ def cell(key: str, value: Any) -> str:
         return ""
     if key.startswith("num_"):
         return f"{round(value):,}"
-    if key.removeprefix("blind_") in SCORES:
+    if key.removeprefix("blind_").removeprefix("common_") in SCORES:
         return f"{100 * value:.1f} %"
     return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
@@ -76,6 +78,7 @@ def process_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def normalize(text: str) -> str:
     """The form in which answers are compared when the annotators do not all agree."""
     return process_words(process_punctuation(trim(text)))
@@ -152,6 +155,31 @@ def exact_match(prediction: str, answers: Answers) -> float:
     return float(prediction.strip().casefold() in wanted)
 
 
+def commonest_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the rows would score, in the mean, if all had the answer that is the right one most often: as "common_" and
+    the score's name, for the scores that the rows have. A model that has learned anything scores higher."""
+    answers = [_references(row["answers"]) for row in rows]
+    tops = Counter(max(row["answers"], key=row["answers"].get).strip() for row in rows)
+    text = tops.most_common(1)[0][0] if tops else ""
+    scores = {metric: [score(text, each) for each in answers] for metric, score in _OF_TEXTS.items()}
+    chosen = [
+        option(each[0], _MOST_CHOICES) for row, each in zip(rows, answers, strict=True) if "multiple_choice" in row
+    ]
+    if chosen:
+        letter = Counter(chosen).most_common(1)[0][0]
+        scores["multiple_choice"] = [float(one == letter) for one in chosen]
+    return {f"common_{metric}": sum(values) / len(values) for metric, values in scores.items() if values}
+
+
+def _references(answers: Mapping[str, int] | Mapping[str, float]) -> list[str]:
+    """Each answer as often as it was given, as `Record.references`."""
+    return [text for text, count in answers.items() for _ in range(round(count))] or list(answers)
+
+
+_OF_TEXTS = {"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}
+_MOST_CHOICES = 26
+
+
 class TypeScore(NamedTuple):
     """The mean score of the questions of one type, 0..1, and how many there are."""
 
@@ -191,7 +219,8 @@ def score_file(source: Path, out: Path) -> dict[str, float]:
             not at all; may be `source` itself.
 
     Returns:
-        The means "vqa_accuracy" and "exact_match", and "count", the number of lines.
+        The means "vqa_accuracy" and "exact_match", beside each what the commonest answer alone would score
+        ("common_vqa_accuracy"), and "count", the number of lines.
 
     Raises:
         UserError: for a file or line that cannot be scored, with file, line and remedy.
@@ -209,7 +238,8 @@ def score_file(source: Path, out: Path) -> dict[str, float]:
         raise UserError(f"{source}: the file holds no predictions. Give one JSON object a line.")
     write_json_lines(rows, out)
     means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in ("vqa_accuracy", "exact_match")}
-    return means | {"count": float(len(rows))}
+    common = commonest_scores([{"answers": Counter(answer_list(row["answers"]))} for row in rows])
+    return means | common | {"count": float(len(rows))}
 
 
 def _score_line(line: bytes) -> dict:

@@ -17,7 +17,7 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.images import ImageReader
 from llava_accel.data.pictures import pictures_digest
-from llava_accel.data.problems import DataError
+from llava_accel.data.problems import DataError, quoted
 from llava_accel.data.sampler import Order
 from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
@@ -27,6 +27,9 @@ from llava_accel.recipe import DataTable, Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.run_folder import SKIPPED
 from llava_accel.storage.kept_files import cache_folder
+
+_FEW = 10  # records: of fewer, equal answers say nothing
+_NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,11 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
     )
 
 
+def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
+    """The recipe's image_aspect and exif before the tower's image processor."""
+    return ImageReader(processing.processor.image_processor, data.image_aspect, data.exif)  # pyright: ignore[reportArgumentType]
+
+
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
     """The rows of data.train and of data.eval (None where the recipe names no file)."""
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
@@ -78,9 +86,12 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
         train_survey = read_through(recipe, processing, train, console)
         eval_survey = train_survey if evaluation is None else read_through(recipe, processing, evaluation, console)
     if accelerator.is_main_process:
-        for each in [train_survey] if evaluation is None else [train_survey, eval_survey]:
+        read = [(train, train_survey)] + ([] if evaluation is None else [(evaluation, eval_survey)])
+        for (corpus, each), name in zip(read, entries(recipe.data), strict=True):
             report_left_out(recipe, each, console)
-    image_reader = ImageReader(processing.processor.image_processor, recipe.data.image_aspect)
+            for remark in remarks(corpus, each):
+                console.line(f"note: {name}: {remark}")
+    image_reader = build_image_reader(recipe.data, processing)
     rows, eval_rows = train_survey.usable, eval_survey.usable
     if recipe.data.eval_fraction:
         cache_dir = cache_folder(recipe.data.cache_dir)
@@ -120,7 +131,8 @@ def refuse_bad(data: DataTable, survey: Survey) -> None:
             f'{others}. `llava-accel check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
         )
     if len(bad) > data.max_bad * total:
-        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows")
+        remedy = "Raise it, or write a copy without them: `llava-accel check RECIPE --fix DIR`"
+        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows. {remedy}")
     if not len(survey.usable):
         raise first.with_note(f"{others}, and no record is left")
 
@@ -143,6 +155,29 @@ def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:
     path = Path(recipe.run.output_dir) / SKIPPED
     console.line(f"left out: {len(survey.errors):,} of {len(survey.lengths):,} records ({kinds}), listed in {path}")
     list_skipped(path, survey.errors.values())
+
+
+def remarks(corpus: Corpus, survey: Survey) -> list[str]:
+    """What is odd about records that can be used: those that stand there twice, in one file or in several, and an answer
+    that nearly all of them have."""
+    said: list[str] = []
+    usable = survey.usable
+    _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
+    again = np.setdiff1d(np.arange(len(usable)), first)
+    if len(again):
+        one, other = (corpus.place(int(usable[place])) for place in (first[numbers[again[0]]], again[0]))
+        said.append(
+            f"{len(again):,} records equal an earlier one in texts and images, such as {other}, which equals {one}. "
+            "Each is learned as often as it stands there"
+        )
+    _, first, counts = np.unique(survey.answer_keys[usable], return_index=True, return_counts=True)
+    if len(usable) >= _FEW and counts.max() >= _NEARLY_ALL * len(usable):
+        answer = corpus.encode(int(usable[first[counts.argmax()]])).record.turns[-1].text
+        said.append(
+            f"{counts.max() / len(usable):.0%} of the records end in the answer {quoted(answer)}: a model that always says "
+            "so is right as often. Take more of the others, or compare every score with that"
+        )
+    return said
 
 
 def list_skipped(path: Path, errors: Iterable[DataError]) -> None:

@@ -71,7 +71,8 @@ def attach_features(
 def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str:
     """Name of the store: the tower, and all that decides what an image file becomes before it."""
     settings = processing.processor.image_processor.to_dict()
-    text = json.dumps([_FORMAT, tower_name, recipe.data.image_aspect, settings], sort_keys=True, default=str)
+    data = recipe.data
+    text = json.dumps([_FORMAT, tower_name, data.image_aspect, data.exif, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

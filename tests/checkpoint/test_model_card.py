@@ -1,12 +1,15 @@
 """The model card says what was trained, on what and how well, in a form that the hub accepts."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from llava_accel.checkpoint.model_card import write_model_card
+from llava_accel.recipe import make_recipe
 
 
 def test_model_card_says_what_was_trained_and_how_well(
@@ -35,3 +38,36 @@ def test_model_card_names_a_base_of_the_hub_and_not_a_folder_that_looks_like_one
     Path(facts["base"]).mkdir(parents=True)
     write_model_card(tmp_path, "peft", None, facts, title="x")
     assert "base_model" not in yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+
+
+@pytest.mark.parametrize("name", ["a`b.json", "``.json", "`", "a\nb ## c.json", "a```b.json", "plain.json"])
+def test_a_files_name_stays_code_whatever_is_in_it(tmp_path: Path, name: str) -> None:
+    recipe = make_recipe({"run": {"name": "run"}, "model": {"base": "b"}, "data": {"train": name, "eval": name}})
+    write_model_card(tmp_path, "checkpoint", recipe, {"base": f"b{name}", "base_layout": "hub", "train": "lora"})
+    shown = name.replace("\n", "\\n")
+    card = (tmp_path / "README.md").read_text()
+    spans = [
+        token.content
+        for block in MarkdownIt().parse(card)
+        for token in block.children or []
+        if token.type == "code_inline"
+    ]
+    assert spans.count(shown) == 2 and f"b{shown}" in spans
+    code = next(block.content for block in MarkdownIt().parse(card) if block.type == "fence" and block.info == "python")
+    compile(code, "card", "exec")
+
+
+def test_commands_of_the_card_take_a_base_with_spaces_and_quotes(tmp_path: Path) -> None:
+    facts = {"base": "my models/it's", "base_layout": "original", "train": "lora"}
+    write_model_card(tmp_path, "peft", None, facts, title="x")
+    (line,) = [
+        line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("llava-accel export")
+    ]
+    assert shlex.split(line) == ["llava-accel", "export", facts["base"], "--to", "merged", "--out", "it's-hf"]
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_the_code_of_the_card_turns_images_as_training_did(tmp_path: Path, exif: str) -> None:
+    recipe = make_recipe({"run": {"name": "run"}, "model": {"base": "b"}, "data": {"train": "t", "exif": exif}})
+    write_model_card(tmp_path, "checkpoint", recipe, {"base": "b", "base_layout": "hub", "train": "lora"})
+    assert ("ImageOps.exif_transpose(Image.open" in (tmp_path / "README.md").read_text()) == (exif == "apply")

@@ -84,3 +84,14 @@ def test_a_processor_that_resizes_without_cropping_sets_the_size() -> None:
 def test_the_background_is_the_mean_colour_and_becomes_zero() -> None:
     pixels = ImageReader(image_processor(), "pad").normalise(noise(56, 2))
     assert pixels[:, 0].abs().max() < 0.02  # int() rounds the mean down to a whole level
+
+
+def test_a_reader_turns_images_only_where_it_is_told_to(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(50, 20).save(tmp_path / "a.png", exif=exif)
+    stored, turned = (ImageReader(image_processor(), "stretch", how)(tmp_path / "a.png") for how in ("ignore", "apply"))
+    assert torch.equal(
+        turned, ImageReader(image_processor(), "stretch").normalise(noise(50, 20).rotate(-90, expand=True))
+    )
+    assert torch.equal(stored, ImageReader(image_processor(), "stretch").normalise(noise(50, 20)))

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import unicodedata
 import warnings
 import zlib
 from pathlib import Path
@@ -10,8 +11,11 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from transformers.image_utils import load_image
 
-from llava_accel.data.images import check_header, decode, find_image
+from helpers.samples import image_processor
+from llava_accel.data import images
+from llava_accel.data.images import check_header, check_images, decode, find_image
 from llava_accel.data.problems import DataError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -102,9 +106,10 @@ def png(width: int, height: int) -> bytes:
         (png(50_000, 50_000), "decompression bomb"),
         (png(12_000, 12_000), "decompression bomb"),
         (png(40_000, 2), "strip of 40000 x 2"),
+        (png(65_000, 66), "65000 x 66 pixels, and the square around it"),
         (png(1, 10_000), "strip of 1 x 10000"),
     ],
-    ids=["empty", "text", "page", "head", "bomb", "half a bomb", "wide", "tall"],
+    ids=["empty", "text", "page", "head", "bomb", "half a bomb", "wide", "bar", "tall"],
 )
 def test_a_file_without_a_image_is_refused_by_its_head(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "a.jpg"
@@ -198,3 +203,115 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert decode(tmp_path / "a.gif").getpixel((0, 0)) == (250, 0, 0)
+
+
+def test_a_dark_sixteen_bit_image_is_refused_and_a_black_one_is_black(tmp_path: Path) -> None:
+    for form in ("PNG", "TIFF"):
+        Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(tmp_path / "a", form)
+        with pytest.raises(DataError, match="would be black: its highest 16-bit value is 4095"):
+            decode(tmp_path / "a")
+        Image.fromarray(np.array([[0, 0]], dtype=np.uint16)).save(tmp_path / "a", form)
+        assert np.asarray(decode(tmp_path / "a")).max() == 0
+
+
+def test_a_image_of_a_format_that_is_not_on_the_list_starts_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho ran >>{tmp_path / 'ran'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    noise(20, 10).save(tmp_path / "a.jpg", "EPS")
+    for look in (check_header, decode):
+        with pytest.raises(DataError, match="its content is PostScript"):
+            look(tmp_path / "a.jpg")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_only_the_formats_of_the_list_are_read(tmp_path: Path) -> None:
+    Image.init()
+    tried = 0
+    for form in sorted(Image.OPEN.keys() & Image.SAVE.keys() - set(images._FORMATS)):
+        try:
+            noise(32, 32).save(tmp_path / "a", form)
+        except (OSError, ValueError, KeyError):  # no RGB in it
+            continue
+        tried += 1
+        with pytest.raises(DataError, match="not a readable image"):
+            decode(tmp_path / "a")
+    assert tried >= 5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_is_ignored_as_llava_does_or_applied_as_transformers_does(
+    tmp_path: Path, orientation: int, form: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise(20, 10).save(tmp_path / "a", form, exif=exif)
+    with Image.open(tmp_path / "a") as source:
+        assert decode(tmp_path / "a") == source.convert("RGB")
+    assert decode(tmp_path / "a", "apply") == load_image(str(tmp_path / "a"))
+    # Pillow itself turns a TIFF while it reads it: nothing is left to be turned.
+    assert check_images([tmp_path / "a"], whole=True)["turned"] == (orientation > 1 and form != "TIFF")
+
+
+def _see_through(path: Path, mode: str) -> None:
+    """A square image, all of it of the colour that stands for transparency."""
+    if mode == "RGBA":
+        Image.new("RGBA", (8, 8), (200, 30, 30, 0)).save(path, "PNG")
+    elif mode == "RGB":
+        Image.new("RGB", (8, 8), (200, 30, 30)).save(path, "PNG", transparency=(200, 30, 30))
+    else:
+        image = Image.new("RGB", (8, 8), (200, 30, 30)).convert(mode)
+        image.save(path, "GIF" if mode == "P" else "PNG", transparency=image.getpixel((0, 0)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGB", "P", "L"])
+def test_transparent_parts_have_the_colours_that_llava_sees(tmp_path: Path, mode: str) -> None:
+    _see_through(tmp_path / "a", mode)
+    with Image.open(tmp_path / "a") as source:
+        expected = np.asarray(source.convert("RGB"))
+        as_is_said = source.convert("RGBA").convert("RGB")
+    image = decode(tmp_path / "a")
+    assert np.array_equal(np.asarray(image), expected)
+    pixels = image_processor()(image, return_tensors="np")["pixel_values"]
+    assert np.array_equal(pixels, image_processor()(Image.fromarray(expected), return_tensors="np")["pixel_values"])
+    assert np.array_equal(pixels, image_processor()(as_is_said, return_tensors="np")["pixel_values"])
+    assert check_images([tmp_path / "a"], whole=True)["transparent"] == 1
+
+
+def test_an_opaque_alpha_channel_is_no_transparency(tmp_path: Path) -> None:
+    noise(8, 8).convert("RGBA").save(tmp_path / "a.png")
+    assert not check_images([tmp_path / "a.png"], whole=True)["transparent"]
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "says"),
+    [
+        ("one.jpg", "one.gif", "Write 'one.gif'"),
+        ("upper.jpg", "UPPER.JPG", "Write 'UPPER.JPG'"),
+        ("a.png.", None, "Add it"),
+        ("sub\\a.png", "sub/a.png", "Write / in place of"),
+        (" a.png", "a.png", "Write 'a.png'"),
+        (unicodedata.normalize("NFC", "größe.png"), unicodedata.normalize("NFD", "größe.png"), "Unicode normal form"),
+        ("coco/train/a.png", "a.png", "Write 'a.png'"),
+        ("..\\secret.png", None, "Add it"),
+        ("https://example.org/a.jpg", None, "nothing is downloaded"),
+        ("data:image/png;base64,iVBORw0KGgo=", None, "Save it as a file"),
+    ],
+)
+def test_a_name_that_no_file_has_is_answered_with_one_that_is_there(
+    tmp_path: Path, written: str, there: str | None, says: str
+) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    noise(8, 8).save(tmp_path / "secret.png")
+    if there:
+        (root / there).parent.mkdir(exist_ok=True)
+        noise(8, 8).save(root / there)
+    with pytest.raises(DataError) as caught:
+        find_image(root, written)
+    assert says in str(caught.value) and caught.value.kind == "missing_image"
+    if there and "Write '" in says:
+        assert find_image(root, there).is_file()

@@ -20,9 +20,9 @@ def data(tmp_path: Path) -> Corpus:
     """Twelve records: every third of text alone, the others on five images."""
     write_images(tmp_path, *(f"{n}.png" for n in range(5)))
     records = [
-        record("Q?", "A" * n, id=f"id {n}")
+        record("Q?", "A" * (n + 1), id=f"id {n}")
         if n % 3 == 0
-        else record("<image>\nQ?", "A" * n, image=f"{n % 5}.png", id=f"id {n}")
+        else record("<image>\nQ?", "A" * (n + 1), image=f"{n % 5}.png", id=f"id {n}")
         for n in range(12)
     ]
     return corpus(tmp_path, records)

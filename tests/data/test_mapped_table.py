@@ -201,3 +201,23 @@ def test_two_hundred_thousand_records_open_in_seconds_and_again_at_once(tmp_path
     assert table[199_999] == line.encode()
     again = time.process_time() - started
     assert first < 20 and again < 0.5, f"{first:.1f} s, {again:.3f} s"
+
+
+def test_a_date_that_python_has_no_value_for_is_an_error_of_its_row(tmp_path: Path) -> None:
+    days = pa.array([0, 1, 2, 2**31 - 1, 3], pa.int32()).cast(pa.date32())
+    rows = pa.Table.from_pylist([record("Q", "A", id=str(n)) for n in range(5)]).append_column("taken", days)
+    parquet.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 4: a value cannot be read") as caught:
+        open_table(tmp_path / "a.parquet")
+    assert "leave their column out" in str(caught.value)
+    parquet.write_table(rows.drop_columns(["taken"]), tmp_path / "a.parquet")
+    assert len(open_table(tmp_path / "a.parquet")) == 5
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.timestamp("us", tz="Mars/Crater"), pa.date64()])
+def test_other_times_out_of_range_are_refused_as_well(tmp_path: Path, kind: pa.DataType) -> None:
+    times = pa.array([2**60, 0], pa.int64()).cast(kind)
+    rows = pa.Table.from_pylist([record("Q", "A"), record("Q", "A")]).append_column("taken", times)
+    parquet.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1: a value cannot be read"):
+        open_table(tmp_path / "a.parquet")

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from helpers.samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
-from llava_accel.data import images
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.problems import DataError
 from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
@@ -30,12 +29,13 @@ def mixed(folder: Path, **settings: object) -> Corpus:
         record("Q", id="no answer"),
         {"conversations": [], "id": "empty"},
         record("Q", "A", "Q", LONG_TEXT, id="long"),
-        record("Q", "", id="end only"),
+        record("Q", "", id="no word"),
+        record("Q", "A", id="short"),
     ]
     return corpus(folder, records, **settings)
 
 
-GOOD = [0, 1, 10]
+GOOD = [0, 1, 11]
 
 
 def read(data: Corpus, workers: int = 0, decode: bool = False) -> Survey:
@@ -55,11 +55,12 @@ def test_unusable_rows_have_length_zero_and_their_kind(tmp_path: Path) -> None:
         7: "roles",
         8: "empty",
         9: "too_long",
+        10: "blank_answer",
     }
-    assert found.errors_by_kind()["roles"] == 1 and found.errors_by_kind().total() == 8
+    assert found.errors_by_kind()["roles"] == 1 and found.errors_by_kind().total() == 9
     for name in ("lengths", "num_targets", "num_images", "num_turns"):
         column = getattr(found, name)
-        assert len(column) == 11 and not column[list(found.errors)].any()
+        assert len(column) == 12 and not column[list(found.errors)].any()
 
 
 def test_every_error_names_file_row_and_id(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_the_numbers_are_those_of_the_examples(tmp_path: Path) -> None:
 
 
 def test_turns_are_those_of_user_and_assistant_that_were_kept(tmp_path: Path) -> None:
-    turns = [{"from": "system", "value": "S"}, *record("Q", "A", "Q", "", "Q", LONG_TEXT)["conversations"]]  # type: ignore
+    turns = [{"from": "system", "value": "S"}, *record("Q", "A", "Q", "B", "Q", LONG_TEXT)["conversations"]]  # type: ignore
     data = corpus(tmp_path, [{"conversations": turns}], max_length=60, on_too_long="drop_turns")
     found = read(data)
     assert found.num_turns.tolist() == [4] and found.num_dropped_turns == 2
@@ -147,7 +148,7 @@ def test_a_second_start_reads_nothing_and_finds_the_same(tmp_path: Path) -> None
     data = mixed(tmp_path)
     rows = counting(data)
     first = cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
-    assert set(rows) == set(range(11))
+    assert set(rows) == set(range(12))
     again = corpus_of(tmp_path / "data.jsonl")
     rows = counting(again)
     second = cached_survey(again, "key", tmp_path / "cache", lambda: pytest.fail("read again"))
@@ -197,8 +198,8 @@ def test_a_image_of_many_questions_is_decoded_once_and_a_broken_one_is_told_of_e
     names = ["a.png", "bad.png", "a.png", "bad.png", "a.png"]
     data = corpus(tmp_path, [record("<image>\nQ", "A", image=name, id=f"{n}") for n, name in enumerate(names)])
     opened: list[str] = []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda path: (opened.append(path.name), decode(path))[1])
+    decode = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **settings: (opened.append(path.name), decode(path, **settings))[1])
     steps: list[int] = []
     found = survey(data, workers=0, decode=True, progress=steps.append)
     assert sorted(opened) == ["a.png", "bad.png"] and sum(steps) == 5
@@ -207,8 +208,8 @@ def test_a_image_of_many_questions_is_decoded_once_and_a_broken_one_is_told_of_e
 
 
 def test_a_kept_survey_is_mapped_and_takes_few_bytes_a_record(tmp_path: Path) -> None:
-    data = corpus(tmp_path, [record("Q", "A" * n) for n in range(5)])
+    data = corpus(tmp_path, [record("Q", "A" * (n + 1)) for n in range(5)])
     found = cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
     columns = [getattr(found, name) for name in COLUMNS]
-    assert sum(column.itemsize for column in columns) <= 24
+    assert sum(column.itemsize for column in columns) <= 40
     assert not any(column.flags.owndata or column.flags.writeable for column in columns)

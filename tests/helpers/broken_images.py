@@ -65,6 +65,7 @@ def _link_to(target: str) -> Make:
     return lambda path: path.symlink_to(target)
 
 
+_EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n"
 BROKEN: dict[str, tuple[str, Make, list[str]]] = {  # name -> name in the record, how to make it, words of the message
     "zero bytes": ("a.png", _holds(b""), ["not a readable image"]),
     "text named .jpg": ("a.jpg", _holds(b"this is not an image"), ["not a readable image"]),
@@ -89,10 +90,19 @@ BROKEN: dict[str, tuple[str, Make, list[str]]] = {  # name -> name in the record
     "a decompression bomb": ("a.png", _holds(png(50_000, 50_000)), ["decompression bomb", "Scale it down"]),
     "half a decompression bomb": ("a.png", _holds(png(12_000, 12_000)), ["decompression bomb", "Scale it down"]),
     "a bomb of text": ("a.png", _holds(png(40, 30, b"zTXta\0\0" + zlib.compress(bytes(99_000_000)))), ["not a readable"]),
+    "an EPS": ("a.eps", _holds(_EPS), ["not a readable image", "PostScript", "Convert it"]),
+    "an EPS named .jpg": ("a.jpg", _holds(_EPS), ["not a readable image", "PostScript", "Convert it"]),
+    "a PCX": ("a.pcx", lambda path: noise(12, 8).save(path), ["not a readable image", "Convert it"]),
+    "an HEIC": ("a.heic", _holds(b"\0\0\0\x18ftypheic" + bytes(99)), ["not a readable image", "HEIC", "Convert it"]),
+    "floating-point numbers": (
+        "a.tif", lambda path: Image.new("F", (9, 9), 0.5).save(path), ["floating-point numbers", "Scale them"]
+    ),
+    "32-bit numbers": ("a.tif", lambda path: Image.new("I", (9, 9), 70_000).save(path), ["32-bit numbers", "Scale them"]),
+    "a long bar": ("a.png", lambda path: Image.new("1", (65_000, 66)).save(path), ["65000 x 66", "square", "Scale it"]),
     "a strip of 1 x 10000": ("a.png", _holds(png(1, 10_000)), ["strip of 1 x 10000", "Cut it"]),
     "a strip of 40000 x 2": ("a.png", _holds(png(40_000, 2)), ["strip of 40000 x 2", "Cut it"]),
     "no file": ("none.png", lambda path: None, ["there is no image 'none.png'", "Add it"]),
-    "an address": ("https://example.org/a.png", lambda path: None, ["there is no image 'https", "Add it"]),
+    "an address": ("https://example.org/a.png", lambda path: None, ["'https", "nothing is downloaded", "Save it"]),
     "a name of 5000 letters": ("x" * 5000, lambda path: None, ["there is no image 'xxx", "Add it"]),
     "a name with a line break": ("a\n\x1b[31mb.png", lambda path: None, [r"'a\n\x1b[31mb.png'", "Add it"]),
     "a pipe": ("a.png", os.mkfifo, ["'a.png'", "a pipe or a device", "Add it"]),

@@ -83,6 +83,7 @@ def test_text_of_every_language_stays_as_it_is(text: str) -> None:
 def test_what_cannot_be_seen_is_written_out() -> None:
     assert visible(HOSTILE).endswith(r"\x00\x07\x1b[31m\u202egnp.exe\ud800")  # pyright: ignore
     assert visible("a\rb\u2066c\ufeff") == r"a\rb\u2066c\ufeff"
+    assert visible("\u200e\u200f\u061c\u200b\u2060") == r"\u200e\u200f\u061c\u200b\u2060"
 
 
 def test_right_and_wrong_answers_are_mixed_and_stay_the_same_between_evaluations(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Promises of the recipe's errors: everything wrong is said at once. Which keys: tests/helpers/broken_recipes.py."""
 
 import pickle
+import time
 import tomllib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,47 @@ def test_any_value_of_any_key_is_a_recipe_or_a_readable_refusal(
     except RecipeError as error:
         assert error.problems and str(error).encode()
         assert all(problem.given and problem.expected and problem.remedy for problem in error.problems)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    since = time.perf_counter()
+    action()
+    return time.perf_counter() - since
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SMALLEST + "".join(f"k{n} = 1\n" for n in range(80_000)),
+        SMALLEST + "[more]\n" + "".join(f"k{n} = 1\n" for n in range(80_000)),
+        SMALLEST + "".join(f"[t{n}]\n" for n in range(80_000)),
+        SMALLEST.replace('"t.jsonl"', "[" + "3," * 100_000 + "]"),
+        SMALLEST + "a." * 100_000 + "b = 1\n",
+        SMALLEST + "a." * 4000 + "b = 1\n",
+        SMALLEST + "k" * 900_000 + " = 1\n",
+        SMALLEST + "[model.lora]\ntargets = [" + "'('," * 100_000 + "]",
+    ],
+    ids=["keys", "keys of a table", "tables", "sources", "a very deep key", "a deep key", "a long key", "patterns"],
+)
+def test_a_recipe_with_very_much_in_it_is_refused_in_seconds_and_in_few_lines(tmp_path: Path, content: str) -> None:
+    (tmp_path / "recipe.toml").write_text(content)
+    said = []
+    assert _seconds(lambda: said.append(refusal(tmp_path / "recipe.toml"))) < 30
+    assert len(said[0]) < 20_000 and said[0].count("\n") < 200
+
+
+def test_the_rest_of_many_problems_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(SMALLEST + "".join(f"k{n} = 1\n" for n in range(120)))
+    said = refusal(tmp_path / "recipe.toml")
+    assert said.startswith(f"{tmp_path / 'recipe.toml'}: 120 problems\n") and said.endswith("\nand 70 more")
+
+
+def test_a_recipe_of_more_than_a_mebibyte_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b"#" * (1 << 20) + b"\n")
+    assert "at most 1 MiB" in refusal(tmp_path / "recipe.toml")
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    assert "at most 1 MiB" in refusal(tmp_path / "endless.toml")
+
+
+def test_a_deep_override_is_refused(smallest: Path) -> None:
+    assert "more than 20 deep" in refusal(smallest, "a." * 5000 + "b=1")

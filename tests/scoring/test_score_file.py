@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.scoring.metrics import TypeScore, by_type, score_file
+from llava_accel.scoring.metrics import TypeScore, by_type, commonest_scores, score_file, vqa_accuracy
 
 
 def test_by_type_averages_and_puts_the_most_frequent_type_first() -> None:
@@ -50,7 +50,8 @@ def test_score_file_adds_scores_and_returns_the_means(tmp_path: Path) -> None:
         "score": 1.0,
     }
     assert rows[1]["score"] == rows[1]["vqa_accuracy"] == pytest.approx(2 / 9)
-    assert means == {"vqa_accuracy": pytest.approx(11 / 18), "exact_match": 1.0, "count": 2.0}
+    common = {"common_vqa_accuracy": 0.5, "common_exact_match": 0.5}
+    assert means == {"vqa_accuracy": pytest.approx(11 / 18), "exact_match": 1.0, "count": 2.0} | common
 
 
 def test_score_file_may_write_over_its_source(tmp_path: Path) -> None:
@@ -85,3 +86,22 @@ def test_a_missing_or_empty_file_of_predictions_is_named(tmp_path: Path) -> None
         score_file(tmp_path / "absent.jsonl", tmp_path / "out.jsonl")
     with pytest.raises(ValueError, match="holds no predictions"):
         score_file(_write(tmp_path / "p.jsonl", ""), tmp_path / "out.jsonl")
+
+
+def test_the_commonest_answer_is_scored_as_if_it_were_given_to_every_question() -> None:
+    answers = [{"yes": 9.0, "no": 1.0}, {"no": 10.0}, {"Yes": 3.0, "maybe": 7.0}, {"yes": 10.0}]
+    rows = [{"answers": each, "vqa_accuracy": 1.0} for each in answers]
+    found = commonest_scores(rows)
+    assert found == {
+        "common_vqa_accuracy": pytest.approx(sum(vqa_accuracy("yes", each) for each in answers) / 4),
+        "common_exact_match": 0.75,
+    }
+    assert found["common_vqa_accuracy"] == pytest.approx((1 + 0 + 0.9 + 1) / 4, abs=0.03)
+
+
+def test_the_commonest_letter_is_scored_where_there_are_choices() -> None:
+    rows = [
+        {"answers": {text: 1.0}, "multiple_choice": 0.0} for text in ("A", "B. a magnet", "B", "C", "The answer is B.")
+    ]
+    assert commonest_scores([*rows, {"answers": {"cat": 1.0}}])["common_multiple_choice"] == pytest.approx(3 / 5)
+    assert commonest_scores([]) == {}

@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from helpers.runs import PARITY
+from helpers.runs import PARITY, recipe
 from llava_accel.model.build import load_model
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import make_recipe
-from llava_accel.setup.vision_cache import name_tower
+from llava_accel.setup.vision_cache import features_key, name_tower
 
 
 @pytest.fixture
@@ -70,3 +70,12 @@ def test_another_layer_or_type_has_another_name(base: Path) -> None:
     config.write_text(config.read_text().replace('"mm_vision_select_layer": -2', '"mm_vision_select_layer": -1'))
     names.append(name(base))
     assert len(set(names)) == 3
+
+
+def test_features_of_turned_images_are_others(tmp_path: Path) -> None:
+    keys = set()
+    for exif in ("ignore", "apply"):
+        settings = recipe(tmp_path, data={"exif": exif})
+        processing = load_processing(settings.model, settings.data.image_aspect)
+        keys |= {features_key("tower", processing, settings) for _ in range(2)}
+    assert len(keys) == 2

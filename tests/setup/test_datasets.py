@@ -1,0 +1,73 @@
+"""What is said of records that can be used and are odd nevertheless."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers.runs import talk
+from helpers.verbs import start, write_recipe
+
+
+def write(path: Path, *records: dict[str, object]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def notes(folder: Path, *files: Path) -> list[str]:
+    """What `check` and `train` note alike of these files."""
+    sources = [{"path": str(file), "images": str(folder)} for file in files]
+    recipe = str(write_recipe(folder, files[0], data={"train": sources}))
+    said = []
+    for verb in ("check", "train"):
+        ended = start(verb, recipe)
+        assert ended.code == 0, ended.out + ended.err
+        lines = [
+            line.partition("data.train: ")[2] or line for line in ended.out.splitlines() if line.startswith("note: ")
+        ]
+        said.append([line.removeprefix("note: ") for line in lines])
+    assert said[0] == said[1]
+    return said[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in (("a.png", (200, 30, 30)), ("b.png", (30, 30, 200))):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def test_records_that_stand_in_two_files_are_noted_whatever_their_ids(folder: Path) -> None:
+    first = write(folder / "1.jsonl", talk(1, "Q", "A", "a.png"), talk(2, "Q", "B", "a.png"))
+    second = write(
+        folder / "2.jsonl", talk(3, "Q", "A", "b.png"), talk(4, "Q", "B", "a.png"), talk(5, "P", "B", "a.png")
+    )
+    (note,) = notes(folder, first, second)
+    assert note.startswith("1 records equal an earlier one")
+    assert f"such as {second}, row 2, which equals {first}, row 2." in note
+
+
+def test_records_that_share_less_than_all_are_not_noted(folder: Path) -> None:
+    rows = [
+        talk(1, "Q", "A", "a.png"),
+        talk(2, "Q", "A", "b.png"),
+        talk(3, "Q", "A"),
+        talk(4, "Q", "B"),
+        talk(5, "P", "A"),
+    ]
+    assert notes(folder, write(folder / "1.jsonl", *rows)) == []
+
+
+@pytest.mark.parametrize(("num_others", "is_noted"), [(1, True), (2, True), (3, False)])
+def test_an_answer_that_nearly_all_records_have_is_noted(folder: Path, num_others: int, is_noted: bool) -> None:
+    rows = [talk(n, f"Q{n}", "no" if n < num_others else "yes") for n in range(20)]
+    said = notes(folder, write(folder / "1.jsonl", *rows))
+    assert [note.partition(":")[0] for note in said] == (
+        [f"{100 - 5 * num_others}% of the records end in the answer 'yes'"] if is_noted else []
+    )
+
+
+def test_few_records_may_have_one_answer(folder: Path) -> None:
+    assert notes(folder, write(folder / "1.jsonl", *(talk(n, f"Q{n}", "yes") for n in range(9)))) == []
