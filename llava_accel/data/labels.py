@@ -129,4 +129,4 @@ class Labeller:
 
 def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the tokenizer puts a beginning-of-sequence token before a text by itself."""
-    return tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

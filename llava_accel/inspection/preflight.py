@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from llava_accel.checkpoint.resume import find_checkpoint
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.model import weights
 from llava_accel.model.adapters import read_adapter
-from llava_accel.model.bases import Base, find_base
+from llava_accel.model.bases import Base, empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import StoredTensor
 from llava_accel.model.lora import prepare_trainable, without_starting_values
@@ -99,7 +98,7 @@ def _check_trainable(recipe: Recipe, processing: Processing) -> None:
     plain = without_starting_values(table)
     if plain is not table:  # an adapter of another variant would be refused
         table = plain.model_copy(update={"adapter": ""})
+    model = empty_model(processing.base, final_config(processing))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is a no-op")  # so it is: only names and shapes count here
-        model = LlavaForConditionalGeneration(final_config(processing))
         prepare_trainable(model, recipe.model_copy(update={"model": table}))

@@ -3,16 +3,27 @@
 Only configs are read here, so what cannot be trained is refused before any weight is touched.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+    SiglipVisionConfig,
+)
 
 from llava_accel.exceptions import UserError
 from llava_accel.model.files import first_line, read_json, resolve_folder
+from llava_accel.model.limits import blamed, check_numbers, check_sizes
 from llava_accel.recipe import ModelTable
 
 Layout = Literal["hub", "original", "parts"]
@@ -22,6 +33,7 @@ _NOT_THE_LANGUAGE_MODELS = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "t
 _NOT_KEPT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache"}
 _UNREADABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 """What the configs of transformers raise for values that they cannot hold; it differs between models."""
+_UNBUILDABLE = (*_UNREADABLE, AssertionError, RuntimeError, ImportError)
 _TOWERS = (CLIPVisionConfig, SiglipVisionConfig)
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
@@ -61,15 +73,32 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
     Raises:
         UserError: something is missing, or `LlavaForConditionalGeneration` cannot hold the model.
     """
-    if not model.base:
-        return _parts(model, weights)
+    base = _find(model, weights) if model.base else _parts(model, weights)
+    check_sizes(base.config, base.folder / "config.json", (base.tower or base.folder) / "config.json")
+    return base
+
+
+def empty_model(base: Base, config: LlavaConfig | None = None) -> LlavaForConditionalGeneration:
+    """The base without weights, on the meta device: names and shapes only; UserError if its config describes no model.
+
+    Args:
+        config: In place of the base's own, where that has grown.
+    """
+    try:
+        with torch.device("meta"):
+            return LlavaForConditionalGeneration(config or base.config)
+    except _UNBUILDABLE as error:
+        raise _unusable(error, *(folder / "config.json" for folder in (base.folder, base.tower) if folder)) from error
+
+
+def _find(model: ModelTable, weights: bool) -> Base:
     folder = resolve_folder(model.base, "model.base", weights=weights)
     raw = _model_config(folder)
     if "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral"):
         return _original(model, folder, raw, weights)
     if raw.get("model_type") != "llava":
         raise _not_a_llava(folder, raw)
-    config = _read_config(folder, LlavaConfig.from_pretrained)
+    config = _read_config(folder, raw, lambda: LlavaConfig.from_dict(raw))
     if not isinstance(config.vision_config, _TOWERS):
         raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP. Use a LLaVA-1.5 model")
     if not isinstance(config.vision_feature_layer, int):
@@ -95,6 +124,12 @@ def read_tower_config(folder: Path) -> TowerConfig:
     return config
 
 
+def generation_settings(base: Base) -> dict[str, Any]:
+    """What generation_config.json says; empty where there is none."""
+    path = base.folder / "generation_config.json"
+    return read_json(path) if os.path.lexists(path) else {}
+
+
 def num_class_tokens(vision: TowerConfig) -> int:
     """Positions before the patches in a tower's output: CLIP's class token, none in SigLIP."""
     return 1 if isinstance(vision, CLIPVisionConfig) else 0
@@ -118,19 +153,20 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
     if not kept.get("rope_scaling"):
         kept.pop("rope_scaling", None)
-    text = _read_config(folder, lambda *_, **__: AutoConfig.for_model(kind, **kept))
+    text = _read_config(folder, raw, lambda: AutoConfig.for_model(kind, **kept))
     if model.vision_tower:
         tower = _tower_folder(model.vision_tower, None, weights)
     else:
         name = raw.get("mm_vision_tower")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name.strip():
             raise UserError(f"{folder}/config.json does not name an mm_vision_tower. Set model.vision_tower")
         tower = _tower_folder(name, folder, weights)
+    layer = raw.get("mm_vision_select_layer")
     config = _llava_config(
         text,
         read_tower_config(tower),
-        layer=int(raw.get("mm_vision_select_layer", -2)),
-        keep_class_token=raw.get("mm_vision_select_feature", "patch") == "cls_patch",
+        layer=-2 if layer is None else layer,
+        keep_class_token=raw.get("mm_vision_select_feature") == "cls_patch",
     )
     return Base("original", folder, tower, bool(model.vision_tower), config)
 
@@ -179,21 +215,31 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 def _auto_config(folder: Path) -> Any:
     raw = read_json(folder / "config.json")
-    if raw.get("model_type") not in CONFIG_MAPPING:
+    if str(raw.get("model_type")) not in CONFIG_MAPPING:
         raise UserError(
             f"{folder}/config.json: transformers has no model_type {raw.get('model_type')!r} of its own, and code that "
             "comes with a model is never run. Name a model of a known type"
         )
-    return _read_config(folder, AutoConfig.from_pretrained)
+    return _read_config(folder, raw, lambda: CONFIG_MAPPING[str(raw["model_type"])].from_dict(raw))
 
 
-def _read_config(folder: Path, read: Callable[..., Any]) -> Any:
+def _read_config(folder: Path, raw: dict[str, Any], make: Callable[[], Any]) -> Any:
+    file = folder / "config.json"
+    check_numbers(raw, file)
     try:
-        return read(folder, trust_remote_code=False)
+        return make()
     except _UNREADABLE as error:
-        raise UserError(
-            f"{folder}/config.json cannot be used ({first_line(error)}). Copy the config.json that belongs to the weights"
-        ) from error
+        raise _unusable(error, file) from error
+
+
+def _unusable(error: Exception, *files: Path) -> UserError:
+    """What a library could not make of configs, with the file and the keys that its error names."""
+    said = first_line(error)
+    said = said if " " in said else f"{type(error).__name__}: {said}"
+    named = {file: keys for file in files if (keys := blamed(read_json(file), said))}
+    file, keys = next(iter(named.items()), (files[0], ""))
+    problem = f"{file} cannot be used ({keys}{': ' if keys else ''}{said})"
+    return UserError(f"{problem}. Copy the config.json that belongs to the weights")
 
 
 def _check_original(folder: Path, raw: dict[str, Any]) -> None:
@@ -211,6 +257,11 @@ def _check_original(folder: Path, raw: dict[str, Any]) -> None:
         raise UserError(
             f"{place}: this model cuts an image into tiles (mm_patch_merge_type {tiles!r}, image_aspect_ratio "
             f"{raw.get('image_aspect_ratio')!r}), as LLaVA-1.6 does, and here an image is one square. Use a LLaVA-1.5 model"
+        )
+    if raw.get("mm_vision_select_feature") not in (None, "patch", "cls_patch"):
+        raise UserError(
+            f"{place}: mm_vision_select_feature is {raw['mm_vision_select_feature']!r}, and LLaVA knows 'patch' and "
+            "'cls_patch'. Use a LLaVA-1.5 model"
         )
     if raw.get("mm_use_im_start_end"):
         raise UserError(

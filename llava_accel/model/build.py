@@ -10,8 +10,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model import weights
-from llava_accel.model.bases import find_base
-from llava_accel.model.files import read_json
+from llava_accel.model.bases import find_base, generation_settings
 from llava_accel.model.memory import quantization_config
 from llava_accel.model.processing import Processing
 from llava_accel.model.tower import ParkedTower
@@ -111,10 +110,10 @@ def generation_config(processing: Processing) -> GenerationConfig:
 
     Sampling settings of the base are left out: some contradict each other, and then the finished model cannot be saved.
     """
-    path = processing.base.folder / "generation_config.json"
     text = processing.base.text
     ids = {key: getattr(text, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    ids |= {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if key in ids}
+    ids |= {key: value for key, value in generation_settings(processing.base).items() if key in ids}
+    ids = {key: None if value == -1 else value for key, value in ids.items()}
     if ids["pad_token_id"] is None:
         ids["pad_token_id"] = processing.processor.tokenizer.pad_token_id
     return GenerationConfig(**ids, suppress_tokens=processing.added_ids)

@@ -9,7 +9,8 @@ from llava_accel.data.conversation import SYSTEM_PROMPTS
 from llava_accel.data.jinja_template import REFUSALS, with_ends
 from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.exceptions import UserError
-from llava_accel.model.files import read_json
+from llava_accel.model.files import read_json, read_text
+from llava_accel.model.trial import check_template
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _QUESTION = "question"
@@ -19,13 +20,18 @@ def choose_template(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast)
     """The chat template that `model.template` means for the base in a folder, and lines for the user.
 
     "auto" is the base's own, with the end of each answer where it has none; None if the base has no template.
+
+    Raises:
+        UserError: the base's own is to be used, and takes too long or too much.
     """
     own = _own_template(folder, tokenizer)
     if name == "auto":
+        if own:
+            check_template(tokenizer, own, folder)
         return _ended(tokenizer, own)
     encoder = TextEncoder(tokenizer)
     template = chat_template(name, encoder.space_at_start and not encoder.space_after_special)
-    return template, [] if name == "plain" or not own else _other_template(tokenizer, own, template, name)
+    return template, [] if name == "plain" or not own else _other_template(tokenizer, own, folder, template, name)
 
 
 def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | None:
@@ -33,7 +39,7 @@ def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | Non
     for name in ("chat_template.jinja", "chat_template.json", "processor_config.json"):
         path = folder / name
         if path.is_file():
-            template = path.read_text() if path.suffix == ".jinja" else read_json(path).get("chat_template")
+            template = read_text(path) if path.suffix == ".jinja" else read_json(path).get("chat_template")
             if isinstance(template, str):
                 return template
     return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
@@ -56,9 +62,13 @@ def _ended(tokenizer: PreTrainedTokenizerFast, own: str | None) -> tuple[str | N
     ]
 
 
-def _other_template(tokenizer: PreTrainedTokenizerFast, own: str, used: str, name: str) -> list[str]:
+def _other_template(tokenizer: PreTrainedTokenizerFast, own: str, folder: Path, used: str, name: str) -> list[str]:
     """A line for the user where other words come before an answer in the base's own chat template; none if it cannot be
     rendered."""
+    try:
+        check_template(tokenizer, own, folder)
+    except UserError:
+        return []
     theirs, ours = _before_answers(tokenizer, own), _before_answers(tokenizer, used)
     if theirs is None or ours is None or theirs.endswith(ours) or ours.endswith(theirs):
         return []

@@ -6,8 +6,9 @@ Nothing here runs code from a checkpoint: safetensors, or pickles restricted to 
 import json
 import os
 import pickle
+import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.toml"]
 _ADAPTER_FILES = ["adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.*"]
 _FLOATS = {"F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _REMEDY = "Download or copy it again"
+_LONGEST = {"tokenizer.json": 2**27, "tokenizer.model": 2**26}
+"""Most bytes of a file that is read as a whole; the largest known tokenizers take a quarter of that."""
+_ELSE = 2**24
+_DEEPEST = 64
+"""Levels of a JSON file; libraries walk them by recursion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
     """
     places = [beside / name, beside.parent / name] if beside else []
     for place in (*places, Path(name).expanduser()):
-        if place.is_dir():
+        if os.path.isdir(place):  # no error where the name is none that a file can have
             return find_weights(place) if is_run(place) else place
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{key}: there is no folder {name}. Correct the path, or name a model of the hub as ORG/NAME")
@@ -86,15 +92,61 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder; UserError if it cannot be read, or is not an object."""
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: this is not a model folder, or it is incomplete. Check the path") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}). {_REMEDY}") from error
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON ({first_line(error)}). {_REMEDY}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in level if isinstance(inner, dict | list)]
+    if level:
+        raise UserError(f"{path} has more than {_DEEPEST} brackets within brackets. {_REMEDY}")
     return value
+
+
+def read_text(path: Path) -> str:
+    """A file of a model folder, in UTF-8; UserError if it cannot be read (`check_file`)."""
+    check_file(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error}). {_REMEDY}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Check its permissions, or copy it again") from error
+
+
+def check_file(path: Path) -> None:
+    """UserError if a file that is read as a whole is missing, a device, a pipe or a folder, or too long."""
+    most = _LONGEST.get(path.name, _ELSE)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: this is not a model folder, or it is incomplete. Check the path") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). {_REMEDY}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is a folder, a pipe or a device, or a link to one, and no file. {_REMEDY}")
+    if status.st_size > most:
+        raise UserError(f"{path} has {status.st_size:,} bytes, and such a file has at most {most:,}. {_REMEDY}")
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Look at files of a folder that a library will read by itself; those that are not there are not missed.
+
+    Raises:
+        UserError: one cannot be read, or is not what its ending says: a JSON object or text.
+    """
+    for path in (folder / name for name in names):
+        if os.path.lexists(path):
+            check_file(path)
+            if path.suffix == ".json":
+                read_json(path)
+            elif path.suffix != ".model":
+                read_text(path)
 
 
 def read_weights(folder: Path) -> Iterator[StoredTensor]:
@@ -139,6 +191,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a .bin file, with nothing but tensors allowed in it; UserError if it is damaged or holds more."""
+    _refuse_compressed(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -148,9 +201,25 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or not a PyTorch file ({first_line(error)}). {_REMEDY}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+    if not isinstance(loaded, dict) or not all(_is_named(name, tensor) for name, tensor in loaded.items()):
         raise UserError(f"{path} does not hold a mapping of names to tensors. Convert it to safetensors")
     return loaded
+
+
+def _refuse_compressed(path: Path) -> None:
+    """UserError if a .bin file would be larger in memory than it is: `torch.save` never compresses."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            is_larger = any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # of another kind, or damaged, which `torch.load` says
+    if is_larger:
+        raise UserError(f"{path} is compressed, and torch.save writes no such files. Convert it to safetensors")
+
+
+def _is_named(name: object, value: object) -> bool:
+    """Whether it is a tensor that lies in the file number by number, neither sparse nor without values."""
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def _read_shards(index: Path) -> Iterator[StoredTensor]:

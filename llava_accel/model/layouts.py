@@ -110,7 +110,9 @@ def projector_part(name: str) -> str:
     prefix = next(prefix for prefix in _PROJECTOR_PREFIXES if bare.startswith(prefix))
     linear, _, kind = bare.removeprefix(prefix).partition(".")
     if _LINEAR.get(linear, linear) not in _INDEX or kind not in ("weight", "bias"):
-        raise UserError(f"{name!r} is not a weight of a two-layer projector (mlp2x_gelu)")
+        raise UserError(
+            f"{name!r} is not a weight of a two-layer projector (mlp2x_gelu). Name the file that stage 1 of LLaVA-1.5 made"
+        )
     return f"{_LINEAR.get(linear, linear)}.{kind}"
 
 
@@ -118,7 +120,7 @@ def adapter_to_memory(name: str) -> str:
     """A key of an adapter file, with peft's prefix and in any layout, under its in-memory name, prefix kept; UserError
     if the prefix is missing, or no module can hold it."""
     if not name.startswith(PEFT_PREFIX):
-        raise UserError(f"{name!r} does not begin with {PEFT_PREFIX!r}")
+        raise UserError(f"{name!r} does not begin with {PEFT_PREFIX!r}. Name an adapter that peft has saved")
     return PEFT_PREFIX + to_memory(name.removeprefix(PEFT_PREFIX))
 
 
@@ -143,5 +145,6 @@ def _replace_prefix(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     raise UserError(
-        f"{name!r} is not a weight of a LLaVA model: it does not begin with one of {[old for old, _ in prefixes]}"
+        f"{name!r} is not a weight of a LLaVA model: it does not begin with one of {[old for old, _ in prefixes]}. "
+        "Name a LLaVA-1.5 model, or take the weight out of the file"
     )

@@ -19,7 +19,9 @@ from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
 from llava_accel.model.chat_template import choose_template
 from llava_accel.model.files import first_line
+from llava_accel.model.limits import check_pixels
 from llava_accel.model.tokenizer import IMAGE_TOKEN, allow_tokens, load_tokenizer, refuse_tokens_without_rows
+from llava_accel.model.trial import check_texts
 from llava_accel.recipe import ModelTable
 
 ROWS_MULTIPLE = 64
@@ -60,6 +62,7 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
         UserError: a part is missing, or parts do not fit together.
     """
     base = find_base(model, weights=False)
+    check_texts(base)
     tokenizer, notes = load_tokenizer(base)
     if base.layout == "hub":
         token = tokenizer.convert_ids_to_tokens(base.config.image_token_index)
@@ -74,7 +77,7 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
     assert isinstance(image_token_id, int)
     vision, on_disk = base.vision, base.text.vocab_size
     # A model that was merged from a grown one remembers how many rows were its own.
-    vocab_size = base.config.to_dict().get("scored_vocab_size", on_disk)
+    vocab_size = base.config.to_dict().get("scored_vocab_size") or on_disk
     words = allow_tokens(tokenizer, model.added_tokens, token)
     refuse_tokens_without_rows(tokenizer, base, vocab_size)
     template, more = choose_template(model.template, base.folder, tokenizer)
@@ -124,6 +127,7 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
         half = [0.5] * 3  # SigLIP's mean and deviation
         loaded = CLIPImageProcessorPil(size=square, do_center_crop=False, image_mean=half, image_std=half)
     settings: dict[str, Any] = {key: value for key, value in loaded.to_dict().items() if key in _SETTINGS}
+    check_pixels(settings, folder)
     if "height" in settings["size"]:  # SigLIP's: the image is stretched, and its file says nothing about a crop
         settings["do_center_crop"] = False
     made = settings["crop_size"] if settings["do_center_crop"] else settings["size"]

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
 from llava_accel import compat
 from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
-from llava_accel.model.bases import Base
+from llava_accel.model.bases import Base, empty_model
 from llava_accel.model.files import StoredTensor, is_finite, read_tensors, read_weights
 from llava_accel.model.layouts import PROJECTOR, TOWER
 
@@ -55,8 +54,7 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     Raises:
         UserError: a weight is missing, left over, or has another shape; the file and the names are in the message.
     """
-    with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in LlavaForConditionalGeneration(base.config).state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in empty_model(base).state_dict().items()}
     if base.config.tie_word_embeddings:
         del expected["lm_head.weight"]
     optional = {name for name in expected if fresh_projector and name.startswith(PROJECTOR)}
@@ -168,5 +166,11 @@ def _put(stored: Stored, tensor: StoredTensor, rename: Callable[[str], str | Non
         name = rename(tensor.name)
     except UserError as error:
         raise UserError(f"{tensor.file}: {error}") from None
+    if name in stored:
+        other = stored[name]
+        raise UserError(
+            f"{tensor.name} in {tensor.file} and {other.name} in {other.file} are one weight of the model. "
+            "Delete the file that does not belong to it, or download the model again"
+        )
     if name is not None:
         stored[name] = tensor

@@ -114,6 +114,21 @@ def _code(folder: Path) -> None:
     edit("tokenizer_config.json", auto_map=names)(folder)
 
 
+def _part(name: str, part: str, **changes: object) -> Spoil:
+    """Changes keys of an object inside a JSON file."""
+
+    def spoil(folder: Path) -> None:
+        fields = json.loads((folder / name).read_text())
+        fields[part] = (fields.get(part) or {}) | changes
+        (folder / name).write_text(json.dumps(fields))
+
+    return spoil
+
+
+def _instead(name: str, make: Callable[[Path], object]) -> Spoil:
+    return lambda folder: ((folder / name).unlink(), make(folder / name))
+
+
 NOT_FINITE = ["weight holds values that are not finite", "again"]
 BASES: dict[str, tuple[Spoil, list[str]]] = {  # name -> how to spoil a LLaVA of the hub's layout, words of the message
     "no config": (remove("config.json"), ["config.json is missing", "Check the path"]),
@@ -137,6 +152,28 @@ BASES: dict[str, tuple[Spoil, list[str]]] = {  # name -> how to spoil a LLaVA of
     "an empty tokenizer": (write("tokenizer.json", b"{}"), ["tokenizer"]),
     "a tokenizer config that is a list": (write("tokenizer_config.json", b"[]"), ["tokenizer_config.json", "again"]),
     "half a processor config": (_half("processor_config.json"), ["processor_config.json"]),
+    "an unknown activation": (_part("config.json", "text_config", hidden_act="nonsense"),
+        ["config.json", 'text_config.hidden_act is "nonsense"']),
+    "an unknown activation of the projector": (edit("config.json", projector_hidden_act="nonsense"),
+        ["config.json", 'projector_hidden_act is "nonsense"']),
+    "an unknown kind of positions": (_part("config.json", "text_config", rope_parameters={"rope_type": "nonsense",
+        "rope_theta": 1e4}), ["config.json", 'rope_type is "nonsense"']),
+    "a negative width": (_part("config.json", "text_config", hidden_size=-64),
+        ["config.json: text_config.hidden_size is -64", "from 1 to"]),
+    "100,000 layers": (_part("config.json", "vision_config", num_hidden_layers=100_000),
+        ["config.json: vision_config.num_hidden_layers is 100000", "from 1 to 512"]),
+    "a padding token beyond the vocabulary": (_part("config.json", "text_config", pad_token_id=999),
+        ["config.json: pad_token_id is 999", "from 0 to 383"]),
+    "an end beyond the vocabulary": (edit("generation_config.json", eos_token_id=[2, 10**9]),
+        ["generation_config.json: eos_token_id is [2, 1000000000]", "from 0 to 383"]),
+    "a config of 100,000 brackets": (write("config.json", b"[" * 100_000), ["config.json is not readable JSON", "again"]),
+    "a config without end": (_instead("config.json", lambda path: path.symlink_to("/dev/zero")),
+        ["config.json is a folder, a pipe or a device", "again"]),
+    "a pipe for a tokenizer": (_instead("tokenizer.json", os.mkfifo), ["tokenizer.json is a folder, a pipe", "again"]),
+    "an expression that takes for ever": (edit("tokenizer.json", pre_tokenizer={"type": "Split", "pattern": {
+        "Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}), ["tokenizer.json crashes", "again"]),
+    "a normalizer that fills the memory": (edit("tokenizer.json", normalizer={"type": "Replace", "pattern": {
+        "String": " "}, "content": "x" * 10**6}), ["tokenizer.json", "Download it again"]),
     "no weights": (remove("model.safetensors"), ["has no weights", "model.safetensors"]),
     "empty weights": (write("model.safetensors", b""), ["model.safetensors is damaged", "again"]),
     "half the weights": (_half("model.safetensors"), ["model.safetensors is damaged", "again"]),
