@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.samples import CHATML, CHATML_PARTS, LLAVA, byte_level, llama
+from llava_accel.exceptions import UserError
 from llava_accel.model.chat_template import choose_template
 
 LLAMA3 = (
@@ -66,3 +67,11 @@ def test_a_template_with_ends_is_left_as_it_is(tmp_path: Path, own: str) -> None
     (tmp_path / "chat_template.jinja").write_text(own)
     assert choose_template("auto", tmp_path, byte_level()) == (own, [])
     assert choose_template("auto", tmp_path / "none", byte_level()) == (None, [])
+
+
+def test_a_template_that_fills_the_memory_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ 'a' * 10 ** 11 }}")
+    with pytest.raises(UserError, match=r"model\.template: .*memory.*v1"):
+        choose_template("auto", tmp_path, llama())
+    template, notes = choose_template("v1", tmp_path, llama())
+    assert template and notes == []
