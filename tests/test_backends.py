@@ -79,10 +79,10 @@ def test_evaluations_and_answers_are_those_of_one_process(lab: Lab, engine: str)
 @pytest.mark.parametrize("train", TRAINED)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_takes_its_best_weights_back_for_the_export(lab: Lab, engine: str, train: str) -> None:
+    # No answer is ever right, so that the first evaluation stays the best.
     worsening: dict[str, Any] = {
         "data": {"eval": str(lab.folder / "data.json")},
-        "optim": {"learning_rate": 0.3, "projector_learning_rate": 0.3, "warmup_fraction": 0.0},
-        "eval": {"every": 1, "max_new_tokens": 1, "blind_limit": 0, "limit": 4},
+        "eval": {"metric": "exact_match", "every": 1, "max_new_tokens": 1, "blind_limit": 0, "limit": 4},
     }
     run = lab.run(engine, 2, 2, **trains(train), **worsening)
     best, exported, last = (weights(run / place) for place in ("best", "export", "checkpoints/step-000005"))
