@@ -226,7 +226,7 @@ def replace_tokenizer(tokenizer: PreTrainedTokenizerFast, description: str) -> N
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `_tokenizer`. The public `backend_tokenizer` cannot be set.
     """
-    tokenizer._tokenizer = type(tokenizer._tokenizer).from_str(description)
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(description)
 
 
 def forget_deepspeed() -> None:

@@ -109,7 +109,7 @@ def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str, put: Pu
     """Fill the LoRA layers from peft's own names; `source` is for errors."""
     own = get_peft_model_state_dict(model, state_dict=dict(model.named_parameters()), save_embedding_layers=False)
     places = {name: parameter for name, parameter in own.items() if ".lora_" in name}
-    _fill(places, state, source, put, complete=True)
+    _fill(places, state, source, put, complete=True)  # pyright: ignore[reportArgumentType]  they are parameters
 
 
 def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str, put: Put = copy_whole) -> None:

@@ -65,7 +65,7 @@ def index(folder: Path) -> None:
     some = survey(few, workers=0, decode=False)
     columns = {name: np.resize(getattr(some, name), len(corpus)) for name in COLUMNS}
     key = survey_key(recipe, processing)
-    whole = Survey(**columns, num_dropped_turns=0, errors={})
+    whole = Survey(**columns, num_dropped_turns=0, errors={})  # pyright: ignore[reportArgumentType]  arrays are of columns
     timed("keep the survey", lambda: cached_survey(corpus, key, cache_folder(str(folder / "cache")), lambda: whole))
 
 

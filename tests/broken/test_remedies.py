@@ -204,7 +204,7 @@ def test_no_two_keys_send_a_model_to_one_another(tmp_path: Path, llava_folder: P
         make_clip(tmp_path / "clip"),
     )
     data = write(tmp_path / "data.jsonl", good_record(1))
-    ways = {
+    ways: dict[str, dict[str, object]] = {
         "model.base": {"base": str(base), "vision_tower": "", "adapter": ""},
         "model.language_model": {"base": "", "language_model": str(base), "vision_tower": str(tower), "adapter": ""},
     }

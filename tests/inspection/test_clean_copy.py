@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from helpers.verbs import assert_refused, start, write_recipe
 BAD = {"id": "bad"}
 
 
-def write(path: Path, *records: dict[str, object]) -> Path:
+def write(path: Path, *records: Mapping[str, object]) -> Path:
     """Data with an image of its own beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

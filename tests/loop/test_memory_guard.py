@@ -82,4 +82,5 @@ def test_an_evaluation_is_not_made_again_after_a_resume(tmp_path: Path, monkeypa
     monkeypatch.setattr(validation, "evaluate", None)
     state = verb.train(ends)
     assert metrics(tmp_path / "run") == before
+    assert state.best is not None
     assert (state.evaluated_step, state.best_step) == (2, 2 if before[-1]["eval"]["loss"] < state.best + 1e-9 else 1)

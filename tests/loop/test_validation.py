@@ -25,7 +25,7 @@ def decide(
     monkeypatch.setattr(Validation, "_report", lambda *_: None)
     kept: list[int] = []
     validation, meter = object.__new__(Validation), object.__new__(Meter)
-    meter.enter = lambda _: None
+    meter.enter = lambda phase: None
     validation._run = RunContext(settings, build_accelerator(settings), Console(False))
     validation._checkpoints = SimpleNamespace(save=lambda _: True, keep_best=lambda: kept.append(state.step))  # pyright: ignore
     decisions = []

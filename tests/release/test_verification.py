@@ -52,6 +52,7 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
 
 def test_an_export_is_what_was_trained(reference: Reference, lora_run: Path, llava_folder: Path, here: None) -> None:
     found = plain_outputs(reference, lora_run / "export", HERE, base=str(llava_folder))
+    assert found is not None
     assert check_agreement(reference, found, "export", torch.float32, Console(False)).difference < 1e-5
     assert found["answers"] == reference.answers and len(reference.answers[0]) > 0
 
@@ -72,6 +73,7 @@ def test_other_weights_under_the_right_names_are_found_out(
 ) -> None:
     folder = changed(lora_run / "export", tmp_path / "scaled", lambda all_: {n: 1.5 * t for n, t in all_.items()})
     found = plain_outputs(reference, folder, HERE, base=str(llava_folder))
+    assert found is not None
     with pytest.raises(ValueError, match="does not compute what was trained"):
         check_agreement(reference, found, "export", torch.float32, Console(False))
 
@@ -115,6 +117,7 @@ def test_a_run_whose_export_is_not_what_was_trained_ends_with_an_error(
 
     def other(reference: Reference, *args: Any, **kwargs: Any) -> dict[str, Any]:
         found = plain_outputs(reference, *args, **kwargs)
+        assert found is not None
         return found | {"logits": found["logits"] + 1.0}
 
     monkeypatch.setattr(verify, "plain_outputs", other)
