@@ -27,11 +27,12 @@ CODES = {
     "killed": -9,
 }
 
-PLACES = [
+SAVE = "llava_accel.checkpoint.store:commit"
+EVERY_PLACE = [
     *(f"{STEP}={bad}@3" for bad in (*CODES, "kill worker")),
     *(f"{LOAD}={bad}@2" for bad in ("error", "python memory", "exit", "killed")),
     *(f"{ANSWER}={bad}@1" for bad in ("error", "interrupt", "kill worker")),
-    *(f"llava_accel.checkpoint.store:commit={bad}@1" for bad in ("error", "sigterm", "kill worker")),
+    *(f"{SAVE}={bad}@1" for bad in ("error", "sigterm", "kill worker")),
     "llava_accel.train:build_objective=error@1",
     "llava_accel.train:build_optimizer=error@1",
     "llava_accel.loop.finish:show_times=error@1",
@@ -39,6 +40,16 @@ PLACES = [
     f"{LOAD}=hangs@3,{STEP}=memory@3",
     f"{LOAD}=hangs@3,{STEP}=sigterm@3",
 ]
+SOME_PLACES = [
+    *(f"{STEP}={bad}@3" for bad in ("memory", "sigterm", "kill worker")),
+    *(f"{LOAD}={bad}@2" for bad in ("error", "killed")),
+    f"{ANSWER}=interrupt@1",
+    f"{SAVE}=error@1",
+    "llava_accel.train:build_optimizer=error@1",
+    f"{LOAD}=hangs@3,{STEP}=error@3",
+]
+# A start takes some seconds: the suite takes a few, and with LLAVA_ACCEL_ALL_KINDS=1 all.
+PLACES = EVERY_PLACE if os.environ.get("LLAVA_ACCEL_ALL_KINDS") else SOME_PLACES
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +91,8 @@ def test_a_run_ends_within_ten_seconds(tmp_path: Path, data: Path, places: str) 
     expected = 2 if bad == "kill worker" or (in_a_worker and bad in ("killed", "exit")) else CODES.get(bad, 1)
     assert code == expected, out
     if expected == 2:
-        assert out.count("error: ") == 1 and "Traceback" not in out, out
+        # torch hears of a worker's end in a signal handler: what that interrupts may have nobody to raise it to.
+        assert out.count("error: ") == 1 and out.count("Traceback") == out.count("Exception ignored in"), out
     assert not (tmp_path / "run" / "run.lock").exists() or bad == "killed"
 
 

@@ -19,7 +19,9 @@ from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, 
 from llava_accel.pages.history import read_run
 from llava_accel.pages.html import visible
 from llava_accel.pages.write import write_comparison, write_report
+from llava_accel.runtime.engines import build_accelerator
 from llava_accel.scoring.held_out import Evaluation
+from llava_accel.setup.run_folder import open_run
 
 
 def run_verb(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -183,9 +185,11 @@ def test_a_run_writes_its_report_at_each_evaluation_and_at_its_end(
 
 
 def test_a_report_that_fails_is_said_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run" / "report.html").mkdir(parents=True)
     data, evaluation = {"eval": str(PARITY / "traj_lora.json")}, {"every": 1, "limit": 2}
-    state = verb.train(recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 2, "epochs": 2}))
+    settings = recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 2, "epochs": 2})
+    open_run(settings, build_accelerator(settings))  # else the folder would not be a run's
+    (tmp_path / "run" / "report.html").mkdir()
+    state = verb.train(settings)
     assert state.step == 2 and (tmp_path / "run" / "export" / "adapter_model.safetensors").is_file()
     assert capsys.readouterr().out.count("report: not written (IsADirectoryError") == 2
 

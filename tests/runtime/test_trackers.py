@@ -14,6 +14,7 @@ from llava_accel.console.output import Console
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.runtime.trackers import Trackers
+from llava_accel.setup.run_folder import open_run
 
 pytestmark = pytest.mark.slow
 
@@ -82,9 +83,11 @@ def test_a_tracker_that_cannot_start_is_said_once_and_the_run_ends_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
+    settings = tracked(tmp_path, "tensorboard", train={"max_steps": 2, "epochs": 2})
     (tmp_path / "run").mkdir()
+    open_run(settings, build_accelerator(settings))  # else the folder would not be a run's
     (tmp_path / "run" / "tensorboard").write_text("a file where the tracker wants a folder")
-    state = verb.train(tracked(tmp_path, "tensorboard", train={"max_steps": 2, "epochs": 2}))
+    state = verb.train(settings)
     assert state.step == 2 and len(metrics(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "export" / "adapter_model.safetensors").is_file()
     assert capsys.readouterr().out.count("log.trackers: tensorboard failed") == 1
