@@ -25,9 +25,7 @@ from llava_accel.exceptions import UserError
 
 LOCK = "run.lock"
 _TOUCHED_EVERY_S = 15.0
-_SILENCE_S = (
-    180.0  # of a holder on another machine, after which it counts as dead; a pause of its file server is shorter
-)
+_SILENCE_S = 180.0  # of a holder elsewhere, which then counts as dead; a pause of its file server is shorter
 _SETTLE_S = 1.0  # two processes that take over the same lock see each other after that
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
