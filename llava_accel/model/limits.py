@@ -142,12 +142,14 @@ def check_pixels(settings: Mapping[str, Any], folder: Path) -> None:
             raise UserError(f"{file}: {key} is {_shown(value)}, and must be {each} from {low:g} to {high:g}. {_REMEDY}")
     for key in ("size", "crop_size"):
         edges = settings.get(key)
+        if edges is None and key == "crop_size" and not settings.get("do_center_crop"):
+            continue
         known = edges.values() if isinstance(edges, dict) and set(edges) in _EDGES else [0]
         if not all(type(edge) is int and 0 < edge <= _LARGEST_EDGE for edge in known):
             wanted = f"name height and width, or the shortest_edge, of 1 to {_LARGEST_EDGE:,} px"
             raise UserError(f"{file}: {key} is {_shown(edges)}, and must {wanted}. {_REMEDY}")
     for key, value in settings.items():
-        if key.startswith("do_") and not isinstance(value, bool):
+        if key.startswith("do_") and not isinstance(value, bool | None):  # SigLIP's are saved with null for "no"
             raise UserError(f"{file}: {key} is {_shown(value)}, and must be true or false. {_REMEDY}")
 
 

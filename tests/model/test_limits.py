@@ -139,3 +139,12 @@ def test_a_librarys_error_blames_the_keys_whose_values_it_quotes() -> None:
     raw = {"text_config": {"hidden_act": "nonsense"}, "model_type": "llava", "rope_type": "default"}
     assert blamed(raw, "KeyError: 'nonsense'") == 'text_config.hidden_act is "nonsense"'
     assert blamed(raw, "no default for it") == ""
+
+
+def test_null_is_no_where_a_siglip_is_saved_so() -> None:
+    half = [0.5] * 3
+    saved = {"do_convert_rgb": None, "do_center_crop": None, "do_resize": True, "crop_size": None, "resample": 3}
+    numbers = {"image_mean": half, "image_std": half, "rescale_factor": 1 / 255, "size": {"height": 384, "width": 384}}
+    check_pixels(saved | numbers, Path("base"))
+    with pytest.raises(UserError, match="crop_size is null"):
+        check_pixels(saved | numbers | {"do_center_crop": True}, Path("base"))
