@@ -45,7 +45,12 @@ def end_at_once(received: signal.Signals, text: str) -> NoReturn:
     with contextlib.suppress(RuntimeError, OSError):  # the signal came in the middle of a line, or nobody reads
         sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # a bar hides the cursor
         sys.stdout.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
-    for worker in multiprocessing.active_children():  # they ignore the signal, or hold the terminal a while longer
-        worker.kill()
+    kill_workers()
     os._exit(interrupted.exit_code)
+
+
+def kill_workers() -> None:
+    """End the data workers of this process: they ignore SIGTERM, by which multiprocessing would end them, and wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
+    for worker in multiprocessing.active_children():
+        worker.kill()

@@ -1,8 +1,6 @@
 """Micro-batches for one rank, decoded by workers ahead of the step that needs them."""
 
 import atexit
-import multiprocessing
-import multiprocessing.util
 import os
 import queue
 import signal
@@ -24,7 +22,7 @@ from llava_accel.data.labels import Example
 from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import MicroBatch, Window
 from llava_accel.data.trie import chain, pack_rows, share_rows
-from llava_accel.exceptions import SIGNALS, UserError
+from llava_accel.exceptions import SIGNALS, UserError, kill_workers
 
 Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
@@ -178,13 +176,9 @@ def _start_worker(temporary: str, _worker: int) -> None:
     tempfile.tempdir = temporary or tempfile.tempdir
 
 
-@atexit.register  # behind multiprocessing.util, which is imported above: the last that registers is called first
-def _end_workers() -> None:
-    """Where a run ends in an error its loaders are still there. multiprocessing would end their workers by SIGTERM, which
-    they ignore, and wait for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
-    for worker in multiprocessing.active_children():
-        worker.kill()
+# Where a run ends in an error its loaders are still there. After multiprocessing.util, which is imported above: the last
+# that registers is called first.
+atexit.register(kill_workers)
 
 
 def moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:

@@ -38,8 +38,6 @@ class Meter:
         self._phases = Phases(accelerator.device)
         self.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
-        self.phase = lambda: self._phases.now
-        """The phase that began last."""
         self.seconds: Counter[str] = Counter()
         """By phase, as far as it has been read from the device: up to the last line, and after `close` all of it."""
         self._has_said_waiting = False
@@ -47,6 +45,10 @@ class Meter:
         if accelerator.is_main_process:
             self._keep_lines()
         self.trackers = Trackers(recipe, accelerator, console)
+
+    def phase(self) -> str:
+        """The phase that began last."""
+        return self._phases.now
 
     def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
         """The windows, with the time that the loop waits for each of them counted.

@@ -98,9 +98,9 @@ def say_overfitting(recipe: Recipe, console: Console) -> None:
     """Print the overfitting note at the first evaluation of a run that shows it."""
     lines = read_lines(Path(recipe.run.output_dir) / "metrics.jsonl")
     ends = [number for number, line in enumerate(lines, start=1) if "eval" in line]
-    notes = [overfitting(lines[:end], recipe.eval.patience) for end in ends]
-    if notes and notes[-1] and not any(notes[:-1]):
-        console.line(f"note: {notes[-1]}")
+    note = overfitting(lines[: ends[-1]], recipe.eval.patience) if ends else None
+    if note and not any(overfitting(lines[:end], recipe.eval.patience) for end in ends[:-1]):
+        console.line(f"note: {note}")
 
 
 def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:

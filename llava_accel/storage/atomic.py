@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -111,13 +112,8 @@ def recover(folder: Path) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder was written here: it carries a manifest of hashes, or one that is empty or damaged."""
-    if not (folder / MANIFEST).is_file():
-        return False
-    try:
-        found = json.loads((folder / MANIFEST).read_bytes())
-    except (ValueError, RecursionError):
-        return True
-    return not found or _is_manifest(found)
+    found = _manifest(folder)
+    return found is not None and (not found or _is_manifest(found))
 
 
 def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
@@ -126,12 +122,7 @@ def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
     Args:
         from_disk: Read what is on the disk, not what the system remembers of it.
     """
-    if not (folder / MANIFEST).is_file():
-        return False
-    try:
-        hashes = json.loads((folder / MANIFEST).read_bytes())
-    except (ValueError, RecursionError):  # damaged itself
-        return False
+    hashes = _manifest(folder)
     if not _is_manifest(hashes):
         return False
     files = [folder / name for name in hashes]
@@ -152,6 +143,14 @@ def flush(path: Path) -> None:
 def _named_beside(target: Path, state: str) -> Path:
     """A name that nobody else has."""
     return target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.{state}")
+
+
+def _manifest(folder: Path) -> Any:
+    """What a folder's manifest holds: None where there is none, {} where it is empty or damaged."""
+    try:
+        return json.loads((folder / MANIFEST).read_bytes()) or {} if (folder / MANIFEST).is_file() else None
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _is_manifest(found: object) -> bool:
