@@ -5,13 +5,11 @@ from dataclasses import replace
 import torch
 from transformers import DynamicCache
 
-from llava_accel import compat
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
-from llava_accel.estimate.peak_memory import Plan, count_weights, plan_for, run_layout
-from llava_accel.estimate.trace import Ledger, Moment, build_meta, emptied, highest
+from llava_accel.estimate.peak_memory import Plan, plan_run
+from llava_accel.estimate.trace import Moment, build_meta, highest, traced
 from llava_accel.inference.answering import read_prompts
-from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -30,8 +28,7 @@ def questions_at_once(run: RunContext, processing: Processing, part: Part, *, tr
     if accelerator.device.type != "cuda":
         return most_at_once(recipe)
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
-    weights = count_weights(build_meta(recipe, processing, dtype), recipe)
-    plan = plan_for(run_layout(accelerator.num_processes, shares), weights, recipe, ())
+    plan, _ = plan_run(run, processing, ())
     moments = trace_answers(recipe, processing, *largest_questions(recipe, part), dtype, shares)
     gpu_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory
     return fitting(plan_answers(plan, moments, trains=trains), gpu_bytes, recipe)
@@ -74,19 +71,13 @@ def trace_answers(
         dtype: The type that is computed in.
         shares: Whether ranks share each weight; logits are then made at once.
     """
-    model = build_meta(recipe, processing, dtype)
-    with compat.fake_tensors(model):
-        objective = Objective(model.eval(), processing.vocab_size, dtype, recipe.model.train_vision)
-        objective.is_sharded = shares
-        with (
-            torch.no_grad(),
-            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
-            Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger,
-        ):
-            fields = emptied(batch)
-            if not fields["branched"]:
-                compat.attend_without_masks(objective.llava.model.language_model.config)
-            read_prompts(objective, fields, DynamicCache())
+    model = build_meta(recipe, processing, dtype).eval()
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        traced(model, recipe, processing, batch, dtype, shares) as (objective, fields, ledger),
+    ):
+        read_prompts(objective, fields, DynamicCache())
     rows, seq = fields["input_ids"].shape
     return (*highest(ledger.moments), _last_token(recipe, processing, questions, int(rows), int(seq), dtype))
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from llava_accel.estimate.trace import Moment
+from llava_accel.estimate.trace import Moment, build_meta
 from llava_accel.model.layouts import LANGUAGE_MODEL
+from llava_accel.model.processing import Processing
 from llava_accel.recipe import QuantizationTable, Recipe
+from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.engines import is_sharded, resolve_precision
 from llava_accel.runtime.zero import REDUCE_BUCKET_SIZE
 
 GIB, MIB = 2**30, 2**20
@@ -94,11 +97,6 @@ class Layout:
     offloads: bool = False
 
 
-def run_layout(ranks: int, divides_weights: bool) -> Layout:
-    """That of a run which is there, as far as its memory depends on it."""
-    return Layout("run", ranks, divides_weights=divides_weights, divides_optimizer_state=divides_weights)
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Bytes on one rank, by kind."""
@@ -157,6 +155,19 @@ def layouts(ranks: int) -> list[Layout]:
         Layout("zero3_offload", ranks, divides_weights=True, divides_optimizer_state=True, offloads=True),
         Layout("fsdp2", ranks, divides_weights=True, divides_optimizer_state=True),
     ]
+
+
+def plan_run(run: RunContext, processing: Processing, moments: Sequence[Moment]) -> tuple[Plan, Weights]:
+    """Memory of one rank of a run that is there, and the weights that it has.
+
+    Args:
+        moments: See `plan_for`.
+    """
+    recipe, accelerator = run.recipe, run.accelerator
+    dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
+    weights = count_weights(build_meta(recipe, processing, dtype), recipe)
+    layout = Layout("run", accelerator.num_processes, divides_weights=shares, divides_optimizer_state=shares)
+    return plan_for(layout, weights, recipe, moments), weights
 
 
 def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence[Moment], on_gpu: bool = True) -> Plan:

@@ -2,7 +2,8 @@
 
 import copy
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,26 +138,36 @@ def trace_step(
         dtype: The type that is computed in.
         is_sharded: Whether ranks share each weight; logits are then made at once.
     """
-    model = build_meta(recipe, processing, dtype)
-    # On the meta device itself there is no autocast, and its copies of the weights are not small.
-    with compat.fake_tensors(model):
-        objective = Objective(model.train(), processing.vocab_size, dtype, recipe.model.train_vision)
-        objective.is_sharded = is_sharded
-        with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
-            fields = emptied(batch)
-            if not fields["branched"]:
-                compat.attend_without_masks(objective.llava.model.language_model.config)
-            for _ in range(min(2, recipe.train.accumulation_steps)):
-                objective(**fields).backward()
+    model = build_meta(recipe, processing, dtype).train()
+    with traced(model, recipe, processing, batch, dtype, is_sharded) as (objective, fields, ledger):
+        for _ in range(min(2, recipe.train.accumulation_steps)):
+            objective(**fields).backward()
     return highest(ledger.moments)
 
 
-def emptied(batch: Mapping[str, Tensor | bool]) -> dict[str, Any]:
-    """A batch of the same shapes and types without its numbers, of fake tensors where these are made."""
-    return {
-        key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
+@contextmanager
+def traced(
+    model: nn.Module,
+    recipe: Recipe,
+    processing: Processing,
+    batch: Mapping[str, Tensor | bool],
+    dtype: torch.dtype,
+    is_sharded: bool,
+) -> Iterator[tuple[Objective, dict[str, Any], Ledger]]:
+    """In the block the objective of a model, and a batch of the same shapes, compute without numbers, and the ledger sees
+    what they take. The arguments are those of `trace_step`."""
+    # On the meta device itself there is no autocast, and its copies of the weights are not small.
+    with compat.fake_tensors(model):
+        objective = Objective(model, processing.vocab_size, dtype, recipe.model.train_vision)
+        objective.is_sharded = is_sharded
+        with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
+            fields = {
+                key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
+            if not fields["branched"]:
+                compat.attend_without_masks(objective.llava.model.language_model.config)
+            yield objective, fields, ledger
 
 
 def trace_layouts(

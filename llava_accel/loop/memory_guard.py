@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, shown, tensor, where
-from llava_accel.estimate.peak_memory import GIB, Plan, Weights, count_weights, plan_for, run_layout
-from llava_accel.estimate.trace import build_meta, trace_step
+from llava_accel.estimate.peak_memory import GIB, Plan, Weights, plan_run
+from llava_accel.estimate.trace import trace_step
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
@@ -46,7 +46,9 @@ def out_of_memory_explained(
         yield
     except torch.OutOfMemoryError as error:
         largest = max(window, key=lambda micro_batch: tensor(micro_batch, "input_ids").numel())
-        planned, weights = _planned(run, largest, processing)
+        dtype = resolve_precision(run.recipe.run.precision, run.accelerator.device)
+        moments = trace_step(run.recipe, processing, largest, dtype, is_sharded(run.accelerator))
+        planned, weights = plan_run(run, processing, moments)
         if phase() == "optimizer":
             raise UserError(_update_message(run.recipe, planned, weights)) from error
         raise UserError(_step_message(run, largest, corpus, planned)) from error
@@ -67,14 +69,6 @@ def evaluation_explained(save: Callable[[], str] | None = None) -> Iterator[None
             "out of memory in an evaluation, with one question at a time. Leave the longest records out of data.eval, "
             f"lower eval.max_new_tokens, or divide the model among several GPUs: --profile launch/zero3.yaml.{then}"
         ) from error
-
-
-def _planned(run: RunContext, micro_batch: Loaded, processing: Processing) -> tuple[Plan, Weights]:
-    recipe, accelerator = run.recipe, run.accelerator
-    dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
-    weights = count_weights(build_meta(recipe, processing, dtype), recipe)
-    moments = trace_step(recipe, processing, micro_batch, dtype, shares)
-    return plan_for(run_layout(accelerator.num_processes, shares), weights, recipe, moments), weights
 
 
 def _step_message(run: RunContext, micro_batch: Loaded, corpus: Corpus, planned: Plan) -> str:
@@ -100,9 +94,7 @@ def _update_message(recipe: Recipe, planned: Plan, weights: Weights) -> str:
 
 def _loading_message(run: RunContext, processing: Processing) -> str:
     recipe, accelerator = run.recipe, run.accelerator
-    dtype = resolve_precision(recipe.run.precision, accelerator.device)
-    weights = count_weights(build_meta(recipe, processing, dtype), recipe)
-    planned = plan_for(run_layout(accelerator.num_processes, is_sharded(accelerator)), weights, recipe, ())
+    planned, weights = plan_run(run, processing, ())
     there = ""
     if (whole := _device_bytes(accelerator)) and accelerator.device.type == "cuda":
         free = torch.cuda.mem_get_info(accelerator.device)[0] + torch.cuda.memory_reserved(accelerator.device)

@@ -1,9 +1,8 @@
 """One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,44 +63,16 @@ def answer(
         {"id", "image", "question", "answers", "prediction", "score", "loss", ...} for each row once, in the order of the
         data, and the cross-entropy over all targets, in nats a target.
     """
-    accelerator = run.accelerator
+    recipe, accelerator, device = run.recipe, run.accelerator, run.accelerator.device
     mine: list[tuple[int, Prediction]] = []
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    with whole_root(objective):
-        for asked, answered in _answered(run, objective, part, batches, tokenizer, bar, at_once, blind):
-            sums += torch.stack([answered.losses.double().sum(), sums.new_tensor(len(answered.losses))])
-            losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
-            for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
-                text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-                mine.append((int(index), _prediction(record, text, loss)))
-    gathered: list[tuple[int, Prediction]] = gather_object(mine) if accelerator.num_processes > 1 else mine
-    total = accelerator.reduce(sums, reduction="sum")
-    assert isinstance(total, Tensor)
-    loss_sum, num_targets = total.tolist()
-    return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])], loss_sum / num_targets
-
-
-def _answered(
-    run: RunContext,
-    objective: Objective,
-    part: Part,
-    batches: Sequence[list[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    bar: Bar,
-    at_once: AtOnce,
-    blind: bool,
-) -> Iterator[tuple[Questions, Answered]]:
-    """What is asked and answered; the bar advances once a batch, however many parts it is answered in."""
-    recipe, accelerator = run.recipe, run.accelerator
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     own_stop = frozenset() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}  # pyright: ignore[reportArgumentType]
-    load = partial(
-        load_questions,
-        part.corpus,
-        part.image_reader,
-        device=accelerator.device,
-        max_length=recipe.data.max_length,
-        blind=blind,
-    )
+    max_length = recipe.data.max_length
+
+    def load(batches: Sequence[list[int]], workers: int) -> Iterator[tuple[Loaded, Questions]]:
+        return load_questions(
+            part.corpus, part.image_reader, batches, workers=workers, device=device, max_length=max_length, blind=blind
+        )
 
     def compute(loaded: tuple[Loaded, Questions]) -> tuple[Questions, Answered]:
         batch, asked = loaded
@@ -115,11 +86,31 @@ def _answered(
             is_over=lambda is_done: _everywhere(is_done, objective, accelerator),
         )
 
-    def load_again(rows: list[int]) -> tuple[Loaded, Questions]:
-        return next(load([rows], workers=0))
+    loaded = zip(batches, load(batches, recipe.data.num_workers), strict=True)
+    with whole_root(objective):
+        for asked, answered in _in_turn(loaded, compute, lambda rows: next(load([rows], 0)), at_once, bar):
+            sums += torch.stack([answered.losses.double().sum(), sums.new_tensor(len(answered.losses))])
+            losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
+            for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
+                text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                mine.append((int(index), _prediction(record, text, loss)))
+    gathered: list[tuple[int, Prediction]] = gather_object(mine) if accelerator.num_processes > 1 else mine
+    total = accelerator.reduce(sums, reduction="sum")
+    assert isinstance(total, Tensor)
+    loss_sum, num_targets = total.tolist()
+    return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])], loss_sum / num_targets
 
-    for rows, loaded in zip(batches, load(batches, workers=recipe.data.num_workers), strict=True):
-        yield from in_parts(rows, loaded, compute, load_again, at_once)
+
+def _in_turn(
+    batches: Iterable[tuple[list[int], _Loaded]],
+    compute: Callable[[_Loaded], _Found],
+    load: Callable[[list[int]], _Loaded],
+    at_once: AtOnce,
+    bar: Bar,
+) -> Iterator[_Found]:
+    """What `compute` makes of batches; the bar advances once for each, however many parts it is computed in."""
+    for rows, loaded in batches:
+        yield from in_parts(rows, loaded, compute, load, at_once)
         bar.advance()
 
 
