@@ -16,6 +16,13 @@ case "${1:-}" in
 esac
 # shellcheck disable=SC1091
 source launch/environment.sh test,deepspeed $([ "$mode" = floor ] && echo floor)
+if [ "$mode" = whole ] && [ ! -d .transformers4 ]; then
+  # Exports are opened with version 4 as well. What it needs besides these is in the environment.
+  rm -rf .transformers4.tmp
+  python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --target .transformers4.tmp \
+    transformers==4.57.1 tokenizers==0.22.1 huggingface_hub==0.36.0
+  mv .transformers4.tmp .transformers4
+fi
 [ "${1:-}" = "--setup-only" ] && exit 0
 
 # Few threads: multi-process tests on a small machine slow each other down about tenfold otherwise.

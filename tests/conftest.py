@@ -51,6 +51,14 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llava(tmp_path_factory.mktemp("llava"))
 
 
+@pytest.fixture(params=["hub", "original"])
+def hub_or_original(request: pytest.FixtureRequest, llava_folder: Path) -> Path:
+    """A LLaVA in each of the two layouts."""
+    from helpers.runs import PARITY
+
+    return llava_folder if request.param == "hub" else PARITY / "llava-orig"
+
+
 @pytest.fixture
 def tower_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the vision tower's weights as they are read whole from a base's files. Fingerprints read a row of each."""

@@ -10,7 +10,6 @@ import importlib
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -37,7 +36,7 @@ def start(verb: str) -> None:
 def _work(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "recipe", None) is not None:
         _read_recipe(arguments)
-    with ended_by_signals("ended before anything was done"):
+    with _ended_by_signals():
         module = importlib.import_module(arguments.module)
     module.main(arguments)
 
@@ -68,19 +67,12 @@ def _read_recipe(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def ended_by_signals(text: str) -> Iterator[None]:
-    """End at once when asked to: nothing has been done yet.
-
-    Args:
-        text: What is said then.
-    """
+def _ended_by_signals() -> Iterator[None]:
+    """End at once when asked to: nothing has been done yet."""
 
     def end(number: int, _frame: FrameType | None) -> None:
-        end_at_once(signal.Signals(number), text)
+        end_at_once(signal.Signals(number), "ended before anything was done")
 
-    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
-        yield
-        return
     known = {one: signal.getsignal(one) for one in SIGNALS}
     for one, handler in known.items():
         if handler != signal.SIG_IGN:  # nohup, and shells for what runs in the background

@@ -87,8 +87,6 @@ def _kept(source: Path, arrow: Path) -> _Kept:
 
 
 def _map(arrow: Path) -> _Kept:
-    if not arrow.stat().st_size:
-        raise ValueError("it is empty")
     reader = pa.ipc.open_file(pa.memory_map(str(arrow)))
     _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
     table = reader.read_all()

@@ -9,7 +9,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -48,8 +48,7 @@ class Record:
 
     def references(self) -> list[str]:
         """Every annotator's answer, repeated as often as it was given."""
-        repeated = [text for text, count in self.answers for _ in range(round(count))]
-        return repeated or [self.turns[-1].text]
+        return as_given(self.answers) or [self.turns[-1].text]
 
 
 def parse_record(raw: bytes, row: int) -> Record:
@@ -72,6 +71,11 @@ def parse_record(raw: bytes, row: int) -> Record:
         question_type=_text(fields, "question_type"),
         answer_type=_text(fields, "answer_type"),
     )
+
+
+def as_given(answers: Iterable[tuple[str, int | float]]) -> list[str]:
+    """Each answer as often as it was given."""
+    return [text for text, count in answers for _ in range(round(count))]
 
 
 def is_blank(text: str) -> bool:

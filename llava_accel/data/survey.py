@@ -198,8 +198,6 @@ def _write(survey: Survey, path: Path) -> None:
 
 
 def _load(path: Path) -> Survey:
-    if not path.stat().st_size:
-        raise ValueError("it is empty")
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     errors = json.loads(batch.schema.metadata[b"errors"])
     return Survey(

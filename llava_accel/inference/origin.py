@@ -62,7 +62,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
         UserError: the folder holds no weights, or does not say what it was trained on.
     """
     name, what = path or base, "run, checkpoint, export or base"
-    folder = find_weights(Path(name)) if Path(name).is_dir() else resolve_folder(name, what)
+    folder = _folder(name, what)
     kind = _kind(folder)
     if path and base and kind == "model":
         raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
@@ -91,7 +91,7 @@ def with_trained(recipe: Recipe, name: str) -> Recipe:
     Raises:
         UserError: nothing in it can be loaded, or it does not go with the recipe.
     """
-    folder = find_weights(Path(name)) if Path(name).is_dir() else resolve_folder(name, "--adapter")
+    folder = _folder(name, "--adapter")
     tables, kind = recipe.model_dump(), _kind(folder)
     model = tables["model"]
     if kind == "lora":
@@ -139,6 +139,10 @@ def fingerprint_note(trained: Trained, recipe: Recipe, fingerprint: str) -> str:
         f"{recipe.model.base or recipe.model.language_model} has {fingerprint}. "
         "The same model in another precision or layout gives the same answers; another model does not"
     )
+
+
+def _folder(name: str, what: str) -> Path:
+    return find_weights(Path(name)) if Path(name).is_dir() else resolve_folder(name, what)
 
 
 def _kind(folder: Path) -> Kind:

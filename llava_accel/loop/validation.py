@@ -114,7 +114,6 @@ class Validation:
                 )
         except Interrupted:
             return None
-        state.evaluated_step = state.step
         self._write(state, evaluation.predictions)
         meter.log_eval(state, evaluation)
         self._run.console.line(f"step {state.step}: {evaluation.summary}")

@@ -114,10 +114,7 @@ def put_lora(model: PeftModel, state: Mapping[str, Tensor], source: str, put: Pu
 
 def put_rest(model: nn.Module, state: Mapping[str, Tensor], source: str, put: Put = copy_whole) -> None:
     """Fill projector and other plain weights, from in-memory names without peft's prefix."""
-    places = {
-        name.removeprefix(layouts.PEFT_PREFIX).replace(".base_layer.", "."): parameter
-        for name, parameter in model.named_parameters()
-    }
+    places = {layouts.without_peft(name): parameter for name, parameter in model.named_parameters()}
     _fill(places, state, source, put, complete=False)
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_accel.exceptions import UserError
+from llava_accel.recipe.toml import is_deeper
 from llava_accel.storage.run_weights import find_weights, is_run
 
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.toml"]
@@ -99,11 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable JSON ({first_line(error)}). {_REMEDY}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        level = [inner for inner in level if isinstance(inner, dict | list)]
-    if level:
+    if is_deeper(value, _DEEPEST):
         raise UserError(f"{path} has more than {_DEEPEST} brackets within brackets. {_REMEDY}")
     return value
 

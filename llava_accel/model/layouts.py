@@ -130,6 +130,11 @@ def adapter_to_original(name: str) -> str:
     return PEFT_PREFIX + to_original(name.removeprefix(PEFT_PREFIX))
 
 
+def without_peft(name: str) -> str:
+    """The in-memory name of a weight in a model that peft has put LoRA layers into."""
+    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+
+
 def trainable_to_memory(name: str) -> str:
     """A key of non_lora_trainables (original or ours) under its in-memory name, without peft's prefix."""
     return to_memory(name.removeprefix(PEFT_PREFIX))

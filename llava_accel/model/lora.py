@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_accel.exceptions import UserError
 from llava_accel.model.adapters import Put, copy_whole, load_adapter, put_lora, put_rest, read_adapter
-from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR
+from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR, without_peft
 from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
@@ -147,7 +147,7 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     adapter = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
     kept = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
     rest = {
-        name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): tensor
+        without_peft(name): tensor
         for name, tensor in state.items()
         if name in kept or name.startswith(PEFT_PREFIX + PROJECTOR)
     }

@@ -23,7 +23,7 @@ from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, Quantiza
 from llava_accel.recipe.keys import REQUIRED
 from llava_accel.recipe.rules import changed_keys, conflicts, unused
 from llava_accel.recipe.tables import OptimTable, Recipe, TrainTable
-from llava_accel.recipe.toml import to_toml
+from llava_accel.recipe.toml import is_deeper, to_toml
 
 __all__ = [
     "DataTable", "LoraTable", "ModelTable", "OptimTable", "QuantizationTable", "Recipe", "RecipeError", "RecipeWarning",
@@ -71,7 +71,7 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Seq
     Raises:
         RecipeError: With every problem of every key and of every combination of keys.
     """
-    if _is_deep(tables):
+    if is_deeper(tables, _DEEPEST):
         problem = Problem({"file": source}, f"Tables are nested more than {_DEEPEST} deep.", "Write TABLE.KEY = VALUE.")
         raise RecipeError(source, [problem])
     # A table left out is an empty one: then it is its required keys that are missing, not the table.
@@ -161,14 +161,6 @@ def _value(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
-
-
-def _is_deep(tables: Mapping[str, Any]) -> bool:
-    level: list[Any] = [tables]
-    for _ in range(_DEEPEST):
-        inner = (each for node in level for each in (node.values() if isinstance(node, Mapping) else node))
-        level = [each for each in inner if isinstance(each, Mapping | list | tuple)]
-    return bool(level)
 
 
 def _without_errors(tables: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def toml_value(value: object) -> str:
@@ -36,6 +37,15 @@ def to_toml(tables: Mapping[str, object], path: tuple[str, ...] = ()) -> str:
     blocks = ["\n".join(lines) + "\n"] if lines else []
     blocks += [to_toml(value, (*path, key)) for key, value in nested.items()]
     return "\n".join(blocks)
+
+
+def is_deeper(value: object, most: int) -> bool:
+    """Whether mappings and lists are nested more than so many levels deep. Walked level by level: recursion would fail."""
+    level: list[Any] = [value]
+    for _ in range(most):
+        inner = (each for node in level for each in (node.values() if isinstance(node, Mapping) else node))
+        level = [each for each in inner if isinstance(each, Mapping | list | tuple)]
+    return bool(level)
 
 
 def flatten(tables: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -38,7 +38,7 @@ class FromFiles:
 
     def tower(self) -> dict[str, Tensor]:
         """The whole vision tower, by its own names: what was trained of it, else the base's."""
-        found = {_plain(name): tensor for name, tensor in self.state.items() if not tensor.is_meta}
+        found = {layouts.without_peft(name): tensor for name, tensor in self.state.items() if not tensor.is_meta}
         return {
             name: found[layouts.TOWER + name] if layouts.TOWER + name in found else tensor.read()
             for name, tensor in weights.tower_part(self.stored).items()
@@ -73,7 +73,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         load_adapter(model, adapter, keep)
     if trained.kind == "projector":
         put_rest(model, _read_rest(find_projector(str(trained.folder))), str(trained.folder), keep)
-    parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    parameters = {layouts.without_peft(name): parameter for name, parameter in model.named_parameters()}
     trains_tower = any(name.startswith(layouts.TOWER) and p.requires_grad for name, p in parameters.items())
     parts = (layouts.PROJECTOR, *([layouts.TOWER] if trains_tower else []))
     for name, parameter in parameters.items():
@@ -104,7 +104,3 @@ def _read_rest(file: Path) -> dict[str, Tensor]:
         tensor.check_finite()
         rest[layouts.trainable_to_memory(tensor.name)] = tensor.read()
     return rest
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix(layouts.PEFT_PREFIX).replace(".base_layer.", ".")

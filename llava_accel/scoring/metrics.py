@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_accel.data.problems import quoted
-from llava_accel.data.records import option
+from llava_accel.data.records import as_given, option
 from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -158,7 +158,7 @@ def exact_match(prediction: str, answers: Answers) -> float:
 def commonest_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the rows would score, in the mean, if all had the answer that is the right one most often: as "common_" and
     the score's name, for the scores that the rows have. A model that has learned anything scores higher."""
-    answers = [_references(row["answers"]) for row in rows]
+    answers = [as_given(row["answers"].items()) or list(row["answers"]) for row in rows]
     tops = Counter(max(row["answers"], key=row["answers"].get).strip() for row in rows)
     text = tops.most_common(1)[0][0] if tops else ""
     scores = {metric: [score(text, each) for each in answers] for metric, score in _OF_TEXTS.items()}
@@ -169,11 +169,6 @@ def commonest_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         letter = Counter(chosen).most_common(1)[0][0]
         scores["multiple_choice"] = [float(one == letter) for one in chosen]
     return {f"common_{metric}": sum(values) / len(values) for metric, values in scores.items() if values}
-
-
-def _references(answers: Mapping[str, int] | Mapping[str, float]) -> list[str]:
-    """Each answer as often as it was given, as `Record.references`."""
-    return [text for text, count in answers.items() for _ in range(round(count))] or list(answers)
 
 
 _OF_TEXTS = {"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}

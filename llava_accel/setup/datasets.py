@@ -15,8 +15,8 @@ from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
+from llava_accel.data.image_digests import images_digest
 from llava_accel.data.images import ImageReader
-from llava_accel.data.pictures import pictures_digest
 from llava_accel.data.problems import DataError, quoted
 from llava_accel.data.sampler import Order
 from llava_accel.data.split import held_out
@@ -215,12 +215,12 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
 
 
 def content(run: RunContext, part: Part) -> str:
-    """What records and pictures hold, wherever they are. The main process alone reads; every rank must call it."""
+    """What records and images hold, wherever they are. The main process alone reads; every rank must call it."""
     found = [""]
     if run.accelerator.is_main_process:
         cache_dir = cache_folder(run.recipe.data.cache_dir)
-        pictures = pictures_digest(part.corpus, part.survey.image_keys, cache_dir)
-        found = [f"{part.corpus.fingerprint()} {pictures[:20]}"]
+        images = images_digest(part.corpus, part.survey.image_keys, cache_dir)
+        found = [f"{part.corpus.fingerprint()} {images[:20]}"]
     return broadcast_object_list(found)[0]
 
 

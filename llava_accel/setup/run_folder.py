@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from llava_accel.console.command_line import ended_by_signals
 from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, dump_recipe
@@ -59,8 +58,7 @@ def hold_run(run: RunContext) -> None:
         lock = FolderLock(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with ended_by_signals("ended while it waited for the run folder"):
-                lock.take(run.console.line)
+            lock.take(run.console.line)
         except OSError as error:
             raise _not_writable(folder, error) from None
         _locks.append(lock)

@@ -21,7 +21,7 @@ class TrainState:
     """Optimizer steps of the whole run."""
     steps_per_epoch: int
     data: str = ""
-    """What the data are: see `Order.fingerprint`, and `datasets.content` for the records and pictures."""
+    """What the data are: see `Order.fingerprint`, and `datasets.content` for the records and images."""
     step: int = 0
     """Optimizer steps taken."""
     best: float | None = None
@@ -46,7 +46,7 @@ class TrainState:
         """The state before the first step: as many steps as the recipe says, or as its epochs have.
 
         Args:
-            content: What the records and pictures are.
+            content: What the records and images are.
         """
         steps = train.max_steps or train.epochs * order.steps_per_epoch
         return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=f"{order.fingerprint()} {content}")

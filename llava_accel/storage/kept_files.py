@@ -20,7 +20,7 @@ from llava_accel.storage.atomic import atomic_file, is_of_the_disk
 _KINDS = {
     "tables": (r"[0-9a-f]{20}\.arrow", "records of data files"),
     "surveys": (r"[0-9a-f-]+\.arrow", "lengths and errors of records"),
-    "pictures": (r"[0-9a-f]{24}\.arrow", "digests of image files"),
+    "images": (r"[0-9a-f]{24}\.arrow", "digests of image files"),
     "splits": (r"[0-9a-f]{24}\.npy", "held-out shares"),
     "towers": (r"[0-9a-f]{64}", "names of vision towers"),
     "features": (r"[0-9a-f]{32}\.safetensors", "features of tower"),
@@ -66,6 +66,8 @@ def contents(folder: Path) -> dict[str, list[Path]]:
 def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:
     """What `read` makes of a file of the cache; None where there is none, or where it is damaged, which is said."""
     try:
+        if not path.stat().st_size:  # which cannot be mapped
+            raise ValueError("it is empty")
         return read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

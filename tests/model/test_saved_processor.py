@@ -28,12 +28,8 @@ def saved(folder: Path, image_aspect: str = "pad", **model: str) -> tuple[Proces
 
 
 @pytest.mark.parametrize("image_aspect", ["pad", "crop", "stretch"])
-@pytest.mark.parametrize("layout", ["hub", "original"])
-def test_the_files_say_what_both_versions_read(
-    tmp_path: Path, llava_folder: Path, layout: str, image_aspect: str
-) -> None:
-    base = llava_folder if layout == "hub" else PARITY / "llava-orig"
-    processing, files = saved(tmp_path, image_aspect, base=str(base))
+def test_the_files_say_what_both_versions_read(tmp_path: Path, hub_or_original: Path, image_aspect: str) -> None:
+    processing, files = saved(tmp_path, image_aspect, base=str(hub_or_original))
     tokenizer = files["tokenizer_config.json"]
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert isinstance(tokenizer.get("extra_special_tokens", {}), dict)

@@ -1,4 +1,4 @@
-"""The digest of a corpus's pictures follows what they hold, not where they are, and opens few files."""
+"""The digest of a corpus's images follows what they hold, not where they are, and opens few files."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from helpers.samples import corpus, corpus_of, encoder, record, write_images
-from llava_accel.data import pictures
+from llava_accel.data import image_digests
 from llava_accel.data.corpus import Corpus, open_sources
-from llava_accel.data.pictures import pictures_digest
+from llava_accel.data.image_digests import images_digest
 from llava_accel.data.survey import survey
 
 
@@ -27,13 +27,13 @@ def data(tmp_path: Path) -> Corpus:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read for their digest."""
     found: list[str] = []
-    digest = pictures._digest
-    monkeypatch.setattr(pictures, "_digest", lambda file: (found.append(file.name), digest(file))[1])
+    digest = image_digests._digest
+    monkeypatch.setattr(image_digests, "_digest", lambda file: (found.append(file.name), digest(file))[1])
     return found
 
 
 def of(data: Corpus, cache: Path) -> str:
-    return pictures_digest(data, survey(data, workers=0, decode=False).image_keys, cache)
+    return images_digest(data, survey(data, workers=0, decode=False).image_keys, cache)
 
 
 def test_each_file_is_read_once_and_again_only_when_it_has_changed(
@@ -57,7 +57,7 @@ def test_a_changed_pixel_of_equal_size_and_time_is_seen(data: Corpus, tmp_path: 
     assert of(data, tmp_path / "cache") != first
 
 
-def test_two_pictures_that_are_swapped_are_seen(data: Corpus, tmp_path: Path) -> None:
+def test_two_images_that_are_swapped_are_seen(data: Corpus, tmp_path: Path) -> None:
     first = of(data, tmp_path / "cache")
     (tmp_path / "0.png").rename(tmp_path / "x")
     (tmp_path / "1.png").rename(tmp_path / "0.png")
@@ -80,32 +80,32 @@ def test_a_folder_that_has_moved_or_was_copied_holds_the_same(data: Corpus, tmp_
             shutil.copy(file, tmp_path)
 
 
-def test_a_missing_picture_is_another_content(data: Corpus, tmp_path: Path) -> None:
+def test_a_missing_image_is_another_content(data: Corpus, tmp_path: Path) -> None:
     keys = survey(data, workers=0, decode=False).image_keys
-    first = pictures_digest(data, keys, tmp_path / "cache")
+    first = images_digest(data, keys, tmp_path / "cache")
     (tmp_path / "0.png").rename(tmp_path / "x")
-    assert pictures_digest(data, keys, tmp_path / "cache") != first
+    assert images_digest(data, keys, tmp_path / "cache") != first
     (tmp_path / "x").rename(tmp_path / "0.png")
-    assert pictures_digest(data, keys, tmp_path / "cache") == first
+    assert images_digest(data, keys, tmp_path / "cache") == first
 
 
 def test_damaged_digests_are_made_anew(data: Corpus, tmp_path: Path) -> None:
     first = of(data, tmp_path / "cache")
-    (file,) = (tmp_path / "cache" / "pictures").iterdir()
+    (file,) = (tmp_path / "cache" / "images").iterdir()
     file.write_bytes(file.read_bytes()[:40])
     assert of(data, tmp_path / "cache") == first
 
 
-def test_of_a_large_picture_both_ends_count(tmp_path: Path) -> None:
+def test_of_a_large_image_both_ends_count(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 100_000
-    found = {pictures._digest(tmp_path / "a.png")}
+    found = {image_digests._digest(tmp_path / "a.png")}
     for row in (0, 100, 199):
         changed = pixels.copy()
         changed[row, 100] ^= 1
         Image.fromarray(changed).save(tmp_path / "b.png")
-        found.add(pictures._digest(tmp_path / "b.png"))
+        found.add(image_digests._digest(tmp_path / "b.png"))
     assert len(found) == 4, "PNG ends in a checksum of all of it"
 
 

@@ -1,6 +1,6 @@
-"""What the image files of a corpus hold, in one digest: a run that goes on must find the same pictures, wherever they are.
+"""What the image files of a corpus hold, in one digest: a run that goes on must find the same images, wherever they are.
 
-Of each file its size, its first and its last 8 KiB count: compressed pictures end otherwise as soon as one pixel differs
+Of each file its size, its first and its last 8 KiB count: compressed images end otherwise as soon as one pixel differs
 (PNG ends in checksums), and nothing has to be read whole. What was found is kept by size and times, so a later start looks
 at the files and opens only those that have changed.
 """
@@ -34,15 +34,15 @@ class _Known(NamedTuple):
     digests: list[bytes]
 
 
-def pictures_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir: Path) -> str:
-    """A SHA-256 over all pictures that rows of the corpus show.
+def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir: Path) -> str:
+    """A SHA-256 over all images that rows of the corpus show.
 
     Args:
         image_keys: See `Survey`; rows with the key 0 show none.
         cache_dir: Where the digests of files are kept.
     """
     name = hashlib.sha256(corpus.fingerprint().encode() + np.ascontiguousarray(image_keys).tobytes()).hexdigest()[:24]
-    path = cache_dir / "pictures" / f"{name}.arrow"
+    path = cache_dir / "images" / f"{name}.arrow"
     known = stored(path, _load) or _unread(corpus, image_keys)
     files = [corpus.image_file(name) for name in known.names]
     statuses = _in_threads(_status, files)
