@@ -25,7 +25,6 @@ from llava_accel.data.collate import stack_images
 from llava_accel.data.feature_store import turn
 from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.loader import worker_start
-from llava_accel.data.problems import DataError
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
@@ -35,6 +34,7 @@ from llava_accel.runtime.engines import autocast, build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
 from llava_accel.setup.vision_cache import attach_features, may_cache
+from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder, contents
 
 _AT_ONCE = 32  # images
@@ -89,7 +89,7 @@ def cache(recipe: Recipe) -> int:
 def image_files(parts: list[Part]) -> list[str]:
     """Every different image file that is used."""
     rows = ((part, int(row)) for part in parts for row in part.rows[part.survey.num_images[part.rows] > 0])
-    return list(dict.fromkeys(str(file) for part, row in rows for file in part.corpus.image_files(row)))
+    return list(dict.fromkeys(file for part, row in rows for file in part.corpus.image_files(row)))
 
 
 def _fill(run: RunContext, objective: Objective, files: list[str], image_reader: ImageReader) -> None:
@@ -113,7 +113,7 @@ class _Files(Dataset[LoadedImage | DataError]):
 
     def __getitem__(self, place: int) -> LoadedImage | DataError:
         try:
-            return self._image_reader.load(Path(self._files[place]))
+            return self._image_reader.load(self._files[place])
         except DataError as error:  # raised in a worker it would lose its message
             return error
 

@@ -25,7 +25,6 @@ from llava_accel.console.output import Console, printable
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import find_images
 from llava_accel.data.labels import Example
-from llava_accel.data.problems import DataError
 from llava_accel.data.survey import Survey
 from llava_accel.data.survey import survey as survey_records
 from llava_accel.exceptions import UserError
@@ -35,6 +34,7 @@ from llava_accel.inspection.tokens_in_texts import tokens_in_texts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe, RecipeError
 from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad, remarks
+from llava_accel.sources.problems import DataError
 from llava_accel.storage.jsonl import write_json_lines
 from llava_accel.storage.kept_files import cache_folder
 

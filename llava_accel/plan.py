@@ -17,7 +17,6 @@ import torch
 
 from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, load_windows, tensor
-from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import deal
 from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, trace_answers
 from llava_accel.estimate.flops import Work, costs
@@ -32,6 +31,7 @@ from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.scoring.held_out import most_at_once
 from llava_accel.setup.datasets import Part, build_order, open_data
 from llava_accel.setup.vision_cache import may_park
+from llava_accel.sources.problems import DataError
 
 _CANDIDATES = 8
 

@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from llava_accel.console.output import printable
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import Recipe, changed_keys
+from llava_accel.recipe.inputs import Source
 from llava_accel.recipe.toml import toml_value
 from llava_accel.scoring.best import read_lines
 from llava_accel.scoring.metrics import SCORES, cell
 from llava_accel.setup.run_folder import versions
+from llava_accel.sources.hub import is_name
 
 Form = Literal["checkpoint", "peft", "merged", "llava"]
 """What a run writes itself, and what `llava_accel.export` makes of it."""
@@ -83,16 +85,21 @@ def write_model_card(
     }
     if recipe:
         data, changed = recipe.data, changed_keys(recipe)
-        trained_on = [data.train] if isinstance(data.train, str) else [source.path for source in data.train]
         context |= {
             "base_trained_on": facts.get("base", recipe.model.base),
             "fingerprint": facts.get("base_fingerprint", "unknown"),
-            "files": [Path(file).name for file in trained_on],
-            "evaluated_on": Path(data.eval).name,
+            "files": _names(data.train),
+            "evaluated_on": ", ".join(_names(data.eval)),
             "versions": facts.get("versions", {}),
             "keys": {key: toml_value(value) for key, value in changed.items() if key not in _HIDDEN},
         }
     (folder / "README.md").write_text(printable(_template().render(context)))
+
+
+def _names(sources: str | Sequence[Source]) -> list[str]:
+    """Of data.train or data.eval: names of files without their folders, which are nobody else's business."""
+    paths = [sources] if isinstance(sources, str) else [source.path for source in sources]
+    return [path if is_name(path) and not Path(path).exists() else Path(path).name for path in paths if path]
 
 
 @functools.cache

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.recipe.toml import flatten, toml_value
 from llava_accel.runtime.context import RunContext
+from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
 from llava_accel.storage.run_weights import complete_checkpoints
 

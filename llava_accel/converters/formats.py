@@ -12,8 +12,8 @@ from pathlib import Path
 
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.images import find_image
-from llava_accel.data.problems import DataError, quoted
 from llava_accel.exceptions import UserError
+from llava_accel.sources.problems import DataError, quoted
 from llava_accel.storage.jsonl import write_json_lines
 
 _YES_NO = frozenset({"yes", "no"})

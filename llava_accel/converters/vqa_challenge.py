@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_accel.converters.formats import vqa_record
 from llava_accel.data.images import find_image
-from llava_accel.data.problems import DataError, quoted, some
+from llava_accel.sources.problems import DataError, quoted, some
 
 
 @dataclass(frozen=True, slots=True)

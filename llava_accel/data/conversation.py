@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from llava_accel.data.problems import DataError
+from llava_accel.sources.problems import DataError
 
 IMAGE = "<image>"
 Role = Literal["system", "user", "assistant"]

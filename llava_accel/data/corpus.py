@@ -3,18 +3,27 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from llava_accel.data.examples import Encoded
-from llava_accel.data.mapped_table import Table
-from llava_accel.data.problems import DataError
+from llava_accel.data.images import find_image
 from llava_accel.data.records import Record, parse_record, record_id
 from llava_accel.data.trie import Row, chain
+from llava_accel.sources import hub
+from llava_accel.sources.downloads import DOWNLOADS, fetched, is_remote
+from llava_accel.sources.extraction import with_images
+from llava_accel.sources.image_parts import part_of
+from llava_accel.sources.mapped_table import Table
+from llava_accel.sources.named import Named, files_of
+from llava_accel.sources.problems import DataError
 
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,47 @@ class Source:
     table: Table
     images: Path
     weight: float = 1.0
+    rows: Int[np.ndarray, "rows"] | None = None
+    """Those of the table's rows that are used; None: all."""
+    downloads: Path = Path()
+    """Where images from the network are."""
+
+    def __len__(self) -> int:
+        return len(self.table) if self.rows is None else len(self.rows)
+
+    def raw(self, place: int) -> bytes:
+        """A row as JSON."""
+        return self.table[self._row(place)]
+
+    def whole(self, place: int) -> bytes:
+        """A row as JSON that holds its images, for a file of its own."""
+        return with_images(self.raw(place), self.table.files)
+
+    def number(self, place: int) -> int:
+        """Where the row is in the file."""
+        return self.table.number(self._row(place))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a row does, or which of them are used."""
+        if self.rows is None:
+            return self.table.fingerprint
+        return f"{self.table.fingerprint}+{hashlib.sha256(self.rows.tobytes()).hexdigest()[:20]}"
+
+    def address(self, name: str) -> str:
+        """Where an image of a row is: see `image_parts.py`.
+
+        Raises:
+            DataError: it is not there, or lies outside the folder.
+        """
+        if part_of(name):
+            return name
+        if is_remote(name):
+            return str(fetched(name, self.downloads))
+        return str(find_image(self.images, name))
+
+    def _row(self, place: int) -> int:
+        return place if self.rows is None else int(self.rows[place])
 
 
 class Corpus:
@@ -34,10 +84,12 @@ class Corpus:
         encoder: Turns records into examples: an `Encoder`, or `find_images`.
     """
 
-    def __init__(self, sources: Sequence[Source], encoder: Callable[[Record, int, Path], Encoded]) -> None:
+    def __init__(
+        self, sources: Sequence[Source], encoder: Callable[[Record, int, Callable[[str], str]], Encoded]
+    ) -> None:
         self.sources = list(sources)
         self._encoder = encoder
-        self._starts = np.cumsum([0, *(len(source.table) for source in sources)])
+        self._starts = np.cumsum([0, *map(len, sources)])
         self.roots = [source.images.resolve() for source in sources]
         """The folder of each source's images, without links."""
         self._root_numbers = [self.roots.index(root) for root in self.roots]
@@ -48,24 +100,30 @@ class Corpus:
     @property
     def weights(self) -> np.ndarray:
         """Weight of every row: [rows]."""
-        return np.concatenate([np.full(len(source.table), source.weight) for source in self.sources])
+        return np.concatenate([np.full(len(source), source.weight) for source in self.sources])
 
     def fingerprint(self) -> str:
         """Changes when a row does, or which files share a folder of images; not when files or folders move."""
         pairs = zip(self.sources, self._root_numbers, strict=True)
-        text = " ".join(f"{source.table.fingerprint}:{root}" for source, root in pairs)
+        text = " ".join(f"{source.fingerprint}:{root}" for source, root in pairs)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def image_name(self, index: int, file: str) -> str:
-        """A name for an image file of a record that stays when the folder of images moves."""
+        """A name for an image of a record that stays when files and folders move; its content's, if it lies in one."""
+        if part := part_of(file):
+            return part.key
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        if Path(file).parent == self.sources[number].downloads:
+            return f"{DOWNLOADS}/{os.path.basename(file)}"
         root = str(self.sources[number].images)
         name = file.removeprefix(f"{root}/")
         return f"{self._root_numbers[number]}/{os.path.relpath(file, root) if name == file else name}"
 
     def image_file(self, name: str) -> Path:
-        """The file that `image_name` has named."""
+        """The file that `image_name` has named; of images that are files."""
         number, _, rest = name.partition("/")
+        if number == DOWNLOADS:
+            return self.sources[0].downloads / rest
         return self.roots[int(number)] / rest
 
     def root(self, index: int) -> Path:
@@ -75,13 +133,13 @@ class Corpus:
     def raw(self, index: int) -> bytes:
         """The row as JSON."""
         source, row = self._find(index)
-        return source.table[row]
+        return source.raw(row)
 
     def record(self, index: int) -> Record:
         """The checked record; DataError with file, row and id if it cannot be used."""
         source, row = self._find(index)
         try:
-            record = parse_record(source.table[row], source.table.number(row))
+            record = parse_record(source.raw(row), source.number(row), source.table.files)
             record.check_answers()
             return record
         except DataError as error:
@@ -91,25 +149,29 @@ class Corpus:
         """The record as tokens and targets; DataError with file, row and id if it cannot be used."""
         record = self.record(index)
         try:
-            return self._encoder(record, index, self.root(index))
+            return self._encoder(record, index, self._find(index)[0].address)
         except DataError as error:
             raise self.locate(error, index) from None
 
-    def image_files(self, index: int) -> list[Path]:
-        """The record's image files."""
-        return [self.root(index) / name for name in self.record(index).images]
+    def image_files(self, index: int) -> list[str]:
+        """The addresses of the record's images.
+
+        Raises:
+            DataError: see `Source.address`.
+        """
+        return list(map(self._find(index)[0].address, self.record(index).images))
 
     def locate(self, error: DataError, index: int) -> DataError:
         """The error with the file, row and id of the record that it is about."""
         if error.file:
             return error
         source, row = self._find(index)
-        return error.at(str(source.table.path), source.table.number(row), record_id(source.table[row]))
+        return error.at(str(source.table.path), source.number(row), record_id(source.raw(row)))
 
     def place(self, index: int) -> str:
         """File and row of a record, for messages."""
         source, row = self._find(index)
-        return f"{source.table.path}, row {source.table.number(row)}"
+        return f"{source.table.path}, row {source.number(row)}"
 
     def row(self, index: int) -> Row:
         """The record as a row of one chain."""
@@ -120,13 +182,11 @@ class Corpus:
         return self.sources[number], index - int(self._starts[number])
 
 
-def open_sources(
-    entries: Sequence[tuple[str, str, float]], cache_dir: Path, unreadable: list[DataError] | None = None
-) -> list[Source]:
-    """Open files and folders of files.
+def open_sources(entries: Sequence[Named], cache_dir: Path, unreadable: list[DataError] | None = None) -> list[Source]:
+    """Open everything that a recipe names.
 
     Args:
-        entries: (path, folder of images or "" for the file's own folder, weight).
+        entries: See `Named`; each may be of many files.
         unreadable: Takes the errors of what cannot be opened, and the rest is opened nevertheless. By default the
             first one is raised.
 
@@ -134,31 +194,52 @@ def open_sources(
         DataError: a path does not exist, holds no data file, or is not readable.
     """
     sources: list[Source] = []
-    for name, images, weight in entries:
-        for file in _files(Path(name)) or [Path(name)]:
-            try:
-                sources.append(_open(file, images, weight, cache_dir))
-            except DataError as error:
-                if unreadable is None:
-                    raise
-                unreadable.append(error)
-    if sources and not any(len(source.table) for source in sources):
+
+    def attempt(action: Callable[[], list[_T]]) -> list[_T]:
+        try:
+            return action()
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(error)
+            return []
+
+    for named in entries:
+        opened: list[Source] = []
+        for file in attempt(partial(files_of, named)):
+            opened += attempt(partial(_open, file, named, cache_dir))
+        sources += _limited(opened, named.limit)
+    if sources and not any(map(len, sources)):
         error = DataError("empty", "the file has no records", "Check the file", file=str(sources[0].table.path))
         if unreadable is None:
             raise error
         unreadable.append(error)
-    return [source for source in sources if len(source.table)]
+    return [source for source in sources if len(source)]
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else []
-
-
-def _open(file: Path, images: str, weight: float, cache_dir: Path) -> Source:
-    if file.is_dir():
-        raise DataError("json", f"the folder {file} holds no data file", f"Expected one of {', '.join(_SUFFIXES)}")
-    root = Path(images) if images else file.parent
+def _open(file: Path, named: Named, cache_dir: Path) -> list[Source]:
+    root = Path(named.images) if named.images else _own_root(file, named)
     table = Table(file, cache_dir)
     if not root.is_dir():
         raise DataError("missing_image", f"data.images: there is no folder {root}", "Check the path", file=str(file))
-    return Source(table, root, weight)
+    return [Source(table, root, named.weight, downloads=cache_dir / DOWNLOADS)]
+
+
+def _own_root(file: Path, named: Named) -> Path:
+    """The folder that names are relative to where the recipe names none."""
+    if Path(named.path).is_dir():
+        return Path(named.path)  # whose files may lie elsewhere, if it is a data set of the hub's form
+    return hub.cache_root() if hub.is_name(named.path) and not file.is_relative_to(named.path) else file.parent
+
+
+def _limited(sources: list[Source], limit: int) -> list[Source]:
+    """At most so many rows of all sources together, spread evenly, since files are often sorted."""
+    total = sum(map(len, sources))
+    if not limit or total <= limit:
+        return sources
+    taken = np.arange(limit) * total // limit
+    ends = np.cumsum(list(map(len, sources)))
+    return [
+        replace(source, rows=taken[(taken >= end - len(source)) & (taken < end)] - (end - len(source)))
+        for source, end in zip(sources, ends.tolist(), strict=True)
+    ]

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
-from llava_accel.data.images import find_image
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
-from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record, is_blank
 from llava_accel.data.trie import num_common
+from llava_accel.sources.problems import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +84,17 @@ class Encoder:
             turns = [replace(turn, text=move_images_to_start(turn.text)) for turn in turns]
         return self._template(turns, has_images)
 
-    def __call__(self, record: Record, index: int, root: Path) -> Encoded:
+    def __call__(self, record: Record, index: int, find: Callable[[str], str]) -> Encoded:
         """Tokenise and label.
 
         Args:
             index: Place of the record in the data.
-            root: Folder that its image names are relative to.
+            find: Where the image of a name is: see `Source.address`.
 
         Raises:
             DataError: unsafe or missing image, or too long and not shortened. Without its place.
         """
-        images = [str(find_image(root, name)) for name in record.images]
+        images = list(map(find, record.images))
 
         def encode(kept: Record) -> Encoded:
             return Encoded(
@@ -156,12 +154,12 @@ def _first_rounds(record: Record, number: int) -> Record:
     return replace(record, turns=turns, images=record.images[:num_images] if record.images else (), answers=())
 
 
-def find_images(record: Record, index: int, root: Path) -> Encoded:
+def find_images(record: Record, index: int, find: Callable[[str], str]) -> Encoded:
     """Replaces an `Encoder` where there is no tokenizer: the record's images are found, its text is not read.
 
     Raises:
         DataError: unsafe or missing image. Without its place.
     """
-    images = tuple(str(find_image(root, name)) for name in record.images)
+    images = tuple(map(find, record.images))
     ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])
     return Encoded(record, (Example(input_ids=ids, is_target=is_target, images=images, index=index),))

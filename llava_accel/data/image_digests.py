@@ -1,8 +1,8 @@
 """What the image files of a corpus hold, in one digest: a run that goes on must find the same images, wherever they are.
 
-Of each file its size, its first and its last 8 KiB count: compressed images end otherwise as soon as one pixel differs
-(PNG ends in checksums), and nothing has to be read whole. What was found is kept by size and times, so a later start looks
-at the files and opens only those that have changed.
+Of each file its size, its first and its last 8 KiB count, so that nothing has to be read whole. What was found is kept by
+size and times, so a later start looks at the files and opens only those that have changed. Of images inside other files the
+rows themselves hold a digest.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from llava_accel.data.corpus import Corpus
+from llava_accel.sources.image_parts import digest_of_ends, part_of
 from llava_accel.storage.kept_files import store, stored
 
-_END_BYTES = 8 << 10
 _THREADS = 16  # on a network disk each waits for an answer
 _CHUNK = 512  # files
 _ABSENT = (-1, -1, -1)
@@ -59,8 +59,8 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
 def _unread(corpus: Corpus, image_keys: Int[np.ndarray, "rows"]) -> _Known:
     keys, first = np.unique(image_keys, return_index=True)
     rows = np.sort(first[keys != 0]).tolist()
-    files = ((row, file) for row in rows for file in corpus.image_files(row))
-    names = list(dict.fromkeys(corpus.image_name(row, str(file)) for row, file in files))
+    files = ((row, file) for row in rows for file in corpus.image_files(row) if part_of(file) is None)
+    names = list(dict.fromkeys(corpus.image_name(row, file) for row, file in files))
     return _Known(names, [(0, 0, 0)] * len(names), [b""] * len(names))
 
 
@@ -74,17 +74,11 @@ def _status(file: Path) -> tuple[int, int, int]:
 
 def _digest(file: Path) -> bytes:
     """Sixteen bytes; those of an empty text where there is no such file."""
-    digest = hashlib.sha256()
     try:
-        with file.open("rb", buffering=0) as opened:
-            size = opened.seek(0, 2)
-            digest.update(b"%d " % size)
-            for start in (0, max(_END_BYTES, size - _END_BYTES)):
-                opened.seek(start)
-                digest.update(opened.read(_END_BYTES))
+        with file.open("rb") as opened:
+            return digest_of_ends(opened)
     except OSError:
         return hashlib.sha256().digest()[:16]
-    return digest.digest()[:16]
 
 
 def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:

@@ -6,10 +6,11 @@ import struct
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,8 @@ from torch import Tensor
 from transformers import PilBackend
 
 from llava_accel.data.feature_store import FeatureStore, digest
-from llava_accel.data.problems import DataError, quoted
+from llava_accel.sources.image_parts import open_image, part_of, read_image, shown
+from llava_accel.sources.problems import DataError, quoted
 
 Aspect = Literal["pad", "crop", "stretch"]
 Exif = Literal["ignore", "apply"]
@@ -100,8 +102,11 @@ def _is_inside(root: Path, name: str) -> bool:
     return os.path.isfile(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def check_header(path: Path) -> tuple[int, int]:
+def check_header(path: Path | str) -> tuple[int, int]:
     """Width and height in pixels from the file's header, nothing is decoded.
+
+    Args:
+        path: The file, or an address: see `image_parts.py`.
 
     Raises:
         DataError: it is not an image of a format and a type that is read, or too large: itself, or as a square.
@@ -110,10 +115,11 @@ def check_header(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def decode(path: Path, exif: Exif = "ignore") -> Image.Image:
+def decode(path: Path | str, exif: Exif = "ignore") -> Image.Image:
     """The image in RGB. As in LLaVA an animation is its first frame, and transparent parts have the colours below.
 
     Args:
+        path: The file, or an address: see `image_parts.py`.
         exif: "apply" turns it as its EXIF orientation says; LLaVA does not.
 
     Raises:
@@ -123,7 +129,7 @@ def decode(path: Path, exif: Exif = "ignore") -> Image.Image:
         return _decoded(image, path, exif)
 
 
-def _decoded(image: Image.Image, path: Path, exif: Exif) -> Image.Image:
+def _decoded(image: Image.Image, path: Path | str, exif: Exif) -> Image.Image:
     try:
         image.load()
         if exif == "apply" and _is_turned(image):
@@ -144,14 +150,14 @@ def _decoded(image: Image.Image, path: Path, exif: Exif) -> Image.Image:
     return image
 
 
-def _check_range(image: Image.Image, path: Path) -> None:
+def _check_range(image: Image.Image, path: Path | str) -> None:
     highest = image.getextrema()[1]
     if 0 < highest < _DARK:  # pyright: ignore[reportOperatorIssue]  a number, as there is one channel
-        problem = f"{quoted(path, 200)} would be black: its highest 16-bit value is {highest} of 65535"
+        problem = f"{_named(path)} would be black: its highest 16-bit value is {highest} of 65535"
         raise DataError("broken_image", problem, "Scale its values to 8 bits, and save it as PNG")
 
 
-def check_images(paths: Iterable[Path], whole: bool) -> Counter[str]:
+def check_images(paths: Iterable[Path | str], whole: bool) -> Counter[str]:
     """Open images, their headers or all of them.
 
     Returns:
@@ -236,11 +242,11 @@ class ImageReader:
         """Channels, height, width of every image."""
         return (3, self._side, self._side)
 
-    def __call__(self, path: Path) -> Float[Tensor, "3 height width"]:
+    def __call__(self, path: Path | str) -> Float[Tensor, "3 height width"]:
         """Decode and normalise one file; DataError as from `decode`."""
         return self.normalise(decode(path, self._exif))
 
-    def load(self, path: Path) -> LoadedImage:
+    def load(self, path: Path | str) -> LoadedImage:
         """What a batch needs of one file: its features if they are stored, so that nothing is decoded, else its pixels.
 
         Raises:
@@ -249,7 +255,7 @@ class ImageReader:
         if self.store is None:
             return LoadedImage(self(path))
         try:
-            name = digest(path.read_bytes())
+            name = digest(read_image(str(path)))
         except OSError as error:
             raise _broken(path, error) from None
         features = self.store.get(name)
@@ -272,25 +278,28 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=_formats())
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(
-            "broken_image",
-            f"{quoted(path, 200)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
-            "Scale it down before training: the tower sees a few hundred pixels a side",
-        ) from None
-    except UnidentifiedImageError:
-        raise _of_another_format(path) from None
-    except _BROKEN as error:
-        raise _broken(path, error) from None
-    if problem := _unusable(image):
-        image.close()
-        raise DataError("broken_image", f"{quoted(path, 200)} {problem[0]}", problem[1])
-    return image
+@contextmanager
+def _open(path: Path | str) -> Iterator[Image.Image]:
+    with ExitStack() as stack:
+        try:
+            # Pillow opens files itself, and looks at their names; parts are files that are open already.
+            file: Any = stack.enter_context(open_image(str(path))) if part_of(str(path)) else path
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = stack.enter_context(Image.open(file, formats=_formats()))
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise DataError(
+                "broken_image",
+                f"{_named(path)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
+                "Scale it down before training: the tower sees a few hundred pixels a side",
+            ) from None
+        except UnidentifiedImageError:
+            raise _of_another_format(path) from None
+        except _BROKEN as error:
+            raise _broken(path, error) from None
+        if problem := _unusable(image):
+            raise DataError("broken_image", f"{_named(path)} {problem[0]}", problem[1])
+        yield image
 
 
 def _unusable(image: Image.Image) -> tuple[str, str] | None:
@@ -308,20 +317,24 @@ def _unusable(image: Image.Image) -> tuple[str, str] | None:
     return None
 
 
-def _of_another_format(path: Path) -> DataError:
+def _of_another_format(path: Path | str) -> DataError:
     """The error of a file whose first bytes are of no format that is read."""
     try:
-        with path.open("rb") as file:
+        with open_image(str(path)) as file:
             head = file.read(64)
     except OSError as error:
         return _broken(path, error)
     starts = (head.lower().lstrip(), head[4:].lower())
     kinds = (kind for mark, kind in _OTHER_CONTENT.items() if any(start.startswith(mark.lower()) for start in starts))
     kind = next(kinds, "nothing" if not head else "of no format that is read, or cut off")
-    problem = f"{quoted(path, 200)} is not a readable image (its content is {kind})"
+    problem = f"{_named(path)} is not a readable image (its content is {kind})"
     return DataError("broken_image", problem, "Convert it to JPEG or PNG, replace it, or drop the record")
 
 
-def _broken(path: Path, error: Exception) -> DataError:
-    problem = f"{quoted(path, 200)} is not a readable image ({' '.join(str(error).split())})"
+def _broken(path: Path | str, error: Exception) -> DataError:
+    problem = f"{_named(path)} is not a readable image ({' '.join(str(error).split())})"
     return DataError("broken_image", problem, "Replace it or drop the record")
+
+
+def _named(path: Path | str) -> str:
+    return quoted(shown(str(path)), 200)

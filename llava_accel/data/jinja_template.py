@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import BOS, EOS, IMAGE, Piece, Turn
 from llava_accel.data.labels import adds_bos
-from llava_accel.data.problems import DataError, quoted
 from llava_accel.exceptions import UserError
+from llava_accel.sources.problems import DataError, quoted
 
 _MARK = "\ue000{}.{}\ue001"  # of the private use area: no template and no tokenizer gives it a meaning
 _MARKS = re.compile("\ue000(\\d+)\\.(\\d+)\ue001")

@@ -8,7 +8,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,10 +18,10 @@ from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
-from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import MicroBatch, Window
 from llava_accel.data.trie import chain, pack_rows, share_rows
 from llava_accel.exceptions import SIGNALS, UserError, kill_workers
+from llava_accel.sources.problems import DataError
 
 Loaded = dict[str, Tensor | bool]
 """The fields of `collate.Batch`."""
@@ -50,7 +49,7 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
             try:
                 found = self._corpus.encode(index)
                 names = found.example.images
-                images |= {name: self._image_reader.load(Path(name)) for name in names if name not in images}
+                images |= {name: self._image_reader.load(name) for name in names if name not in images}
                 examples += found.examples
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))

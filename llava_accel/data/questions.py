@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, worker_start
-from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
 from llava_accel.data.trie import Row, share_rows
+from llava_accel.sources.problems import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +116,7 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
                 examples[index] = self._corpus.encode(index).example
                 for name in () if self._blind else examples[index].images:
                     if name not in images:
-                        images[name] = self._image_reader.load(Path(name))
+                        images[name] = self._image_reader.load(name)
             except DataError as error:
                 return {}, self._corpus.locate(error, index)
         rows = share_rows(list(examples.values()), self._max_length)

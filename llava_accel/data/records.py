@@ -9,18 +9,19 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from llava_accel.data.conversation import Role, Turn, check_turns
-from llava_accel.data.problems import DataError, quoted
+from llava_accel.sources.extraction import part_in
+from llava_accel.sources.image_parts import part_of
+from llava_accel.sources.json_rows import MAX_BYTES
+from llava_accel.sources.problems import DataError, quoted
 
 _ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"
 }  # fmt: skip
-MAX_BYTES = 16 << 20
-"""Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +52,19 @@ class Record:
         return as_given(self.answers) or [self.turns[-1].text]
 
 
-def parse_record(raw: bytes, row: int) -> Record:
-    """Check one JSON object; DataError without its place, as the caller knows the file (`DataError.at`)."""
+def parse_record(raw: bytes, row: int, files: Sequence[str] = ()) -> Record:
+    """Check one JSON object; DataError without its place, as the caller knows the file (`DataError.at`).
+
+    Args:
+        row: Its id where it has none.
+        files: See `Table.files`.
+    """
     fields = _object(raw)
     record_id = _either(fields, "id", "question_id")
     record_id = row if record_id is None else record_id
     if isinstance(record_id, bool) or not isinstance(record_id, str | int):
         raise DataError("fields", f"'id' is {quoted(record_id)}", "Write a string or a whole number")
-    images = _images(fields)
+    images = _images(fields, files)
     turns = _turns(fields)
     check_turns(turns, num_images=len(images))
     return Record(
@@ -120,14 +126,26 @@ def _either(fields: Mapping[str, object], name: str, other: str) -> object:
     return fields.get(other) if value is None else value
 
 
-def _images(fields: Mapping[str, object]) -> tuple[str, ...]:
+def _images(fields: Mapping[str, object], files: Sequence[str]) -> tuple[str, ...]:
     value = _either(fields, "image", "images")
-    names: list[str] = []
-    for name in [] if value is None else value if isinstance(value, list) else [value]:
-        if not isinstance(name, str) or not name:
-            raise DataError("fields", f"'image' holds {quoted(name)}, not a file name", "Name a file, or drop it")
-        names.append(name)
-    return tuple(names)
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    return tuple(image_reference(each, files) for each in values)
+
+
+def image_reference(value: object, files: Sequence[str]) -> str:
+    """The name of an image, as the record has it; of an image in the row, its address.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if part := part_in(value, files):
+        return part.address
+    if not isinstance(value, str) or not value:
+        raise DataError("fields", f"'image' holds {quoted(value)}, not a file name", "Name a file, or drop it")
+    if part_of(value):
+        problem = f"the image {quoted(value)} names a part of a file"
+        raise DataError("unsafe_path", problem, "Name the file of the image itself")
+    return value
 
 
 def _turns(fields: Mapping[str, object]) -> tuple[Turn, ...]:

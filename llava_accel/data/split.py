@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.exceptions import UserError
+from llava_accel.sources.image_parts import part_of
 from llava_accel.storage.kept_files import store, stored
 
 
@@ -66,7 +67,12 @@ def _names(corpus: Corpus, row: int) -> list[str]:
     """The record's images, or its own id where it has none."""
     record = corpus.record(row)
     # One file has many spellings, as in a/../b.png, and another name in each folder that holds it.
-    return [os.path.normpath(name) for name in record.images] or [f"\0{record.id}"]
+    return [_plain(name) for name in record.images] or [f"\0{record.id}"]
+
+
+def _plain(name: str) -> str:
+    part = part_of(name)
+    return f"\0{part.key}" if part else os.path.normpath(name)
 
 
 def _kept(

@@ -18,7 +18,7 @@ from llava_accel.data.corpus import Corpus
 from llava_accel.data.examples import Encoded
 from llava_accel.data.images import check_images
 from llava_accel.data.loader import worker_start
-from llava_accel.data.problems import DataError
+from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import store, stored
 
 _CHUNK = 256  # records a worker reads before it reports
@@ -150,7 +150,7 @@ def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> tuple[dict
     traits: Counter[str] = Counter()
     for row in rows:
         try:
-            traits += check_images(map(Path, corpus.encode(row).example.images), decode)
+            traits += check_images(corpus.encode(row).example.images, decode)
         except DataError as error:
             errors[row] = error
     return errors, traits

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_accel.data.conversation import IMAGE, Turn
 from llava_accel.data.examples import Encoder
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.images import LoadedImage, find_image
 from llava_accel.data.labels import Example
-from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record
 from llava_accel.exceptions import UserError
 from llava_accel.inference.answering import answer_batch, question_batch
@@ -21,6 +20,7 @@ from llava_accel.inference.origin import Loaded
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.setup.datasets import build_encoder, build_image_reader
+from llava_accel.sources.problems import DataError
 
 _ANSWER = "-"  # stands where the model's answer will; the prompt ends before it, whatever it is
 
@@ -74,7 +74,7 @@ class Dialogue:
         images = (*self._images, *self._waiting)
         record = Record(id="chat", turns=(*self._turns, question, Turn("assistant", _ANSWER)), images=images)
         try:
-            return self._encode(record, -1, Path(Path.cwd().anchor)).example
+            return self._encode(record, -1, _find).example
         except DataError as error:
             if error.kind != "too_long":
                 raise
@@ -106,10 +106,15 @@ class Dialogue:
         return answer
 
 
+def _find(name: str) -> str:
+    """Images of a conversation are anywhere: their names are whole paths."""
+    return str(find_image(Path(Path.cwd().anchor), name))
+
+
 def stop_ids(recipe: Recipe, processing: Processing) -> list[int]:
     """Tokens that end an answer: the one that the template puts there, and the tokenizer's own."""
     record = Record(id="stop", turns=(Turn("user", _ANSWER), Turn("assistant", _ANSWER)))
-    example = _encoder(recipe, processing, recipe.data.max_length)(record, -1, Path()).example
+    example = _encoder(recipe, processing, recipe.data.max_length)(record, -1, _find).example
     return _stops(example, processing.processor.tokenizer.eos_token_id)
 
 

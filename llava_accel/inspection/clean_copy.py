@@ -13,13 +13,12 @@ import numpy as np
 
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, Source
-from llava_accel.data.mapped_table import Table
-from llava_accel.data.problems import DataError
 from llava_accel.data.records import record_id
 from llava_accel.data.survey import Survey
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import DataTable
 from llava_accel.recipe.toml import toml_value
+from llava_accel.sources.problems import DataError
 
 _LIST = "left_out.txt"
 
@@ -67,23 +66,20 @@ class CleanCopy:
 
     def overrides(self, data: DataTable) -> list[str]:
         """What makes a recipe with this [data] use the copy, its images where they are."""
-        words: list[str] = []
-        images = Path(data.images) if data.images else None
-        if evaluation := self._written.get("data.eval"):
-            paths = [path for path, _ in evaluation]
-            words.append(f"data.eval={paths[0] if len(paths) == 1 else paths[0].parent}")
-            images = images or evaluation[0][1].images
-        if training := self._written.get("data.train"):
-            (path, source), *more = training
-            images = images or source.images
-            if more or source.images != images or source.weight != 1:
-                sources = [
-                    {"path": str(to), "images": str(each.images), "weight": each.weight} for to, each in training
-                ]
-                words.insert(0, f"data.train={toml_value(sources)}")
-            else:
-                words.insert(0, f"data.train={path}")
-        return words if data.images or not words else [*words, f"data.images={images}"]
+        if not self._written:
+            return []
+        first = next(iter(self._written.values()))[0][1]
+        images = Path(data.images) if data.images else first.images
+        words = [f"{name}={_value(written, images)}" for name, written in self._written.items()]
+        return words if data.images else [*words, f"data.images={images}"]
+
+
+def _value(written: list[tuple[Path, Source]], images: Path) -> str:
+    """What data.train or data.eval becomes."""
+    path, source = written[0]
+    if len(written) == 1 and source.images == images and source.weight == 1:
+        return str(path)
+    return toml_value([{"path": str(to), "images": str(of.images), "weight": of.weight} for to, of in written])
 
 
 def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, DataError]) -> list[tuple[Path, Source]]:
@@ -98,14 +94,14 @@ def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, Dat
         target = folder / (f"{stem}.jsonl" if names[stem] == 1 else f"{stem}-{names[stem]}.jsonl")
         if any(target.resolve() == each.table.path.resolve() for each in corpus.sources):
             raise UserError(f"--fix {folder}: {target} is the data itself. Name another folder")
-        rows = range(start, start + len(source.table))
+        rows = range(start, start + len(source))
         start = rows.stop
         if all(row in survey.errors for row in rows):
             continue
         with target.open("wb") as file:
             for row in rows:
                 if row not in survey.errors:
-                    raw, number = corpus.raw(row), source.table.number(row - rows.start)
+                    raw, number = source.whole(row - rows.start), source.number(row - rows.start)
                     file.write((with_own_id(raw, number) if row in repeated else raw) + b"\n")
         written.append((target, source))
     return written
@@ -119,15 +115,15 @@ def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
     repeated: dict[int, DataError] = {}
     start = 0
     for source in corpus.sources:
-        for row, first in _repeated(source.table).items():
-            number = source.table.number(first)
+        for row, first in _repeated(source).items():
+            number = source.number(first)
             error = DataError(
                 "duplicate_id",
                 f"row {number} has the same id",
                 "Give each record its own id, as --fix does: reports and predictions name records by their ids",
             )
             repeated[start + row] = corpus.locate(error, start + row)
-        start += len(source.table)
+        start += len(source)
     return repeated
 
 
@@ -137,9 +133,9 @@ def with_own_id(raw: bytes, number: int) -> bytes:
     return json.dumps(fields | {"id": f"{record_id(raw)}-row{number}"}, ensure_ascii=False).encode()
 
 
-def _repeated(table: Table) -> dict[int, int]:
+def _repeated(source: Source) -> dict[int, int]:
     """Row -> the first row with its id, for all but the first."""
-    keys = np.fromiter((_key(record_id(table[row])) for row in range(len(table))), np.int64, len(table))
+    keys = np.fromiter((_key(record_id(source.raw(row))) for row in range(len(source))), np.int64, len(source))
     order = np.argsort(keys, kind="stable")
     same = keys[order[1:]] == keys[order[:-1]]
     repeated: dict[int, int] = {}

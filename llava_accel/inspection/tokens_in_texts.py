@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.problems import some
 from llava_accel.model.processing import Processing
+from llava_accel.sources.problems import some
 
 
 def tokens_in_texts(corpus: Corpus, rows: np.ndarray, processing: Processing) -> list[str]:

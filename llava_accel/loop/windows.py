@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from llava_accel.data.loader import Loaded, load_windows
-from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order, Window, windows
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part, list_skipped
 from llava_accel.setup.state import TrainState
+from llava_accel.sources.problems import DataError
 
 
 def train_windows(

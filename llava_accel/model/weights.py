@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from llava_accel import compat
-from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base, empty_model
 from llava_accel.model.files import StoredTensor, is_finite, read_tensors, read_weights
 from llava_accel.model.layouts import PROJECTOR, TOWER
+from llava_accel.sources.problems import some
 
 Stored = dict[str, StoredTensor]
 """In-memory name -> tensor on disk."""

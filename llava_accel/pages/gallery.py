@@ -12,10 +12,13 @@ from typing import Any
 from PIL import Image
 
 from llava_accel.data.images import Exif, decode, find_image
-from llava_accel.data.problems import DataError
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
 from llava_accel.setup.datasets import entries
+from llava_accel.sources.downloads import DOWNLOADS, is_remote, place_of
+from llava_accel.sources.image_parts import part_of
+from llava_accel.sources.problems import DataError
+from llava_accel.storage.kept_files import cache_folder
 
 MOST_CARDS = 60
 _MOST_HARD = 12
@@ -161,17 +164,18 @@ def image_roots(data: DataTable, key: str = "data.eval") -> list[Path]:
     """The folders that names of images of `data.eval` or `data.train` are relative to; a split is of the latter."""
     sources = entries(data)
     named = sources.get(key, sources["data.train"])
-    roots = (images or (path if Path(path).is_dir() else Path(path).parent) for path, images, _ in named)
-    return list(dict.fromkeys(map(Path, roots)))
+    roots = [each.images or (each.path if Path(each.path).is_dir() else Path(each.path).parent) for each in named]
+    return list(dict.fromkeys(map(Path, [*roots, cache_folder(data.cache_dir) / DOWNLOADS])))
 
 
 def show(name: str, roots: Iterable[Path], exif: Exif = "ignore") -> GalleryImage:
     """The thumbnail of an image as the model sees it, or why there is none."""
     problems: list[str] = []
-    files: list[Path] = []
-    for root in roots:
+    files = [name] if part_of(name) else []
+    kept = place_of(name, Path()).name if is_remote(name) else name
+    for root in roots if not files else ():
         try:
-            files.append(find_image(root, name))
+            files.append(str(find_image(root, kept)))
         except DataError as error:
             problems.append(error.problem)
     if len(files) > 1:
@@ -185,7 +189,7 @@ def show(name: str, roots: Iterable[Path], exif: Exif = "ignore") -> GalleryImag
 
 
 @functools.lru_cache(maxsize=4 * MOST_CARDS)
-def _thumbnail(path: Path, exif: Exif) -> str:
+def _thumbnail(path: str, exif: Exif) -> str:
     """An image file as a small JPEG data URI. Kept, since evaluation after evaluation shows nearly the same.
 
     Raises:

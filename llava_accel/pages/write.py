@@ -8,7 +8,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from llava_accel.console.output import Console, printable
 from llava_accel.data.images import decode, find_image
-from llava_accel.data.problems import DataError
 from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
@@ -22,6 +21,7 @@ from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.best import overfitting, read_lines
 from llava_accel.scoring.metrics import cell
 from llava_accel.setup.state import TrainState
+from llava_accel.sources.problems import DataError
 
 REPORT = "report.html"
 

@@ -91,7 +91,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
     for key, details in by_key.items():
         value = details[0]["input"]
         if details[0]["type"] == "extra_forbidden":
-            valid = Source.model_fields if key.startswith("data.train[") else KEYS
+            valid = Source.model_fields if key.startswith(("data.train[", "data.eval[")) else KEYS
             # Of a table that does not exist, each key may have a place in another one.
             unknown = (flatten({key: value}) if isinstance(value, Mapping) else {}) or {key: value}
             for item in unknown.items():

@@ -118,39 +118,50 @@ class ModelTable(Table):
 
 
 class Source(Table):
-    """One file of data.train, when it is a list."""
+    """One source of data.train or data.eval, when it is a list."""
 
     path: Text
-    """File or folder: LLaVA JSON, JSON lines or Parquet."""
+    """A file, a folder, a pattern such as "data/*.parquet", or a data set of the Hugging Face hub (org/name)."""
     images: str = ""
-    """Folder that this file's image names are relative to; empty = data.images."""
+    """Folder that the image names of this source are relative to; empty = data.images."""
     weight: Positive = 1.0
-    """Passes over this file in an epoch: 1 = each record once, 2 = twice, 0.5 = half of them."""
+    """Passes over this source in an epoch: 1 = each record once, 2 = twice, 0.5 = half of them."""
+    limit: Count = 0
+    """Use at most so many of its records, spread evenly over it; 0 = all."""
+    config: str = ""
+    """Of a data set of the hub: its configuration; empty = the default one."""
+    split: str = ""
+    """Of a data set: its split; empty = "train", and for data.eval "validation" or else "test"."""
+    revision: str = ""
+    """Of a data set of the hub: commit, tag or branch; the resolved recipe holds the commit."""
 
 
-def _kind_of_train(value: Any) -> str | None:
+def _kind_of_sources(value: Any) -> str | None:
     if isinstance(value, str):
         return "path"
     return "sources" if isinstance(value, list | tuple) else None
 
 
+_SOURCES = Discriminator(
+    _kind_of_sources,
+    custom_error_type="train_type",
+    custom_error_message="a file, a folder, or a list of {path, images, weight}",
+)
+_Listed = Annotated[Annotated[tuple[Source, ...], Strict(False), Field(min_length=1)], Tag("sources")]
+Sources = Annotated[Annotated[Text, Tag("path")] | _Listed, _SOURCES]
+OptionalSources = Annotated[Annotated[str, Tag("path")] | _Listed, _SOURCES]
+
+
 class DataTable(Table):
     """The records, and how they become examples, rows and batches."""
 
-    train: Annotated[
-        Annotated[Text, Tag("path")]
-        | Annotated[tuple[Source, ...], Strict(False), Field(min_length=1), Tag("sources")],
-        Discriminator(
-            _kind_of_train,
-            custom_error_type="train_type",
-            custom_error_message="a file, a folder, or a list of {path, images, weight}",
-        ),
-    ]
-    """LLaVA JSON, JSON lines or Parquet: a file, a folder, or a list of {path, images, weight}."""
+    train: Sources
+    """JSON, JSON lines, Parquet, Arrow, WebDataset (tar) or a data set of the hub: a file, a folder, a pattern, org/name,
+    or a list of {path, images, weight}."""
     images: str = ""
     """Folder that image names are relative to; a name may not leave it. Empty = the folder of each file."""
-    eval: str = ""
-    """File to evaluate on; excludes eval_fraction."""
+    eval: OptionalSources = ""
+    """What to evaluate on, named as in train; excludes eval_fraction."""
     eval_fraction: BelowOne = 0.0
     """Share of train held out for evaluation, split by image so that no image is on both sides."""
     max_length: AtLeastOne = 2048

@@ -82,7 +82,7 @@ class Job:
             corpus = train if held_out is None else held_out
             own = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
             read = build_image_reader(self.recipe.data, processing)
-            pixels |= {name: read(Path(name)) for each in own for name in each.images}
+            pixels |= {name: read(name) for each in own for name in each.images}
         except (UserError, OSError) as error:
             reason = f"as the recipe's data cannot be read: {error}"
             self.console.line(f"note: verified on a built-in example alone, {reason}")

@@ -258,7 +258,7 @@ def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelera
     """
     rows = choose_rows(part.rows, _MOST_EXAMPLES, recipe.run.seed)[:_MOST_EXAMPLES]
     examples = [part.corpus.encode(int(row)).example for row in rows]
-    pixels = {name: part.image_reader(Path(name)) for example in examples for name in example.images}
+    pixels = {name: part.image_reader(name) for example in examples for name in example.images}
     with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 

@@ -4,7 +4,7 @@ Records that are not used are refused or listed, so that the user knows of each.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +17,22 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
 from llava_accel.data.images import ImageReader
-from llava_accel.data.problems import DataError, quoted
 from llava_accel.data.sampler import Order
 from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
+from llava_accel.recipe.inputs import Source as NamedSource
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.run_folder import SKIPPED
+from llava_accel.sources.named import Named
+from llava_accel.sources.problems import DataError, quoted
 from llava_accel.storage.kept_files import cache_folder
 
 _FEW = 10  # records: of fewer, equal answers say nothing
 _NEARLY_ALL = 0.9
+_EVAL_SPLITS = ("validation", "val", "valid", "dev", "eval", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +236,19 @@ def _image_groups(part: Part) -> np.ndarray:
     return groups
 
 
-def entries(data: DataTable) -> dict[str, list[tuple[str, str, float]]]:
-    """(path, folder of images, weight) of every source of data.train, and of data.eval where it is set."""
-    if isinstance(data.train, str):
-        train = [(data.train, data.images, 1.0)]
-    else:
-        train = [(source.path, source.images or data.images, source.weight) for source in data.train]
-    return {"data.train": train} | ({"data.eval": [(data.eval, data.images, 1.0)]} if data.eval else {})
+def entries(data: DataTable) -> dict[str, list[Named]]:
+    """Every source of data.train, and of data.eval where it is set."""
+    named = {"data.train": _named(data.train, data.images, ("train",))}
+    return named | ({"data.eval": _named(data.eval, data.images, _EVAL_SPLITS)} if data.eval else {})
+
+
+def _named(sources: str | Sequence[NamedSource], images: str, splits: tuple[str, ...]) -> list[Named]:
+    if isinstance(sources, str):
+        return [Named(sources, images, splits=splits)]
+    return [
+        Named(
+            each.path, each.images or images, each.weight, each.limit, each.config,
+            (each.split,) if each.split else splits, each.revision,
+        )
+        for each in sources
+    ]  # fmt: skip

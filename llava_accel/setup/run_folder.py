@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from llava_accel.data.problems import some
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
+from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import MANIFEST, atomic_file, is_ours
 from llava_accel.storage.folder_lock import LOCK, FolderLock, is_lock
 from llava_accel.storage.run_weights import complete_checkpoints, named_checkpoints

@@ -19,6 +19,8 @@ from llava_accel.storage.atomic import atomic_file, is_of_the_disk
 
 _KINDS = {
     "tables": (r"[0-9a-f]{20}\.arrow", "records of data files"),
+    "embedded": (r"[0-9a-f]{20}\.images", "images out of data files"),
+    "downloads": (r"[0-9a-f]{32}", "images from the network"),
     "surveys": (r"[0-9a-f-]+\.arrow", "lengths and errors of records"),
     "images": (r"[0-9a-f]{24}\.arrow", "digests of image files"),
     "splits": (r"[0-9a-f]{24}\.npy", "held-out shares"),

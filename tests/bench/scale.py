@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.runs import recipe as make_recipe
 from llava_accel.console.output import Console
-from llava_accel.data.mapped_table import Table
 from llava_accel.data.sampler import windows
 from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import build_order, open_corpora, open_data, survey_key
+from llava_accel.sources.mapped_table import Table
 from llava_accel.storage.kept_files import cache_folder
 
 WORDS = "what is the color of this large red square and how many people are standing near a tree on left side".split()

@@ -8,7 +8,7 @@ import pytest
 
 from llava_accel.converters import formats as converters
 from llava_accel.converters.formats import convert_easy_vqa, csv_records, easy_vqa_folder
-from llava_accel.data.problems import DataError
+from llava_accel.sources.problems import DataError
 from llava_accel.storage.jsonl import write_json_lines
 
 

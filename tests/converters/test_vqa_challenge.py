@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llava_accel.converters.vqa_challenge import VqaPair, read_vqa_pair, vqa_records
-from llava_accel.data.problems import DataError
+from llava_accel.sources.problems import DataError
 
 Change = Callable[[dict[str, Any]], object]
 

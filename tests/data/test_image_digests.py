@@ -13,6 +13,7 @@ from llava_accel.data import image_digests
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.image_digests import images_digest
 from llava_accel.data.survey import survey
+from llava_accel.sources.named import Named
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_folder_that_has_moved_or_was_copied_holds_the_same(data: Corpus, tmp_
         for file in list(tmp_path.glob("*.png")):
             shutil.copy(file, tmp_path / name) if name == "copied" else file.rename(tmp_path / name / file.name)
         moved = Corpus(
-            open_sources([(str(tmp_path / "data.jsonl"), str(tmp_path / name), 1.0)], tmp_path / "c"), encoder()
+            open_sources([Named(str(tmp_path / "data.jsonl"), str(tmp_path / name))], tmp_path / "c"), encoder()
         )
         assert moved.fingerprint() == data.fingerprint()
         assert of(moved, tmp_path / "cache") == first

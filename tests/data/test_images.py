@@ -16,7 +16,7 @@ from transformers.image_utils import load_image
 from helpers.samples import image_processor
 from llava_accel.data import images
 from llava_accel.data.images import check_header, check_images, decode, find_image
-from llava_accel.data.problems import DataError
+from llava_accel.sources.problems import DataError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 BACKGROUND = (122, 116, 104)

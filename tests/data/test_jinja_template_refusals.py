@@ -5,7 +5,7 @@ import pytest
 from helpers.samples import LLAVA, llama
 from llava_accel.data.conversation import Turn
 from llava_accel.data.jinja_template import ChatTemplate
-from llava_accel.data.problems import DataError
+from llava_accel.sources.problems import DataError
 
 QUESTION, ANSWER = Turn("user", "What is it?"), Turn("assistant", "A cat.")
 

@@ -11,8 +11,8 @@ from helpers.samples import IMAGE_ID, corpus, image_processor, record, write_ima
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import Loaded, load_windows, where
-from llava_accel.data.problems import DataError
 from llava_accel.data.sampler import Order, Window, windows
+from llava_accel.sources.problems import DataError
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers.samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, llama, record, write_lines
+from helpers.samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, image_in, llama, record, write_lines
 from llava_accel.data.conversation import TEMPLATES
-from llava_accel.data.problems import DataError
 from llava_accel.data.records import parse_record
+from llava_accel.sources.problems import DataError
 
 HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
 
@@ -85,7 +85,7 @@ def test_any_json_is_an_example_or_a_data_error(fields: dict[str, object], templ
     try:
         checked = parse_record(json.dumps(fields).encode(), 1)
         encode_any = encoder(tokenizer, template, chat_template=CHATML_PARTS if template == "auto" else None)
-        example = encode_any(checked, 0, PARITY / "images").example
+        example = encode_any(checked, 0, image_in(PARITY / "images")).example
         assert example.num_targets and not example.is_target[0]
     except DataError as error:
         assert error.problem and error.remedy

@@ -9,6 +9,7 @@ import pytest
 from helpers.samples import corpus, encoder, record, write_lines
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.split import _Groups, held_out
+from llava_accel.sources.named import Named
 
 
 def on(*images: str, id: str = "x") -> dict[str, object]:
@@ -46,7 +47,7 @@ def test_a_file_is_one_image_in_sources_with_other_folders(tmp_path: Path) -> No
     (tmp_path / "all" / "sub").mkdir(parents=True)
     outer = write_lines(tmp_path / "outer.jsonl", [on(f"sub/{n}.png") for n in range(40)])
     inner = write_lines(tmp_path / "inner.jsonl", [on(f"{n}.png") for n in range(40)])
-    entries = [(str(outer), str(tmp_path / "all"), 1.0), (str(inner), str(tmp_path / "all" / "sub"), 1.0)]
+    entries = [Named(str(outer), str(tmp_path / "all")), Named(str(inner), str(tmp_path / "all" / "sub"))]
     train, evaluation = split(Corpus(open_sources(entries, tmp_path / "cache"), encoder()), 0.4)
     assert not {n % 40 for n in train} & {n % 40 for n in evaluation}
 

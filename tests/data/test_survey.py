@@ -8,8 +8,8 @@ from PIL import Image
 
 from helpers.samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.problems import DataError
 from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
+from llava_accel.sources.problems import DataError
 
 LONG_TEXT = "word " * 60
 
@@ -199,7 +199,9 @@ def test_a_image_of_many_questions_is_decoded_once_and_a_broken_one_is_told_of_e
     data = corpus(tmp_path, [record("<image>\nQ", "A", image=name, id=f"{n}") for n, name in enumerate(names)])
     opened: list[str] = []
     decode = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, **settings: (opened.append(path.name), decode(path, **settings))[1])
+    monkeypatch.setattr(
+        Image, "open", lambda path, **settings: (opened.append(Path(path).name), decode(path, **settings))[1]
+    )
     steps: list[int] = []
     found = survey(data, workers=0, decode=True, progress=steps.append)
     assert sorted(opened) == ["a.png", "bad.png"] and sum(steps) == 5

@@ -1,7 +1,7 @@
 """Tokenizers, records and corpora for the tests of the data room."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
+from llava_accel.data.images import find_image
 from llava_accel.data.labels import Example
 from llava_accel.data.records import parse_record
+from llava_accel.sources.named import Named
 
 PARITY = Path(__file__).parents[1] / "parity"
 IMAGE_ID = 31_999
@@ -137,12 +139,17 @@ def corpus(folder: Path, records: Sequence[object], **settings: Any) -> Corpus:
 
 def corpus_of(path: Path, **settings: Any) -> Corpus:
     """A corpus of a file that is there."""
-    return Corpus(open_sources([(str(path), "", 1.0)], path.parent / "cache"), encoder(**settings))
+    return Corpus(open_sources([Named(str(path))], path.parent / "cache"), encoder(**settings))
+
+
+def image_in(folder: Path) -> Callable[[str], str]:
+    """Where images of a folder are, as encoders ask."""
+    return lambda name: str(find_image(folder, name))
 
 
 def encode(encode_record: Encoder, fields: dict[str, object], folder: Path = PARITY / "images") -> Example:
     """One record through parsing, template and labels."""
-    return encode_record(parse_record(json.dumps(fields).encode(), 1), 0, folder).example
+    return encode_record(parse_record(json.dumps(fields).encode(), 1), 0, image_in(folder)).example
 
 
 def spans(example: Example) -> list[list[int]]:

@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 
 from helpers.exported import CPU, ORIGINAL
 from helpers.runs import PARITY
+from helpers.samples import image_in
 from llava_accel.data.conversation import Turn
 from llava_accel.data.records import parse_record
 from llava_accel.inference.dialogue import Dialogue, _Pieces
@@ -48,7 +49,7 @@ def test_prompt_is_the_beginning_of_the_training_example(loaded: Loaded, trained
     turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
     raw = {"image": [ONE.name, TWO.name, TWO.name], "conversations": turns}
     record = parse_record(json.dumps(raw).encode(), 1)
-    example = build_encoder(trained.recipe, loaded.processing)(record, 0, ONE.parent).example
+    example = build_encoder(trained.recipe, loaded.processing)(record, 0, image_in(ONE.parent)).example
     length = example.prompt_length()
     assert prompt.prompt_length() == length
     assert prompt.input_ids[:length].tolist() == example.input_ids[:length].tolist()

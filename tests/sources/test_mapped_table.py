@@ -13,9 +13,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from helpers.samples import corpus_of, record
-from llava_accel.data import mapped_table as table_module
-from llava_accel.data.mapped_table import Table
-from llava_accel.data.problems import DataError
+from llava_accel.sources import json_rows
+from llava_accel.sources import mapped_table as table_module
+from llava_accel.sources.mapped_table import Table
+from llava_accel.sources.problems import DataError
 
 RECORDS = [record(f"Q{n}", "A 你好\n🙂", id=str(n)) for n in range(5)]
 
@@ -88,7 +89,7 @@ def test_a_record_may_be_larger_than_what_is_read_at_once(tmp_path: Path) -> Non
     records = [record("Q" * size, "A\n" * size, id=str(size)) for size in (1, 500, 3, 70, 2000, 1)]
     (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
     for block in (1, 7, 64, 1024):
-        with mock.patch.object(table_module, "_BLOCK", block):
+        with mock.patch.object(json_rows, "_BLOCK", block):
             assert rows(Table(tmp_path / "a.json", tmp_path / str(block))) == records
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as parquet
 import pytest
 
 from helpers.samples import corpus_of, record
-from llava_accel.data import mapped_table as table_module
-from llava_accel.data.mapped_table import Table
-from llava_accel.data.problems import DataError
+from llava_accel.sources import json_rows
+from llava_accel.sources.mapped_table import Table
+from llava_accel.sources.problems import DataError
 
 RECORDS = [record(f"Q{n}", "A 你好\n🙂", id=str(n)) for n in range(5)]
 
@@ -61,9 +61,9 @@ def test_a_file_that_is_no_array_of_records_is_refused(tmp_path: Path, text: str
 
 
 def test_a_mistake_in_the_middle_is_found_there_without_reading_on(tmp_path: Path) -> None:
-    with mock.patch.object(table_module, "_BLOCK", 64):
+    with mock.patch.object(json_rows, "_BLOCK", 64):
         (tmp_path / "a.json").write_text("[" + '{"id": 1}, ' * 3 + '{"id" 2}, ' + '{"id": 1}, ' * 1000 + "{}]")
-        with mock.patch.object(table_module, "_may_be_cut", wraps=table_module._may_be_cut) as asked:
+        with mock.patch.object(json_rows, "_may_be_cut", wraps=json_rows._may_be_cut) as asked:
             error = refused(tmp_path / "a.json")
     assert error.row == 4 and "cut off" not in error.problem
     assert asked.call_count < 5

@@ -1,0 +1,80 @@
+"""The rows of Parquet and Arrow files, as published on the Hugging Face hub and as `datasets` saves them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from llava_accel.sources.extraction import Extraction, has_bytes, rows_of
+from llava_accel.sources.problems import DataError
+
+_ROWS, _ROWS_WITH_IMAGES = 4096, 32  # that are in memory at once
+
+
+def parquet_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
+    """Each row as JSON; images in it are copied to the cache, since Parquet keeps them compressed.
+
+    Raises:
+        DataError: the file is not Parquet, or a value in it cannot be read.
+    """
+    with _readable(path, "Parquet"):
+        file = parquet.ParquetFile(path)
+        size = _ROWS_WITH_IMAGES if has_bytes(file.schema_arrow) else _ROWS
+        number = 0
+        for batch in file.iter_batches(batch_size=size):
+            for row in _values(batch, number, path):
+                yield extraction.row(row)
+            number += batch.num_rows
+
+
+def arrow_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
+    """Each row as JSON; images stay in the file, which is mapped, unless it is compressed.
+
+    Raises:
+        DataError: the file is not Arrow, or a value in it cannot be read.
+    """
+    with _readable(path, "Arrow"), pa.memory_map(str(path)) as mapped:
+        whole = mapped.read_buffer(mapped.size())
+        number = 0
+        for batch in _batches(whole):
+            for start in range(0, batch.num_rows, _ROWS_WITH_IMAGES):
+                for row in _values(batch[start : start + _ROWS_WITH_IMAGES], number + start, path):
+                    yield extraction.row(row, whole)
+            number += batch.num_rows
+
+
+def _batches(whole: pa.Buffer) -> Iterator[pa.RecordBatch]:
+    """Of either form of Arrow's files; `datasets` writes streams."""
+    try:
+        reader = pa.ipc.open_stream(whole)
+    except pa.ArrowInvalid:
+        file = pa.ipc.open_file(whole)
+        yield from (file.get_batch(number) for number in range(file.num_record_batches))
+        return
+    yield from reader
+
+
+@contextmanager
+def _readable(path: Path, form: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        problem = f"not a readable {form} file: {' '.join(str(error).split())}"
+        raise DataError("json", problem, "Write the file again", file=str(path)) from None
+
+
+def _values(batch: pa.RecordBatch, before: int, path: Path) -> list[dict[str, object]]:
+    """The rows of a batch, which comes after so many others; DataError for a date that Python has no value for."""
+    try:
+        return list(rows_of(batch))
+    except UnicodeDecodeError:
+        raise
+    except (pa.ArrowException, ValueError, ArithmeticError, LookupError) as error:  # a year beyond 9999, a time zone
+        if batch.num_rows > 1:
+            half = batch.num_rows // 2
+            return _values(batch[:half], before, path) + _values(batch[half:], before + half, path)
+        problem = f"a value cannot be read ({' '.join(str(error).split())})"
+        remedy = "Write dates as text, or leave their column out"
+        raise DataError("json", problem, remedy, file=str(path), row=before + 1) from None

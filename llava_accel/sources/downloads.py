@@ -1,0 +1,133 @@
+"""Images whose names are URLs: fetched once into the cache, a few at a time, before anything is trained.
+
+Data come from others: what a URL gives must be an image, and small; addresses of this machine's own network that clouds give
+their secrets at are not asked.
+"""
+
+import hashlib
+import ipaddress
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llava_accel.sources.image_parts import looks_like_image
+from llava_accel.sources.problems import DataError, quoted
+from llava_accel.storage.atomic import atomic_file
+
+DOWNLOADS = "downloads"
+"""Folder of the cache that they are kept in."""
+_AT_ONCE = 16
+_TIMEOUT_S = 20.0
+_LARGEST = 32 << 20  # bytes
+_TRIES = 2
+_AGENT = "llava_accel (fetches the images of a training set)"
+
+
+def is_remote(name: str) -> bool:
+    """Whether an image name is a URL that is fetched."""
+    return name[:8].lower().startswith(("http://", "https://"))
+
+
+def place_of(url: str, folder: Path) -> Path:
+    """The file that a URL is kept in."""
+    return folder / hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def fetched(url: str, folder: Path) -> Path:
+    """The file of a URL that was fetched.
+
+    Raises:
+        DataError: it was not, or its file is gone.
+    """
+    path = place_of(url, folder)
+    if not path.is_file():
+        problem = f"the image {quoted(url)} was not fetched"
+        raise DataError("missing_image", problem, "Run `llava-accel check` with a network, or save it as a file")
+    return path
+
+
+def fetch(urls: Iterable[str], folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, str]:
+    """Fetch what is not there yet.
+
+    Returns:
+        URL -> what is wrong with those that could not be fetched.
+    """
+    missing = [url for url in dict.fromkeys(urls) if not place_of(url, folder).is_file()]
+    problems: dict[str, str] = {}
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for url, problem in zip(missing, threads.map(lambda url: _attempt(url, folder), missing), strict=True):
+            if problem:
+                problems[url] = problem
+            progress(1)
+    return problems
+
+
+def refuse(problems: dict[str, str], shown: int = 20) -> DataError:
+    """The error of URLs that could not be fetched, with the list."""
+    lines = [f"\n  {quoted(url, 200)}: {problem}" for url, problem in list(problems.items())[:shown]]
+    more = f"\n  and {len(problems) - shown:,} more" if len(problems) > shown else ""
+    return DataError(
+        "missing_image",
+        f"{len(problems):,} images could not be fetched:{''.join(lines)}{more}\n ",
+        "Repeat this with a network; or save them below data.images and name the files",
+    )
+
+
+def _attempt(url: str, folder: Path) -> str:
+    """Fetch one; what is wrong, or nothing."""
+    problem = ""
+    for _ in range(_TRIES):
+        try:
+            content = _read(url)
+        except (OSError, ValueError, urllib.error.URLError) as error:  # of HTTP, of the name, of the connection
+            problem = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
+            continue
+        if not looks_like_image(content[:16]):
+            return "what it gives is no image of a format that is read"
+        with atomic_file(place_of(url, folder), is_private=True) as unfinished:
+            unfinished.write_bytes(content)
+        return ""
+    return problem
+
+
+def _read(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": _AGENT})
+    with _OPENER.open(request, timeout=_TIMEOUT_S) as answer:
+        content = answer.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
+    return content
+
+
+class _Guarded(urllib.request.HTTPRedirectHandler):
+    """Asks nothing of addresses of the link itself, such as 169.254.169.254, neither at once nor after a redirection."""
+
+    def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
+        host = urllib.parse.urlsplit(request.full_url).hostname or ""
+        try:
+            is_forbidden = ipaddress.ip_address(host).is_link_local
+        except ValueError:
+            is_forbidden = host == "metadata.google.internal"
+        if is_forbidden:
+            raise ValueError(f"{host} is not asked: it is no address of images")
+        return request
+
+    https_request = http_request
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """It knows HTTP alone: neither files nor FTP, which the usual one reads as well."""
+    opener = urllib.request.OpenerDirector()
+    handlers = (
+        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Guarded,
+        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor,
+    )  # fmt: skip
+    for handler in handlers:
+        opener.add_handler(handler())
+    return opener
+
+
+_OPENER = _opener()

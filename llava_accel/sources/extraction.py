@@ -1,0 +1,212 @@
+"""Takes images out of rows: what stands there as bytes or base64 becomes `{"llava_accel.part": [file, start, size, key,
+name]}`, where the file is the row's own (an Arrow file, a tar shard) or one of the cache, which the bytes are copied to.
+"""
+
+import base64
+import binascii
+import io
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from llava_accel.sources.image_parts import Part, digest_of_ends, looks_like_image, read_image
+from llava_accel.storage.atomic import atomic_file
+
+PART = "llava_accel.part"
+OWN, COPIED = 0, 1
+"""Which file a part lies in: the one that the row comes from, or that of the cache."""
+_TEXTS = ("value", "content", "text")  # of these, what looks like base64 is still a text
+_BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?(?P<data>[A-Za-z0-9+/\s_-]{40,}={0,2}\s*)")
+_MAY_HOLD = re.compile(rb'"(?:data:image/|[A-Za-z0-9+/_-]{40})')
+_REMEMBERED = 1 << 16  # digests of images that were copied: neighbouring rows often show the same one
+
+
+class Extraction:
+    """Takes the images out of the rows of one file; those that are copied are copied once.
+
+    Args:
+        copies: Where the cache keeps them. Made when the first one comes.
+    """
+
+    def __init__(self, copies: Path) -> None:
+        self._copies = copies
+        self._stack = ExitStack()
+        self._file: IO[bytes] | None = None
+        self._known: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self.num_bytes = 0
+        """Copied so far."""
+
+    def __enter__(self) -> "Extraction":
+        self._stack.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)  # pyright: ignore[reportArgumentType]
+
+    def row(self, row: object, own: pa.Buffer | None = None) -> bytes:
+        """The row as JSON, its images taken out.
+
+        Args:
+            own: The file that the row comes from, mapped: images in it stay where they are.
+        """
+        return json.dumps(self._without(row, own), ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+
+    def json_row(self, raw: bytes) -> bytes:
+        """A row of JSON, unchanged unless it holds an image. One that is not JSON is refused elsewhere."""
+        if not _MAY_HOLD.search(raw):
+            return raw
+        try:
+            row = self.row(json.loads(raw))
+        except (ValueError, RecursionError):
+            return raw
+        return row if PART.encode() in row else raw
+
+    def _without(self, value: object, own: pa.Buffer | None) -> object:
+        if isinstance(value, pa.Buffer):
+            return self._taken(value, "", own)
+        if isinstance(value, bytes):
+            return self._taken(pa.py_buffer(value), "", own)
+        if isinstance(value, str):
+            content = image_of_base64(value)
+            return value if content is None else self._taken(pa.py_buffer(content), "", own)
+        if isinstance(value, dict):
+            if value.get("bytes") is not None:
+                return self._with_path(value, own)
+            return {
+                key: item if key in _TEXTS and isinstance(item, str) else self._without(item, own)
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            return [self._without(item, own) for item in value]
+        return value
+
+    def _with_path(self, value: dict[str, object], own: pa.Buffer | None) -> object:
+        """The form of the hub: {"bytes": ..., "path": ...}."""
+        content, path = value["bytes"], value.get("path")
+        if isinstance(content, str):
+            found = image_of_base64(content)
+            content = content if found is None else pa.py_buffer(found)
+        elif isinstance(content, bytes):
+            content = pa.py_buffer(content)
+        if not isinstance(content, pa.Buffer):
+            return value
+        return self._taken(content, path if isinstance(path, str) else "", own)
+
+    def _taken(self, content: pa.Buffer, name: str, own: pa.Buffer | None) -> object:
+        """The part that stands for an image; text that was stored as bytes becomes text."""
+        whole = memoryview(content)
+        if not looks_like_image(bytes(whole[:16])):
+            try:
+                return bytes(whole).decode()
+            except UnicodeDecodeError:
+                pass  # whatever it is, it is refused as an image
+        key = digest_of_ends(io.BytesIO(whole)).hex()
+        if own is not None and own.address <= content.address < own.address + own.size:
+            return {PART: [OWN, content.address - own.address, content.size, key, name]}
+        place = self._known.get(key)
+        if place is None:
+            place = self._known[key] = self._copy(whole)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return {PART: [COPIED, *place, key, name]}
+
+    def _copy(self, content: memoryview) -> tuple[int, int]:
+        if self._file is None:
+            unfinished = self._stack.enter_context(atomic_file(self._copies, is_private=True))
+            self._file = self._stack.enter_context(unfinished.open("wb"))
+        self._file.write(content)
+        self.num_bytes += len(content)
+        return self.num_bytes - len(content), len(content)
+
+
+def image_of_base64(text: str) -> bytes | None:
+    """The image that a text is the base64 of, with or without `data:image/...;base64,`; None for any other text."""
+    found = _BASE64.fullmatch(text)
+    if found is None:
+        return None
+    data = found["data"].translate(str.maketrans("-_", "+/"))
+    try:
+        content = base64.b64decode(data + "=" * (-len(data.strip()) % 4))
+    except (binascii.Error, ValueError):
+        return None
+    return content if looks_like_image(content[:16]) else None
+
+
+def part_in(value: object, files: Sequence[str]) -> Part | None:
+    """The part that a value of a row stands for; None if it is something else.
+
+    Args:
+        files: Paths of the row's own file and of the cache's, in the order of `OWN` and `COPIED`.
+    """
+    fields = value.get(PART) if isinstance(value, dict) else None
+    if not isinstance(fields, list) or len(fields) != 5:
+        return None
+    number, start, size, key, name = fields
+    if not (isinstance(number, int) and 0 <= number < len(files) and isinstance(start, int) and isinstance(size, int)):
+        return None
+    if min(start, size) < 0 or not isinstance(key, str) or not isinstance(name, str):
+        return None
+    return Part(files[number], start, size, key, name.replace("\n", " "))
+
+
+def with_images(raw: bytes, files: Sequence[str]) -> bytes:
+    """The row with its images in base64 in the place of parts, for a file of its own; OSError if one is gone."""
+    if PART.encode() not in raw:
+        return raw
+    return json.dumps(_inline(json.loads(raw), files), ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _inline(value: object, files: Sequence[str]) -> object:
+    if part := part_in(value, files):
+        return {"bytes": base64.b64encode(read_image(part.address)).decode(), "path": part.name or None}
+    if isinstance(value, dict):
+        return {key: _inline(item, files) for key, item in value.items()}
+    return [_inline(item, files) for item in value] if isinstance(value, list) else value
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
+    """The rows of a batch as Python values; those of bytes as Arrow's buffers, so that nothing is copied."""
+    held = [_has_bytes(field.type) for field in batch.schema]
+    plain = [None if has else column.to_pylist() for column, has in zip(batch.columns, held, strict=True)]
+    for place in range(batch.num_rows):
+        yield {
+            name: _value(column, place) if values is None else values[place]
+            for name, column, values in zip(batch.schema.names, batch.columns, plain, strict=True)
+        }
+
+
+def has_bytes(schema: pa.Schema) -> bool:
+    """Whether a column holds bytes, on whatever level."""
+    return any(_has_bytes(field.type) for field in schema)
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return True
+    return any(_has_bytes(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def _value(array: pa.Array, place: int) -> object:
+    kind = array.type
+    if not _has_bytes(kind):
+        return array[place].as_py()
+    if array.slice(place, 1).null_count:  # a scalar would be a copy
+        return None
+    if pa.types.is_struct(kind):
+        return {kind.field(number).name: _value(array.field(number), place) for number in range(kind.num_fields)}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        start, end = array.offsets[place].as_py(), array.offsets[place + 1].as_py()
+        return [_value(array.values, item) for item in range(start, end)]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        _, offsets, data = array.buffers()
+        width = np.dtype(np.int64 if pa.types.is_large_binary(kind) else np.int32)
+        ends = np.frombuffer(offsets, width, 2, (array.offset + place) * width.itemsize)
+        return data.slice(int(ends[0]), int(ends[1] - ends[0])) if data is not None else pa.py_buffer(b"")
+    return array[place].as_py()

@@ -1,0 +1,93 @@
+"""Data sets of the Hugging Face hub, through its library `datasets`: which files they have, and which commit."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+from llava_accel.sources.problems import DataError, quoted, some
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may be the name of a data set, org/name, rather than a path."""
+    return _NAME.fullmatch(text) is not None and not text.endswith((".json", ".jsonl", ".ndjson", ".parquet", ".tar"))
+
+
+def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[Path]:
+    """The Arrow files of a split, which `datasets` downloads and makes once.
+
+    Args:
+        name: org/name, or a folder that is a copy of a data set of the hub.
+        splits: The first of these that there is.
+
+    Raises:
+        DataError: it cannot be had; says what the hub has instead, where that is known.
+    """
+    import datasets  # which takes a second, and is needed here alone
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        present = datasets.get_dataset_split_names(name, config or None, revision=revision or None)
+        split = choose_split(present, splits, name)
+        found = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+    except DatasetNotFoundError:
+        remedy = "Check the name; for a private or gated one, log in with `hf auth login`; offline, download it before"
+        raise DataError("json", f"there is no file, folder or data set {quoted(name)}", remedy) from None
+    except DatasetGenerationError as error:
+        reason = error.__cause__ or error
+        problem = f"the data set {name} cannot be read by datasets ({_in_short(reason)})"
+        raise DataError("json", problem, "Download its files, and name these") from None
+    except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError) as error:
+        problem = f"the data set {name} cannot be had ({_in_short(error)})"
+        raise DataError("json", problem, "Check its name, config, split and revision, and the network") from None
+    assert isinstance(found, datasets.Dataset)
+    return [Path(each["filename"]) for each in found.cache_files]
+
+
+def pinned(name: str, revision: str) -> str:
+    """The commit that a revision of a data set is at this moment; a commit is itself.
+
+    Offline the revision stays what it is: what was downloaded is used.
+
+    Raises:
+        DataError: there is no such data set or revision.
+    """
+    if _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return HfApi().dataset_info(name, revision=revision or None).sha or revision
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = f"revision {quoted(revision)} of it" if isinstance(error, RevisionNotFoundError) else "such data set"
+        raise DataError("json", f"data set {name}: the hub has no {what}", "Check its name and revision") from None
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+        return revision
+
+
+def cache_root() -> Path:
+    """Where `datasets` keeps what it downloads, images that were packed apart from the rows among them."""
+    import datasets
+
+    return Path(datasets.config.HF_CACHE_HOME)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def choose_split(present: Sequence[str], wanted: Sequence[str], what: str) -> str:
+    """The first wanted split that is there; the only one that is there, where nothing was asked for by name."""
+    for name in wanted:
+        if name in present:
+            return name
+    if len(present) == 1 and wanted[0] == "train":
+        return present[0]
+    problem = f"{what} has no split {' or '.join(map(repr, wanted))}, but {some(list(map(repr, present)), 10)}"
+    raise DataError("json", problem, f'Name one: {{path = "{what}", split = "{present[0] if present else "..."}"}}')
+
+
+def _in_short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,129 @@
+"""Images that lie inside other files: a shard of a tar archive, an Arrow file, or a file of the cache.
+
+An image has an address, a text: the path of its file; or, of an image inside another file, that file, the bytes of it that
+the image takes, a digest of its content, and its name. Whoever opens an image opens it here, so that nothing else needs to
+know the difference.
+"""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+END_BYTES = 8 << 10
+"""Of an image's two ends, what counts for `digest_of_ends`."""
+LARGEST = 256 << 20
+"""Bytes of an image: no camera makes larger files, and all of it is held in memory."""
+_ADDRESS = re.compile(
+    r"(?P<file>.+)#bytes=(?P<start>\d{1,15})\+(?P<size>\d{1,10})#(?P<key>[0-9a-f]{32})#(?P<name>[^/]*)", re.S
+)
+_SIGNATURES = (
+    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"P1", b"P2", b"P3", b"P4",
+    b"P5", b"P6",
+)  # fmt: skip
+_SUFFIXES = ("jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ppm", "jp2")
+
+
+class Part(NamedTuple):
+    """The bytes of a file that are an image. `key` is equal where the content is, wherever the image lies."""
+
+    file: str
+    start: int
+    size: int
+    key: str
+    name: str = ""
+
+    @property
+    def address(self) -> str:
+        """The part as one text, which `part_of` reads."""
+        return f"{self.file}#bytes={self.start}+{self.size}#{self.key}#{self.name.rpartition('/')[2]}"
+
+
+def part_of(address: str) -> Part | None:
+    """What an address says; None for that of a file of its own."""
+    found = _ADDRESS.fullmatch(address)
+    return Part(found["file"], int(found["start"]), int(found["size"]), found["key"], found["name"]) if found else None
+
+
+def shown(address: str) -> str:
+    """An address for people."""
+    part = part_of(address)
+    if part is None:
+        return address
+    name = f"{part.name} " if part.name else ""
+    return f"{name}(bytes {part.start} to {part.start + part.size} of {part.file})"
+
+
+def open_image(address: str) -> io.BufferedIOBase:
+    """The image's bytes as a file that can be read and sought; of a part nothing is read before it is asked for.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    part = part_of(address)
+    return Path(address).open("rb") if part is None else io.BufferedReader(_Range(part))
+
+
+def read_image(address: str) -> bytes:
+    """All bytes of the image; OSError as from `open_image`, or because it is larger than `LARGEST`."""
+    with open_image(address) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(f"it has more than {LARGEST >> 20} MiB")
+    return content
+
+
+def digest_of_ends(file: io.BufferedIOBase) -> bytes:
+    """Sixteen bytes that change with the content: of size, first and last 8 KiB.
+
+    Compressed images end otherwise as soon as one pixel differs (PNG ends in checksums).
+    """
+    digest = hashlib.sha256()
+    size = file.seek(0, io.SEEK_END)
+    digest.update(b"%d " % size)
+    for start in (0, max(END_BYTES, size - END_BYTES)):
+        file.seek(start)
+        digest.update(file.read(END_BYTES))
+    return digest.digest()[:16]
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins so may be an image of a format that is read."""
+    return head.startswith(_SIGNATURES) or head[8:12] == b"WEBP" or head[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a name ends as those of images do."""
+    return name.rpartition(".")[2].lower() in _SUFFIXES
+
+
+class _Range(io.RawIOBase):
+    """Some bytes of a file as a file of their own."""
+
+    def __init__(self, part: Part) -> None:
+        self._file = Path(part.file).open("rb", buffering=0)
+        self._start, self._size, self._place = part.start, part.size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        wanted = min(len(buffer), max(0, self._size - self._place))
+        self._file.seek(self._start + self._place)
+        content = self._file.read(wanted)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,82 @@
+"""The rows of JSON lines and of a JSON array, one at a time whatever the size of the file."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from llava_accel.sources.problems import DataError
+
+MAX_BYTES = 16 << 20
+"""Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
+_BLOCK = 1 << 22  # characters read at once from a JSON array
+_SPACE, _SEPARATOR = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each line that is not blank, with its number from 1."""
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            # A byte order mark is not part of the first record.
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line if len(line) > MAX_BYTES else line.strip()
+            if line:
+                yield number, line
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long for a record only as much as shows that, never all of it."""
+    while line := file.readline(MAX_BYTES + 4):
+        end = line
+        while len(end) == MAX_BYTES + 4 and not end.endswith(b"\n"):
+            end = file.readline(MAX_BYTES + 4)
+        yield line
+
+
+def json_array(path: Path) -> Iterator[bytes]:
+    """Objects of a top-level array, each on one line; DataError where the file breaks off."""
+    decoder = json.JSONDecoder()
+    number = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read(_BLOCK).lstrip()
+            if not text.startswith("["):
+                remedy = "Write [record, ...], or one record a line in .jsonl"
+                raise DataError("json", "the file is not a JSON array", remedy, file=str(path))
+            place = 1
+            while True:
+                place = (_SPACE if number == 1 else _SEPARATOR).match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]  matches ""
+                if text.startswith("]", place):
+                    break
+                try:
+                    _, end = decoder.raw_decode(text, place)
+                except (ValueError, RecursionError) as error:
+                    left, cut = text[place:], _may_be_cut(error, text)
+                    if cut and len(left) > MAX_BYTES:
+                        problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
+                        remedy = "Write one conversation a record; images are files, named in 'image'"
+                        raise DataError("json", problem, remedy, file=str(path), row=number) from None
+                    # Doubling keeps the work on a huge record linear.
+                    block = file.read(max(_BLOCK, len(left))) if cut else ""
+                    if not block:
+                        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                        problem = f"not valid JSON ({reason}){'; the file may be cut off' if cut else ''}"
+                        raise DataError("json", problem, "Write the file again", file=str(path), row=number) from None
+                    text, place = left + block, 0
+                    continue
+                # Between the tokens of JSON a line break means nothing, and inside them there is none.
+                yield text[place:end].replace("\n", " ").replace("\r", " ").encode()
+                place, number = end, number + 1
+            if (text[place + 1 :] + file.read(_BLOCK)).strip():
+                problem = "there is more text after the end of the array"
+                raise DataError("json", problem, "Write one array a file", file=str(path))
+    except UnicodeDecodeError as error:
+        raise DataError("json", f"not UTF-8 ({error})", "Save it as UTF-8", file=str(path)) from None
+
+
+def _may_be_cut(error: Exception, text: str) -> bool:
+    """Whether the rest of the file could mend the error; what is wrong far from the end of `text` is simply wrong."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos > len(text) - 16  # longer than any escape or word

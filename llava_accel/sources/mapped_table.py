@@ -1,0 +1,137 @@
+"""One file of the user's as a memory-mapped table of raw rows, so that ten million records cost no memory.
+
+Each file is read once into an Arrow file of the cache, keyed by path, inode, size and times of change; every later start and
+every rank maps the same file. The time that counts is the ctime: archives and copies may give two files one size and one
+mtime, the ctime is the system's. Images inside a row are not in the table: see `extraction.py`.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from llava_accel.sources.columnar import arrow_rows, parquet_rows
+from llava_accel.sources.extraction import Extraction
+from llava_accel.sources.json_rows import json_array, json_lines
+from llava_accel.sources.problems import DataError
+from llava_accel.sources.shards import tar_rows
+from llava_accel.storage.kept_files import spare_folder, store, stored
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
+_ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
+_FORMAT = "4"
+_SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])
+
+
+class Table:
+    """Rows of one file as raw JSON bytes: `table[i]` costs no more than the row itself.
+
+    Args:
+        path: A file with one of `SUFFIXES`; .json is an array, .tar a WebDataset shard.
+        cache_dir: Folder for the Arrow file, and for images that are copied out of the rows.
+
+    `fingerprint` is a hash of all rows and their numbers, wherever the file is.
+    `files` are those that parts of rows lie in: see `extraction.part_in`.
+
+    Raises:
+        DataError: the file is missing or cannot be read; names file and remedy.
+    """
+
+    def __init__(self, path: Path, cache_dir: Path) -> None:
+        self.path = path
+        self._cache_dir = cache_dir
+        if not path.is_file():
+            raise DataError("json", f"there is no such file: {path}", "Check data.train and data.eval", file=str(path))
+        stat = path.stat()
+        times = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        identity = hashlib.sha256(repr((_FORMAT, str(path.resolve()), *times)).encode()).hexdigest()[:20]
+        self._rows, self._numbers, self.fingerprint, copies = _kept(path, cache_dir, identity)
+        self.files = (str(path.resolve()), str(copies))
+
+    def __reduce__(self) -> tuple[type["Table"], tuple[Path, Path]]:
+        # A worker process maps the file itself; Arrow's own pickle would copy all of it.
+        return Table, (self.path, self._cache_dir)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> bytes:
+        chunk, place = divmod(index, _ROWS_PER_CHUNK)
+        return self._rows.chunk(chunk)[place].as_py()
+
+    def number(self, index: int) -> int:
+        """Where the row is in the file: its line, blank ones counted, or its place in the array, from 1."""
+        chunk, place = divmod(index, _ROWS_PER_CHUNK)
+        return self._numbers.chunk(chunk)[place].as_py()
+
+
+_Kept = tuple[pa.ChunkedArray, pa.ChunkedArray, str, Path]
+_DIGEST, _NUM_BYTES = b"rows", b"image_bytes"
+
+
+def _kept(source: Path, cache_dir: Path, identity: str) -> _Kept:
+    """Rows, their numbers, a hash of both, and the file of images that were copied."""
+    for folder in (lambda: cache_dir, spare_folder):
+        arrow = folder() / "tables" / f"{identity}.arrow"
+        copies = folder() / "embedded" / f"{identity}.images"
+        read = partial(_map, copies=copies)
+        found = stored(arrow, read)
+        if found is None and store(arrow, partial(_write_arrow, source, copies)):
+            found = read(arrow)
+        if found is not None:
+            return found
+    problem = f"there is no room for its rows in {spare_folder()}"
+    raise DataError("json", problem, "Name a folder with room in data.cache_dir", file=str(source))
+
+
+def _map(arrow: Path, copies: Path) -> _Kept:
+    reader = pa.ipc.open_file(pa.memory_map(str(arrow)))
+    _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+    table = reader.read_all()
+    num_bytes = int(metadata[_NUM_BYTES])
+    if num_bytes and (not copies.is_file() or copies.stat().st_size != num_bytes):
+        raise ValueError(f"{copies} is not whole")
+    return table.column("row"), table.column("number"), metadata[_DIGEST].decode(), copies
+
+
+def _write_arrow(source: Path, copies: Path, target: Path) -> None:
+    digest = hashlib.sha256()
+    with (
+        Extraction(copies) as extraction,
+        pa.OSFile(str(target), "wb") as file,
+        pa.ipc.new_file(file, _SCHEMA) as writer,
+    ):
+        numbers: list[int] = []
+        rows: list[bytes] = []
+        for number, row in _rows(source, extraction):
+            digest.update(b"%d %d " % (number, len(row)))
+            digest.update(row)
+            numbers.append(number)
+            rows.append(row)
+            if len(rows) == _ROWS_PER_CHUNK:
+                writer.write_batch(_batch(numbers, rows))
+                numbers, rows = [], []
+        about = {_DIGEST: digest.hexdigest(), _NUM_BYTES: str(extraction.num_bytes)}
+        writer.write_batch(_batch(numbers, rows), custom_metadata=about)
+
+
+def _batch(numbers: list[int], rows: list[bytes]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(rows, pa.large_binary())], schema=_SCHEMA)
+
+
+def _rows(path: Path, extraction: Extraction) -> Iterator[tuple[int, bytes]]:
+    match path.suffix:
+        case ".jsonl" | ".ndjson":
+            return ((number, extraction.json_row(row)) for number, row in json_lines(path))
+        case ".json":
+            return enumerate(map(extraction.json_row, json_array(path)), start=1)
+        case ".parquet":
+            return enumerate(parquet_rows(path, extraction), start=1)
+        case ".arrow":
+            return enumerate(arrow_rows(path, extraction), start=1)
+        case ".tar":
+            return enumerate(tar_rows(path, extraction), start=1)
+    problem = f"files ending in {path.suffix!r} are not read"
+    raise DataError("json", problem, f"Give one of {', '.join(SUFFIXES)}", file=str(path))

@@ -1,0 +1,83 @@
+"""What data.train and data.eval may name, as the files that it consists of: files, folders, globs, data sets of the hub."""
+
+import glob
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from llava_accel.sources import hub
+from llava_accel.sources.mapped_table import SUFFIXES
+from llava_accel.sources.problems import DataError, quoted, some
+
+_GLOB = re.compile(r"[*?\[]")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
+
+
+class Named(NamedTuple):
+    """One source, as a recipe names it: see `recipe.inputs.Source`."""
+
+    path: str
+    images: str = ""
+    """"" = the folder of each file."""
+    weight: float = 1.0
+    limit: int = 0
+    config: str = ""
+    splits: tuple[str, ...] = ("train",)
+    """Of a data set that has splits, the first of these that it has."""
+    revision: str = ""
+
+
+def files_of(named: Named) -> list[Path]:
+    """The files of a source, in the order of their names.
+
+    Raises:
+        DataError: there is no such thing, or no data in it; names what was looked for.
+    """
+    path = Path(named.path)
+    if path.is_dir():
+        return _of_folder(path, named)
+    if path.exists() or not (hub.is_name(named.path) or _GLOB.search(named.path)):
+        return [path]  # its table says what is wrong with it
+    if hub.is_name(named.path):
+        return hub.files(named.path, named.config, named.splits, named.revision)
+    found = sorted(Path(name) for name in glob.glob(named.path, recursive=True))
+    files = [file for each in found for file in (_of_folder(each, named) if each.is_dir() else [each])]
+    if not files:
+        raise DataError("json", f"no file has a name like {quoted(named.path, 200)}", "Check data.train and data.eval")
+    return files
+
+
+def _of_folder(folder: Path, named: Named) -> list[Path]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = _field(folder / "dataset_dict.json", "splits")
+        return _of_folder(folder / hub.choose_split(splits, named.splits, str(folder)), named)
+    if (folder / "state.json").is_file():  # as `save_to_disk` of `datasets` leaves it
+        return [folder / str(each["filename"]) for each in _field(folder / "state.json", "_data_files")]
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    if files and not _is_repository(folder):
+        return files
+    if any(folder.iterdir()):
+        compressed = [file.name for file in folder.iterdir() if file.suffix in _COMPRESSED]
+        if compressed and not _is_repository(folder):
+            problem = f"the folder {folder} holds only compressed files: {some(sorted(compressed))}"
+            raise DataError("json", problem, "Unpack them")
+        return hub.files(str(folder), named.config, named.splits, "")
+    raise DataError("json", f"the folder {folder} holds no data file", f"Expected one of {', '.join(SUFFIXES)}")
+
+
+def _is_repository(folder: Path) -> bool:
+    """Whether this is a copy of a data set of the hub, whose card says which files are of which split."""
+    card = folder / "README.md"
+    return card.is_file() and card.read_bytes()[:4] == b"---\n"
+
+
+def _field(path: Path, name: str) -> list:
+    try:
+        value = json.loads(path.read_bytes())[name]
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"not what `save_to_disk` of datasets writes ({error})"
+        raise DataError("json", problem, "Save the data set again", file=str(path)) from None
+    if not isinstance(value, list) or not value:
+        raise DataError("json", f"{name!r} is {quoted(value)}", "Save the data set again", file=str(path))
+    return value

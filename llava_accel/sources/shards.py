@@ -1,0 +1,110 @@
+"""WebDataset shards: tar archives whose neighbouring members of one name, but for the suffix, are a sample.
+
+The rows and the places of the images are read once into the table of each shard. Then any sample is reached in any order, as
+the data order of a resumed run demands; streaming readers replay a shard to find their place, and MDS needs a copy of all
+images.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from llava_accel.sources.extraction import OWN, PART, Extraction
+from llava_accel.sources.image_parts import digest_of_ends, is_image_name
+from llava_accel.sources.json_rows import MAX_BYTES
+from llava_accel.sources.problems import DataError
+
+_TEXTS = {"txt": "caption", "text": "caption", "caption": "caption", "cls": "label"}
+"""What members of these suffixes are in the row."""
+_IMAGES = ("image", "images")
+
+
+def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
+    """Each sample as JSON: the fields of its .json, a caption from its .txt, and its images, which stay in the file.
+
+    Raises:
+        DataError: the file is not a tar archive, is compressed, or a text in it cannot be read.
+    """
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for number, members in enumerate(_samples(archive), start=1):
+                yield extraction.row(_row(archive, path, number, members))
+    except (tarfile.TarError, EOFError) as error:
+        problem = f"not a readable tar archive ({error})"
+        remedy = "Unpack a compressed one (gunzip), so that images can be read where they are; else write it again"
+        raise DataError("json", problem, remedy, file=str(path)) from None
+
+
+def _samples(archive: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
+    """Neighbouring files whose names are the same up to the first dot of the last part."""
+    members: list[tarfile.TarInfo] = []
+    for member in archive:
+        if not member.isreg() or Path(member.name).name.startswith("."):
+            continue
+        if members and _key(member) != _key(members[0]):
+            yield members
+            members = []
+        members.append(member)
+    if members:
+        yield members
+
+
+def _key(member: tarfile.TarInfo) -> str:
+    folder, _, name = member.name.rpartition("/")
+    return f"{folder}/{name.partition('.')[0]}"
+
+
+def _row(archive: tarfile.TarFile, path: Path, number: int, members: list[tarfile.TarInfo]) -> dict[str, object]:
+    fields: dict[str, object] = {"id": _key(members[0]).removeprefix("/")}
+    images: list[dict[str, object]] = []
+    for member in members:
+        suffix = member.name.rpartition(".")[2].lower()
+        if is_image_name(member.name):
+            images.append(_part(archive, member))
+        elif suffix == "json":
+            fields |= _object(_content(archive, path, number, member), path, number, member.name)
+        elif suffix in _TEXTS:
+            fields[_TEXTS[suffix]] = _text(_content(archive, path, number, member), path, number, member.name)
+    if images:  # names in the .json are those that the images had before
+        fields = {name: value for name, value in fields.items() if name not in _IMAGES}
+        fields["image"] = images
+    return fields
+
+
+def _part(archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, object]:
+    with _opened(archive, member) as file:
+        key = digest_of_ends(file).hex()
+    return {PART: [OWN, member.offset_data, member.size, key, member.name]}
+
+
+def _content(archive: tarfile.TarFile, path: Path, number: int, member: tarfile.TarInfo) -> bytes:
+    if member.size > MAX_BYTES:
+        problem = f"{member.name} is longer than {MAX_BYTES >> 20} MiB"
+        raise DataError("json", problem, "Write one conversation a sample", file=str(path), row=number)
+    with _opened(archive, member) as file:
+        return file.read()
+
+
+def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BufferedReader:
+    file = archive.extractfile(member)
+    assert isinstance(file, io.BufferedReader), "a regular file"
+    return file
+
+
+def _object(content: bytes, path: Path, number: int, name: str) -> dict[str, object]:
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError("json", f"{name} is not valid JSON ({error})", "Correct it", str(path), number) from None
+    if not isinstance(fields, dict):
+        raise DataError("json", f"{name} is not a JSON object", "Write {...}", file=str(path), row=number)
+    return fields
+
+
+def _text(content: bytes, path: Path, number: int, name: str) -> str:
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise DataError("json", f"{name} is not UTF-8 ({error})", "Save it as UTF-8", str(path), number) from None

@@ -1,0 +1,234 @@
+"""Images inside Parquet, Arrow, JSON and tar are the images that they are as files: same pixels, nothing held in memory."""
+
+import base64
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from helpers.samples import encoder
+from llava_accel.data.corpus import Corpus, open_sources
+from llava_accel.data.images import check_header, decode
+from llava_accel.data.records import parse_record
+from llava_accel.sources import extraction
+from llava_accel.sources.image_parts import part_of, read_image
+from llava_accel.sources.mapped_table import Table
+from llava_accel.sources.named import Named
+from llava_accel.sources.problems import DataError
+
+NUM_ROWS = 5
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+
+
+def png(number: int, size: tuple[int, int] = (30, 20)) -> bytes:
+    """Image `number`; two neighbours are the same."""
+    values = np.random.default_rng(number // 2).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows(image: Callable[[int], object]) -> list[dict[str, object]]:
+    return [{"id": str(n), "image": image(n), "conversations": TURNS} for n in range(NUM_ROWS)]
+
+
+def in_struct(number: int) -> object:
+    return {"bytes": png(number), "path": f"{number}.png"}
+
+
+def in_text(number: int) -> str:
+    return base64.b64encode(png(number)).decode()
+
+
+_TURN = pa.struct([("from", pa.string()), ("value", pa.string())])
+_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table(kind: pa.DataType, image: Callable[[int], object]) -> pa.Table:
+    schema = pa.schema([("id", pa.string()), ("image", kind), ("conversations", pa.list_(_TURN))])
+    return pa.Table.from_pylist(rows(image), schema=schema)
+
+
+def _parquet(folder: Path, kind: pa.DataType, image: Callable[[int], object]) -> Path:
+    parquet.write_table(table(kind, image), folder / "a.parquet", row_group_size=2)
+    return folder / "a.parquet"
+
+
+def _arrow(folder: Path, kind: pa.DataType, image: Callable[[int], object], compression: str | None = None) -> Path:
+    whole = table(kind, image)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with (
+        pa.OSFile(str(folder / "a.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, whole.schema, options=options) as out,
+    ):
+        out.write_table(whole, max_chunksize=2)
+    return folder / "a.arrow"
+
+
+def _lines(folder: Path, image: Callable[[int], object]) -> Path:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(image)))
+    return folder / "a.jsonl"
+
+
+def _array(folder: Path, image: Callable[[int], object]) -> Path:
+    (folder / "a.json").write_text(json.dumps(rows(image), indent=1))
+    return folder / "a.json"
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def _tar(folder: Path) -> Path:
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for n in range(NUM_ROWS):
+            row = {"conversations": TURNS, "image": "the name that it had.jpg"}
+            _add(archive, f"{'x' * 120}/{n}.png", png(n))  # a name that takes a header of its own
+            _add(archive, f"{'x' * 120}/{n}.json", json.dumps(row).encode())
+    return folder / "a.tar"
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    "parquet of structs": lambda folder: _parquet(folder, _STRUCT, in_struct),
+    "parquet of bytes": lambda folder: _parquet(folder, pa.binary(), png),
+    "parquet of large bytes": lambda folder: _parquet(folder, pa.large_binary(), png),
+    "parquet of lists": lambda folder: _parquet(folder, pa.list_(_STRUCT), lambda n: [in_struct(n)]),
+    "parquet of base64": lambda folder: _parquet(folder, pa.string(), in_text),
+    "arrow of structs": lambda folder: _arrow(folder, _STRUCT, in_struct),
+    "arrow of lists": lambda folder: _arrow(folder, pa.list_(_STRUCT), lambda n: [in_struct(n)]),
+    "compressed arrow": lambda folder: _arrow(folder, _STRUCT, in_struct, "zstd"),
+    "lines of base64": lambda folder: _lines(folder, in_text),
+    "lines of URL-safe base64": lambda folder: _lines(folder, lambda n: base64.urlsafe_b64encode(png(n)).decode()),
+    "lines of data URIs": lambda folder: _lines(folder, lambda n: f"data:image/png;base64,{in_text(n)}"),
+    "lines of structs": lambda folder: _lines(folder, lambda n: {"bytes": in_text(n), "path": None}),
+    "an array of base64": lambda folder: _array(folder, in_text),
+    "a shard": _tar,
+}
+
+
+def corpus(path: Path, **settings: object) -> Corpus:
+    return Corpus(open_sources([Named(str(path))], path.parent / "cache"), encoder(**settings))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_pixels_are_those_of_the_file(tmp_path: Path, form: str) -> None:
+    data = corpus(FORMS[form](tmp_path))
+    assert len(data) == NUM_ROWS
+    for n in range(NUM_ROWS):
+        (address,) = data.image_files(n)
+        assert read_image(address) == png(n)
+        assert check_header(address) == (30, 20)
+        assert np.array_equal(np.asarray(decode(address)), np.asarray(Image.open(io.BytesIO(png(n)))))
+        assert data.encode(n).example.images == (address,)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_images_have_one_name_and_others_another(tmp_path: Path, form: str) -> None:
+    data = corpus(FORMS[form](tmp_path))
+    names = [data.image_name(n, data.image_files(n)[0]) for n in range(NUM_ROWS)]
+    assert names[0] == names[1] != names[2] == names[3] != names[4]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_hold_no_image(tmp_path: Path, form: str) -> None:
+    opened = Table(FORMS[form](tmp_path), tmp_path / "cache")
+    assert all(len(opened[n]) < 500 for n in range(NUM_ROWS))
+
+
+def test_arrow_and_tar_are_read_where_they_are_and_parquet_is_copied_once(tmp_path: Path) -> None:
+    for form in ("arrow of structs", "a shard"):
+        path = FORMS[form](tmp_path)
+        part = part_of(corpus(path).image_files(3)[0])
+        assert part and part.file == str(path)
+    assert not (tmp_path / "cache" / "embedded").exists()
+    corpus(FORMS["parquet of structs"](tmp_path))
+    (copies,) = (tmp_path / "cache" / "embedded").iterdir()
+    assert copies.stat().st_size == sum(len(png(n)) for n in (0, 2, 4)), "neighbours that are equal are copied once"
+
+
+def test_a_worker_gets_no_copy(tmp_path: Path) -> None:
+    data = corpus(FORMS["arrow of structs"](tmp_path))
+    sent = pickle.dumps(data.sources)
+    assert len(sent) < 2000
+    assert pickle.loads(sent)[0].address(data.image_files(2)[0]) == data.image_files(2)[0]
+
+
+def test_copies_that_are_gone_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = FORMS["lines of base64"](tmp_path)
+    corpus(path)
+    (copies,) = (tmp_path / "cache" / "embedded").iterdir()
+    copies.unlink()
+    assert read_image(corpus(path).image_files(4)[0]) == png(4)
+    assert "is made anew" in capsys.readouterr().err
+
+
+def test_plain_rows_are_kept_as_they_are(tmp_path: Path) -> None:
+    """Long words are no images: a hash, an address, a text that explains base64."""
+    line = json.dumps({"id": "a" * 64, "text": in_text(0), "conversations": [{"from": "gpt", "value": in_text(1)}]})
+    (tmp_path / "a.jsonl").write_text(f" {line}\n")
+    assert Table(tmp_path / "a.jsonl", tmp_path / "cache")[0] == line.encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"llava_accel.part": [0, 0, 10, "0" * 32, "a"]},
+        {"llava_accel.part": [5, 0, 10, "0" * 32, "a"]},
+        {"llava_accel.part": [0, -1, 10, "0" * 32, "a"]},
+        {"llava_accel.part": "x"},
+        "/etc/passwd#bytes=0+10#" + "0" * 32 + "#a.png",
+    ],
+)
+def test_a_row_cannot_name_parts_of_other_files(tmp_path: Path, value: object) -> None:
+    fields = {"id": 1, "image": value, "conversations": TURNS}
+    with pytest.raises(DataError):
+        parse_record(json.dumps(fields).encode(), 1, ())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n cut off", b"\xff\xd8\xff\0\0", b"\0\xff\xfe"])
+def test_what_is_no_image_is_a_data_error(tmp_path: Path, content: bytes) -> None:
+    data = corpus(_parquet(tmp_path, pa.binary(), lambda _: content))
+    with pytest.raises(DataError) as caught:
+        decode(data.image_files(0)[0])
+    assert caught.value.remedy
+
+
+def test_text_in_bytes_is_text(tmp_path: Path) -> None:
+    data = pa.table({"conversations": [json.dumps(TURNS).encode()], "id": [b"one"]})
+    parquet.write_table(data, tmp_path / "a.parquet")
+    assert json.loads(Table(tmp_path / "a.parquet", tmp_path / "cache")[0])["id"] == "one"
+
+
+def test_nulls_stand_for_nothing(tmp_path: Path) -> None:
+    kinds = {"image": _STRUCT, "images": pa.list_(_STRUCT)}
+    written = pa.Table.from_pylist(
+        [{"image": None, "images": None}, {"image": {"bytes": None, "path": "a.png"}, "images": [None]}],
+        schema=pa.schema(list(kinds.items())),
+    )
+    parquet.write_table(written, tmp_path / "a.parquet")
+    opened = Table(tmp_path / "a.parquet", tmp_path / "cache")
+    assert json.loads(opened[0]) == {"image": None, "images": None}
+    assert json.loads(opened[1]) == {"image": {"bytes": None, "path": "a.png"}, "images": [None]}
+
+
+def test_a_copy_of_a_row_holds_its_image(tmp_path: Path) -> None:
+    data = corpus(FORMS["arrow of structs"](tmp_path))
+    (tmp_path / "b.jsonl").write_bytes(b"\n".join(data.sources[0].whole(n) for n in range(NUM_ROWS)))
+    copied = corpus(tmp_path / "b.jsonl")
+    assert [read_image(copied.image_files(n)[0]) for n in range(NUM_ROWS)] == [png(n) for n in range(NUM_ROWS)]
+
+
+def test_the_memory_that_copies_are_remembered_in_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "_REMEMBERED", 1)
+    data = corpus(FORMS["parquet of structs"](tmp_path))
+    assert [read_image(data.image_files(n)[0]) for n in range(NUM_ROWS)] == [png(n) for n in range(NUM_ROWS)]
