@@ -34,6 +34,7 @@ from llava_accel.inspection.tokens_in_texts import tokens_in_texts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe, RecipeError
 from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad, remarks
+from llava_accel.setup.remote_images import fetch_images
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.jsonl import write_json_lines
 from llava_accel.storage.kept_files import cache_folder
@@ -121,6 +122,7 @@ def check_corpus(
     console: Console,
 ) -> bool:
     """Read the records of `data.train` or `data.eval`; whether some are wrong, beyond what the recipe leaves out."""
+    fetch_images(corpus, recipe.data, console, refuses=False)
     survey = problems.attempt(lambda: read(recipe, corpus, name, console))
     if survey is None:  # the template cannot be used with this tokenizer
         corpus, processing = Corpus(corpus.sources, find_images), None

@@ -31,6 +31,7 @@ from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
+from llava_accel.setup.revisions import with_commits
 from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
 from llava_accel.setup.vision_cache import attach_features
@@ -46,6 +47,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     """
     # Build. The accelerator comes first: backends that shard weights while loading must be there before the weights.
     accelerator = build_accelerator(recipe)
+    recipe = with_commits(recipe, accelerator)
     run = RunContext(recipe, accelerator, Console(accelerator.is_main_process))
     hold_run(run)
     source = agreed_checkpoint(run)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,12 @@ class Corpus:
         """The row as JSON."""
         source, row = self._find(index)
         return source.raw(row)
+
+    def rows_with_urls(self) -> Iterator[int]:
+        """Rows of which a text begins as a URL; where there are none, no row is read."""
+        for start, source in zip(self._starts.tolist(), self.sources, strict=False):
+            rows = range(len(source)) if source.table.may_have_urls else ()
+            yield from (start + row for row in rows if b'"http' in source.raw(row))
 
     def record(self, index: int) -> Record:
         """The checked record; DataError with file, row and id if it cannot be used."""

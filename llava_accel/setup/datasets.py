@@ -25,6 +25,7 @@ from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe
 from llava_accel.recipe.inputs import Source as NamedSource
 from llava_accel.runtime.context import RunContext
+from llava_accel.setup.remote_images import fetch_images
 from llava_accel.setup.run_folder import SKIPPED
 from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError, quoted
@@ -109,6 +110,8 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:
     """The survey of a corpus, from the cache where it has been read before; refused as `refuse_bad` says."""
+
+    fetch_images(corpus, recipe.data, console)
 
     def read() -> Survey:
         with console.bar("read data", len(corpus)) as bar:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -34,6 +35,7 @@ class Table:
 
     `fingerprint` is a hash of all rows and their numbers, wherever the file is.
     `files` are those that parts of rows lie in: see `extraction.part_in`.
+    `may_have_urls` is false where no text of any row begins as a URL.
 
     Raises:
         DataError: the file is missing or cannot be read; names file and remedy.
@@ -47,8 +49,14 @@ class Table:
         stat = path.stat()
         times = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         identity = hashlib.sha256(repr((_FORMAT, str(path.resolve()), *times)).encode()).hexdigest()[:20]
-        self._rows, self._numbers, self.fingerprint, copies = _kept(path, cache_dir, identity)
-        self.files = (str(path.resolve()), str(copies))
+        kept = _kept(path, cache_dir, identity)
+        self._rows, self._numbers, self.fingerprint, self.may_have_urls = (
+            kept.rows,
+            kept.numbers,
+            kept.digest,
+            kept.may_have_urls,
+        )
+        self.files = (str(path.resolve()), str(kept.copies))
 
     def __reduce__(self) -> tuple[type["Table"], tuple[Path, Path]]:
         # A worker process maps the file itself; Arrow's own pickle would copy all of it.
@@ -67,12 +75,20 @@ class Table:
         return self._numbers.chunk(chunk)[place].as_py()
 
 
-_Kept = tuple[pa.ChunkedArray, pa.ChunkedArray, str, Path]
-_DIGEST, _NUM_BYTES = b"rows", b"image_bytes"
+class _Kept(NamedTuple):
+    rows: pa.ChunkedArray
+    numbers: pa.ChunkedArray
+    digest: str
+    """Of both."""
+    copies: Path
+    """The file of images that were copied."""
+    may_have_urls: bool
+
+
+_DIGEST, _NUM_BYTES, _MAY_HAVE_URLS = b"rows", b"image_bytes", b"urls"
 
 
 def _kept(source: Path, cache_dir: Path, identity: str) -> _Kept:
-    """Rows, their numbers, a hash of both, and the file of images that were copied."""
     for folder in (lambda: cache_dir, spare_folder):
         arrow = folder() / "tables" / f"{identity}.arrow"
         copies = folder() / "embedded" / f"{identity}.images"
@@ -93,7 +109,8 @@ def _map(arrow: Path, copies: Path) -> _Kept:
     num_bytes = int(metadata[_NUM_BYTES])
     if num_bytes and (not copies.is_file() or copies.stat().st_size != num_bytes):
         raise ValueError(f"{copies} is not whole")
-    return table.column("row"), table.column("number"), metadata[_DIGEST].decode(), copies
+    may_have_urls = metadata[_MAY_HAVE_URLS] == b"yes"
+    return _Kept(table.column("row"), table.column("number"), metadata[_DIGEST].decode(), copies, may_have_urls)
 
 
 def _write_arrow(source: Path, copies: Path, target: Path) -> None:
@@ -105,15 +122,18 @@ def _write_arrow(source: Path, copies: Path, target: Path) -> None:
     ):
         numbers: list[int] = []
         rows: list[bytes] = []
+        may_have_urls = False
         for number, row in _rows(source, extraction):
             digest.update(b"%d %d " % (number, len(row)))
             digest.update(row)
+            may_have_urls = may_have_urls or b'"http' in row
             numbers.append(number)
             rows.append(row)
             if len(rows) == _ROWS_PER_CHUNK:
                 writer.write_batch(_batch(numbers, rows))
                 numbers, rows = [], []
         about = {_DIGEST: digest.hexdigest(), _NUM_BYTES: str(extraction.num_bytes)}
+        about[_MAY_HAVE_URLS] = "yes" if may_have_urls else "no"
         writer.write_batch(_batch(numbers, rows), custom_metadata=about)
 
 

@@ -111,7 +111,8 @@ def test_where_all_are_right_or_all_wrong_the_gallery_is_full(tmp_path: Path, sh
 def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, num_steps=50))
     (tmp_path / "broken.png").write_text("no image")
-    (root,) = image_roots(run.recipe.data)
+    root, downloads = image_roots(run.recipe.data)
+    assert downloads.name == "downloads"
     assert show("0.png", [root]).uri.startswith("data:image/jpeg;base64,")
     for name in ("../broken.png", "none.png", "/etc/passwd"):
         assert not show(name, [root]).uri and show(name, [root]).problem

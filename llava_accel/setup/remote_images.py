@@ -1,0 +1,38 @@
+"""Fetches the images of a corpus whose names are URLs, before anything else is done with it."""
+
+from collections.abc import Iterator
+
+from llava_accel.console.output import Console
+from llava_accel.data.corpus import Corpus
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import DataTable
+from llava_accel.sources.downloads import fetch, is_remote, place_of, refuse
+
+
+def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: bool = True) -> None:
+    """Fetch into the cache what is not there; rows whose images cannot be had are told as any other that is broken.
+
+    Args:
+        refuses: Raise where the recipe says that a record that cannot be used is an error.
+
+    Raises:
+        DataError: some could not be fetched; with the list.
+    """
+    folder = corpus.sources[0].downloads
+    missing = [url for url in dict.fromkeys(_urls(corpus)) if not place_of(url, folder).is_file()]
+    if not missing:
+        return
+    with console.bar("fetching images", len(missing)) as bar:
+        problems = fetch(missing, folder, bar.advance)
+    if problems and refuses and data.on_bad_record == "error":
+        raise refuse(problems)
+    failed = f"; {len(problems):,} could not be had" if problems else ""
+    console.line(f"fetched {len(missing) - len(problems):,} images into {folder}{failed}")
+
+
+def _urls(corpus: Corpus) -> Iterator[str]:
+    for row in corpus.rows_with_urls():
+        try:
+            yield from filter(is_remote, corpus.record(row).images)
+        except UserError:
+            pass  # of this record: it is told when all are read

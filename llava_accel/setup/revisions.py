@@ -1,0 +1,56 @@
+"""Which commit of a data set of the hub a run is about: written into its recipe, so that a repetition reads the same."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from llava_accel.recipe import Recipe, load_recipe
+from llava_accel.recipe.inputs import Source
+from llava_accel.sources import hub
+
+Sources = str | tuple[Source, ...]
+
+
+def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
+    """The recipe with the commit of every data set of the hub that it names: for a run that goes on, the run's own.
+
+    Offline the recipe stays as it is. Every rank must call this.
+
+    Raises:
+        DataError: the hub has no such data set or revision.
+    """
+    found = [{}]
+    if accelerator.is_main_process:
+        before = _commits_of_run(recipe)
+        named = {"train": recipe.data.train, "eval": recipe.data.eval}
+        found = [{key: pinned for key, each in named.items() if (pinned := _pinned(each, before)) != each}]
+    changed = broadcast_object_list(found)[0]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changed)}) if changed else recipe
+
+
+def _pinned(sources: Sources, before: dict[str, str]) -> Sources:
+    listed = (Source(path=sources),) if isinstance(sources, str) and sources else sources
+    pinned = tuple(
+        each.model_copy(update={"revision": before.get(_key(each)) or hub.pinned(each.path, each.revision)})
+        if hub.is_name(each.path) and not Path(each.path).exists()
+        else each
+        for each in listed
+        if isinstance(each, Source)
+    )
+    return sources if pinned == listed or all(not each.revision for each in pinned) else pinned
+
+
+def _commits_of_run(recipe: Recipe) -> dict[str, str]:
+    """What the run in this folder has read, by what its sources were called."""
+    path = Path(recipe.run.output_dir) / "recipe.toml"
+    if recipe.run.resume == "never" or not path.is_file():
+        return {}
+    data = load_recipe(path, warns=False).data
+    listed = [each for sources in (data.train, data.eval) if not isinstance(sources, str) for each in sources]
+    return {_key(each.model_copy(update={"revision": ""})): each.revision for each in listed}
+
+
+def _key(source: Source) -> str:
+    """What tells sources apart; empty revision: one that was not asked for by name."""
+    return repr((source.path, source.config, source.split, source.revision))

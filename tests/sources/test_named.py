@@ -1,0 +1,106 @@
+"""What a recipe may name, and the files that it means."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from helpers.samples import encoder, record, write_lines
+from llava_accel.data.corpus import Corpus, open_sources
+from llava_accel.sources.hub import is_name
+from llava_accel.sources.named import Named, files_of
+from llava_accel.sources.problems import DataError
+
+EVAL = ("validation", "test")
+
+
+def lines(path: Path, count: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_lines(path, [record("Q", f"{path.stem} {n}", id=str(n)) for n in range(count)])
+
+
+def saved(folder: Path, splits: tuple[str, ...] = ()) -> Path:
+    """A data set as `save_to_disk` of datasets leaves it."""
+    import datasets
+
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    rows = [record("Q", f"A {n}", id=str(n)) for n in range(5)]
+    whole = datasets.Dataset.from_list(rows)
+    found = datasets.DatasetDict({name: whole for name in splits}) if splits else whole
+    found.save_to_disk(str(folder), **({} if splits else {"num_shards": 2}))
+    return folder
+
+
+def test_a_folder_is_its_data_files_and_a_pattern_those_that_match(tmp_path: Path) -> None:
+    first, second = lines(tmp_path / "d" / "a.jsonl"), lines(tmp_path / "d" / "deep" / "b.jsonl")
+    (tmp_path / "d" / "notes.txt").write_text("no data")
+    assert files_of(Named(str(tmp_path / "d"))) == [first]
+    assert files_of(Named(str(tmp_path / "**" / "*.jsonl"))) == [first, second]
+    with pytest.raises(DataError, match="no file has a name like"):
+        files_of(Named(str(tmp_path / "*.parquet")))
+
+
+def test_a_saved_data_set_is_read_where_it_is(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set")
+    data = Corpus(open_sources([Named(str(folder))], tmp_path / "cache"), encoder())
+    assert [data.record(n).turns[1].text for n in range(5)] == [f"A {n}" for n in range(5)]
+    assert {Path(source.table.path).parent for source in data.sources} == {folder}
+
+
+def test_of_a_set_with_splits_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set", ("train", "test"))
+    assert files_of(Named(str(folder)))[0].parent.name == "train"
+    assert files_of(Named(str(folder), splits=EVAL))[0].parent.name == "test"
+    with pytest.raises(DataError, match=r"has no split 'dev', but 'train', 'test'.*split = \"train\""):
+        files_of(Named(str(folder), splits=("dev",)))
+
+
+def test_what_datasets_did_not_save_is_said(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set")
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="save_to_disk"):
+        files_of(Named(str(folder)))
+
+
+def test_folders_without_data_are_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no data file"):
+        files_of(Named(str(tmp_path / "empty")))
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "a.jsonl.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match="only compressed files: a.jsonl.gz. Unpack"):
+        files_of(Named(str(tmp_path / "packed")))
+
+
+@pytest.mark.parametrize(("name", "is_one"), [("org/name", True), ("a/b.c-d_e", True), ("data/train.jsonl", False),
+                                             ("./x/y", False), ("a/b/c", False), ("name", False), ("/a/b", False)])  # fmt: skip
+def test_names_of_the_hub_are_told_from_paths(name: str, is_one: bool) -> None:
+    assert is_name(name) == is_one
+
+
+def test_a_copy_of_a_data_set_of_the_hub_is_read_by_its_card(tmp_path: Path) -> None:
+    lines(tmp_path / "set" / "data" / "one.jsonl")
+    lines(tmp_path / "set" / "data" / "two.jsonl", 2)
+    card = [{"split": "train", "path": "data/one.jsonl"}, {"split": "test", "path": "data/two.jsonl"}]
+    head = json.dumps({"configs": [{"config_name": "default", "data_files": card}]})
+    (tmp_path / "set" / "README.md").write_text(f"---\n{head}\n---\n# A set\n")
+    for named, count in ((Named(str(tmp_path / "set")), 3), (Named(str(tmp_path / "set"), splits=EVAL), 2)):
+        data = Corpus(open_sources([named], tmp_path / "cache"), encoder())
+        assert len(data) == count and data.record(0).turns[0].text == "Q"
+
+
+def test_a_limit_takes_rows_from_everywhere_in_all_files(tmp_path: Path) -> None:
+    lines(tmp_path / "d" / "a.jsonl", 60)
+    lines(tmp_path / "d" / "b.jsonl", 40)
+
+    def taken(limit: int) -> tuple[list[str], str]:
+        data = Corpus(open_sources([Named(str(tmp_path / "d"), limit=limit)], tmp_path / "cache"), encoder())
+        return [data.record(n).turns[1].text for n in range(len(data))], data.fingerprint()
+
+    texts, fingerprint = taken(10)
+    assert texts == [f"a {n}" for n in range(0, 60, 10)] + [f"b {n}" for n in range(0, 40, 10)]
+    assert len(taken(0)[0]) == len(taken(1000)[0]) == 100
+    assert len({fingerprint, taken(11)[1], taken(0)[1]}) == 3, "other rows are other data"
+    assert taken(1)[0] == ["a 0"]
