@@ -14,6 +14,7 @@ from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, worker_start
 from llava_accel.data.records import Record
+from llava_accel.data.sampler import image_groups
 from llava_accel.data.trie import Row, share_rows
 from llava_accel.sources.problems import DataError
 
@@ -45,8 +46,7 @@ def image_batches(
     Args:
         lengths, image_keys: See `Survey`; of these rows.
     """
-    _, groups = np.unique(image_keys, return_inverse=True)
-    groups = np.where(image_keys == 0, len(rows) + np.arange(len(rows)), groups)  # text alone shares no image
+    groups = image_groups(image_keys)
     longest = np.zeros(2 * len(rows) + 1, dtype=np.int64)
     np.maximum.at(longest, groups, lengths)
     order = np.lexsort((groups, -longest[groups]))

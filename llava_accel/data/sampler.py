@@ -19,6 +19,16 @@ MicroBatch = list[int]
 Window = list[MicroBatch]
 
 
+def image_groups(image_keys: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "rows"]:
+    """A number for each row that is equal for rows of the same images; a text-only row (key 0) stands alone.
+
+    Numbered as they come in the data, so that the order depends neither on names nor on the form of the files.
+    """
+    _, first, numbers = np.unique(image_keys, return_index=True, return_inverse=True)
+    groups = np.argsort(np.argsort(first))[numbers]
+    return np.where(image_keys == 0, len(image_keys) + np.arange(len(image_keys)), groups)
+
+
 class Batches:
     """The global batches of an epoch: slices of one array, made when they are read.
 

@@ -17,7 +17,7 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
 from llava_accel.data.images import ImageReader
-from llava_accel.data.sampler import Order
+from llava_accel.data.sampler import Order, image_groups
 from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
 from llava_accel.exceptions import UserError
@@ -216,7 +216,7 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
         global_batch_size=train.per_device_batch_size * train.accumulation_steps * num_ranks,
         group_by_length=recipe.data.group_by_length,
         repeats=part.corpus.weights[part.rows] if is_weighted else None,
-        groups=_image_groups(part) if recipe.data.share_prefix else None,
+        groups=image_groups(part.survey.image_keys[part.rows]) if recipe.data.share_prefix else None,
     )
 
 
@@ -228,15 +228,6 @@ def content(run: RunContext, part: Part) -> str:
         images = images_digest(part.corpus, part.survey.image_keys, cache_dir)
         found = [f"{part.corpus.fingerprint()} {images[:20]}"]
     return broadcast_object_list(found)[0]
-
-
-def _image_groups(part: Part) -> np.ndarray:
-    """A number for each row that is equal for records of the same images; a text-only record stands alone."""
-    keys = part.survey.image_keys[part.rows]
-    _, groups = np.unique(keys, return_inverse=True)
-    (alone,) = np.nonzero(keys == 0)
-    groups[alone] = len(keys) + np.arange(len(alone))
-    return groups
 
 
 def entries(data: DataTable) -> dict[str, list[Named]]:

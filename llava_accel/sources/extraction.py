@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -25,11 +25,11 @@ OWN, COPIED = 0, 1
 _TEXTS = ("value", "content", "text")  # of these, what looks like base64 is still a text
 _BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?(?P<data>[A-Za-z0-9+/\s_-]{40,}={0,2}\s*)")
 _MAY_HOLD = re.compile(rb'"(?:data:image/|[A-Za-z0-9+/_-]{40})')
-_REMEMBERED = 1 << 16  # digests of images that were copied: neighbouring rows often show the same one
+_REMEMBERED = 1 << 16  # images: neighbouring rows often show the same one
 
 
 class Extraction:
-    """Takes the images out of the rows of one file; those that are copied are copied once.
+    """Takes the images out of the rows of one file; rows that show the same image share one place of it.
 
     Args:
         copies: Where the cache keeps them. Made when the first one comes.
@@ -39,7 +39,7 @@ class Extraction:
         self._copies = copies
         self._stack = ExitStack()
         self._file: IO[bytes] | None = None
-        self._known: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._known: OrderedDict[str, list[int | str]] = OrderedDict()
         self.num_bytes = 0
         """Copied so far."""
 
@@ -108,14 +108,23 @@ class Extraction:
             except UnicodeDecodeError:
                 pass  # whatever it is, it is refused as an image
         key = digest_of_ends(io.BytesIO(whole)).hex()
-        if own is not None and own.address <= content.address < own.address + own.size:
-            return {PART: [OWN, content.address - own.address, content.size, key, name]}
+        is_mapped = own is not None and own.address <= content.address < own.address + own.size
+        place = [OWN, content.address - own.address, content.size] if own is not None and is_mapped else None
+        return self.part(key, name, lambda: place or [COPIED, *self._copy(whole)])
+
+    def part(self, key: str, name: str, find: Callable[[], list[int]]) -> dict[str, object]:
+        """What stands for an image in its row.
+
+        Args:
+            key: The digest of its content.
+            find: Gives the number of its file, its start and its size, where no other row has shown it lately.
+        """
         place = self._known.get(key)
         if place is None:
-            place = self._known[key] = self._copy(whole)
+            place = self._known[key] = [*find(), key, name]  # the first name: it is one image
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return {PART: [COPIED, *place, key, name]}
+        return {PART: place}
 
     def _copy(self, content: memoryview) -> tuple[int, int]:
         if self._file is None:

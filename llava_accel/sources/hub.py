@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
+from llava_accel import compat
 from llava_accel.sources.problems import DataError, quoted, some
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -39,15 +40,16 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
         split = choose_split(present, splits, name)
         found = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except DatasetNotFoundError:
-        remedy = "Check the name; for a private or gated one, log in with `hf auth login`; offline, download it before"
-        raise DataError("json", f"there is no file, folder or data set {quoted(name)}", remedy) from None
+        remedy = "Check the name; for a private or gated one, log in with `hf auth login`"
+        raise DataError("json", f"there is no file, no folder and no data set {quoted(name)}", remedy) from None
     except DatasetGenerationError as error:
         reason = error.__cause__ or error
         problem = f"the data set {name} cannot be read by datasets ({_in_short(reason)})"
         raise DataError("json", problem, "Download its files, and name these") from None
-    except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError) as error:
-        problem = f"the data set {name} cannot be had ({_in_short(error)})"
-        raise DataError("json", problem, "Check its name, config, split and revision, and the network") from None
+    except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError, compat.hub_http_error()) as error:
+        problem = f"there is no file or folder {quoted(name)}, and no such data set can be had ({_in_short(error)})"
+        remedy = "Check the path; of a data set its name, config, split and revision, and the network"
+        raise DataError("json", problem, remedy) from None
     assert isinstance(found, datasets.Dataset)
     return [Path(each["filename"]) for each in found.cache_files]
 
@@ -67,7 +69,7 @@ def pinned(name: str, revision: str) -> str:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         what = f"revision {quoted(revision)} of it" if isinstance(error, RevisionNotFoundError) else "such data set"
         raise DataError("json", f"data set {name}: the hub has no {what}", "Check its name and revision") from None
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, compat.hub_http_error()):
         return revision
 
 

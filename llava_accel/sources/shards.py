@@ -9,9 +9,10 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from llava_accel.sources.extraction import OWN, PART, Extraction
+from llava_accel.sources.extraction import OWN, Extraction
 from llava_accel.sources.image_parts import digest_of_ends, is_image_name
 from llava_accel.sources.json_rows import MAX_BYTES
 from llava_accel.sources.problems import DataError
@@ -30,7 +31,7 @@ def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
     try:
         with tarfile.open(path, "r:") as archive:
             for number, members in enumerate(_samples(archive), start=1):
-                yield extraction.row(_row(archive, path, number, members))
+                yield extraction.row(_row(archive, path, number, members, extraction))
     except (tarfile.TarError, EOFError) as error:
         problem = f"not a readable tar archive ({error})"
         remedy = "Unpack a compressed one (gunzip), so that images can be read where they are; else write it again"
@@ -56,13 +57,18 @@ def _key(member: tarfile.TarInfo) -> str:
     return f"{folder}/{name.partition('.')[0]}"
 
 
-def _row(archive: tarfile.TarFile, path: Path, number: int, members: list[tarfile.TarInfo]) -> dict[str, object]:
+def _row(
+    archive: tarfile.TarFile, path: Path, number: int, members: list[tarfile.TarInfo], extraction: Extraction
+) -> dict[str, object]:
     fields: dict[str, object] = {"id": _key(members[0]).removeprefix("/")}
     images: list[dict[str, object]] = []
     for member in members:
         suffix = member.name.rpartition(".")[2].lower()
         if is_image_name(member.name):
-            images.append(_part(archive, member))
+            with _opened(archive, member) as file:
+                key = digest_of_ends(file).hex()
+            place = [OWN, member.offset_data, member.size]
+            images.append(extraction.part(key, member.name, partial(list, place)))
         elif suffix == "json":
             fields |= _object(_content(archive, path, number, member), path, number, member.name)
         elif suffix in _TEXTS:
@@ -71,12 +77,6 @@ def _row(archive: tarfile.TarFile, path: Path, number: int, members: list[tarfil
         fields = {name: value for name, value in fields.items() if name not in _IMAGES}
         fields["image"] = images
     return fields
-
-
-def _part(archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, object]:
-    with _opened(archive, member) as file:
-        key = digest_of_ends(file).hex()
-    return {PART: [OWN, member.offset_data, member.size, key, member.name]}
 
 
 def _content(archive: tarfile.TarFile, path: Path, number: int, member: tarfile.TarInfo) -> bytes:

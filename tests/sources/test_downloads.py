@@ -109,7 +109,7 @@ def test_a_recipe_that_skips_goes_on_with_the_others(tmp_path: Path, host: str) 
 
 def test_without_a_network_the_list_is_given(tmp_path: Path) -> None:
     named = corpus(tmp_path, ["http://127.0.0.1:9/a.png", "https://127.0.0.1:9/b.png"])
-    with pytest.raises(DataError, match="(?s)2 images could not be fetched.*a.png.*refused.*b.png"):
+    with pytest.raises(DataError, match=r"(?s)2 images could not be fetched.*a.png.*refused.*b.png"):
         fetch_images(named, data(), Console())
 
 

@@ -135,8 +135,10 @@ def test_the_pixels_are_those_of_the_file(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_images_have_one_name_and_others_another(tmp_path: Path, form: str) -> None:
     data = corpus(FORMS[form](tmp_path))
+    addresses = [data.image_files(n)[0] for n in range(NUM_ROWS)]
     names = [data.image_name(n, data.image_files(n)[0]) for n in range(NUM_ROWS)]
-    assert names[0] == names[1] != names[2] == names[3] != names[4]
+    for found in (addresses, names):
+        assert found[0] == found[1] != found[2] == found[3] != found[4]
 
 
 @pytest.mark.parametrize("form", FORMS)
