@@ -25,8 +25,8 @@ def _part(file: Path, columns: Columns | None = None, said: list[str] | None = N
     return csv_part(file, file.parent, columns or Columns(), out=out, say=say, **reading)
 
 
-def _records(file: Path, columns: Columns | None = None, **reading: str) -> list[dict[str, Any]]:
-    return [row for row in _part(file, columns, **reading).rows if isinstance(row, dict)]
+def _records(file: Path, columns: Columns | None = None, suffix: str = "") -> list[dict[str, Any]]:
+    return [row for row in _part(file, columns, suffix=suffix).rows if isinstance(row, dict)]
 
 
 def _faults(file: Path, columns: Columns | None = None) -> list[str]:
@@ -76,6 +76,8 @@ def test_one_question_may_serve_all_rows(tmp_path: Path) -> None:
 def test_the_delimiter_is_the_one_that_shows_the_columns(delimiter: str) -> None:
     header = delimiter.join(["image", '"a, b; c|d"', "question", "answer"])
     assert find_delimiter(f"\n{header}\nx", ["image", "question"]) == delimiter
+    assert find_delimiter("a, b, c, d;image\tand;question\nx", ["image\tand", "question"]) == ";"
+    assert find_delimiter("a;b;c,d", ["unknown"]) == ";"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,11 @@ def test_a_flaw_in_a_row_is_told_with_the_line_where_the_row_begins(line: str, t
     (fault,) = _faults(file)
     assert fault.startswith(f"{file}, row 5: ") and told in fault and "data.images" not in fault
     assert len(_records(file)) == 1
+
+
+def test_the_line_that_names_the_delimiter_counts_as_a_line(tmp_path: Path) -> None:
+    file = _table(tmp_path, "image|question|answer", "a.png|q|", header="sep=|")
+    assert _faults(file)[0].startswith(f"{file}, row 3: the column 'answer' is blank")
 
 
 def test_the_backslashes_of_windows_are_written_as_slashes_and_told(tmp_path: Path) -> None:
