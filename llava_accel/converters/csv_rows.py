@@ -58,6 +58,8 @@ def csv_part(
     Raises:
         UserError: with file, line and remedy.
     """
+    if not images.is_dir():
+        raise DataError("missing_image", f"there is no folder {images}", "Check --images")
     text, known, note = read_text(file, encoding)
     text, named = take_excels_line(text)
     between = delimiter or named or find_delimiter(text, columns.all)

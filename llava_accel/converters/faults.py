@@ -7,11 +7,12 @@ from pathlib import Path
 
 from llava_accel.converters.entry import Rows, without_repeats
 from llava_accel.converters.image_lookup import ImageLookup
-from llava_accel.data.problems import DataError
+from llava_accel.data.problems import DataError, quoted, some
 from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import write_json_lines
 
 _MOST_SHOWN = 20
+_MOST_NAMED = 200
 _SKIP = "--on-bad-record skip"
 
 
@@ -89,8 +90,9 @@ def _told(faults: list[DataError], images: ImageLookup | None) -> list[str]:
     missing, others = _parted(faults, images)
     lines = [". ".join(images.shortage())] if images and missing else []
     lines += [str(fault) for fault in others[:_MOST_SHOWN]]
-    if len(others) > _MOST_SHOWN:
-        lines.append(f"and {len(others) - _MOST_SHOWN:,} more")
+    if rest := others[_MOST_SHOWN:]:
+        names = [quoted(fault.id) if fault.row is None else f"row {fault.row}" for fault in rest]
+        lines.append(f"and {len(rest):,} more: {some(names, _MOST_NAMED)}")
     return lines
 
 

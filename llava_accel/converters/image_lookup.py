@@ -51,8 +51,9 @@ class ImageLookup:
     def shortage(self) -> tuple[str, str]:
         """How many images are missing, with the names of some, and the remedy."""
         total = len(self.missing) + len(self._found)
+        names = [name if name.isprintable() else quoted(name) for name in self.missing]
         return (
-            f"{len(self.missing):,} of {total:,} images are not in {self.folder}: {some(list(self.missing))}",
+            f"{len(self.missing):,} of {total:,} images are not in {self.folder}: {some(names)}",
             f"Give the folder that holds them, or the one above it, with --images; they are in {self.source}",
         )
 

@@ -142,6 +142,8 @@ def test_a_file_that_is_no_such_table_is_refused_with_a_remedy(
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file\. Check --file"):
         _part(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"no folder .* Check --images"):
+        csv_part(tmp_path / "t.csv", tmp_path / "x", Columns(), out=tmp_path / "o", say=print)
     with pytest.raises(DataError, match=r"a folder\. Check --file"):
         _part(tmp_path)
 

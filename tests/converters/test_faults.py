@@ -32,7 +32,8 @@ def test_all_faults_are_told_and_nothing_is_written(tmp_path: Path) -> None:
     lines = str(raised.value).splitlines()
     assert lines[0] == "q.json: 32 of 34 records cannot be used:"
     assert lines[1].startswith("  q.json (id '1'): every answer is blank")
-    assert len(lines) == 1 + 20 + 2 and lines[-2] == "  and 12 more"
+    assert len(lines) == 1 + 20 + 2
+    assert lines[-2] == "  and 12 more: '22', '23', '24', '25', '26', '27', '28', '29', '30', '31', '32', '33'"
     assert lines[-1] == "Correct them, or leave them out with --on-bad-record skip"
     assert list(tmp_path.iterdir()) == []
 
@@ -99,6 +100,13 @@ def test_an_image_outside_the_folder_is_never_found(name: str, tmp_path: Path) -
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Check --images"):
         ImageLookup(tmp_path / "absent", "")
+
+
+def test_a_name_out_of_the_data_never_controls_the_terminal(tmp_path: Path) -> None:
+    images = ImageLookup(tmp_path, "")
+    with pytest.raises(DataError):
+        images.find("\x1b[2J.jpg")
+    assert "\x1b" not in images.shortage()[0] and "x1b[2J.jpg" in images.shortage()[0]
 
 
 def test_a_record_has_a_mark_for_each_image_and_none_without() -> None:
