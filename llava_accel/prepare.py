@@ -2,157 +2,140 @@
 
 import argparse
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from llava_accel.converters.sources import SOURCES, Source
 from llava_accel.exceptions import UserError
 
 _COMMAND = "llava-accel prepare"
-_SUFFIX = "Answer the question using a single word or phrase."  # LLaVA-1.5's prompt for short answers
-
-_OKVQA_EXAMPLE = f"""example, with the files of okvqa.allenai.org, and COCO's images in coco/:
-  {_COMMAND} okvqa \\
-    --questions OpenEnded_mscoco_train2014_questions.json OpenEnded_mscoco_val2014_questions.json \\
-    --annotations mscoco_train2014_annotations.json mscoco_val2014_annotations.json \\
-    --images coco --out data/okvqa
-"""
-_VQA_EXAMPLE = f"""example, with the files of visualqa.org, and COCO's images in coco/:
-  {_COMMAND} vqa \\
-    --questions v2_OpenEnded_mscoco_train2014_questions.json v2_OpenEnded_mscoco_val2014_questions.json \\
-    --annotations v2_mscoco_train2014_annotations.json v2_mscoco_val2014_annotations.json \\
-    --images coco --out data/vqa
-"""
-_CSV_EXAMPLE = f"""example, for a table with the columns photo, question and label:
-  {_COMMAND} csv --file labels.csv --images photos --out data/labels.jsonl \\
-    --image-column photo --answer-column label
-"""
-_EASY_VQA_EXAMPLE = f"""example, after `python -m pip install easy-vqa`: 48,248 questions on 5,000 drawings
-  {_COMMAND} easy-vqa --out data/easy-vqa
-"""
+_HELD_OUT = ("val", "minival", "testdev", "test-dev", "test")
+"""Splits to evaluate on, the first that there is: a test split is for the end."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the verb; what the user can mend ends it with one line instead of a traceback."""
+    """Run the verb; what the user can mend ends it with a message instead of a traceback."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        _write(arguments)
     except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-# The converters are imported where they run: torch comes with them, and `--help` should not wait for it.
+def _write(given: argparse.Namespace) -> None:
+    # torch comes with the converters, and `--help` should not wait for it.
+    from llava_accel.converters.faults import write_part
 
-
-def _vqa(arguments: argparse.Namespace) -> None:
-    from llava_accel.converters.vqa_challenge import read_vqa_pair, vqa_records
-    from llava_accel.storage.jsonl import write_json_lines
-
-    questions, annotations, names = arguments.questions, arguments.annotations, arguments.split_name
-    if len(questions) != len(annotations):
+    num_names = len(given.split_name)
+    if num_names and num_names != (num_files := len(given.file or given.questions)):
         raise UserError(
-            f"--questions names {len(questions)} file(s), --annotations {len(annotations)}. "
-            "Give one annotations file for each questions file, in the same order."
+            f"--split-name gives {num_names} name(s) for {num_files} file(s). Give one a file or pair of files."
         )
-    if names and len(names) != len(questions):
-        raise UserError(f"--split-name gives {len(names)} name(s) for {len(questions)} pair(s). Give one a pair.")
-    written: dict[str, Path] = {}
-    for place, files in enumerate(zip(questions, annotations, strict=True)):
-        pair = read_vqa_pair(*files)
-        split = names[place] if names else pair.split
-        if split in written:
-            raise UserError(f"{files[0]}: a second split {split!r}. Give --split-name, one name a pair.")
-        written[split] = arguments.out / f"{split}.jsonl"
-        count = write_json_lines(vqa_records(pair, arguments.images, arguments.suffix), written[split])
-        num_images = len({question.image_id for question in pair.questions.values()})
-        print(f"{written[split]}: {count} questions on {num_images} images")
-    _print_next("okvqa_qlora", written, arguments.images)
+    written: list[Path] = []
+    for part in given.parts(given):
+        write_part(part, given.on_bad_record == "skip", print)
+        written.append(part.out)
+    metric = "multiple_choice" if given.multiple_choice else given.metric
+    if metric:
+        print(f'eval.metric = "{metric}" suits these records')
+    _print_next(written, given.images)
 
 
-def _csv(arguments: argparse.Namespace) -> None:
-    from llava_accel.converters.formats import csv_records
-    from llava_accel.storage.jsonl import write_json_lines
-
-    if arguments.out.suffix != ".jsonl":
-        raise UserError(f"--out is {arguments.out}. Name a file that ends in .jsonl.")
-    records = csv_records(
-        arguments.file,
-        arguments.images,
-        image_column=arguments.image_column,
-        question_column=arguments.question_column,
-        answer_column=arguments.answer_column,
-        delimiter=arguments.delimiter,
-        suffix=arguments.suffix,
-    )
-    print(f"{arguments.out}: {write_json_lines(records, arguments.out)} questions")
-    _print_next("finetune_lora", {"train": arguments.out}, arguments.images)
-
-
-def _easy_vqa(arguments: argparse.Namespace) -> None:
-    from llava_accel.converters.formats import convert_easy_vqa, easy_vqa_folder
-
-    counts = convert_easy_vqa(easy_vqa_folder(), arguments.out)
-    files = {split: arguments.out / f"{split}.jsonl" for split in counts}
-    for split, file in files.items():
-        print(f"{file}: {counts[split]} questions")
-    _print_next("quickstart", files, arguments.out / "images")
-
-
-def _print_next(recipe: str, files: Mapping[str, Path], images: Path) -> None:
-    """The command that checks the new files: "train", else the first, is trained on, the next evaluated."""
-    ordered = [files[split] for split in sorted(files, key=lambda split: split != "train")]
-    overrides = [f"data.{use}={file}" for use, file in zip(("train", "eval"), ordered, strict=False)]
-    command = ["python", "-m", "llava_accel.check", f"recipes/{recipe}.toml", *overrides, f"data.images={images}"]
+def _print_next(written: Sequence[Path], images: Path) -> None:
+    """The command that makes a recipe for the new files: "train", else the first, is trained on, another held out."""
+    by_split = {path.stem: path for path in written}
+    train = by_split.get("train", written[0])
+    others = [path for path in written if path != train]
+    best = (by_split[split] for split in _HELD_OUT if by_split.get(split) in others)
+    evaluation = ["--eval", str(next(best, others[0]))] if others else []
+    command = ["llava-accel", "init", "my.toml", "--data", str(train), *evaluation, "--images", str(images)]
     print(f"next: {shlex.join(command)}")
 
 
 def _delimiter(text: str) -> str:
     character = {"tab": "\t", "\\t": "\t"}.get(text, text)
-    if len(character) != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one character; use , or ; or tab")
+    if len(character) != 1 or character in '"\r\n':
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character between cells; use , or ; or tab")
     return character
+
+
+def _files(what: str) -> dict[str, Any]:
+    return {"nargs": "+", "action": "extend", "default": None, "type": Path, "metavar": "FILE", "help": what}
+
+
+def _columns(name: str, what: str) -> dict[str, Any]:
+    return {"nargs": "+", "default": [name], "metavar": "NAME", "help": f"{what} (default: {name})"}
+
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "file": _files("the data set's own files, unpacked"),
+    "table": {"type": Path, "metavar": "F.csv", "help": "the table, with a header"},
+    "questions": _files("questions files"),
+    "annotations": _files("their annotations, in the same order"),
+    "problems": {"type": Path, "metavar": "F.json", "help": "problems.json"},
+    "pid-splits": {"type": Path, "metavar": "F.json", "help": "pid_splits.json"},
+    "splits": {
+        "nargs": "+",
+        "default": ["train", "val", "test"],
+        "metavar": "NAME",
+        "help": "which of its splits to write (default: train val test)",
+    },
+    "images": {"type": Path, "metavar": "DIR", "help": "folder of the images; a data set's may lie one folder below"},
+    "split-name": {
+        "nargs": "+",
+        "action": "extend",
+        "default": [],
+        "metavar": "NAME",
+        "help": "names of the splits, one a file or pair of files (default: as the files say)",
+    },
+    "multiple-choice": {"action": "store_true", "help": "list the options, and train on the letter of the right one"},
+    "explain": {"action": "store_true", "help": "train on lecture, solution and answer"},
+    "one-per-image": {"action": "store_true", "help": "one record an image, in place of one a caption"},
+    "image-column": _columns("image", "one <image> each"),
+    "question-column": {"default": "", "metavar": "NAME", "help": "(default: question)"},
+    "question": {"default": "", "metavar": "TEXT", "help": "the question of all records"},
+    "answer-column": _columns("answer", "one annotator each"),
+    "encoding": {"default": "", "metavar": "NAME", "help": "of the file, such as cp1252 (default: found)"},
+    "delimiter": {"type": _delimiter, "metavar": "C", "help": "such as ; or tab (default: found)"},
+    "suffix": {"metavar": "TEXT", "help": "line below each question, '' for none (default: %(default)r)"},
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
     about = "Turns public data sets and tables into the JSON lines that data.train reads."
-    parser = argparse.ArgumentParser(_COMMAND, description=about, epilog=_OKVQA_EXAMPLE, formatter_class=layout)
-    sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
-
-    def source(
-        name: str, about: str, example: str, run: Callable[[argparse.Namespace], None], out: str
-    ) -> argparse.ArgumentParser:
-        added = sources.add_parser(name, help=about, description=about, epilog=example, formatter_class=layout)
-        added.set_defaults(run=run)
-        added.add_argument("--out", required=True, type=Path, metavar=out, help="where the JSON lines go")
-        return added
-
-    for name, about, example in (
-        ("okvqa", "The official files of OK-VQA.", _OKVQA_EXAMPLE),
-        ("vqa", "The official files of VQA v1 or v2, and others of that form.", _VQA_EXAMPLE),
-    ):
-        vqa = source(name, about, example, _vqa, "DIR")
-        for flag, what in (("--questions", "questions files"), ("--annotations", "their annotations, in order")):
-            vqa.add_argument(flag, nargs="+", action="extend", required=True, type=Path, metavar="F.json", help=what)
-        images = "folder of the images, or the one above it"
-        vqa.add_argument("--images", required=True, type=Path, metavar="DIR", help=images)
-        names = "names of the outputs, one a pair of files (default: as the files say)"
-        vqa.add_argument("--split-name", nargs="+", action="extend", metavar="NAME", help=names)
-        below = "line below each question, '' for none (default: %(default)s)"
-        vqa.add_argument("--suffix", default=_SUFFIX, help=below)
-
-    table = source("csv", "A table: one image, question and answer a row.", _CSV_EXAMPLE, _csv, "F.jsonl")
-    table.add_argument("--file", required=True, type=Path, metavar="F.csv", help="in UTF-8, with a header")
-    images = "folder that image names are relative to"
-    table.add_argument("--images", required=True, type=Path, metavar="DIR", help=images)
-    for column in ("image", "question", "answer"):
-        table.add_argument(f"--{column}-column", default=column, metavar="NAME", help="(default: %(default)s)")
-    between = "character between cells: , or ; or tab (default: ,)"
-    table.add_argument("--delimiter", default=",", type=_delimiter, help=between)
-    table.add_argument("--suffix", default="", help="line below each question (default: none)")
-
-    about = "The package easy-vqa: a small data set to try things with."
-    source("easy-vqa", about, _EASY_VQA_EXAMPLE, _easy_vqa, "DIR")
+    epilog = _example("okvqa", SOURCES["okvqa"])
+    parser = argparse.ArgumentParser(_COMMAND, description=about, epilog=epilog, formatter_class=layout)
+    # What a source does not take is there all the same, so that no reader has to ask.
+    parser.set_defaults(file=[], questions=[], split_name=[], multiple_choice=False)
+    group = parser.add_subparsers(title="sources", required=True, metavar="SOURCE", dest="source")
+    for name, source in SOURCES.items():
+        summary = source.about.partition("\n")[0].replace("%", "%%")
+        added = group.add_parser(
+            name, help=summary, description=source.about, epilog=_example(name, source), formatter_class=layout
+        )
+        _add_flags(added, name, source)
     return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, name: str, source: Source) -> None:
+    flags = source.flags.split()
+    for flag in flags:
+        settings, plain = _FLAGS[flag.rstrip("!")], flag.rstrip("!").replace("table", "file")
+        needed: dict[str, Any] = {"required": True} if flag.endswith("!") else {}
+        default = {"default": source.suffix} if plain == "suffix" else {}
+        parser.add_argument(f"--{plain}", **{**settings, **needed, **default})
+    bad = "what to do with records that cannot be used: end with all of them named, or leave them out (default: error)"
+    parser.add_argument("--on-bad-record", choices=("error", "skip"), default="error", help=bad)
+    out = "F.jsonl" if name == "csv" else "DIR"
+    parser.add_argument("--out", required=True, type=Path, metavar=out, help="where the JSON lines go")
+    parser.set_defaults(parts=source.parts, metric=source.metric)
+
+
+def _example(name: str, source: Source) -> str:
+    lines = " \\\n    ".join([f"{_COMMAND} {name}", *source.example])
+    return f"example, {source.given}:\n  {lines}\n"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from llava_accel.converters.vqa_challenge import VqaPair, read_vqa_pair, vqa_records
+from llava_accel.converters.faults import Part
+from llava_accel.converters.vqa_challenge import vqa_parts
+from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError
 
 Change = Callable[[dict[str, Any]], object]
@@ -17,8 +19,8 @@ def _answers(*texts: str) -> list[dict[str, object]]:
     return [{"answer": text, "answer_confidence": "yes", "answer_id": place} for place, text in enumerate(texts, 1)]
 
 
-def _pair(folder: Path, change_questions: Change = id, change_annotations: Change = id) -> VqaPair:
-    """Two questions in OK-VQA's form, each file changed as told, read back."""
+def _write(folder: Path, change_questions: Change = id, change_annotations: Change = id) -> tuple[Path, Path]:
+    """Two questions in OK-VQA's form, each file changed as told."""
     questions: dict[str, Any] = {
         "data_subtype": "val2014",
         "questions": [
@@ -49,7 +51,22 @@ def _pair(folder: Path, change_questions: Change = id, change_annotations: Chang
     change_annotations(annotations)
     (folder / "q.json").write_text(json.dumps(questions))
     (folder / "a.json").write_text(json.dumps(annotations))
-    return read_vqa_pair(folder / "q.json", folder / "a.json")
+    return folder / "q.json", folder / "a.json"
+
+
+def _part(folder: Path, files: tuple[Path, Path], suffix: str = "") -> Part:
+    """What is made of a pair of files, with the images in `folder`/images."""
+    (folder / "images").mkdir(exist_ok=True)
+    (part,) = vqa_parts(files[:1], files[1:], [], folder / "images", suffix, folder)
+    return part
+
+
+def _records(part: Part) -> list[dict[str, Any]]:
+    return [row for row in part.rows if isinstance(row, dict)]
+
+
+def _faults(part: Part) -> list[str]:
+    return [str(row) for row in part.rows if isinstance(row, DataError)]
 
 
 def _images(folder: Path, *names: str) -> Path:
@@ -63,7 +80,8 @@ OFFICIAL = ("COCO_val2014_000000000009.jpg", "COCO_val2014_000000000025.jpg")
 
 
 def test_a_record_holds_question_majority_answer_and_all_counts(tmp_path: Path) -> None:
-    records = list(vqa_records(_pair(tmp_path), _images(tmp_path, *OFFICIAL), "Briefly."))
+    _images(tmp_path, *OFFICIAL)
+    records = _records(_part(tmp_path, _write(tmp_path), "Briefly."))
     assert records[0] == {
         "id": "91",
         "image": "COCO_val2014_000000000009.jpg",
@@ -76,7 +94,7 @@ def test_a_record_holds_question_majority_answer_and_all_counts(tmp_path: Path) 
         "question_type": "Sports and Recreation",
         "answer_type": "other",
     }
-    assert isinstance(records[0]["answers"], dict) and list(records[0]["answers"]) == ["ride", "race", "polo"]
+    assert list(records[0]["answers"]) == ["ride", "race", "polo"]
     assert [record["id"] for record in records] == ["91", "250"]
     assert records[1]["question_type"] == "count"
 
@@ -85,7 +103,8 @@ def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path)
     def blank(annotations: dict[str, Any]) -> None:
         annotations["annotations"][1]["answers"] = _answers(" ", "polo", " ")
 
-    record = next(vqa_records(_pair(tmp_path, change_annotations=blank), _images(tmp_path, *OFFICIAL), ""))
+    _images(tmp_path, *OFFICIAL)
+    record = _records(_part(tmp_path, _write(tmp_path, change_annotations=blank)))[0]
     assert record["conversations"] == [
         {"from": "human", "value": "<image>\nWhat sport is this?"},
         {"from": "gpt", "value": "polo"},
@@ -94,28 +113,26 @@ def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path)
 
 
 def test_images_are_found_under_either_name_and_one_folder_down(tmp_path: Path) -> None:
-    images = _images(tmp_path, "val2014/COCO_val2014_000000000009.jpg", "train2017/000000000025.jpg")
-    records = vqa_records(_pair(tmp_path), images, "")
-    assert [record["image"] for record in records] == [
+    _images(tmp_path, "val2014/COCO_val2014_000000000009.jpg", "train2017/000000000025.jpg")
+    assert [record["image"] for record in _records(_part(tmp_path, _write(tmp_path)))] == [
         "val2014/COCO_val2014_000000000009.jpg",
         "train2017/000000000025.jpg",
     ]
 
 
-def test_missing_images_are_counted_before_anything_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as raised:
-        list(vqa_records(_pair(tmp_path), _images(tmp_path, "other.jpg"), ""))
-    message = str(raised.value)
-    assert f"2 of 2 images are not in {tmp_path / 'images'}: {', '.join(OFFICIAL)}." in message
-    assert "--images" in message and "val2014.zip" in message and raised.value.kind == "missing_image"
+def test_missing_images_are_named_as_coco_does_with_where_they_are(tmp_path: Path) -> None:
+    part = _part(tmp_path, _write(tmp_path))
+    assert len(_faults(part)) == 2 and part.images is not None
+    problem, remedy = part.images.shortage()
+    assert problem == f"2 of 2 images are not in {tmp_path / 'images'}: {', '.join(OFFICIAL)}"
+    assert "--images" in remedy and "val2014.zip" in remedy
 
 
-def test_a_image_folder_that_leads_outside_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_image_folder_that_leads_outside_is_refused(tmp_path: Path) -> None:
     outside = _images(tmp_path / "elsewhere", *OFFICIAL)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "val2014").symlink_to(outside)
-    with pytest.raises(DataError, match="lies outside"):
-        list(vqa_records(_pair(tmp_path), tmp_path / "images", ""))
+    assert all("lies outside" in fault for fault in _faults(_part(tmp_path, _write(tmp_path))))
 
 
 @pytest.mark.parametrize(
@@ -123,19 +140,24 @@ def test_a_image_folder_that_leads_outside_is_refused_at_once(tmp_path: Path) ->
     [
         ("train2014", "q.json", "train"),
         (None, "my_val_questions.json", "val"),
+        (None, "the_latest_val.json", "val"),
         ("test-dev2015", "q.json", "test-dev"),
     ],
 )
 def test_the_split_is_the_files_own(subtype: str | None, name: str, split: str, tmp_path: Path) -> None:
-    pair = _pair(tmp_path, lambda questions: questions.update(data_subtype=subtype))
-    (tmp_path / "q.json").rename(tmp_path / name)
-    assert read_vqa_pair(tmp_path / name, tmp_path / "a.json").split == split
-    assert pair.subtype == (subtype or "")
+    questions, annotations = _write(tmp_path, lambda content: content.update(data_subtype=subtype))
+    assert _part(tmp_path, (questions.rename(tmp_path / name), annotations)).out == tmp_path / f"{split}.jsonl"
 
 
 def test_a_split_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--split-name"):
-        assert _pair(tmp_path, lambda questions: questions.pop("data_subtype")).split
+        _part(tmp_path, _write(tmp_path, lambda questions: questions.pop("data_subtype")))
+
+
+def test_test_questions_have_no_annotations_and_are_refused(tmp_path: Path) -> None:
+    questions, _ = _write(tmp_path)
+    with pytest.raises(UserError, match="test questions, which have none, cannot be used"):
+        list(vqa_parts([questions], [], [], tmp_path, "", tmp_path))
 
 
 def _first(kind: str, **changes: object) -> Change:
@@ -149,31 +171,49 @@ def _first(kind: str, **changes: object) -> Change:
         (id, lambda a: a["annotations"].clear(), "a.json", "has no list 'annotations'"),
         (_first("questions", question_id=None), id, "q.json", "entry 1 of 'questions' has no 'question_id'"),
         (_first("questions", question_id=250), id, "q.json (id '250')", "occurs twice"),
-        (_first("questions", question=None), id, "q.json (id '91')", "it needs a text 'question'"),
-        (_first("questions", image_id="9"), id, "q.json (id '91')", "a number 'image_id'"),
         (_first("questions", question_id=7), id, "q.json", "1 question(s) have no annotation in"),
         (lambda q: q["questions"].pop(), id, "a.json", "1 question(s) have no question in"),
-        (id, _first("annotations", image_id=26), "a.json (id '250')", "the image is 26, but 25"),
-        (id, _first("annotations", answers=[]), "a.json (id '250')", "there are no 'answers'"),
-        (id, _first("annotations", answers=["2"]), "a.json (id '250')", "no text 'answer'"),
-        (id, _first("annotations", answers=_answers(" ")), "q.json (id '250')", "every answer is blank"),
-        (_first("questions", question="\n"), id, "q.json (id '91')", "the question is blank"),
-        (_first("questions", question="<image>?"), id, "q.json (id '91')", "every question gets one <image>"),
     ],
 )
-def test_every_flaw_is_told_with_file_and_id(
+def test_files_that_do_not_belong_together_are_refused(
     in_questions: Change, in_annotations: Change, file: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as raised:
-        list(vqa_records(_pair(tmp_path, in_questions, in_annotations), _images(tmp_path, *OFFICIAL), ""))
+        _part(tmp_path, _write(tmp_path, in_questions, in_annotations))
     assert str(raised.value).startswith(f"{tmp_path / file}: ")
     assert told in str(raised.value) and raised.value.remedy
 
 
-@pytest.mark.parametrize("content", [b"{oops", b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize(
+    ("in_questions", "in_annotations", "file", "told"),
+    [
+        (_first("questions", question=None), id, "q.json (id '91')", "needs a text 'question'"),
+        (_first("questions", image_id="9"), id, "q.json (id '91')", "a number 'image_id'"),
+        (id, _first("annotations", image_id=26), "a.json (id '250')", "the image is 26, but 25"),
+        (id, _first("annotations", answers=[]), "a.json (id '250')", "needs a list 'answers'"),
+        (id, _first("annotations", answers=[2]), "a.json (id '250')", "'answers' holds '2', which is no text"),
+        (id, _first("annotations", answers=_answers(" ")), "q.json (id '250')", "every answer is blank"),
+        (_first("questions", question="\n"), id, "q.json (id '91')", "the question is blank"),
+        (_first("questions", question="<image>?"), id, "q.json (id '91')", "every image gets one <image>"),
+    ],
+)
+def test_a_flaw_of_a_question_is_told_with_file_and_id_and_spares_the_other(
+    in_questions: Change, in_annotations: Change, file: str, told: str, tmp_path: Path
+) -> None:
+    _images(tmp_path, *OFFICIAL)
+    part = _part(tmp_path, _write(tmp_path, in_questions, in_annotations))
+    rows = list(part.rows)
+    (fault,) = [str(row) for row in rows if isinstance(row, DataError)]
+    assert len(rows) == 2 and fault.startswith(f"{tmp_path / file}: ") and told in fault
+
+
+@pytest.mark.parametrize("content", [b"{oops", b"\xff\xfe", b"[]", b"[" * 100_000])
 def test_a_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "q.json").write_bytes(content)
+    files = _write(tmp_path)
+    files[0].write_bytes(content)
     with pytest.raises(DataError, match=r"q\.json: .*Give the official questions file"):
-        read_vqa_pair(tmp_path / "q.json", tmp_path / "a.json")
+        _part(tmp_path, files)
     with pytest.raises(DataError, match=r"absent\.json: there is no such file"):
-        read_vqa_pair(tmp_path / "absent.json", tmp_path / "a.json")
+        _part(tmp_path, (tmp_path / "absent.json", files[1]))
+    with pytest.raises(DataError, match="this is a folder"):
+        _part(tmp_path, (tmp_path, files[1]))

@@ -1,0 +1,104 @@
+"""Writes the records of a split, and tells of all that cannot be used at once: in an error, or as left out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+
+from llava_accel.converters.entry import Rows, without_repeats
+from llava_accel.converters.image_lookup import ImageLookup
+from llava_accel.exceptions import UserError
+from llava_accel.sources.problems import DataError, quoted, some
+from llava_accel.storage.jsonl import write_json_lines
+
+_MOST_SHOWN = 20
+_MOST_NAMED = 200
+_SKIP = "--on-bad-record skip"
+
+
+@dataclass(kw_only=True)
+class Part:
+    """One file of records that is to be written.
+
+    Args:
+        out: A file of JSON lines.
+        rows: What it is written from.
+        source: The file that the rows come from, for messages.
+        images: Where their images are looked up; missing ones are then told as one fault.
+        notes: What is said once all rows are read.
+    """
+
+    out: Path
+    rows: Rows
+    source: str
+    images: ImageLookup | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def write_part(part: Part, skips: bool, say: Callable[[str], None]) -> None:
+    """Write a file whole, or not at all, and say what is in it and what was left out.
+
+    Args:
+        skips: Leave out what cannot be used.
+
+    Raises:
+        UserError: with all faults, or as nothing is left.
+    """
+    faults: list[DataError] = []
+    names: set[str] = set()
+    count = write_json_lines(_usable(part, skips, faults, names), part.out)
+    say(f"{part.out}: {count:,} questions on {len(names):,} images")
+    for note in part.notes:
+        say(note)
+    if faults:
+        lines = [f"left out {len(faults):,} of {count + len(faults):,} records of {part.source}:"]
+        say("\n  ".join([*lines, *_told(faults, part.images)]))
+
+
+def _usable(part: Part, skips: bool, faults: list[DataError], names: set[str]) -> Iterator[dict[str, object]]:
+    count = 0
+    for row in without_repeats(part.rows, part.source):
+        if isinstance(row, DataError):
+            faults.append(row)
+            continue
+        count += 1
+        image = row.get("image", [])
+        names.update(image if isinstance(image, list) else [str(image)])
+        yield row
+    if faults and not (skips and count):
+        raise _refusal(part, faults, count)
+    if not count:
+        raise DataError("empty", "there is no record in it", "Give a file with records", file=part.source)
+
+
+def _refusal(part: Part, faults: list[DataError], count: int) -> UserError:
+    missing, others = _parted(faults, part.images)
+    if not others and part.images:
+        problem, remedy = part.images.shortage()
+        end = f"; or leave out the {len(missing):,} question(s) on them with {_SKIP}" if count else ""
+        return DataError("missing_image", problem, remedy + end, file=part.source)
+    if len(faults) == 1:
+        return faults[0].with_note(f" Or leave it out with {_SKIP}") if count else faults[0]
+    total = count + len(faults)
+    first = f"{part.source}: {len(faults):,} of {total:,} records cannot be used:"
+    last = f"Correct them, or leave them out with {_SKIP}" if count else "Correct them: there is no other record"
+    return UserError("\n  ".join([first, *_told(faults, part.images)]) + f"\n{last}")
+
+
+def _told(faults: list[DataError], images: ImageLookup | None) -> list[str]:
+    """A line for each fault, for the first of many; missing images share one."""
+    missing, others = _parted(faults, images)
+    lines = [". ".join(images.shortage())] if images and missing else []
+    lines += [str(fault) for fault in others[:_MOST_SHOWN]]
+    if rest := others[_MOST_SHOWN:]:
+        names = [quoted(fault.id) if fault.row is None else f"row {fault.row}" for fault in rest]
+        lines.append(f"and {len(rest):,} more: {some(names, _MOST_NAMED)}")
+    return lines
+
+
+def _parted(faults: list[DataError], images: ImageLookup | None) -> tuple[list[DataError], list[DataError]]:
+    """The faults that `images` keeps account of, and the others."""
+    are_missing = [images is not None and fault.kind == "missing_image" for fault in faults]
+    return list(compress(faults, are_missing)), [
+        fault for fault, is_one in zip(faults, are_missing, strict=True) if not is_one
+    ]
