@@ -12,6 +12,7 @@ from llava_accel.data.examples import Encoded
 from llava_accel.data.mapped_table import Table
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record, parse_record, record_id
+from llava_accel.data.row_forms import RowForm, check_columns
 from llava_accel.data.trie import Row, chain
 
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
@@ -32,10 +33,21 @@ class Corpus:
     Args:
         sources: At least one.
         encoder: Turns records into examples: an `Encoder`, or `find_images`.
+        form: How rows are read.
+
+    Raises:
+        DataError: no row has a column that `form` names.
     """
 
-    def __init__(self, sources: Sequence[Source], encoder: Callable[[Record, int, Path], Encoded]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        encoder: Callable[[Record, int, Path], Encoded],
+        form: RowForm = RowForm(),  # noqa: B008  it cannot be changed
+    ) -> None:
         self.sources = list(sources)
+        self.form = form
+        check_columns((source.table[row] for source in sources for row in range(len(source.table))), form)
         self._encoder = encoder
         self._starts = np.cumsum([0, *(len(source.table) for source in sources)])
         self.roots = [source.images.resolve() for source in sources]
@@ -51,9 +63,10 @@ class Corpus:
         return np.concatenate([np.full(len(source.table), source.weight) for source in self.sources])
 
     def fingerprint(self) -> str:
-        """Changes when a row does, or which files share a folder of images; not when files or folders move."""
+        """Changes when a row does, or how it is read, or which files share a folder of images; not when they move."""
         pairs = zip(self.sources, self._root_numbers, strict=True)
         text = " ".join(f"{source.table.fingerprint}:{root}" for source, root in pairs)
+        text += f" {self.form}" if self.form != RowForm() else ""
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def image_name(self, index: int, file: str) -> str:
@@ -81,7 +94,7 @@ class Corpus:
         """The checked record; DataError with file, row and id if it cannot be used."""
         source, row = self._find(index)
         try:
-            record = parse_record(source.table[row], source.table.number(row))
+            record = parse_record(source.table[row], source.table.number(row), self.form)
             record.check_answers()
             return record
         except DataError as error:
@@ -104,7 +117,7 @@ class Corpus:
         if error.file:
             return error
         source, row = self._find(index)
-        return error.at(str(source.table.path), source.table.number(row), record_id(source.table[row]))
+        return error.at(str(source.table.path), source.table.number(row), record_id(source.table[row], self.form))
 
     def place(self, index: int) -> str:
         """File and row of a record, for messages."""

@@ -17,6 +17,7 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.labels import Example
 from llava_accel.data.records import parse_record
+from llava_accel.data.row_forms import RowForm
 
 PARITY = Path(__file__).parents[1] / "parity"
 IMAGE_ID = 31_999
@@ -130,14 +131,14 @@ def write_images(folder: Path, *names: str) -> None:
         Image.new("RGB", (40 + 3 * number, 30), (30 * number % 256, 90, 200)).save(folder / name)
 
 
-def corpus(folder: Path, records: Sequence[object], **settings: Any) -> Corpus:
+def corpus(folder: Path, records: Sequence[object], form: RowForm | None = None, **settings: Any) -> Corpus:
     """A corpus of one .jsonl file, with its images beside it."""
-    return corpus_of(write_lines(folder / "data.jsonl", records), **settings)
+    return corpus_of(write_lines(folder / "data.jsonl", records), form, **settings)
 
 
-def corpus_of(path: Path, **settings: Any) -> Corpus:
+def corpus_of(path: Path, form: RowForm | None = None, **settings: Any) -> Corpus:
     """A corpus of a file that is there."""
-    return Corpus(open_sources([(str(path), "", 1.0)], path.parent / "cache"), encoder(**settings))
+    return Corpus(open_sources([(str(path), "", 1.0)], path.parent / "cache"), encoder(**settings), form or RowForm())
 
 
 def encode(encode_record: Encoder, fields: dict[str, object], folder: Path = PARITY / "images") -> Example:
