@@ -108,7 +108,11 @@ def check_columns(rows: Iterable[bytes], form: RowForm) -> None:
 def _no_such_column(ours: str, name: str, known: Iterable[str]) -> DataError:
     names = list(known)
     similar = difflib.get_close_matches(name, names, n=1)
-    remedy = f"Did you mean {quoted(similar[0])}?" if similar else f"The rows have {some(list(map(quoted, names)), 12)}"
+    remedy = (
+        f"Did you mean {quoted(similar[0])}?"
+        if similar
+        else f"The rows have {some([quoted(name, 30) for name in names], 12)}."
+    )
     problem = f"data.columns.{ours} is {quoted(name)}, and there is no such column"
     return DataError("fields", problem, f"{remedy} Name one of the file's, or remove the key")
 

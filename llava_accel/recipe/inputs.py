@@ -138,9 +138,9 @@ def _kind_of_train(value: Any) -> str | None:
 
 
 ColumnName = Literal[
-    "id", "image", "conversations", "system", "question", "answer", "answers", "choices", "caption", "text", "texts",
-    "prompt", "completion", "chosen", "response", "query", "history", "instruction", "input", "output", "question_type",
-    "answer_type",
+    "id", "image", "conversations", "messages", "system", "question", "answer", "answers", "choices", "caption", "text",
+    "texts", "prompt", "completion", "chosen", "response", "query", "history", "instruction", "input", "output",
+    "question_type", "answer_type",
 ]  # fmt: skip
 """Fields of a record whose columns data.columns may name."""
 
@@ -176,7 +176,7 @@ class DataTable(Table):
     """How an image becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
     exif: Literal["ignore", "apply"] = "ignore"
     """Read images as they are stored, as LLaVA does, or turn them as their EXIF says, as most programs show them."""
-    columns: dict[ColumnName, Text] = Field(default_factory=dict)
+    columns: dict[ColumnName, Text] = {}
     """Your names of columns that are called otherwise here: {image = "photo", question = "q", answer = "label"}; a dot
     leads into a nested one."""
     missing_image_mark: Literal["error", "start"] = "error"
