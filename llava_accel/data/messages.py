@@ -106,7 +106,7 @@ def _refused(message: Fields, position: int) -> NoReturn:
 def _joined(content: object, role: Role, position: int, named: Named) -> str:
     """The text of a turn in parts, with `<image>` in the place of each image, which is added to `named`."""
     if not isinstance(content, list):
-        raise DataError("fields", f"the text of turn {position} is {quoted(content)}", "Write a string in 'value'")
+        raise DataError("fields", f"the text of turn {position} is {quoted(content)}", "Write its text as a string")
     texts: list[str] = []
     for part in content:
         kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)

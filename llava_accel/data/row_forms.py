@@ -154,22 +154,14 @@ def _round(question: object, answer: object) -> list[dict[str, object]]:
 
 
 def _listed(name: str) -> Callable[[Fields], dict[str, Any]]:
+    """A list of messages, whose last answer, the preferred of two, may stand in `chosen`."""
+
     def read(fields: Fields) -> dict[str, Any]:
         rows = fields[name]
         if not isinstance(rows, list):
             remedy = 'Write "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]'
             raise DataError("fields", f"{name!r} is {quoted(rows)}", remedy)
-        return {"conversations": rows}
-
-    return read
-
-
-def _answered(name: str) -> Callable[[Fields], dict[str, Any]]:
-    """A list of messages whose last answer, the preferred of two, may stand in `chosen`."""
-
-    def read(fields: Fields) -> dict[str, Any]:
-        rows = _listed(name)(fields)["conversations"]
-        is_open = bool(rows) and role_of(rows[-1]) == "user"
+        is_open = bool(rows) and role_of(rows[-1]) == "user" and fields.get("chosen") is not None
         return {"conversations": _continued(rows, fields["chosen"]) if is_open else rows}
 
     return read
@@ -277,9 +269,7 @@ def _captioned(name: str) -> Callable[[Fields], dict[str, Any]]:
 
 
 _FORMS = (
-    _Form(("conversations", "chosen"), _answered("conversations"), has_marks=True),
     _Form(("conversations",), _listed("conversations"), has_marks=True),
-    _Form(("messages", "chosen"), _answered("messages"), has_marks=True),
     _Form(("messages",), _listed("messages"), has_marks=True),
     _Form(("conversation",), _listed("conversation"), has_marks=True),
     _Form(("texts",), _texts),
@@ -312,20 +302,26 @@ def _unknown(fields: Fields, form: RowForm) -> DataError:
         if ours not in ("id", "image", "system", "history") and not _has_column(fields, theirs):
             return _no_such_column(ours, theirs, fields)
     names = [quoted(name, 30) for name, value in fields.items() if value is not None]
-    problem = f"'conversations' is missing; the row has {some(names, 12) or 'no field'}, which is none of the forms"
-    forms = ", ".join(" + ".join(each.names) for each in _FORMS)
-    guesses = _guesses(fields)
-    example = toml_value(guesses or {"image": "photo", "question": "q", "answer": "label"})
-    return DataError("fields", problem, f"Write {forms}; or name the columns: data.columns = {example}")
+    problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
+    forms: dict[str, list[str]] = {}
+    for each in _FORMS:
+        forms.setdefault(each.names[0], []).extend(each.names[1:])
+    known = ", ".join(" + ".join([name, *filter(None, ["|".join(others)])]) for name, others in forms.items())
+    columns = toml_value(_guesses(fields) or {"image": "photo", "question": "q", "answer": "label"})
+    return DataError("fields", problem, f"Write {known}; or name the columns: data.columns = {columns}")
 
 
 def _guesses(fields: Fields) -> dict[str, str]:
-    """data.columns for a row whose names are like ours; nothing where question or answer cannot be told."""
-    found: dict[str, str] = {}
+    """data.columns for a row whose names are like ours; nothing where it cannot be told what is answered."""
     names = [name for name, value in fields.items() if isinstance(value, str) and name == toml_key(name)]
+    found = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
     for ours, words in _LIKELY.items():
-        free = [name for name in names if name not in found.values()]
+        free = [name for name in names if name not in (*found.values(), *IMAGE_FIELDS)]
         like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])
-        if (name := next(like, None)) is not None:
+        if ours not in found and (name := next(like, None)) is not None:
             found[ours] = name
-    return found if {"question", "answer"} <= found.keys() else {}
+    if "question" not in found and "image" in found and "answer" in found:
+        found["caption"] = found.pop("answer")
+    if not ("question" in found and "answer" in found) and "caption" not in found:
+        return {}
+    return {ours: name for ours, name in found.items() if ours != name}

@@ -1,9 +1,10 @@
 """Every form in which data sets write a record becomes the record that it is in LLaVA's form."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -12,6 +13,8 @@ from llava_accel.data.conversation import Turn
 from llava_accel.data.problems import DataError
 from llava_accel.data.records import Record, parse_record, record_id
 from llava_accel.data.row_forms import RowForm
+from llava_accel.recipe.inputs import ColumnName
+from llava_accel.recipe.toml import toml_value
 
 ONE, TWO = "<image>\nwhat?", ("<image>\nwhat?", "red", "why?", "so it is")
 A_USER, AN_ANSWER = {"role": "user", "content": "what?"}, {"role": "assistant", "content": "red"}
@@ -78,6 +81,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, th
     "a preferred turn": (
         {"conversations": said("human", "gpt")[:1], "chosen": said("human", "gpt")[1], "images": ["t0.png"]}, ROUND
     ),
+    "an answer that is there is learned, not the preferred one": (ROUND | {"chosen": "blue"}, ROUND),
     "prompt and response": ({"prompt": "what?", "response": "red", "image": "t0.png"}, ROUND),
     "query and response": ({"query": "what?", "response": "red", "images": ["t0.png"]}, ROUND),
     "a query with its mark": ({"query": "<image>what?", "response": "red", "images": ["t0.png"]}, ROUND),
@@ -239,12 +243,32 @@ def test_a_row_of_no_form_names_its_columns_and_proposes_theirs() -> None:
     with pytest.raises(DataError) as caught:
         parse({"photo": "t0.png", "user_query": "what?", "label": "red", "n": None})
     message = str(caught.value)
-    assert "the row has 'photo', 'user_query', 'label', which is none of the forms" in message
-    assert "question + answer" in message and "instruction + output" in message
+    assert "in no other form: it has 'photo', 'user_query', 'label'." in message
+    assert "question + answer|answers" in message and "instruction + output" in message
     proposed = '{image = "photo", question = "user_query", answer = "label"}'
     assert f"data.columns = {proposed}" in message
     row = {"photo": "t0.png", "user_query": "what?", "label": "red"}
     assert parse(row, ("image", "photo"), ("question", "user_query"), ("answer", "label")).turns == parse(ROUND).turns
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"image": "t0.png", "q": "what?", "label": "red"}, (("question", "q"), ("answer", "label"))),
+        ({"image": "t0.png", "question": "what?", "reply": "red"}, (("answer", "reply"),)),
+        ({"file_name": "t0.png", "label": "red"}, (("image", "file_name"), ("caption", "label"))),
+    ],
+)
+def test_what_is_proposed_works(row: dict[str, str], columns: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(DataError, match=re.escape(f"data.columns = {toml_value(dict(columns))}")):
+        parse(row)
+    assert parse(row, *columns).images == ("t0.png",) and parse(row, *columns).turns[1] == Turn("assistant", "red")
+
+
+def test_columns_may_be_any_field_of_a_form() -> None:
+    row, columns = {"a": HISTORY, "b": "why?", "c": "so it is"}, (("history", "a"), ("query", "b"), ("response", "c"))
+    assert {ours for ours, _ in columns} <= set(get_args(ColumnName))
+    assert parse(row, *columns).turns == parse(record("what?", "red", "why?", "so it is")).turns
 
 
 def test_a_column_that_no_row_has_is_refused_with_the_nearest(tmp_path: Path) -> None:

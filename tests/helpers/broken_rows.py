@@ -43,7 +43,7 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
     "a late system turn": ({"conversations": [HUMAN, {"from": "system", "value": "S"}, GPT]}, "roles", "system"),
     "an image without a mark": (record("Q", "A", image="a.png"), "image_count", "data.missing_image_mark"),
     "an unknown form": ({"q": "Q", "label": "A"}, "fields", 'data.columns = {question = "q", answer = "label"}'),
-    "a question without its answer": ({"question": "Q", "answer": None}, "fields", "none of the forms"),
+    "a question without its answer": ({"question": "Q", "answer": None}, "fields", "no other form"),
     "a question is a list": ({"question": ["Q"], "answer": "A"}, "fields", "'question' is"),
     "a caption is a list": ({"image": "a.png", "caption": ["A", "B"]}, "fields", "'caption' is"),
     "a history is no list of pairs": ({"query": "Q", "response": "A", "history": [["Q"]]}, "fields", "'history' is"),
