@@ -33,7 +33,7 @@ from llava_accel.inspection.preflight import Problems, examine_model, examine_ru
 from llava_accel.inspection.tokens_in_texts import tokens_in_texts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import DataTable, Recipe, RecipeError
-from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad, remarks
+from llava_accel.setup.datasets import bad_records, build_encoder, entries, refuse_bad, remarks, row_form
 from llava_accel.setup.remote_images import fetch_images
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.jsonl import write_json_lines
@@ -102,7 +102,7 @@ def check_data(
         cache_dir = problems.attempt(lambda: cache_folder(recipe.data.cache_dir)) or Path(spare)
         for name, named in entries(recipe.data).items():
             if sources := open_sources(named, cache_dir, unreadable):
-                corpus = Corpus(sources, encoder or find_images)
+                corpus = Corpus(sources, encoder or find_images, row_form(recipe.data))
                 bad_rows |= check_corpus(
                     recipe, name, corpus, processing if encoder else None, arguments, copy, problems, console
                 )
@@ -125,7 +125,7 @@ def check_corpus(
     fetch_images(corpus, recipe.data, console, refuses=False)
     survey = problems.attempt(lambda: read(recipe, corpus, name, console))
     if survey is None:  # the template cannot be used with this tokenizer
-        corpus, processing = Corpus(corpus.sources, find_images), None
+        corpus, processing = Corpus(corpus.sources, find_images, corpus.form), None
         survey = read(recipe, corpus, name, console)
     repeated = duplicate_ids(corpus)
     summarise(console, name, survey, repeated, tokenised=processing is not None)

@@ -100,7 +100,11 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
     free = _FREE | (_LENGTH if rate_is_flat else set())
     old, new = flatten(before.model_dump()), flatten(now.model_dump())
     return [
-        f"{key}: {toml_value(old.get(key))} -> {toml_value(new.get(key))}"
+        f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not (key in free or (key.startswith(_FREE_TABLES) and key not in _BOUND))
     ]
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else toml_value(value)

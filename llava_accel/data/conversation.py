@@ -7,6 +7,7 @@ pieces are tokenised one by one in `labels.py`, so the targets are known by cons
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 from llava_accel.sources.problems import DataError
@@ -55,33 +56,68 @@ SYSTEM_PROMPTS = {
 
 def check_turns(turns: Sequence[Turn], num_images: int) -> None:
     """Check the shape that templates rely on: [system] (user assistant)+, images in user turns only, counts equal."""
-    spoken = [turn for turn in turns if turn.role != "system"]
-    if any(turn.role == "system" for turn in turns[1:]):
-        raise DataError("roles", "a system turn comes after another turn", "Move it to the start")
-    if not spoken:
-        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
-    for position, turn in enumerate(spoken):
-        expected = "user" if position % 2 == 0 else "assistant"
-        if turn.role != expected:
+    start = _start(turns)
+    marks, in_others = 0, turns[0].text.count(IMAGE) if start else 0
+    for position, turn in enumerate(turns[start:]):
+        if turn.role == "system":
+            raise DataError("roles", "a system turn comes after another turn", "Move it to the start")
+        if turn.role != ("assistant" if position % 2 else "user"):
             raise DataError(
                 "roles",
                 f"turn {position + 1} is from {turn.role!r}, but user and assistant must alternate, user first",
-                "Merge neighbouring turns of one speaker, or drop a leading answer",
+                "Merge neighbouring turns of one speaker, or remove the record",
             )
-    if len(spoken) % 2:
+        if position % 2:
+            in_others += turn.text.count(IMAGE)
+        else:
+            marks += turn.text.count(IMAGE)
+    if len(turns) == start:
+        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
+    if (len(turns) - start) % 2:
         raise DataError(
-            "roles", "the conversation ends with a question", "Add its answer, or drop the last turn: it has no target"
+            "roles", "the conversation ends with a question", "Add its answer, or remove the record: it has no target"
         )
-    in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
-    if in_answers and num_images:
+    if in_others and num_images:
         raise DataError("image_count", f"{IMAGE} is outside a user turn", "Move it into a question")
-    marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
     if marks != num_images:
+        remedy = f"Write one {IMAGE} for each image, where it belongs" if num_images else "Name the image in 'image'"
+        remedy += "" if marks else '; data.missing_image_mark = "start" puts them before the first question'
         raise DataError(
-            "image_count",
-            f"the text has {marks} {IMAGE}, but the record names {num_images} image(s)",
-            f"Write one {IMAGE} for each image, where it belongs" if num_images else "Name the image in 'image'",
+            "image_count", f"the text has {marks} {IMAGE}, but the record names {num_images} image(s)", remedy
         )
+
+
+def whole_rounds(turns: Sequence[Turn], images: Sequence[str]) -> tuple[Sequence[Turn], tuple[str, ...]]:
+    """Leave out a leading answer, as LLaVA does, and a trailing question, each with the images that it shows.
+
+    A conversation that is no sequence of rounds for another reason stays as it is, for `check_turns` to refuse.
+    """
+    start = _start(turns)
+    first = start + (len(turns) > start and turns[start].role == "assistant")
+    last = len(turns) - (turns[-1].role == "user" if turns else 0)
+    if (first == start and last == len(turns)) or last - first < 2:
+        return turns, tuple(images)
+    if any(one.role == other.role for one, other in pairwise(turns[start:])):
+        return turns, tuple(images)
+    before, after = (sum(turn.text.count(IMAGE) for turn in each) for each in (turns[start:first], turns[last:]))
+    inside = sum(turn.text.count(IMAGE) for turn in turns[first:last] if turn.role == "user")
+    if before + inside + after == len(images):
+        images = images[before : before + inside]
+    return [*turns[:start], *turns[first:last]], tuple(images)
+
+
+def marked(turns: Sequence[Turn], num_images: int) -> Sequence[Turn]:
+    """The turns with a mark for each image before the first question, one a line; as they are if they have marks."""
+    start = _start(turns)
+    if start == len(turns) or any(IMAGE in turn.text for turn in turns[start::2]):
+        return turns
+    text = f"{IMAGE}\n" * num_images + turns[start].text
+    question = Turn(turns[start].role, text if turns[start].text else text.strip())
+    return [*turns[:start], question, *turns[start + 1 :]]
+
+
+def _start(turns: Sequence[Turn]) -> int:
+    return int(bool(turns) and turns[0].role == "system")
 
 
 def split_images(text: str, has_images: bool) -> list[Piece]:

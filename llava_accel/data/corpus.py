@@ -14,6 +14,7 @@ from jaxtyping import Int
 from llava_accel.data.examples import Encoded
 from llava_accel.data.images import find_image
 from llava_accel.data.records import Record, parse_record, record_id
+from llava_accel.data.row_forms import RowForm, check_columns
 from llava_accel.data.trie import Row, chain
 from llava_accel.sources import hub
 from llava_accel.sources.downloads import DOWNLOADS, fetched, is_remote
@@ -82,12 +83,21 @@ class Corpus:
     Args:
         sources: At least one.
         encoder: Turns records into examples: an `Encoder`, or `find_images`.
+        form: How rows are read.
+
+    Raises:
+        DataError: no row has a column that `form` names.
     """
 
     def __init__(
-        self, sources: Sequence[Source], encoder: Callable[[Record, int, Callable[[str], str]], Encoded]
+        self,
+        sources: Sequence[Source],
+        encoder: Callable[[Record, int, Callable[[str], str]], Encoded],
+        form: RowForm = RowForm(),  # noqa: B008  it cannot be changed
     ) -> None:
         self.sources = list(sources)
+        self.form = form
+        check_columns((source.raw(row) for source in sources for row in range(len(source))), form)
         self._encoder = encoder
         self._starts = np.cumsum([0, *map(len, sources)])
         self.roots = [source.images.resolve() for source in sources]
@@ -103,9 +113,10 @@ class Corpus:
         return np.concatenate([np.full(len(source), source.weight) for source in self.sources])
 
     def fingerprint(self) -> str:
-        """Changes when a row does, or which files share a folder of images; not when files or folders move."""
+        """Changes when a row does, or how it is read, or which files share a folder of images; not when they move."""
         pairs = zip(self.sources, self._root_numbers, strict=True)
         text = " ".join(f"{source.fingerprint}:{root}" for source, root in pairs)
+        text += f" {self.form}" if self.form != RowForm() else ""
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def image_name(self, index: int, file: str) -> str:
@@ -145,7 +156,7 @@ class Corpus:
         """The checked record; DataError with file, row and id if it cannot be used."""
         source, row = self._find(index)
         try:
-            record = parse_record(source.raw(row), source.number(row), source.table.files)
+            record = parse_record(source.raw(row), source.number(row), self.form, source.table.files)
             record.check_answers()
             return record
         except DataError as error:
@@ -172,7 +183,7 @@ class Corpus:
         if error.file:
             return error
         source, row = self._find(index)
-        return error.at(str(source.table.path), source.number(row), record_id(source.raw(row)))
+        return error.at(str(source.table.path), source.number(row), record_id(source.raw(row), self.form))
 
     def place(self, index: int) -> str:
         """File and row of a record, for messages."""

@@ -27,7 +27,7 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), n
     ("image_keys", "record_keys", "answer_keys"), np.int64
 )
 """What is kept of each row: few bytes, as there may be ten million rows."""
-_READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32)])
+_READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32), ("unpaired_turns", np.int32)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class Survey:
     answer_keys: Int[np.ndarray, "rows"]
     """Equal where the last answer is the same."""
     num_dropped_turns: int
+    num_unpaired_turns: int = 0
+    """Leading answers and trailing questions, see `Record.dropped_turns`."""
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
     traits: Counter[str] = field(default_factory=Counter)
@@ -65,7 +67,7 @@ def _read_rows(corpus: Corpus, rows: Sequence[int]) -> tuple[Shaped[np.ndarray, 
     """Tokenise some rows, and find their images without opening them.
 
     Returns:
-        Their `COLUMNS` and "dropped_turns", and by row what is wrong with those that cannot be used.
+        Their `COLUMNS`, "dropped_turns" and "unpaired_turns", and by row what is wrong with those that cannot be used.
     """
     columns = np.zeros(len(rows), dtype=_READ)
     errors: dict[int, DataError] = {}
@@ -91,6 +93,7 @@ def _columns(corpus: Corpus, row: int, encoded: Encoded) -> tuple[int, ...]:
         _key(*images, *(text for turn in record.turns for text in (turn.role, turn.text)), str(record.answers)),
         _key(record.turns[-1].text.strip()),
         encoded.dropped_turns,
+        record.dropped_turns,
     )
 
 
@@ -119,8 +122,14 @@ def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[in
     errors |= broken
     for column in columns.values():
         column[list(errors)] = 0
-    num_dropped_turns = int(columns.pop("dropped_turns").sum())
-    return Survey(**columns, num_dropped_turns=num_dropped_turns, errors=dict(sorted(errors.items())), traits=traits)
+    dropped, unpaired = (int(columns.pop(name).sum()) for name in ("dropped_turns", "unpaired_turns"))
+    return Survey(
+        **columns,
+        num_dropped_turns=dropped,
+        num_unpaired_turns=unpaired,
+        errors=dict(sorted(errors.items())),
+        traits=traits,
+    )
 
 
 def _read_images(
@@ -168,7 +177,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 5
+_FORMAT = 6
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -192,7 +201,8 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
 def _write(survey: Survey, path: Path) -> None:
     errors = json.dumps({row: vars(error) for row, error in survey.errors.items()})
     batch = pa.record_batch({name: getattr(survey, name) for name in COLUMNS})
-    batch = batch.replace_schema_metadata({"errors": errors, "num_dropped_turns": str(survey.num_dropped_turns)})
+    counts = {name: str(getattr(survey, name)) for name in ("num_dropped_turns", "num_unpaired_turns")}
+    batch = batch.replace_schema_metadata({"errors": errors, **counts})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
@@ -203,6 +213,7 @@ def _load(path: Path) -> Survey:
     return Survey(
         **{name: batch.column(name).to_numpy(zero_copy_only=True) for name in COLUMNS},
         num_dropped_turns=int(batch.schema.metadata[b"num_dropped_turns"]),
+        num_unpaired_turns=int(batch.schema.metadata[b"num_unpaired_turns"]),
         errors={int(row): DataError(**fields) for row, fields in errors.items()},
     )
 
@@ -223,5 +234,6 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
         survey,
         **arrays,
         num_dropped_turns=survey.num_dropped_turns + int(columns["dropped_turns"].sum()),
+        num_unpaired_turns=survey.num_unpaired_turns + int(columns["unpaired_turns"].sum()),
         errors=dict(sorted((others | errors).items())),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, Source
 from llava_accel.data.records import record_id
+from llava_accel.data.row_forms import RowForm, column
 from llava_accel.data.survey import Survey
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import DataTable
@@ -102,7 +103,7 @@ def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, Dat
             for row in rows:
                 if row not in survey.errors:
                     raw, number = source.whole(row - rows.start), source.number(row - rows.start)
-                    file.write((with_own_id(raw, number) if row in repeated else raw) + b"\n")
+                    file.write((with_own_id(raw, number, corpus.form) if row in repeated else raw) + b"\n")
         written.append((target, source))
     return written
 
@@ -115,7 +116,7 @@ def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
     repeated: dict[int, DataError] = {}
     start = 0
     for source in corpus.sources:
-        for row, first in _repeated(source).items():
+        for row, first in _repeated(source, corpus.form).items():
             number = source.number(first)
             error = DataError(
                 "duplicate_id",
@@ -127,15 +128,16 @@ def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
     return repeated
 
 
-def with_own_id(raw: bytes, number: int) -> bytes:
+def with_own_id(raw: bytes, number: int, form: RowForm) -> bytes:
     """The record under a unique id: the old one and the number of its row."""
     fields = json.loads(raw)
-    return json.dumps(fields | {"id": f"{record_id(raw)}-row{number}"}, ensure_ascii=False).encode()
+    name = f"{record_id(raw, form)}-row{number}"
+    return json.dumps(fields | {column(form, "id"): name}, ensure_ascii=False).encode()
 
 
-def _repeated(source: Source) -> dict[int, int]:
+def _repeated(source: Source, form: RowForm) -> dict[int, int]:
     """Row -> the first row with its id, for all but the first."""
-    keys = np.fromiter((_key(record_id(source.raw(row))) for row in range(len(source))), np.int64, len(source))
+    keys = np.fromiter((_key(record_id(source.raw(row), form)) for row in range(len(source))), np.int64, len(source))
     order = np.argsort(keys, kind="stable")
     same = keys[order[1:]] == keys[order[:-1]]
     repeated: dict[int, int] = {}

@@ -53,6 +53,8 @@ def _type(key: Mapping[str, Any]) -> str:
         return " or ".join(map(_type, choices))
     if "prefixItems" in key:
         return f"list of {len(key['prefixItems'])}, each {_type(key['prefixItems'][0])}"
+    if key["type"] == "object":
+        return "table of texts"
     if key["type"] == "array":
         return "list of tables" if "$ref" in key["items"] else f"list of {_type(key['items'])}"
     bounds = [f"{word} {key[name]:g}" for name, word in _BOUNDS.items() if key.get(name, _LARGE) < _LARGE]

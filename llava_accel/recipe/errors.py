@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe.inputs import Source
-from llava_accel.recipe.keys import DEFAULTS, KEYS, REQUIRED, nearest_keys
+from llava_accel.recipe.keys import DEFAULTS, FREE_TABLES, KEYS, REQUIRED, nearest_keys
 from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 
@@ -93,7 +93,8 @@ def problems_of(error: ValidationError) -> list[Problem]:
         if details[0]["type"] == "extra_forbidden":
             valid = Source.model_fields if key.startswith(("data.train[", "data.eval[")) else KEYS
             # Of a table that does not exist, each key may have a place in another one.
-            unknown = (flatten({key: value}) if isinstance(value, Mapping) else {}) or {key: value}
+            is_table = isinstance(value, Mapping) and not nearest_keys(key, FREE_TABLES)
+            unknown = (flatten({key: value}) if is_table else {}) or {key: value}
             for item in unknown.items():
                 problems.append(unknown_key(*item, valid if len(problems) < _MOST_SHOWN else ()))
         elif key not in with_items:

@@ -1,12 +1,15 @@
 """The tables of a recipe that say what goes in: [model] with its sub-tables, and [data]."""
 
+import difflib
 import os
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
+_LONGEST_NAME = 100  # characters of a name that is shown
 _MOST_WORKERS = 4  # of "auto"
 _MOST = 10**9  # no run needs more: such a number is a typing error, and would overflow or fill the memory
 Count = Annotated[int, Field(ge=0, le=_MOST)]
@@ -150,6 +153,12 @@ _SOURCES = Discriminator(
 _Listed = Annotated[Annotated[tuple[Source, ...], Strict(False), Field(min_length=1)], Tag("sources")]
 Sources = Annotated[Annotated[Text, Tag("path")] | _Listed, _SOURCES]
 OptionalSources = Annotated[Annotated[str, Tag("path")] | _Listed, _SOURCES]
+ColumnName = Literal[
+    "id", "image", "conversations", "messages", "system", "question", "answer", "answers", "choices", "caption", "text",
+    "texts", "prompt", "completion", "chosen", "response", "query", "history", "instruction", "input", "output",
+    "question_type", "answer_type",
+]  # fmt: skip
+"""Fields of a record whose columns data.columns may name."""
 
 
 class DataTable(Table):
@@ -176,6 +185,11 @@ class DataTable(Table):
     """How an image becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
     exif: Literal["ignore", "apply"] = "ignore"
     """Read images as they are stored, as LLaVA does, or turn them as their EXIF says, as most programs show them."""
+    columns: dict[ColumnName, Text] = {}
+    """Your names of columns that are called otherwise here: {image = "photo", question = "q", answer = "label"}; a dot
+    leads into a nested one."""
+    missing_image_mark: Literal["error", "start"] = "error"
+    """A record names images and no text has `<image>`: it cannot be used; or they come before its first question."""
     image_placement: Literal["start", "in_place"] = "start"
     """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
     answers: Literal["most_frequent", "weighted"] = "most_frequent"
@@ -193,6 +207,22 @@ class DataTable(Table):
     """Limit on the disk space of the features, in GB."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
     """Processes that load and decode, on each rank: "auto" = its cores, at most 4; 0 = in the training process."""
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _names_columns(cls, value: Any) -> Any:
+        known = get_args(ColumnName)
+        if not isinstance(value, Mapping):
+            raise refused("Expected a table: our name of a field = your column.", 'Write it as {image = "photo"}.')
+        for name, column in value.items():
+            if name not in known:
+                similar = difflib.get_close_matches(str(name)[:_LONGEST_NAME], known, n=1)
+                problem = f"There is no field {str(name)[:_LONGEST_NAME]!r}; the fields are {', '.join(known)}."
+                hint = f"Did you mean {similar[0]}? The key is our name, the value your column." if similar else ""
+                raise refused(problem, hint or "Write our name of the field as the key, and your column as its value.")
+            if not isinstance(column, str) or not column or "\0" in column:
+                raise refused(f"The column of {name} is not a text.", f'Write the column\'s name: {{{name} = "..."}}.')
+        return value
 
     @property
     def num_workers(self) -> int:

@@ -11,7 +11,9 @@ REQUIRED = {"run": {"name": "okvqa_qlora"}, "data": {"train": "data/okvqa/train.
 """The keys without a default, each with an example."""
 
 _ALL = flatten(Recipe.model_validate(REQUIRED).model_dump())
-KEYS = tuple(_ALL)
+FREE_TABLES = ("data.columns",)
+"""Tables that are empty by default, and hold what the user names."""
+KEYS = (*_ALL, *FREE_TABLES)
 DEFAULTS = {key: value for key, value in _ALL.items() if key not in flatten(REQUIRED)}
 
 # What LLaVA's scripts and the Hugging Face Trainer call the same thing, where the names are not alike.

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_accel.console.output import Bar
+from llava_accel.data.annotations import option
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
-from llava_accel.data.records import Record, option
+from llava_accel.data.records import Record
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_accel.data.records import as_given, option
+from llava_accel.data.annotations import option
+from llava_accel.data.records import as_given
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import quoted
 from llava_accel.storage.jsonl import write_json_lines

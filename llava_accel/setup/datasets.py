@@ -17,6 +17,7 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
 from llava_accel.data.images import ImageReader
+from llava_accel.data.row_forms import RowForm
 from llava_accel.data.sampler import Order, image_groups
 from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
@@ -66,6 +67,11 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
     )
 
 
+def row_form(data: DataTable) -> RowForm:
+    """How the recipe says that rows are to be read."""
+    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark)
+
+
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
     """The recipe's image_aspect and exif before the tower's image processor."""
     return ImageReader(processing.processor.image_processor, data.image_aspect, data.exif)  # pyright: ignore[reportArgumentType]
@@ -74,7 +80,10 @@ def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
     """The rows of data.train and of data.eval (None where the recipe names no file)."""
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
-    train, *evaluation = (Corpus(open_sources(named, cache_dir), encoder) for named in entries(recipe.data).values())
+    form = row_form(recipe.data)
+    train, *evaluation = (
+        Corpus(open_sources(named, cache_dir), encoder, form) for named in entries(recipe.data).values()
+    )
     return train, next(iter(evaluation), None)
 
 
@@ -164,10 +173,14 @@ def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:
 
 
 def remarks(corpus: Corpus, survey: Survey) -> list[str]:
-    """What is odd about records that can be used: those that stand there twice, in one file or in several, and an answer
-    that nearly all of them have."""
+    """What is odd about records that can be used: turns without a partner, records that stand there twice, in one file or
+    in several, and an answer that nearly all of them have."""
     said: list[str] = []
     usable = survey.usable
+    if survey.num_unpaired_turns:
+        said.append(
+            f"{survey.num_unpaired_turns:,} turns dropped: a leading answer or a trailing question has no partner"
+        )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
     again = np.setdiff1d(np.arange(len(usable)), first)
     if len(again):

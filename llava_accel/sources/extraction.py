@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -16,7 +16,8 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from llava_accel.sources.image_parts import Part, digest_of_ends, looks_like_image, read_image
+from llava_accel.sources.image_parts import Part, digest_of_ends, looks_like_image, part_of, read_image
+from llava_accel.sources.problems import DataError, quoted
 from llava_accel.storage.atomic import atomic_file
 
 PART = "llava_accel.part"
@@ -163,6 +164,28 @@ def part_in(value: object, files: Sequence[str]) -> Part | None:
     if min(start, size) < 0 or not isinstance(key, str) or not isinstance(name, str):
         return None
     return Part(files[number], start, size, key, name.replace("\n", " "))
+
+
+def with_addresses(fields: Mapping[str, object], files: Sequence[str]) -> dict[str, object]:
+    """The fields of a row with addresses in the place of parts."""
+    return {name: _addressed(value, files) for name, value in fields.items()}
+
+
+def _addressed(value: object, files: Sequence[str]) -> object:
+    if part := part_in(value, files):
+        return part.address
+    if isinstance(value, dict):
+        return {key: _addressed(item, files) for key, item in value.items()}
+    return [_addressed(item, files) for item in value] if isinstance(value, list) else value
+
+
+def check_parts(images: Sequence[str], files: Sequence[str]) -> None:
+    """DataError if an image is a part of another file than those of its row: a text of the user's named it so."""
+    for image in images:
+        part = part_of(image) if "#bytes=" in image else None
+        if part and part.file not in files:
+            problem = f"the image {quoted(image)} names a part of a file"
+            raise DataError("unsafe_path", problem, "Name the file of the image itself")
 
 
 def with_images(raw: bytes, files: Sequence[str]) -> bytes:

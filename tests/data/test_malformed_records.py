@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from helpers.samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, image_in, llama, record, write_lines
 from llava_accel.data.conversation import TEMPLATES
 from llava_accel.data.records import parse_record
+from llava_accel.data.row_forms import RowForm
 from llava_accel.sources.problems import DataError
 
 HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
@@ -51,16 +53,37 @@ def test_a_huge_value_does_not_fill_the_message(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 600
 
 
+KEYS = [
+    "from",
+    "value",
+    "role",
+    "content",
+    "answer",
+    "type",
+    "text",
+    "image",
+    "image_url",
+    "url",
+    "path",
+    "bytes",
+    "index",
+]
+words = st.sampled_from(["", "<image>", "t0.png", "human", "Q", "image"])
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 12) | st.floats() | st.sampled_from(["", "<image>", "t0.png", "human"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["from", "value", "role", "content", "answer"]), inner, max_size=3)
-    ),
+    st.none() | st.booleans() | st.integers(-2, 12) | st.floats() | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
     max_leaves=12,
 )
-speaker = st.sampled_from(["human", "gpt", "user", "assistant", "system"])
-turn = st.fixed_dictionaries({"from": speaker, "value": st.sampled_from(["", "Q", "<image>", "<image>\n<image>"])})
+speaker = st.sampled_from(["human", "gpt", "user", "assistant", "system", "Human", "tool"])
+part = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image", "image_url"])},
+    optional={"text": words, "image": json_values, "image_url": json_values, "index": st.integers(-1, 2)},
+)
+spoken = st.sampled_from(["", "Q", "<image>", "<image>\n<image>"]) | st.lists(part, max_size=3)
+turn = st.fixed_dictionaries({"from": speaker, "value": spoken})
+columns = st.tuples(
+    st.sampled_from(["question", "answer", "image", "conversations", "id"]), st.sampled_from(["text", "img.path", "x"])
+)
 
 
 @settings(deadline=None, max_examples=300)
@@ -74,16 +97,39 @@ turn = st.fixed_dictionaries({"from": speaker, "value": st.sampled_from(["", "Q"
             "image": st.sampled_from(["t0.png", "none.png", "../x", "a\0b", "x" * 5000]) | json_values,
             "answers": json_values,
             "question": json_values,
+            "answer": json_values,
+            "choices": json_values,
+            "options": st.dictionaries(st.sampled_from("ABx"), json_values) | json_values,
+            "system": json_values,
+            "system_prompt": json_values,
+            "conversation": st.lists(turn, max_size=5),
+            "texts": st.lists(st.fixed_dictionaries({"user": words, "assistant": words}) | json_values) | json_values,
+            "prompt": words | st.lists(turn) | json_values,
+            "completion": words | turn | st.lists(turn) | json_values,
+            "chosen": words | turn | st.lists(turn) | json_values,
+            "query": json_values,
+            "response": json_values,
+            "history": st.lists(st.lists(words, min_size=2, max_size=2)) | json_values,
+            "instruction": json_values,
+            "input": json_values,
+            "output": json_values,
+            "caption": json_values,
+            "text": json_values,
+            "images": json_values,
+            "img": json_values,
         },
     ),
+    form=st.tuples(st.lists(columns, max_size=2).map(tuple), st.sampled_from(["error", "start"])),
     template=st.sampled_from([*TEMPLATES, "auto"]),
 )
-@example(fields=record("<image>", "A", image="x" * 300), template="v1")
-@example(fields=record("Q", "A", "Q", "A"), template="plain")
-def test_any_json_is_an_example_or_a_data_error(fields: dict[str, object], template: str) -> None:
+@example(fields=record("<image>", "A", image="x" * 300), form=(), template="v1")
+@example(fields=record("Q", "A", "Q", "A"), form=(), template="plain")
+def test_any_json_is_an_example_or_a_data_error(
+    fields: dict[str, object], form: tuple[Any, ...], template: str
+) -> None:
     tokenizer = byte_level() if template in ("chatml", "auto") else llama()
     try:
-        checked = parse_record(json.dumps(fields).encode(), 1)
+        checked = parse_record(json.dumps(fields).encode(), 1, RowForm(*form))
         encode_any = encoder(tokenizer, template, chat_template=CHATML_PARTS if template == "auto" else None)
         example = encode_any(checked, 0, image_in(PARITY / "images")).example
         assert example.num_targets and not example.is_target[0]

@@ -1,6 +1,7 @@
 """The data is read once before the first step, whatever is wrong is found then, and a second start reads nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ from PIL import Image
 
 from helpers.samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
 from llava_accel.data.corpus import Corpus
+from llava_accel.data.row_forms import RowForm
 from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
 from llava_accel.sources.problems import DataError
 
 LONG_TEXT = "word " * 60
 
 
-def mixed(folder: Path, **settings: object) -> Corpus:
+def mixed(folder: Path, **settings: Any) -> Corpus:
     """Good records between some of every kind of bad ones."""
     write_images(folder, "a.png", "b.png")
     (folder / "text.png").write_text("no image")
@@ -115,6 +117,7 @@ def same(one: Survey, other: Survey) -> None:
     for name in ("lengths", "num_targets", "num_images", "num_turns"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
     assert one.num_dropped_turns == other.num_dropped_turns
+    assert one.num_unpaired_turns == other.num_unpaired_turns
     assert {row: str(error) for row, error in one.errors.items()} == {
         row: str(error) for row, error in other.errors.items()
     }
@@ -168,6 +171,23 @@ def test_another_key_or_another_file_is_read_anew(tmp_path: Path) -> None:
     rows = counting(changed)
     cached_survey(changed, "key", tmp_path / "cache", lambda: read(changed))
     assert rows == [0]
+
+
+def test_rows_that_are_read_otherwise_are_read_anew(tmp_path: Path) -> None:
+    data = corpus(tmp_path, [{"q": "Q", "p": "a longer question", "answer": "A"}], RowForm((("question", "q"),)))
+    first = cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
+    other = corpus_of(tmp_path / "data.jsonl", RowForm((("question", "p"),)))
+    second = cached_survey(other, "key", tmp_path / "cache", lambda: read(other))
+    assert second.lengths[0] > first.lengths[0]
+
+
+def test_turns_without_a_partner_are_counted_and_kept(tmp_path: Path) -> None:
+    turns: list[object] = record("Q", "A", "Q")["conversations"]  # type: ignore
+    leading = {"conversations": [{"from": "gpt", "value": "hello"}, *turns]}
+    data = corpus(tmp_path, [{"conversations": turns}, leading, record("Q", "A"), record("Q", "", "Q")])
+    found = cached_survey(data, "key", tmp_path / "cache", lambda: read(data))
+    assert found.num_unpaired_turns == 3 and found.num_turns.tolist() == [2, 2, 2, 0]
+    same(found, cached_survey(data, "key", tmp_path / "cache", lambda: pytest.fail("read again")))
 
 
 def test_a_image_that_was_added_or_mended_is_found_by_the_next_start(tmp_path: Path) -> None:

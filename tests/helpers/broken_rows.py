@@ -25,8 +25,8 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
     "only a system turn": ({"conversations": [{"from": "system", "value": "S"}]}, "empty", "no turns"),
     "a turn is a string": ({"conversations": ["Q", GPT]}, "fields", "turn 1 is 'Q'"),
     "a turn is null": ({"conversations": [HUMAN, None]}, "fields", "turn 2 is 'None'"),
-    "an unknown role": ({"conversations": [HUMAN, {"from": "bot", "value": "A"}]}, "roles", "turn 2 is from 'bot'"),
-    "a role in capitals": ({"conversations": [{"from": "Human", "value": "Q"}, GPT]}, "roles", "'Human'"),
+    "an unknown role": ({"conversations": [HUMAN, {"from": "narrator", "value": "A"}]}, "roles", "from 'narrator'"),
+    "a call of a tool": ({"conversations": [HUMAN, {"from": "function_call", "value": "{}"}, GPT]}, "roles", "of tools"),
     "no role": ({"conversations": [{"value": "Q"}, GPT]}, "roles", "turn 1 is from 'None'"),
     "a role is a number": ({"conversations": [{"from": 1, "value": "Q"}, GPT]}, "roles", "from '1'"),
     "a role is a list": ({"conversations": [{"from": ["human"], "value": "Q"}, GPT]}, "roles", "turn 1"),
@@ -36,10 +36,33 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
     "a text is a list": ({"conversations": [HUMAN, {"from": "gpt", "value": ["A"]}]}, "fields", "turn 2"),
     "two human turns": ({"conversations": [HUMAN, HUMAN, GPT]}, "roles", "turn 2 is from 'user'"),
     "two answers": ({"conversations": [HUMAN, GPT, GPT]}, "roles", "turn 3 is from 'assistant'"),
-    "a leading answer": ({"conversations": [GPT, HUMAN, GPT]}, "roles", "leading answer"),
-    "a trailing question": ({"conversations": [HUMAN, GPT, HUMAN]}, "roles", "ends with a question"),
+    "two leading answers": ({"conversations": [GPT, GPT, HUMAN, GPT]}, "roles", "turn 1 is from 'assistant'"),
+    "two trailing questions": ({"conversations": [HUMAN, GPT, HUMAN, HUMAN]}, "roles", "turn 4 is from 'user'"),
+    "only a question": ({"conversations": [HUMAN]}, "roles", "ends with a question"),
+    "only an answer": ({"conversations": [GPT]}, "roles", "turn 1 is from 'assistant'"),
     "a late system turn": ({"conversations": [HUMAN, {"from": "system", "value": "S"}, GPT]}, "roles", "system"),
-    "an image without a mark": (record("Q", "A", image="a.png"), "image_count", "0 <image>"),
+    "an image without a mark": (record("Q", "A", image="a.png"), "image_count", "data.missing_image_mark"),
+    "an unknown form": ({"q": "Q", "label": "A"}, "fields", 'data.columns = {question = "q", answer = "label"}'),
+    "a question without its answer": ({"question": "Q", "answer": None}, "fields", "no other form"),
+    "a question is a list": ({"question": ["Q"], "answer": "A"}, "fields", "'question' is"),
+    "a caption is a list": ({"image": "a.png", "caption": ["A", "B"]}, "fields", "'caption' is"),
+    "a history is no list of pairs": ({"query": "Q", "response": "A", "history": [["Q"]]}, "fields", "'history' is"),
+    "rounds are a string": ({"texts": "Q"}, "fields", "'texts' is 'Q'"),
+    "two system texts": (
+        {"system": "S", "conversations": [{"from": "system", "value": "T"}, HUMAN, GPT]}, "roles", "'system'"
+    ),
+    "a system text is a number": (TEXT_ONLY | {"system": 3}, "fields", "'system' is '3'"),
+    "a part of another type": (
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}, GPT]}, "fields", "turn 1 has the part"
+    ),
+    "an image part in an answer": (
+        {"messages": [HUMAN, {"role": "assistant", "content": [{"type": "image"}]}]}, "image_count", "has an image"
+    ),
+    "a choice that is not there": ({"question": "Q", "choices": ["a", "b"], "answer": 2}, "fields", "one of the 2 choices"),
+    "a letter that is another choice": (
+        {"question": "Q", "choices": ["B", "A"], "answer": "A"}, "fields", "one of the 2 choices"
+    ),
+    "choices are no strings": ({"question": "Q", "choices": [1, 2], "answer": 1}, "fields", "the choices are"),
     "a mark without an image": (record("<image>\nQ", "A"), "image_count", "names 0 image"),
     "two marks, one image": (record("<image><image>", "A", image="a.png"), "image_count", "2 <image>"),
     "one mark, two images": (record("<image>", "A", image=["a", "b"]), "image_count", "names 2"),

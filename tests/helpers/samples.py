@@ -18,6 +18,7 @@ from llava_accel.data.examples import Encoder
 from llava_accel.data.images import find_image
 from llava_accel.data.labels import Example
 from llava_accel.data.records import parse_record
+from llava_accel.data.row_forms import RowForm
 from llava_accel.sources.named import Named
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -132,14 +133,14 @@ def write_images(folder: Path, *names: str) -> None:
         Image.new("RGB", (40 + 3 * number, 30), (30 * number % 256, 90, 200)).save(folder / name)
 
 
-def corpus(folder: Path, records: Sequence[object], **settings: Any) -> Corpus:
+def corpus(folder: Path, records: Sequence[object], form: RowForm | None = None, **settings: Any) -> Corpus:
     """A corpus of one .jsonl file, with its images beside it."""
-    return corpus_of(write_lines(folder / "data.jsonl", records), **settings)
+    return corpus_of(write_lines(folder / "data.jsonl", records), form, **settings)
 
 
-def corpus_of(path: Path, **settings: Any) -> Corpus:
+def corpus_of(path: Path, form: RowForm | None = None, **settings: Any) -> Corpus:
     """A corpus of a file that is there."""
-    return Corpus(open_sources([Named(str(path))], path.parent / "cache"), encoder(**settings))
+    return Corpus(open_sources([Named(str(path))], path.parent / "cache"), encoder(**settings), form or RowForm())
 
 
 def image_in(folder: Path) -> Callable[[str], str]:

@@ -103,3 +103,11 @@ def test_ids_that_stand_twice_are_no_error(tmp_path: Path, repeated: bool) -> No
     data = write(tmp_path / "data.jsonl", talk(1, "Q", "A"), talk(1 if repeated else 2, "P", "B"))
     ended = start("check", str(write_recipe(tmp_path, data)))
     assert ended.code == 0 and ("with the id of another" in ended.out) == repeated
+
+
+def test_ids_of_another_column_are_made_unique_in_that_column(tmp_path: Path) -> None:
+    rows = [{"nr": 1, "q": "Q", "answer": text} for text in ("A", "B", "")]
+    data: dict[str, object] = {"columns": {"question": "q", "id": "nr"}}
+    fixed(write_recipe(tmp_path, write(tmp_path / "data.jsonl", *rows), data=data), tmp_path / "copy")
+    copied = [json.loads(line) for line in (tmp_path / "copy" / "data.jsonl").read_text().splitlines()]
+    assert [(row["nr"], row["answer"]) for row in copied] == [(1, "A"), ("1-row2", "B")]

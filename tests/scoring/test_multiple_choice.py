@@ -7,7 +7,8 @@ import pytest
 
 import llava_accel.train as verb
 from helpers.runs import PARITY, metrics, recipe, write_records
-from llava_accel.data.records import option, parse_record
+from llava_accel.data.annotations import option
+from llava_accel.data.records import parse_record
 from llava_accel.pages.history import read_run
 from llava_accel.sources.problems import DataError
 

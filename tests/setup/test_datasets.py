@@ -16,7 +16,7 @@ def write(path: Path, *records: dict[str, object]) -> Path:
     return path
 
 
-def notes(folder: Path, *files: Path) -> list[str]:
+def notes(folder: Path, *files: Path, **settings: object) -> list[str]:
     """What `check` and `train` note alike of these files."""
     sources = [{"path": str(file), "images": str(folder)} for file in files]
     recipe = str(write_recipe(folder, files[0], data={"train": sources}))
@@ -71,3 +71,28 @@ def test_an_answer_that_nearly_all_records_have_is_noted(folder: Path, num_other
 
 def test_few_records_may_have_one_answer(folder: Path) -> None:
     assert notes(folder, write(folder / "1.jsonl", *(talk(n, f"Q{n}", "yes") for n in range(9)))) == []
+
+
+def test_turns_without_a_partner_are_noted(folder: Path) -> None:
+    turns = [{"from": "human", "value": text} for text in ("Q", "thanks")]
+    turns.insert(1, {"from": "gpt", "value": "A"})
+    (note,) = notes(folder, write(folder / "1.jsonl", {"conversations": turns}, talk(1, "P", "B")))
+    assert note == "1 turns dropped: a leading answer or a trailing question has no partner"
+
+
+def test_train_and_check_read_rows_as_the_recipe_says(folder: Path) -> None:
+    plain = write_recipe(folder, write(folder / "2.jsonl", talk("x", "Q", "A", "a.png")), data={"images": str(folder)})
+    start("check", str(plain), "--labels", str(folder / "same"))
+    rows = [{"photo": "a.png", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}]
+    settings: dict[str, object] = {
+        "columns": {"image": "photo"}, "missing_image_mark": "start", "images": str(folder)
+    }  # fmt: skip
+    recipe = str(write_recipe(folder, write(folder / "1.jsonl", *rows), data=settings))
+    start("check", recipe, "--labels", str(folder / "labels"))
+    one, other = (json.loads((folder / name).read_text()) for name in ("labels", "same"))
+    assert one["input_ids"] == other["input_ids"] and one["labels"] == other["labels"]
+    for verb in ("check", "train"):
+        ended = start(verb, recipe, "data.columns.image=foto")
+        assert ended.code == 2 and "Did you mean 'photo'?" in ended.err
+    assert start("train", recipe).code == 0
+    assert "data.missing_image_mark" in start("check", recipe, "data.missing_image_mark=error").out

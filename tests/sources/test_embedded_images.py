@@ -194,7 +194,7 @@ def test_plain_rows_are_kept_as_they_are(tmp_path: Path) -> None:
 def test_a_row_cannot_name_parts_of_other_files(tmp_path: Path, value: object) -> None:
     fields = {"id": 1, "image": value, "conversations": TURNS}
     with pytest.raises(DataError):
-        parse_record(json.dumps(fields).encode(), 1, ())
+        parse_record(json.dumps(fields).encode(), 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n cut off", b"\xff\xd8\xff\0\0", b"\0\xff\xfe"])

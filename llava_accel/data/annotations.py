@@ -1,0 +1,62 @@
+"""What a row says of its answers besides the conversation: the annotators' answers, and the options to choose from."""
+
+import re
+import string
+from collections import Counter
+from typing import TypeGuard
+
+from llava_accel.sources.problems import DataError, quoted
+
+_MAX_COUNT = 1e6  # more annotators than any data set has: references() writes each answer out
+_LETTERS = string.ascii_uppercase
+
+
+def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
+    """`answers` of a record, as (text, count); none where the field is absent."""
+    if value is None:
+        return ()
+    counts: dict[str, object] = {}
+    if isinstance(value, dict):
+        # Parquet gives every row the keys of all rows, null where the row has none.
+        counts = {text: count for text, count in value.items() if count is not None}
+    elif isinstance(value, list):
+        entries = [entry.get("answer") if isinstance(entry, dict) else entry for entry in value]
+        texts = [entry for entry in entries if isinstance(entry, str)]
+        counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
+    answers = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
+    if not counts or len(answers) < len(counts):
+        raise DataError(
+            "fields", f"'answers' is {quoted(value)}", 'Write {"answer": count} or a list of answers, or drop it'
+        )
+    return answers
+
+
+def parse_choices(value: object, answer: str) -> tuple[str, ...]:
+    """`choices` of a record, one of which its answer names; none where the field is absent."""
+    if value is None:
+        return ()
+    names = tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
+    if not isinstance(value, list) or len(names) < len(value) or not 2 <= len(names) <= len(_LETTERS):
+        raise DataError("fields", f"'choices' is {quoted(value)}", "Write 2 to 26 strings, or drop it")
+    if option(answer, len(names)) is None:
+        problem = f"the answer {quoted(answer)} does not name one of the {len(names)} choices"
+        raise DataError("fields", problem, f"Begin it with a letter from A to {_LETTERS[len(names) - 1]}")
+    return names
+
+
+def option(text: str, num_choices: int) -> str | None:
+    """The letter of the option that a text names, by LLaVA's rule for ScienceQA: alone, at the start ("B. a magnet"), or
+    in the only "The answer is B." of the text.
+
+    None where the text names no option in one of these ways, or a letter beyond the choices.
+    """
+    text = text.strip()
+    letter = text if len(text) == 1 else text[:1] if text[1:3] == ". " else ""
+    if not letter:
+        sentences = re.findall(r"The answer is ([A-Z]).", text)
+        letter = sentences[0] if len(sentences) == 1 else ""
+    return letter if letter and letter in _LETTERS[:num_choices] else None
+
+
+def _is_count(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_COUNT

@@ -1,0 +1,327 @@
+"""The forms in which data sets write a record, each brought into LLaVA's. A new one is a line of `_FORMS`.
+
+A row is read by the first form whose fields it has. The user's own names of columns are put in place of ours before.
+"""
+
+import difflib
+import functools
+import json
+import string
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from llava_accel.data.annotations import option, parse_answers
+from llava_accel.data.messages import IMAGE_FIELDS, Fields, present, role_of
+from llava_accel.recipe.toml import toml_key, toml_value
+from llava_accel.sources.problems import DataError, quoted, some
+
+
+@dataclass(frozen=True, slots=True)
+class RowForm:
+    """How the recipe says that rows are to be read."""
+
+    columns: tuple[tuple[str, str], ...] = ()
+    """data.columns: our name of a field, and the user's."""
+    missing_image_mark: Literal["error", "start"] = "error"
+
+
+class Row(NamedTuple):
+    """A row in LLaVA's form."""
+
+    fields: Fields
+    messages: list[Any]
+    has_marks: bool = True
+    """Whether texts say where images are; else those that no text mentions belong to the start."""
+
+
+class _Form(NamedTuple):
+    names: tuple[str, ...]
+    """The fields by which a row of the form is known; "image" stands for all of `IMAGE_FIELDS`."""
+    read: Callable[[Fields], dict[str, Any]]
+    """The fields of LLaVA's form that take the place of these: `conversations`, and others that go with it."""
+    has_marks: bool = False
+    """Whether texts may say where images are, so that a missing mark may be a mistake."""
+
+
+def in_llavas_form(fields: Fields, form: RowForm) -> Row:
+    """Bring a row into LLaVA's form.
+
+    Raises:
+        DataError: it is in none of the forms, or something in it is not what the form has there.
+    """
+    rows = fields.get("conversations")
+    if isinstance(rows, list) and not form.columns and fields.keys().isdisjoint(_BESIDE):
+        return Row(fields, rows)
+    if form.columns:
+        fields = {**fields, **_renamed(fields, form)}
+    for each in _in_order(form):
+        if all(present(fields, *(IMAGE_FIELDS if name == "image" else (name,))) is not None for name in each.names):
+            read = each.read(fields)
+            has_marks = each.has_marks and isinstance(fields[each.names[0]], list)
+            return Row({**fields, **read}, _with_system(fields, read["conversations"]), has_marks)
+    raise _unknown(fields, form)
+
+
+def column(form: RowForm, name: str) -> str:
+    """What the user calls one of our fields."""
+    return dict(form.columns).get(name, name)
+
+
+def value_at(fields: Fields, name: str) -> object:
+    """The value of a column; dots lead into nested ones. None where there is none."""
+    if name in fields or "." not in name:
+        return fields.get(name)
+    head, _, rest = name.partition(".")
+    inner = fields.get(head)
+    return value_at(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def _has_column(fields: Fields, name: str) -> bool:
+    """Whether a row has a column, be it null."""
+    head, _, rest = name.partition(".")
+    inner = fields.get(head)
+    return name in fields or (bool(rest) and isinstance(inner, Mapping) and _has_column(inner, rest))
+
+
+def check_columns(rows: Iterable[bytes], form: RowForm) -> None:
+    """Read rows until one has been seen with each column that data.columns names: the first, nearly always.
+
+    Raises:
+        DataError: there is none with one of them.
+    """
+    missing, known = dict(form.columns), dict[str, None]()
+    for raw in rows if missing else ():
+        try:
+            fields = json.loads(raw)
+        except (ValueError, RecursionError):
+            continue  # said of the row when it is read
+        if isinstance(fields, dict):
+            missing = {ours: theirs for ours, theirs in missing.items() if not _has_column(fields, theirs)}
+            known |= dict.fromkeys(list(fields)[:_MOST_COLUMNS] if len(known) < _MOST_COLUMNS else ())
+        if not missing:
+            return
+    for ours, theirs in missing.items():
+        raise _no_such_column(ours, theirs, known)
+
+
+def _no_such_column(ours: str, name: str, known: Iterable[str]) -> DataError:
+    names = list(known)
+    similar = difflib.get_close_matches(name, names, n=1)
+    remedy = (
+        f"Did you mean {quoted(similar[0])}?"
+        if similar
+        else f"The rows have {some([quoted(name, 30) for name in names], 12)}."
+    )
+    problem = f"data.columns.{ours} is {quoted(name)}, and there is no such column"
+    return DataError("fields", problem, f"{remedy} Name one of the file's, or remove the key")
+
+
+def _renamed(fields: Fields, form: RowForm) -> dict[str, object]:
+    values = {ours: value_at(fields, theirs) for ours, theirs in form.columns}
+    return {ours: value for ours, value in values.items() if value is not None}
+
+
+@functools.cache
+def _in_order(form: RowForm) -> list[_Form]:
+    """All forms: one whose fields data.columns names comes first, whatever else the rows hold."""
+    mapped = {ours for ours, _ in form.columns} | {"image"}
+    return sorted(_FORMS, key=lambda each: not mapped.issuperset(each.names))
+
+
+def _with_system(fields: Fields, messages: list[Any]) -> list[Any]:
+    text = _text(fields, "system") if fields.get("system") is not None else _text(fields, "system_prompt")
+    if text is None:
+        return messages
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    if role_of(first) != "system":
+        return [{"from": "system", "value": text}, *messages]
+    if _text_of(first) != text:
+        problem = "the first turn is a system turn, and 'system' says something else"
+        raise DataError("roles", problem, "Keep one of the two")
+    return messages
+
+
+def _text(fields: Fields, name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise DataError("fields", f"{name!r} is {quoted(value)}", "Write a string, or drop it")
+    return value
+
+
+def _round(question: object, answer: object) -> list[dict[str, object]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def _listed(name: str) -> Callable[[Fields], dict[str, Any]]:
+    """A list of messages, whose last answer, the preferred of two, may stand in `chosen`."""
+
+    def read(fields: Fields) -> dict[str, Any]:
+        rows = fields[name]
+        if not isinstance(rows, list):
+            remedy = 'Write "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]'
+            raise DataError("fields", f"{name!r} is {quoted(rows)}", remedy)
+        is_open = bool(rows) and role_of(rows[-1]) == "user" and fields.get("chosen") is not None
+        return {"conversations": _continued(rows, fields["chosen"]) if is_open else rows}
+
+    return read
+
+
+def _texts(fields: Fields) -> dict[str, Any]:
+    rounds = fields["texts"]
+    if not isinstance(rounds, list) or not all(isinstance(each, dict) for each in rounds):
+        problem = f"'texts' is {quoted(rounds)}"
+        raise DataError("fields", problem, 'Write "texts": [{"user": ..., "assistant": ...}]')
+    return {"conversations": [turn for each in rounds for turn in _round(each.get("user"), each.get("assistant"))]}
+
+
+def _prompted(answer: str) -> Callable[[Fields], dict[str, Any]]:
+    """`prompt`, and what answers it: each a text or a list of messages."""
+
+    def read(fields: Fields) -> dict[str, Any]:
+        prompt = fields["prompt"]
+        rows = prompt if isinstance(prompt, list) else [*_history(fields), {"from": "human", "value": prompt}]
+        return {"conversations": _continued(rows, fields[answer])}
+
+    return read
+
+
+def _continued(rows: list[Any], answer: object) -> list[Any]:
+    if not isinstance(answer, list):
+        return [*rows, answer if isinstance(answer, dict) else {"from": "gpt", "value": answer}]
+    # The answer of some data sets is the whole conversation, the question included.
+    questions = [[_text_of(row) for row in each if role_of(row) == "user"] for each in (rows, answer)]
+    return answer if questions[0] and questions[1][: len(questions[0])] == questions[0] else [*rows, *answer]
+
+
+def _text_of(message: dict[str, object]) -> object:
+    return present(message, "value", "content")
+
+
+def _history(fields: Fields) -> list[dict[str, object]]:
+    rounds = fields.get("history") or []
+    if not isinstance(rounds, list) or not all(isinstance(each, list) and len(each) == 2 for each in rounds):
+        problem = f"'history' is {quoted(rounds)}"
+        raise DataError("fields", problem, "Write a list of [question, answer], or drop it")
+    return [turn for question, answer in rounds for turn in _round(question, answer)]
+
+
+def _asked(question: str, answer: str) -> Callable[[Fields], dict[str, Any]]:
+    """Two texts, after those of `history`."""
+
+    def read(fields: Fields) -> dict[str, Any]:
+        return {"conversations": [*_history(fields), *_round(_text(fields, question), _text(fields, answer))]}
+
+    return read
+
+
+def _instructed(fields: Fields) -> dict[str, Any]:
+    question = "\n".join(filter(None, (_text(fields, "instruction"), _text(fields, "input"))))
+    return {"conversations": [*_history(fields), *_round(question, _text(fields, "output"))]}
+
+
+def _annotated(fields: Fields) -> dict[str, Any]:
+    """A question and its annotators' answers: the most frequent one is learned, the first of equals."""
+    answers = parse_answers(fields["answers"])
+    candidates = [answer for answer in answers if answer[0].strip()] or answers
+    target, _ = max(candidates, key=lambda answer: answer[1])
+    return {"conversations": _round(_text(fields, "question"), target)}
+
+
+def _question(fields: Fields) -> dict[str, Any]:
+    if present(fields, "choices", "options") is not None:
+        return _multiple_choice(fields)
+    if isinstance(fields["answer"], list | dict) and fields.get("answers") is None:
+        return {"answers": fields["answer"], **_annotated({**fields, "answers": fields["answer"]})}
+    return _asked("question", "answer")(fields)
+
+
+def _multiple_choice(fields: Fields) -> dict[str, Any]:
+    """The question with its options below, as LLaVA-1.5 learns them, answered by a letter."""
+    choices = present(fields, "choices", "options")
+    if isinstance(choices, dict) and list(choices) == list(string.ascii_uppercase[: len(choices)]):
+        choices = list(choices.values())
+    if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
+        raise DataError("fields", f"the choices are {quoted(choices)}", "Write a list of strings in 'choices'")
+    lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
+    request = "Answer with the option's letter from the given choices directly."
+    question = "\n".join([_text(fields, "question") or "", *lines, request])
+    return {"conversations": _round(question, _letter(fields["answer"], choices)), "choices": choices, "answers": None}
+
+
+def _letter(answer: object, choices: list[str]) -> str:
+    """The letter of the choice that an answer means: by its number from 0, its letter or its text."""
+    letters = string.ascii_uppercase[: len(choices)]
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        meant = set(letters[answer : answer + 1]) if answer >= 0 else set()
+    else:
+        text = answer.strip() if isinstance(answer, str) else ""
+        meant = {letter for letter, choice in zip(letters, choices, strict=False) if choice.strip() == text}
+        meant |= {letter for letter in [option(text, len(letters)), text.strip("().")] if letter and letter in letters}
+    if len(meant) != 1:
+        problem = f"the answer {quoted(answer)} does not name one of the {len(choices)} choices"
+        raise DataError("fields", problem, "Write its number, counted from 0, its letter or its text")
+    return meant.pop()
+
+
+def _captioned(name: str) -> Callable[[Fields], dict[str, Any]]:
+    return lambda fields: {"conversations": _round("", _text(fields, name))}
+
+
+_FORMS = (
+    _Form(("conversations",), _listed("conversations"), has_marks=True),
+    _Form(("messages",), _listed("messages"), has_marks=True),
+    _Form(("conversation",), _listed("conversation"), has_marks=True),
+    _Form(("texts",), _texts),
+    _Form(("prompt", "completion"), _prompted("completion"), has_marks=True),
+    _Form(("prompt", "chosen"), _prompted("chosen"), has_marks=True),
+    _Form(("prompt", "response"), _prompted("response"), has_marks=True),
+    _Form(("query", "response"), _asked("query", "response")),
+    _Form(("instruction", "output"), _instructed),
+    _Form(("question", "answer"), _question),
+    _Form(("question", "answers"), _annotated),
+    _Form(("question", "chosen"), _asked("question", "chosen")),
+    _Form(("caption", "image"), _captioned("caption")),
+    _Form(("text", "image"), _captioned("text")),
+)
+
+_BESIDE = {"chosen", "system", "system_prompt"}
+"""Fields that add something to `conversations`."""
+_MOST_COLUMNS = 1000  # that a message chooses from
+_LIKELY = {
+    "image": ("image", "img", "photo", "picture", "file", "path"),
+    "question": ("question", "prompt", "query", "instruction", "ask", "user", "problem", "input"),
+    "answer": ("answer", "label", "response", "output", "target", "reply", "assistant", "caption", "text"),
+}  # fmt: skip
+"""What others call these, the likeliest first."""
+
+
+def _unknown(fields: Fields, form: RowForm) -> DataError:
+    """The error of a row that is in none of the forms, with a proposal where its names give one."""
+    for ours, theirs in form.columns:
+        if ours not in ("id", "image", "system", "history") and not _has_column(fields, theirs):
+            return _no_such_column(ours, theirs, fields)
+    names = [quoted(name, 30) for name, value in fields.items() if value is not None]
+    problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
+    forms: dict[str, list[str]] = {}
+    for each in _FORMS:
+        forms.setdefault(each.names[0], []).extend(each.names[1:])
+    known = ", ".join(" + ".join([name, *filter(None, ["|".join(others)])]) for name, others in forms.items())
+    columns = toml_value(_guesses(fields) or {"image": "photo", "question": "q", "answer": "label"})
+    return DataError("fields", problem, f"Write {known}; or name the columns: data.columns = {columns}")
+
+
+def _guesses(fields: Fields) -> dict[str, str]:
+    """data.columns for a row whose names are like ours; nothing where it cannot be told what is answered."""
+    names = [name for name, value in fields.items() if isinstance(value, str) and name == toml_key(name)]
+    found = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
+    for ours, words in _LIKELY.items():
+        free = [name for name in names if name not in (*found.values(), *IMAGE_FIELDS)]
+        like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])
+        if ours not in found and (name := next(like, None)) is not None:
+            found[ours] = name
+    if "question" not in found and "image" in found and "answer" in found:
+        found["caption"] = found.pop("answer")
+    if not ("question" in found and "answer" in found) and "caption" not in found:
+        return {}
+    return {ours: name for ours, name in found.items() if ours != name}
