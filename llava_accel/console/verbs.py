@@ -56,6 +56,22 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     return arguments
 
 
+def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
+    add("out", metavar="NEW.toml", help="the recipe to write")
+    add("--data", nargs="+", required=True, metavar="PATH", help="LLaVA JSON, JSON lines or Parquet: files or folders")
+    add("--eval", default="", metavar="PATH", help="held-out data; without it a share of the images is held out")
+    add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
+    add("--base", default="", metavar="DIR_OR_NAME", help="the base; by default llava-hf/llava-1.5-7b-hf")
+    add("--gpu", type=float, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
+    add("--task", choices=("vqa", "caption", "classify", "chat"), help="by default guessed from the answers")
+    add("--force", action="store_true", help="write over a file that is there")
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.gpu is not None and not 0 < arguments.gpu < 1e6:
+        parser.error(f"--gpu {arguments.gpu:g}: name the memory of one GPU in GB, such as 24")
+    return arguments
+
+
 def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     _add_recipe(parser, nargs="?")
@@ -208,6 +224,11 @@ VERBS = {
         "  llava-accel export runs/quickstart --to merged --out runs/quickstart-merged\n"
         "A GPU is used where there is one; CUDA_VISIBLE_DEVICES= leaves the work to the CPU, in fp32.",
         _export,
+    ),
+    "init": Verb(
+        "Write a first recipe that fits data, base and GPU, with the reason for each key.",
+        "  llava-accel init mine.toml --data data/mine.jsonl --images data/images --gpu 24",
+        _init,
     ),
     "plan": Verb(
         "What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.",
