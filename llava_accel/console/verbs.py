@@ -188,6 +188,21 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     return arguments
 
 
+def _recipes(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
+    add("action", choices=("show",), nargs="?", help="print one recipe; without it all are listed")
+    add("name", metavar="NAME", nargs="?", help="the recipe to print")
+    arguments = parser.parse_args(words)
+    if arguments.action and not arguments.name:
+        parser.error("show: name a recipe, such as okvqa_qlora")
+    return arguments
+
+
+def _keys(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    parser.add_argument("name", metavar="TABLE", nargs="?", default="", help="a table such as optim, or one key")
+    return parser.parse_args(words)
+
+
 def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml")
@@ -230,10 +245,18 @@ VERBS = {
         "  llava-accel init mine.toml --data data/mine.jsonl --images data/images --gpu 24",
         _init,
     ),
+    "keys": Verb(
+        "Every key of a recipe: type, default and meaning.", "  llava-accel keys\n  llava-accel keys optim", _keys
+    ),
     "plan": Verb(
         "What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.",
         "  llava-accel plan recipes/okvqa_qlora.toml --gpu 24",
         _plan,
+    ),
+    "recipes": Verb(
+        "List the recipes that ship, or print one.",
+        "  llava-accel recipes\n  llava-accel recipes show okvqa_qlora > mine.toml",
+        _recipes,
     ),
     "report": Verb(
         "Write the report of a run, or compare several, as one HTML file that needs no network.",

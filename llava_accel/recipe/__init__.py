@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from llava_accel.recipe.errors import Problem, RecipeError, path_of, problems_of, unknown_key
 from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, QuantizationTable
-from llava_accel.recipe.keys import REQUIRED
+from llava_accel.recipe.names import REQUIRED
 from llava_accel.recipe.rules import changed_keys, conflicts, unused
 from llava_accel.recipe.tables import OptimTable, Recipe, TrainTable
 from llava_accel.recipe.toml import is_deeper, to_toml

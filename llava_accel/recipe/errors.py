@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe.inputs import Source
-from llava_accel.recipe.keys import DEFAULTS, KEYS, REQUIRED, nearest_keys
+from llava_accel.recipe.names import DEFAULTS, KEYS, REQUIRED, nearest_keys
 from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 
