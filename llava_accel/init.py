@@ -80,7 +80,7 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
         )
         trial = _trial(named, folder, template[0], length_keys(seen))
         corpus = _corpus(trial, processing, sources["data.train"])
-        fit = size(trial, processing, corpus, longest(lengths, seen.window), card, global_batch(findings)[0])
+        fit = size(trial, processing, corpus, longest(seen), card, global_batch(findings)[0])
     head = [
         f"Written by `llava-accel init` for {findings.num_records:,} records and {card.name}.",
         "Change what you like: `llava-accel keys` lists every key, `llava-accel plan` computes memory and steps again.",

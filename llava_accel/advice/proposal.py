@@ -8,6 +8,7 @@ import numpy as np
 from llava_accel.advice.commented import Key
 from llava_accel.advice.findings import Findings, Lengths
 from llava_accel.advice.sizing import Card, Fit
+from llava_accel.exceptions import UserError
 
 _STEPS = 200
 """Fewer teach little: small data are passed over several times until there are so many."""
@@ -82,11 +83,20 @@ def held_out_share(findings: Findings) -> tuple[float, str]:
     return share, f"no --eval: about {round(share * groups):,} of {groups:,} {what} are held out, whole"
 
 
-def longest(lengths: Lengths, window: int) -> np.ndarray:
-    """The tokenised rows that the base takes, the longest first."""
-    order = np.argsort(-lengths.tokens, kind="stable")
-    fitting = order[lengths.tokens[order] <= window]
-    return lengths.rows[fitting if len(fitting) else order[-1:]]
+def longest(seen: Seen) -> np.ndarray:
+    """The tokenised rows that the base takes, the longest first.
+
+    Raises:
+        UserError: it takes none of them.
+    """
+    order = np.argsort(-seen.lengths.tokens, kind="stable")
+    fitting = order[seen.lengths.tokens[order] <= seen.window]
+    if not len(fitting):
+        raise UserError(
+            f"the shortest of {len(order):,} records has {seen.lengths.tokens.min():,} tokens, images included, and the "
+            f"base takes {seen.window:,}. Shorten the records, or name another base with --base"
+        )
+    return seen.lengths.rows[fitting]
 
 
 def length_keys(seen: Seen) -> list[Key]:

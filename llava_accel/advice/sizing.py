@@ -1,5 +1,6 @@
 """Bits, checkpointing and micro-batch that fit a card, from the plan of a step on the longest records."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from numpy import ndarray
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded
-from llava_accel.estimate.peak_memory import Layout, Plan, count_weights, plan_for
+from llava_accel.estimate.peak_memory import CONTEXT_BYTES, USABLE, Layout, Plan, count_weights, plan_for
 from llava_accel.estimate.trace import Moment, build_meta, trace_step
 from llava_accel.estimate.worst_case import load_largest, planned_dtype
 from llava_accel.exceptions import UserError
@@ -139,7 +140,7 @@ def _least(planned: Plan) -> int:
 
 def _total(planned: Plan, batch: int) -> float:
     step = max(moment.by_weights + moment.by_rows * batch / _TRACED for moment in planned.moments)
-    return planned.standing + max(step, planned.gradients + planned.update)
+    return float(planned.standing + max(step, planned.gradients + planned.update))
 
 
 def _power_of_two(number: int) -> int:
@@ -147,9 +148,10 @@ def _power_of_two(number: int) -> int:
 
 
 def _too_large(planned: Plan, card: Card) -> UserError:
-    least = _total(planned, 1) if planned.moments else _least(planned)
+    least = _total(planned, 1) if planned.moments else float(_least(planned))
+    needed = math.ceil((least + CONTEXT_BYTES) / USABLE / 1e8) / 10
     flag = "a larger one with --gpu GB" if card.is_gpu else "the GPU that is meant with --gpu GB, such as --gpu 24"
     return UserError(
-        f"{card.name}: too small for this base, which takes more than {least / 1e9:.0f} GB with 4 bits, checkpointing "
-        f"and one record of the longest. Name {flag}, or a smaller base with --base"
+        f"{card.name}: too small for this base, which takes {'' if planned.moments else 'more than '}{needed:g} GB with "
+        f"4 bits, checkpointing and one record of the longest. Name {flag}, or a smaller base with --base"
     )

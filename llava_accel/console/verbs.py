@@ -1,10 +1,12 @@
-"""What each verb takes on the command line. It imports nothing but argparse, so that help and usage errors are quick."""
+"""What each verb takes on the command line. It imports no library, so that help and usage errors are quick."""
 
 import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from llava_accel.console.mistaken import parse
 
 Reader = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
 
@@ -44,7 +46,7 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
         metavar="N",
         help="processes to start; without a profile each has a whole model (DDP)",
     )
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parse(parser, words)
     if arguments.num_processes is not None and arguments.num_processes < 1:
         parser.error(f"--num-processes {arguments.num_processes}: name at least 1")
     if arguments.profile and not Path(arguments.profile).is_file():
@@ -78,7 +80,7 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
     add("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
     add("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
     add("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parse(parser, words)
     if arguments.score and not arguments.out:
         parser.error("--score needs --out FILE.jsonl for the scored lines")
     if not arguments.score and arguments.recipe is None:
@@ -93,7 +95,7 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
     add("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
-    return parser.parse_intermixed_args(words)
+    return parse(parser, words)
 
 
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -102,7 +104,7 @@ def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
     add("--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)")
     add("--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan")
-    return parser.parse_intermixed_args(words)
+    return parse(parser, words)
 
 
 def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -110,7 +112,7 @@ def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     _add_recipe(parser)
     add("--steps", type=int, default=10, help="optimizer steps of a pass (default 10)")
     add("--rounds", type=int, default=5, help="timed passes over these steps (default 5)")
-    return parser.parse_intermixed_args(words)
+    return parse(parser, words)
 
 
 def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -119,7 +121,7 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     parser.set_defaults(loaded=None)
     add("--list", action="store_true", help="show what is in the cache, that of the recipe or by default the user's")
     add("--clear", action="store_true", help="empty it; running trainings go on without it")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parse(parser, words)
     if arguments.recipe is None and not (arguments.list or arguments.clear):
         parser.error("name a recipe, or take --list or --clear")
     return arguments

@@ -61,7 +61,9 @@ def test_a_smaller_card_checkpoints_then_quantises_then_takes_less(
 
 
 def test_what_fits_no_card_is_refused_with_what_to_name(tmp_path: Path, processing: Processing) -> None:
-    with pytest.raises(UserError, match="a card: too small for this base.*with --gpu GB, or a smaller base with --base"):
+    with pytest.raises(
+        UserError, match=r"a card: too small for this base.*with --gpu GB, or a smaller base with --base"
+    ):
         fit(tmp_path, processing, 0.5)
     with pytest.raises(UserError, match="such as --gpu 24"):
         fit(tmp_path, processing, 0.5, is_gpu=False)
