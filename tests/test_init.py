@@ -209,6 +209,12 @@ def test_a_file_that_is_there_is_kept() -> None:
     assert_refused(start("init", ".", "--data", data), [". is a folder"])
 
 
+def test_the_recipe_may_come_last() -> None:
+    data = write_data(30)
+    assert start("init", "--base", BASE, "--data", data, "mine.toml").code == 0
+    assert load_recipe("mine.toml").data.train == data
+
+
 def test_names_are_written_so_that_toml_and_shell_read_them() -> None:
     data = write_data(30, name='my "data"\\ of/träin.json')
     ended = start("init", "a b/my récipe.toml", "--data", data, "--base", BASE)

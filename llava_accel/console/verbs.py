@@ -60,7 +60,7 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
-    add("out", metavar="NEW.toml", help="the recipe to write")
+    add("out", metavar="NEW.toml", nargs="?", help="the recipe to write")
     add("--data", nargs="+", required=True, metavar="PATH", help="LLaVA JSON, JSON lines or Parquet: files or folders")
     add("--eval", default="", metavar="PATH", help="held-out data; without it a share of the images is held out")
     add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
@@ -68,7 +68,11 @@ def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--gpu", type=float, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
     add("--task", choices=("vqa", "caption", "classify", "chat"), help="by default guessed from the answers")
     add("--force", action="store_true", help="write over a file that is there")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.out is None and len(arguments.data) > 1 and arguments.data[-1].endswith(".toml"):
+        arguments.out = arguments.data.pop()
+    if arguments.out is None:
+        parser.error("name the recipe to write, such as mine.toml")
     if arguments.gpu is not None and not 0 < arguments.gpu < 1e6:
         parser.error(f"--gpu {arguments.gpu:g}: name the memory of one GPU in GB, such as 24")
     return arguments
