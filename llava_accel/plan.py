@@ -16,22 +16,22 @@ import numpy as np
 import torch
 
 from llava_accel.console.output import Console
-from llava_accel.data.loader import Loaded, load_windows, tensor
+from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.sampler import deal
 from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, trace_answers
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
 from llava_accel.estimate.trace import Moment, build_meta, trace_layouts
+from llava_accel.estimate.worst_case import load_largest, planned_dtype
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
-from llava_accel.runtime.engines import build_accelerator, resolve_precision
+from llava_accel.runtime.engines import build_accelerator
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.scoring.held_out import most_at_once
 from llava_accel.setup.datasets import Part, build_order, open_data
 from llava_accel.setup.vision_cache import may_park
-from llava_accel.sources.problems import DataError
 
 _CANDIDATES = 8
 
@@ -55,7 +55,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     profile = read_profile()
     ranks = accelerator.num_processes if profile.is_distributed else ranks
     on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
-    dtype = _dtype(recipe, on_gpu)
+    dtype = planned_dtype(recipe.run.precision, on_gpu)
     model = build_meta(recipe, processing, dtype)
     weights = count_weights(model, recipe)
     batch = worst_batch(recipe, training)
@@ -83,13 +83,6 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     return plans
 
 
-def _dtype(recipe: Recipe, on_gpu: bool) -> torch.dtype:
-    """That of the run on this machine; for a verdict on a GPU that is not here, what "auto" means on a GPU."""
-    if on_gpu and recipe.run.precision == "auto" and not torch.cuda.is_available():
-        return torch.bfloat16
-    return resolve_precision(recipe.run.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def worst_batch(recipe: Recipe, part: Part) -> Loaded:
     """The largest micro-batch: what a rank must be able to hold.
 
@@ -107,21 +100,7 @@ def worst_batch(recipe: Recipe, part: Part) -> Loaded:
             for micro_batch in deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=1)[0]
         ]
         candidates = sorted(dealt, key=lambda rows: -int(part.survey.lengths[rows].sum()))[:_CANDIDATES]
-
-    def on_error(error: DataError) -> None:
-        raise error
-
-    windows = load_windows(
-        part.corpus,
-        part.image_reader,
-        [[rows.tolist()] for rows in candidates],
-        workers=0,
-        device=torch.device("cpu"),
-        on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
-        pack=recipe.model.attention != "flash_attention_2",
-    )
-    return max((window[0] for window in windows), key=lambda batch: tensor(batch, "input_ids").numel())
+    return load_largest(recipe, part.corpus, part.image_reader, candidates)
 
 
 def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:

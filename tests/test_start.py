@@ -32,7 +32,10 @@ def ended(module, *arguments):
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
-            return end.code, said.getvalue(), [name for name in {HEAVY} if name in sys.modules]
+            code = end.code
+        else:
+            code = 0
+    return code, said.getvalue(), [name for name in {HEAVY} if name in sys.modules]
 
 print(json.dumps([ended(*command) for command in json.loads(sys.argv[1])]))
 """
@@ -75,6 +78,15 @@ def test_help_of_every_verb_imports_no_library() -> None:
         ("train nowhere.toml", "There is no such file"),
         ("check nowhere.toml", "There is no such file"),
         ("plan recipes/quickstart.toml optim.learning_rat=1", "Did you mean optim.learning_rate?"),
+        ("train r.toml --learning_rate 1e-4", "write optim.learning_rate=1e-4"),
+        ("train recipes/quickstart.toml optim.learning_rate = 1e-4", "Write optim.learning_rate=1e-4"),
+        ("train recipes/quickstart.toml data.images=my images", 'Write data.images="my images"'),
+        ("init", "--data"),
+        ("init --data a.json", "name the recipe to write"),
+        ("init new.toml --data a.json --gpu 0", "--gpu 0: name the memory"),
+        ("recipes show", "name a recipe"),
+        ("recipes show quickstar", "Did you mean quickstart?"),
+        ("keys optm", "Did you mean optim?"),
         ("trian", "usage: llava-accel VERB"),
     ],
 )
@@ -83,7 +95,15 @@ def test_a_mistake_on_the_command_line_imports_no_library(command: str, says: st
     assert (code, heavy) == (2, []) and says in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize(("command", "seconds"), [("train --help", 0.6), ("train r.toml a.b=1", 1.5)])
+@pytest.mark.parametrize("command", ["keys", "recipes", "recipes show quickstart"])
+def test_what_is_only_printed_needs_no_library(command: str) -> None:
+    ((code, said, heavy),) = ended(["llava_accel", *command.split()])
+    assert (code, heavy) == (0, []) and len(said.splitlines()) > 20
+
+
+@pytest.mark.parametrize(
+    ("command", "seconds"), [("train --help", 0.6), ("train r.toml a.b=1", 1.5), ("keys", 0.6), ("recipes", 0.6)]
+)
 def test_the_answer_takes_little_time(command: str, seconds: float) -> None:
     """Of the processor: the machine may be busy. Twice the promise, for slower ones."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

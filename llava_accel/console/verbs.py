@@ -1,10 +1,12 @@
-"""What each verb takes on the command line. It imports nothing but argparse, so that help and usage errors are quick."""
+"""What each verb takes on the command line. It imports no library, so that help and usage errors are quick."""
 
 import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from llava_accel.console.mistaken import parse
 
 Reader = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
 
@@ -44,7 +46,7 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
         metavar="N",
         help="processes to start; without a profile each has a whole model (DDP)",
     )
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parse(parser, words)
     if arguments.num_processes is not None and arguments.num_processes < 1:
         parser.error(f"--num-processes {arguments.num_processes}: name at least 1")
     if arguments.profile and not Path(arguments.profile).is_file():
@@ -56,13 +58,33 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     return arguments
 
 
+def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
+    add("out", metavar="NEW.toml", nargs="?", help="the recipe to write")
+    add("--data", nargs="+", required=True, metavar="PATH", help="LLaVA JSON, JSON lines or Parquet: files or folders")
+    add("--eval", default="", metavar="PATH", help="held-out data; without it a share of the images is held out")
+    add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
+    add("--base", default="", metavar="DIR_OR_NAME", help="the base; by default llava-hf/llava-1.5-7b-hf")
+    add("--gpu", type=float, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
+    add("--task", choices=("vqa", "caption", "classify", "chat"), help="by default guessed from the answers")
+    add("--force", action="store_true", help="write over a file that is there")
+    arguments = parser.parse_args(words)
+    if arguments.out is None and len(arguments.data) > 1 and arguments.data[-1].endswith(".toml"):
+        arguments.out = arguments.data.pop()
+    if arguments.out is None:
+        parser.error("name the recipe to write, such as mine.toml")
+    if arguments.gpu is not None and not 0 < arguments.gpu < 1e6:
+        parser.error(f"--gpu {arguments.gpu:g}: name the memory of one GPU in GB, such as 24")
+    return arguments
+
+
 def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     _add_recipe(parser, nargs="?")
     add("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
     add("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
     add("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parse(parser, words)
     if arguments.score and not arguments.out:
         parser.error("--score needs --out FILE.jsonl for the scored lines")
     if not arguments.score and arguments.recipe is None:
@@ -77,7 +99,7 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
     add("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
-    return parser.parse_intermixed_args(words)
+    return parse(parser, words)
 
 
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +108,7 @@ def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
     add("--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)")
     add("--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan")
-    return parser.parse_intermixed_args(words)
+    return parse(parser, words)
 
 
 def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -94,7 +116,7 @@ def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     _add_recipe(parser)
     add("--steps", type=int, default=10, help="optimizer steps of a pass (default 10)")
     add("--rounds", type=int, default=5, help="timed passes over these steps (default 5)")
-    return parser.parse_intermixed_args(words)
+    return parse(parser, words)
 
 
 def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -103,7 +125,7 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     parser.set_defaults(loaded=None)
     add("--list", action="store_true", help="show what is in the cache, that of the recipe or by default the user's")
     add("--clear", action="store_true", help="empty it; running trainings go on without it")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parse(parser, words)
     if arguments.recipe is None and not (arguments.list or arguments.clear):
         parser.error("name a recipe, or take --list or --clear")
     return arguments
@@ -172,6 +194,21 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     return arguments
 
 
+def _recipes(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
+    add("action", choices=("show",), nargs="?", help="print one recipe; without it all are listed")
+    add("name", metavar="NAME", nargs="?", help="the recipe to print")
+    arguments = parser.parse_args(words)
+    if arguments.action and not arguments.name:
+        parser.error("show: name a recipe, such as okvqa_qlora")
+    return arguments
+
+
+def _keys(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    parser.add_argument("name", metavar="TABLE", nargs="?", default="", help="a table such as optim, or one key")
+    return parser.parse_args(words)
+
+
 def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml")
@@ -209,10 +246,23 @@ VERBS = {
         "A GPU is used where there is one; CUDA_VISIBLE_DEVICES= leaves the work to the CPU, in fp32.",
         _export,
     ),
+    "init": Verb(
+        "Write a first recipe that fits data, base and GPU, with the reason for each key.",
+        "  llava-accel init mine.toml --data data/mine.jsonl --images data/images --gpu 24",
+        _init,
+    ),
+    "keys": Verb(
+        "Every key of a recipe: type, default and meaning.", "  llava-accel keys\n  llava-accel keys optim", _keys
+    ),
     "plan": Verb(
         "What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.",
         "  llava-accel plan recipes/okvqa_qlora.toml --gpu 24",
         _plan,
+    ),
+    "recipes": Verb(
+        "List the recipes that ship, or print one.",
+        "  llava-accel recipes\n  llava-accel recipes show okvqa_qlora > mine.toml",
+        _recipes,
     ),
     "report": Verb(
         "Write the report of a run, or compare several, as one HTML file that needs no network.",

@@ -7,7 +7,7 @@ from typing import Any
 from llava_accel.pages.curves import score_title
 from llava_accel.pages.history import History, Prediction
 from llava_accel.recipe import changed_keys
-from llava_accel.recipe.keys import DEFAULTS
+from llava_accel.recipe.names import DEFAULTS
 from llava_accel.recipe.toml import flatten, toml_value
 from llava_accel.scoring.metrics import SCORES, TypeScore, by_type
 

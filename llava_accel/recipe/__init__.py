@@ -18,21 +18,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_accel.recipe.errors import Problem, RecipeError, path_of, problems_of, unknown_key
+from llava_accel.recipe.errors import Problem, RecipeError, path_of, problems_of
 from llava_accel.recipe.inputs import DataTable, LoraTable, ModelTable, QuantizationTable
-from llava_accel.recipe.keys import REQUIRED
+from llava_accel.recipe.names import REQUIRED
+from llava_accel.recipe.overrides import accepts, apply_overrides, parse_toml
 from llava_accel.recipe.rules import changed_keys, conflicts, unused
 from llava_accel.recipe.tables import OptimTable, Recipe, TrainTable
 from llava_accel.recipe.toml import is_deeper, to_toml
 
 __all__ = [
     "DataTable", "LoraTable", "ModelTable", "OptimTable", "QuantizationTable", "Recipe", "RecipeError", "RecipeWarning",
-    "TrainTable", "changed_keys", "dump_recipe", "load_recipe", "make_recipe", "recipe_schema",
+    "TrainTable", "accepts", "changed_keys", "dump_recipe", "load_recipe", "make_recipe", "recipe_schema",
 ]  # fmt: skip
 
 _LONGEST_LINE = 200  # characters of a line of the file in an error
 _MOST_BYTES = 1 << 20  # of a recipe: a list of ten thousand sources
-_MOST_DOTS = 5000  # of a key
 _DEEPEST = 20  # tables in one another: six are known, and reading each takes room on the stack
 
 
@@ -45,15 +45,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, warns: bool 
 
     Args:
         path: A TOML file.
-        overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML.
+        overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML. Of a key
+            that takes a list, one value or several apart by commas will do.
         warns: False for the recipe of a run, which has warned of its keys already.
 
     Raises:
         RecipeError: The file cannot be read, or something in it or in an override is wrong.
     """
-    tables, problems = _read(Path(path)), []
-    for override in overrides:
-        problems += _apply(override, tables)
+    tables = _read(Path(path))
+    problems = apply_overrides(overrides, tables)
     recipe = make_recipe(tables, str(path), problems)
     for message in unused(recipe) if warns else ():
         warnings.warn(message, RecipeWarning, stacklevel=2)
@@ -122,45 +122,13 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise refuse(f"The file cannot be read: {error.strerror}.", "Check its permissions.") from error
     try:
-        return _parse(text)
+        return parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         position = re.search(r"at line (\d+)", str(error))
         line = text.split("\n")[int(position[1]) - 1].strip() if position else "the end of the file"
         raise refuse(f"Not TOML: {error}.", f"Correct this line: {line[:_LONGEST_LINE]}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise refuse(f"Not readable as TOML: {error}.", "Write shorter numbers, fewer brackets, fewer dots.") from error
-
-
-def _parse(text: str) -> dict[str, Any]:
-    # tomllib keeps every beginning of a dotted key: of a key with a hundred thousand dots, 40 GB.
-    if any(part.count(".") > _MOST_DOTS for line in text.split("\n") for part in line.split("=")):
-        raise ValueError(f"more than {_MOST_DOTS:,} dots in a key")
-    return tomllib.loads(text)
-
-
-def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
-    """Set one key of `tables` in place; what is wrong with the override itself is returned."""
-    key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    readable = override.encode("utf-8", "backslashreplace").decode()
-    if not equals or not all(path) or readable != override:
-        expected = "An override has the form table.key=value, in UTF-8."
-        return [Problem({"override": readable}, expected, "Write for example optim.learning_rate=1e-4.")]
-    table = tables
-    for part in path[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            return [unknown_key(key, text)]
-    table[path[-1]] = _value(text.strip())
-    return []
-
-
-def _value(text: str) -> Any:
-    try:
-        parsed = _parse(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    return parsed["value"] if parsed.keys() == {"value"} else text
 
 
 def _without_errors(tables: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe.inputs import Source
-from llava_accel.recipe.keys import DEFAULTS, FREE_TABLES, KEYS, REQUIRED, nearest_keys
+from llava_accel.recipe.names import DEFAULTS, FREE_TABLES, KEYS, REQUIRED, nearest_keys
 from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 
@@ -139,6 +139,8 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
         remedy = f"Write numbers, true and false without quotes. {remedy}"
     elif types == {"string_type"} and not isinstance(value, Mapping | list):
         remedy = f"Put it in quotes: `{name} = {toml_value(str(value))}`."
+    elif "tuple_type" in types and isinstance(value, str):
+        remedy = f"Write it as a list: `{name} = {toml_value([value])}`."
     elif "model_type" in types:
         remedy = 'Write it as {path = "..."}.' if key.endswith("]") else f"Write its keys under [{key}]."
     return Problem({key: value}, f"Expected {expected}.", remedy)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from llava_accel.recipe.errors import Problem
-from llava_accel.recipe.keys import DEFAULTS
+from llava_accel.recipe.names import DEFAULTS
 from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 

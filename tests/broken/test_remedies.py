@@ -17,7 +17,7 @@ from helpers.tiny import make_clip
 from helpers.verbs import Ended, good_record, start, write_recipe
 from llava_accel.recipe import RecipeError, load_recipe
 from llava_accel.recipe.errors import Problem
-from llava_accel.recipe.keys import KEYS
+from llava_accel.recipe.names import KEYS
 
 ONE_KEY = UNKNOWN | TYPES | VALUES | TOO_MUCH
 _VALUE = r'("[^"]*"|\[[^]]*\]|[^\s,;:`"]*[^\s,;:`".])'

@@ -50,7 +50,7 @@ TYPES: dict[str, list[str]] = {
     "model.lora.targets=['(']": ["model.lora.targets[0]", "Not a regular expression", "Correct the pattern"],
     "model.template=vicuna": ['model.template = "vicuna"', '"v1"'],
     "log.trackers=['wandbb']": ["log.trackers[0]", 'Did you mean "wandb"?'],
-    "log.trackers=wandb": ["log.trackers", "a list"],
+    "log.trackers=3": ["log.trackers = 3", "a list"],
     "eval=3": ["eval = 3", "a table", "[eval]"],
     "run.name=../up": ['run.name = "../up"', "folder", "Choose another name"],
     "run.name=": ["run.name", "folder", "Choose another name"],

@@ -20,7 +20,7 @@ from llava_accel.recipe import (
     load_recipe,
     recipe_schema,
 )
-from llava_accel.recipe.keys import KEYS
+from llava_accel.recipe.names import KEYS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(ROOT.glob("recipes/*.toml"))

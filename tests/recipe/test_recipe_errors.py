@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_accel.recipe import Recipe, RecipeError, RecipeWarning, load_recipe, make_recipe
-from llava_accel.recipe.keys import KEYS, OTHER_NAMES
+from llava_accel.recipe.names import KEYS, OTHER_NAMES
 from llava_accel.recipe.toml import to_toml
 
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'

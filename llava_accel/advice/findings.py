@@ -1,0 +1,223 @@
+"""What is in the data: every row is read once without a tokenizer, and some of them with one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from llava_accel.data.conversation import IMAGE
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.images import check_images
+from llava_accel.data.records import Record
+from llava_accel.sources.problems import DataError
+
+_MOST_ROWS = 100_000
+"""That are read; of more rows, blocks that are spread over all of them."""
+_BLOCK = 1000  # neighbours: records of one image stand together
+_LONGEST, _SPREAD = 192, 576  # rows that are tokenised
+_IMAGE_BYTES = 2000  # of text that makes as many tokens as an image
+_SHORT_WORDS = 5
+_FEW_QUESTIONS, _FEW_ANSWERS = 20, 100
+
+TASKS = ("vqa", "caption", "classify", "chat")
+_IN_OUR_WORDS = {
+    "data.train and data.eval": "--data and --eval",
+    "set data.images to a folder": "give --images a folder",
+    "set data.images": "give its folder with --images DIR",
+    "data.images": "--images",
+}
+"""What errors say of keys, and what the same is on the command line; the longer ones first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the rows of a corpus say. Arrays have one entry for each row that was read and can be used."""
+
+    num_records: int
+    num_read: int
+    rows: Int[np.ndarray, "read"]
+    sizes: Int[np.ndarray, "read"]
+    """Bytes of text, images counted as text of as many tokens."""
+    answer_words: Int[np.ndarray, "read"]
+    rounds: Int[np.ndarray, "read"]
+    num_with_images: int
+    num_images: int
+    num_sets: int
+    """Different sets of images that records show."""
+    num_questions: int
+    """Different ones."""
+    num_answers: int
+    have_answers: bool
+    have_choices: bool
+    errors: tuple[DataError, ...]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether nine answers of ten have a few words."""
+        return bool(np.quantile(self.answer_words, 0.9) <= _SHORT_WORDS)
+
+    @property
+    def per_image(self) -> float:
+        """Records on the same images, on average over those that show any."""
+        return self.num_with_images / max(1, self.num_sets)
+
+    @property
+    def num_groups(self) -> int:
+        """Sets of images, and records without any."""
+        return self.num_sets + len(self.rows) - self.num_with_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Of rows that were tokenised; each array has an entry for each of them."""
+
+    rows: Int[np.ndarray, "rows"]
+    tokens: Int[np.ndarray, "rows"]
+    answer_tokens: Int[np.ndarray, "rows"]
+    """Of the last answer and its end."""
+    errors: tuple[DataError, ...]
+
+
+def look(corpus: Corpus) -> Findings:
+    """Read the rows; no image is opened, and nothing is tokenised.
+
+    Raises:
+        DataError: no row can be used.
+    """
+    rows = _rows_to_read(len(corpus))
+    kept, sizes, words, rounds = [], [], [], []
+    sets, images = set[tuple[Path, tuple[str, ...]]](), set[tuple[Path, str]]()
+    questions, answers = set[str](), set[str]()
+    errors: list[DataError] = []
+    with_images = with_answers = with_choices = 0
+    for row in rows.tolist():
+        try:
+            record = corpus.record(row)
+        except DataError as error:
+            errors.append(error)
+            continue
+        kept.append(row)
+        sizes.append(sum(len(turn.text.encode()) for turn in record.turns) + _IMAGE_BYTES * len(record.images))
+        words.append(len(record.turns[-1].text.split()))
+        rounds.append(sum(turn.role == "assistant" for turn in record.turns))
+        if record.images:
+            root = corpus.root(row)
+            sets.add((root, record.images))
+            images.update((root, name) for name in record.images)
+        questions.add(_question(record))
+        answers.add(record.turns[-1].text.strip().lower())
+        with_images += bool(record.images)
+        with_answers += bool(record.answers)
+        with_choices += bool(record.choices)
+    if not kept:
+        raise errors[0].with_note(f" None of the {len(rows):,} records that were read can be used")
+    return Findings(
+        num_records=len(corpus),
+        num_read=len(rows),
+        rows=np.array(kept),
+        sizes=np.array(sizes),
+        answer_words=np.array(words),
+        rounds=np.array(rounds),
+        num_with_images=with_images,
+        num_images=len(images),
+        num_sets=len(sets),
+        num_questions=len(questions),
+        num_answers=len(answers),
+        have_answers=with_answers == len(kept),
+        have_choices=with_choices == len(kept),
+        errors=tuple(errors),
+    )
+
+
+def measure(corpus: Corpus, findings: Findings) -> Lengths:
+    """Tokenise the rows that are longest and some that are spread over the others; look at their images' headers.
+
+    Args:
+        corpus: With an `Encoder`.
+
+    Raises:
+        DataError: most of these rows cannot be used.
+    """
+    longest = np.argsort(-findings.sizes, kind="stable")[:_LONGEST]
+    spread = np.linspace(0, len(findings.rows) - 1, min(_SPREAD, len(findings.rows))).astype(int)
+    places = np.unique(np.concatenate([longest, spread]))
+    rows, tokens, answer_tokens, errors = [], [], [], []
+    for row in findings.rows[places].tolist():
+        try:
+            found = corpus.encode(row)
+            check_images(corpus.image_files(row), False)
+        except DataError as error:
+            errors.append(corpus.locate(error, row))
+            continue
+        rows.append(row)
+        tokens.append(found.length)
+        answer_tokens.append(_last_run(found.example.is_target))
+    if len(errors) >= len(places) / 2:
+        note = f" {len(errors):,} of {len(places):,} records that were looked at cannot be used"
+        raise errors[0].with_note(note)
+    return Lengths(
+        rows=np.array(rows),
+        tokens=np.array(tokens),
+        answer_tokens=np.array(answer_tokens),
+        errors=tuple(errors),
+    )
+
+
+def guess_task(findings: Findings) -> tuple[str, str]:
+    """One of `TASKS`, and why."""
+    words, rounds = int(np.median(findings.answer_words)), float(findings.rounds.mean())
+    questions, answers = findings.num_questions, findings.num_answers
+    if findings.have_choices:
+        return "vqa", "all records have choices"
+    if findings.have_answers:
+        return "vqa", "all records have the answers of annotators"
+    if rounds >= 1.5:
+        return "chat", f"a record has {rounds:.1f} questions on average"
+    if not findings.is_short:
+        if questions <= max(_FEW_QUESTIONS, len(findings.rows) // 20):
+            return "caption", f"answers of about {words} words to {_counted(questions, 'wording')} of the question"
+        return "chat", f"answers of about {words} words to {_counted(questions, 'different question')}"
+    if questions <= _FEW_QUESTIONS and answers <= min(_FEW_ANSWERS, len(findings.rows) // 3):
+        return "classify", f"{_counted(answers, 'different short answer')} to {_counted(questions, 'question')}"
+    return "vqa", f"short answers to {_counted(questions, 'different question')}"
+
+
+def of_init(error: DataError) -> DataError:
+    """The error with the flags of `init` in the place of a recipe's keys."""
+    problem, remedy = error.problem, error.remedy
+    for key, flag in _IN_OUR_WORDS.items():
+        problem, remedy = problem.replace(key, flag), remedy.replace(key, flag)
+    return replace(error, problem=problem, remedy=remedy)
+
+
+def names_of_images(corpus: Corpus, most: int = 20) -> Iterator[str]:
+    """Image names of a few records that are spread over the data; records that cannot be read have none."""
+    for row in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)).tolist():
+        try:
+            yield from corpus.record(row).images
+        except DataError:
+            continue
+
+
+def _rows_to_read(number: int) -> Int[np.ndarray, "rows"]:
+    if number <= _MOST_ROWS:
+        return np.arange(number)
+    starts = np.linspace(0, number - _BLOCK, _MOST_ROWS // _BLOCK).astype(int)
+    return np.unique((starts[:, None] + np.arange(_BLOCK)).ravel())
+
+
+def _question(record: Record) -> str:
+    return next(turn.text for turn in record.turns if turn.role == "user").replace(IMAGE, "").strip()
+
+
+def _last_run(is_target: np.ndarray) -> int:
+    """Length of the last stretch that is true."""
+    (targets,) = np.nonzero(is_target)
+    (gaps,) = np.nonzero(np.diff(targets) > 1)
+    return len(targets) - (int(gaps[-1]) + 1 if len(gaps) else 0)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"

@@ -1,0 +1,56 @@
+"""Where the images of a data file are, if nobody says so."""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from llava_accel.data.images import find_image
+from llava_accel.sources.problems import DataError
+
+_USUAL = ("images", "image", "imgs", "img", "pictures", "photos", "train", "coco", "data")
+_MOST = 50  # folders that are tried
+
+
+def find_folder(names: Sequence[str], own: Path) -> Path | None:
+    """The folder near `own` in which most of the images are; None if that is `own` itself, or none has any.
+
+    Args:
+        names: Of some images, as records have them.
+        own: The folder of the data file.
+    """
+    found = {folder: _count(names, folder) for folder in (own, *islice(_near(names, own), _MOST))}
+    best = max(found, key=lambda folder: found[folder])  # the first of equals
+    return best if found[best] > found[own] else None
+
+
+def _near(names: Sequence[str], own: Path) -> Iterator[Path]:
+    absolute = [os.path.dirname(name) for name in names if os.path.isabs(name)]
+    if absolute and len(absolute) == len(names):
+        yield Path(os.path.commonpath(absolute))
+    for folder in (own, own / os.pardir):
+        inner = [path for path in _sorted(folder) if path.name.lower() in _USUAL]
+        yield from sorted(inner, key=lambda path: _USUAL.index(path.name.lower()))
+    yield Path(os.path.normpath(own / os.pardir))
+    yield from _sorted(own)
+
+
+def _sorted(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in islice(entries, 10_000) if entry.is_dir())
+    except OSError:
+        return []
+    return [Path(os.path.normpath(folder / name)) for name in names]
+
+
+def _count(names: Sequence[str], folder: Path) -> int:
+    """How many of the names are files below a folder."""
+    return sum(_is_there(folder, name) for name in names)
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    try:
+        return bool(find_image(folder, name))
+    except DataError:
+        return False

@@ -1,0 +1,207 @@
+"""From what was found to the keys of a recipe, each with its reason."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llava_accel.advice.commented import Key
+from llava_accel.advice.findings import Findings, Lengths
+from llava_accel.advice.sizing import Card, Fit
+from llava_accel.exceptions import UserError
+
+_STEPS = 200
+"""Fewer teach little: small data are passed over several times until there are so many."""
+_MOST_PASSES = 8
+_FEW = 10_000  # records: of fewer, two passes are of use however many steps there are
+_BATCHES = ((500, 8), (20_000, 16))
+"""Global batch where there are fewer records than this; else LLaVA's 128."""
+_ALL_BATCH = 128
+_SHARING = 2.0  # records on an image from which on their prefix is shared
+_FEWEST_GROUPS = 20  # images, of which a share is held out
+_FEWEST_HELD_OUT, _MOST_HELD_OUT = 6, 1000
+_LONGEST_ANSWER = 512
+_ROOM = 1.1  # above the longest record that was tokenised, as not all were
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What the user names."""
+
+    name: str
+    """Of the run."""
+    base: str
+    base_why: str
+    train: str | list[dict[str, Any]]
+    images: str
+    images_why: str
+    evaluation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was found in data and base."""
+
+    train: Findings
+    lengths: Lengths
+    evaluation: Findings | None
+    """Of --eval, as the next."""
+    evaluation_lengths: Lengths | None
+    task: str
+    template: tuple[str, str]
+    window: int
+    """Tokens that the base takes."""
+
+
+def shares_images(findings: Findings) -> bool:
+    """Whether the records of an image are worth to be computed together."""
+    return findings.per_image >= _SHARING and findings.num_with_images > 0
+
+
+def global_batch(findings: Findings) -> tuple[int, str]:
+    """Examples of an optimizer step, and why."""
+    number = findings.num_records
+    batch = next((batch for below, batch in _BATCHES if number < below), _ALL_BATCH)
+    why = f"global batch {batch}: " + (
+        "as LLaVA's" if batch == _ALL_BATCH else f"{number:,} records give too few steps with LLaVA's 128"
+    )
+    if shares_images(findings) and batch < _ALL_BATCH:
+        factor = 4 if findings.per_image >= 4 else 2
+        why = f"global batch {factor * batch}, as those of an image come together"
+        batch *= factor
+    return batch, why
+
+
+def held_out_share(findings: Findings) -> tuple[float, str]:
+    """`data.eval_fraction`, and why; 0 where there are too few images."""
+    groups, number = findings.num_groups, findings.num_records
+    if groups < _FEWEST_GROUPS:
+        return 0.0, f"nothing is held out: {groups} images are too few to be divided"
+    share = min(0.1, max(0.01, _MOST_HELD_OUT / number))
+    share = round(max(share, min(0.3, _FEWEST_HELD_OUT / groups)), 3)
+    what = "images" if findings.num_with_images else "records"
+    return share, f"no --eval: about {round(share * groups):,} of {groups:,} {what} are held out, whole"
+
+
+def longest(seen: Seen) -> np.ndarray:
+    """The tokenised rows that the base takes, the longest first.
+
+    Raises:
+        UserError: it takes none of them.
+    """
+    order = np.argsort(-seen.lengths.tokens, kind="stable")
+    fitting = order[seen.lengths.tokens[order] <= seen.window]
+    if not len(fitting):
+        raise UserError(
+            f"the shortest of {len(order):,} records has {seen.lengths.tokens.min():,} tokens, images included, and the "
+            f"base takes {seen.window:,}. Shorten the records, or name another base with --base"
+        )
+    return seen.lengths.rows[fitting]
+
+
+def length_keys(seen: Seen) -> list[Key]:
+    """`data.max_length`, and what happens to longer records."""
+    both = [seen.lengths, *([seen.evaluation_lengths] if seen.evaluation_lengths else [])]
+    tokens = np.concatenate([lengths.tokens for lengths in both])
+    number = seen.train.num_records + (seen.evaluation.num_records if seen.evaluation else 0)
+    most, median = int(tokens.max()), int(np.median(tokens))
+    needed = -(-round(most * (1.0 if len(tokens) == number else _ROOM)) // 64) * 64
+    why = f"tokens: the longest of {len(tokens):,} records has {most:,}, the median {median:,}"
+    if most <= seen.window:
+        return [Key("max_length", min(needed, seen.window), why)]
+    several = bool(seen.train.rounds.max() > 1)
+    what = "drop_turns" if several else "skip"
+    return [
+        Key("max_length", seen.window, f"{why}; the base takes {seen.window:,}"),
+        Key("on_too_long", what, "longer records " + ("lose turns at their end" if several else "are left out")),
+    ]
+
+
+def metric(seen: Seen) -> tuple[str, str]:
+    """`eval.metric`, and why."""
+    judged = seen.evaluation or seen.train
+    if judged.have_choices:
+        return "multiple_choice", "all records have choices"
+    if seen.task in ("caption", "chat"):
+        return "loss", "answers are too long to be compared word for word"
+    if judged.have_answers:
+        return "vqa_accuracy", "all records have the answers of annotators"
+    return "exact_match", "short answers, one right one each"
+
+
+def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Key]]:
+    """Tables of a recipe."""
+    batch, batch_why = global_batch(seen.train)
+    share, share_why = (0.0, "") if named.evaluation else held_out_share(seen.train)
+    return {
+        "run": [
+            Key("name", named.name, f"the run's folder is runs/{named.name}"),
+            Key("precision", "auto", _precision(card)),
+        ],
+        "model": [
+            Key("base", named.base, named.base_why),
+            Key("template", *seen.template),
+            Key("gradient_checkpointing", fit.checkpoints, _checkpointing(fit, card)),
+        ],
+        "model.quantization": [Key("bits", fit.bits, _bits(fit, card))],
+        "data": [
+            Key("train", named.train, f"{seen.train.num_records:,} records"),
+            *([Key("images", named.images, named.images_why)] if named.images else []),
+            *([Key("eval", named.evaluation, "scored during the run")] if named.evaluation else []),
+            *([Key("eval_fraction", share, share_why)] if share_why else []),
+            *length_keys(seen),
+            *_sharing(seen.train),
+        ],
+        "train": _training(seen.train, share, fit, batch, batch_why, card),
+        "eval": _evaluation(seen, share) if named.evaluation or share else [],
+    }
+
+
+def _precision(card: Card) -> str:
+    return "bf16 where the GPU has it, else fp32" if card.is_gpu else "fp32 here, bf16 on a GPU that has it"
+
+
+def _bits(fit: Fit, card: Card) -> str:
+    if fit.bits == 16:
+        return f"not quantised: {card.gigabytes:.0f} GB hold the weights as they are"
+    return f"QLoRA: with 16 bits, {card.gigabytes:.0f} GB hold too little beside the weights"
+
+
+def _checkpointing(fit: Fit, card: Card) -> str:
+    if fit.checkpoints:
+        return "recomputes activations, a third more work: else too few examples fit"
+    return f"{card.gigabytes:.0f} GB hold all activations"
+
+
+def _sharing(findings: Findings) -> list[Key]:
+    if not shares_images(findings):
+        return []
+    return [
+        Key("share_prefix", True, f"{findings.per_image:.1f} records an image: its tokens run once for all of them")
+    ]
+
+
+def _training(findings: Findings, share: float, fit: Fit, batch: int, batch_why: str, card: Card) -> list[Key]:
+    number = round(findings.num_records * (1 - share))
+    pass_steps = max(1, number // batch)
+    passes = max(2 if findings.num_records < _FEW else 1, min(_MOST_PASSES, -(-_STEPS // pass_steps)))
+    accumulated = batch // fit.batch
+    planned = f"about {fit.gigabytes:.1f} of {card.gigabytes:.0f} GB by the plan, with the longest records"
+    several = f"{fit.batch} x {accumulated} on one GPU" if accumulated > 1 else f"{fit.batch} x 1"
+    return [
+        Key("epochs", passes, f"{number:,} records to train on: about {passes * pass_steps:,} steps"),
+        Key("per_device_batch_size", fit.batch, planned),
+        Key("accumulation_steps", accumulated, f"{several}, {batch_why}"),
+    ]
+
+
+def _evaluation(seen: Seen, share: float) -> list[Key]:
+    number = seen.evaluation.num_records if seen.evaluation else round(share * seen.train.num_records)
+    name, why = metric(seen)
+    tokens = int(np.quantile((seen.evaluation_lengths or seen.lengths).answer_tokens, 0.99))
+    room = min(_LONGEST_ANSWER, -(-round(_ROOM * tokens) // 8) * 8)
+    return [
+        Key("metric", name, why),
+        Key("max_new_tokens", room, f"99 of 100 answers have at most {tokens:,} tokens, their end included"),
+        *([Key("limit", _MOST_HELD_OUT, f"of {number:,} records")] if number > _MOST_HELD_OUT else []),
+    ]

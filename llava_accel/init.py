@@ -1,0 +1,203 @@
+"""A first recipe for data, a base and a card: looks at the data, plans what fits, and writes each key with its reason.
+
+Most keys of a recipe have good defaults; what is written are those that depend on what the user has.
+"""
+
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("init")  # before the imports below, so that help and mistakes are answered at once
+
+
+import argparse
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_accel.advice.commented import Key, run_name, to_commented
+from llava_accel.advice.findings import guess_task, look, measure, names_of_images, of_init
+from llava_accel.advice.folders import find_folder
+from llava_accel.advice.proposal import (
+    Named,
+    Seen,
+    global_batch,
+    held_out_share,
+    length_keys,
+    longest,
+    propose,
+    shares_images,
+)
+from llava_accel.advice.sizing import Card, find_card, size
+from llava_accel.advice.stand_in import DEFAULT_BASE, choose_name, find_configs, load_configs
+from llava_accel.console.output import Console
+from llava_accel.data.corpus import Corpus, Source, open_sources
+from llava_accel.data.examples import find_images
+from llava_accel.exceptions import UserError
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import make_recipe
+from llava_accel.setup.datasets import build_encoder, entries
+from llava_accel.sources.named import Named as NamedSource
+from llava_accel.sources.problems import DataError
+from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.kept_files import cache_folder
+
+_UNLIMITED = 10**9
+
+
+def init(arguments: argparse.Namespace, console: Console) -> None:
+    """Write the recipe, and say what was seen and what comes next.
+
+    Raises:
+        UserError: the file is there, the data or the base cannot be used, or nothing fits the card.
+    """
+    out = Path(arguments.out)
+    _refuse_taken(out, arguments.force)
+    card = find_card(arguments.gpu)
+    named = name_data(arguments, console)
+    sources = _open(named)
+    findings = look(Corpus(sources["data.train"], find_images))
+    evaluation = look(Corpus(sources["data.eval"], find_images)) if named.evaluation else None
+    task, why = (arguments.task, "as --task says") if arguments.task else guess_task(findings)
+    with tempfile.TemporaryDirectory() as spare:
+        folder, assumed = find_configs(named.base, Path(spare))
+        processing = load_configs(folder)
+        template = ("v1", "LLaVA-1.5's") if assumed else choose_name(processing)
+        if template[0] != "v1":
+            processing = load_configs(folder, template[0])
+        trial = _trial(named, folder, template[0], [Key("max_length", _UNLIMITED, "")])
+        lengths = measure(_corpus(trial, processing, sources["data.train"]), findings)
+        seen = Seen(
+            train=findings,
+            lengths=lengths,
+            evaluation=evaluation,
+            evaluation_lengths=measure(_corpus(trial, processing, sources["data.eval"]), evaluation)
+            if evaluation
+            else None,
+            task=task,
+            template=template,
+            window=int(processing.base.text.max_position_embeddings),
+        )
+        trial = _trial(named, folder, template[0], length_keys(seen))
+        corpus = _corpus(trial, processing, sources["data.train"])
+        fit = size(trial, processing, corpus, longest(seen), card, global_batch(findings)[0])
+    head = [
+        f"Written by `llava-accel init` for {findings.num_records:,} records and {card.name}.",
+        "Change what you like: `llava-accel keys` lists every key, `llava-accel plan` computes memory and steps again.",
+        *([assumed] if assumed else []),
+    ]
+    with atomic_file(out) as file:
+        file.write_text(to_commented(head, propose(named, seen, fit, card)), encoding="utf-8")
+    for line in [*saw(seen, card, why), *([assumed] if assumed else []), f"wrote {out}, with the reason for each key"]:
+        console.line(line)
+    console.line("next:")
+    for line in commands(out, named.name, bool(named.evaluation or held_out_share(findings)[0])):
+        console.line(f"  {line}")
+
+
+def name_data(arguments: argparse.Namespace, console: Console) -> Named:
+    """What the command line names, with the folders of images where they are obvious.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    found = {path: _images_of(path, arguments.images, console) for path in _paths(arguments)}
+    own = {
+        path: images or str(open_sources([NamedSource(path)], cache_folder())[0].images)
+        for path, images in found.items()
+    }
+    is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
+    train: Any = arguments.data[0]
+    images = found[train]
+    if not is_one:
+        train = [{"path": path, "images": own[path], "weight": 1.0} for path in arguments.data]
+        images = own[arguments.eval] if arguments.eval else ""
+    return Named(
+        name=run_name(Path(arguments.out).stem),
+        base=arguments.base or DEFAULT_BASE,
+        base_why="" if arguments.base else "no --base: open to all, and the one that published figures are of",
+        train=train,
+        images=images,
+        images_why="as --images says" if arguments.images else "no --images: they were found there",
+        evaluation=arguments.eval,
+    )
+
+
+def saw(seen: Seen, card: Card, why: str) -> list[str]:
+    """What was found, a line each."""
+    findings, lengths = seen.train, seen.lengths
+    lines = [
+        f"data: {findings.num_records:,} records, {findings.num_images:,} images"
+        + (f", {findings.per_image:.1f} records an image" if shares_images(findings) else ""),
+        f"task: {seen.task} ({why})",
+        f"lengths: at most {int(lengths.tokens.max()):,} tokens in {len(lengths.rows):,} records that were tokenised",
+        f"sized for {card.name}",
+    ]
+    if findings.num_read < findings.num_records:
+        lines.insert(1, f"of these {findings.num_read:,} were read, spread over all")
+    wrong = [*findings.errors, *lengths.errors]
+    if wrong:
+        count = f"{len(wrong):,} records" if len(wrong) > 1 else "a record"
+        lines.append(
+            f"note: {count} cannot be used, such as {of_init(wrong[0])}. `check` lists all, and --fix writes a copy without"
+        )
+    return lines
+
+
+def commands(out: Path, name: str, has_evaluation: bool) -> list[str]:
+    """The commands that come next, for the shell."""
+    adapter = ["--adapter", f"runs/{name}"]
+    last = ["evaluate", str(out), *adapter] if has_evaluation else ["chat", *adapter]
+    return [shlex.join(["llava-accel", *words]) for words in (["check", str(out)], ["train", str(out)], last)]
+
+
+def _refuse_taken(out: Path, force: bool) -> None:
+    if out.is_dir():
+        raise UserError(f"{out} is a folder. Name a file, such as {out / 'recipe.toml'}")
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already. Name another file, or write over it with --force")
+
+
+def _paths(arguments: argparse.Namespace) -> list[str]:
+    return [*arguments.data, *([arguments.eval] if arguments.eval else [])]
+
+
+def _images_of(path: str, given: str, console: Console) -> str:
+    """The folder of a file's images; "" where it is the file's own."""
+    sources = open_sources([NamedSource(path, given)], cache_folder())
+    if given:
+        return given
+    names = list(names_of_images(Corpus(sources, find_images)))
+    folder = find_folder(names, sources[0].images) if names else None
+    if folder is None:
+        return ""
+    console.line(f"--images was not given: the images of {path} are in {folder}")
+    return str(folder)
+
+
+def _open(named: Named) -> dict[str, list[Source]]:
+    tables = _trial(named, "base", "v1", [])
+    return {name: open_sources(each, cache_folder()) for name, each in entries(make_recipe(tables).data).items()}
+
+
+def _trial(named: Named, folder: str, template: str, keys: Sequence[Key]) -> dict[str, dict[str, Any]]:
+    """Tables of a recipe on the configs that were found, as far as examples and their lengths go."""
+    data = {"train": named.train, "images": named.images, "eval": named.evaluation}
+    return {
+        "run": {"name": named.name},
+        "model": {"base": folder, "template": template},
+        "data": data | {key.name: key.value for key in keys},
+    }
+
+
+def _corpus(tables: dict[str, dict[str, Any]], processing: Processing, sources: list[Source]) -> Corpus:
+    return Corpus(sources, build_encoder(make_recipe(tables), processing))
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel init NEW.toml`."""
+    try:
+        init(arguments, Console())
+    except DataError as error:
+        raise of_init(error) from error

@@ -1,0 +1,242 @@
+"""`llava-accel init`: from data to a recipe that loads, is checked and trains, whatever the data are."""
+
+import json
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from helpers.runs import PARITY, metrics, talk, write_records
+from helpers.verbs import Ended, assert_refused, start
+from llava_accel.recipe import Recipe, load_recipe
+
+BASE = str(PARITY.parents[1] / "llava_accel" / "quickstart" / "base")
+LONG = "a red square stands on the left of two blue circles"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user: a folder of one's own, and a cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write_images(folder: str, count: int) -> None:
+    Path(folder).mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (32, 32), (number, 90, 9)).save(f"{folder}/{number}.png")
+
+
+def write_data(count: int, a_image: int = 1, answer: str = "red", name: str = "data/train.json", **more: Any) -> str:
+    """Records with so many on each image; the images lie in the folder images beside the file."""
+    if not Path(name).parent.exists():
+        write_images(str(Path(name).parent / "images"), count // a_image)
+    records = [talk(n, f"What is {n}?", answer, f"{n // a_image}.png") | more for n in range(count)]
+    return str(write_records(Path(name), records))
+
+
+def init(*words: str, base: str = BASE) -> Ended:
+    return start("init", "mine.toml", *words, *(["--base", base] if base else []))
+
+
+def made(*words: str, base: str = BASE) -> Recipe:
+    ended = init(*words, base=base)
+    assert ended.code == 0, ended.err
+    return load_recipe("mine.toml")
+
+
+def test_a_small_table_becomes_a_run_that_is_checked() -> None:
+    ended = init("--data", write_data(200))
+    assert (ended.code, ended.err) == (0, ""), ended.err
+    recipe = load_recipe("mine.toml")
+    assert recipe.data.images == "data/images" and "the images of data/train.json are in data/images" in ended.out
+    assert recipe.train.epochs == 8 and recipe.train.per_device_batch_size == 8 == recipe.train.per_device_batch_size
+    assert (recipe.eval.metric, recipe.model.template, recipe.model.quantization.bits) == ("exact_match", "v1", 16)
+    assert recipe.data.eval_fraction == 0.1 and not recipe.data.share_prefix
+    assert "data: 200 records, 200 images" in ended.out and "task: vqa (short answers" in ended.out
+    commands = [shlex.split(line) for line in ended.out.splitlines() if line.startswith("  llava-accel")]
+    assert [words[1] for words in commands] == ["check", "train", "evaluate"]
+    checked = start(*commands[0][1:])
+    assert (checked.code, checked.err) == (0, ""), checked.out
+
+
+def test_each_key_has_its_reason() -> None:
+    made("--data", write_data(40))
+    lines = Path("mine.toml").read_text().splitlines()
+    keys = [line for line in lines if " = " in line.partition("#")[0]]
+    assert [line for line in keys if "#" not in line] == [f'base = "{BASE}"'], "which the user has named"
+    assert len(keys) < 25 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("answer", "more", "words", "metric"),
+    [
+        ("red", {}, [], "exact_match"),
+        ("red", {"answers": {"red": 3, "blue": 1}}, [], "vqa_accuracy"),
+        ("A", {"choices": ["red", "blue"]}, [], "multiple_choice"),
+        (LONG, {}, [], "loss"),
+        (LONG, {}, ["--task", "vqa"], "exact_match"),
+        ("red", {}, ["--task", "caption"], "loss"),
+    ],
+)
+def test_answers_decide_how_they_are_judged(answer: str, more: dict[str, Any], words: list[str], metric: str) -> None:
+    recipe = made("--data", write_data(40, answer=answer, **more), *words)
+    assert recipe.eval.metric == metric
+    assert recipe.eval.max_new_tokens == (8 if answer != LONG else recipe.eval.max_new_tokens)
+    assert recipe.eval.max_new_tokens >= len(answer.split())
+
+
+def test_questions_on_one_image_share_it() -> None:
+    recipe = made("--data", write_data(160, 4))
+    assert recipe.data.share_prefix
+    assert recipe.train.per_device_batch_size * recipe.train.accumulation_steps == 4 * 8
+
+
+def test_few_images_are_not_divided() -> None:
+    recipe = made("--data", write_data(40, 4))
+    assert not recipe.data.eval_fraction and recipe.eval.metric == "loss"
+
+
+def test_held_out_data_are_named_and_measured() -> None:
+    train = write_data(40)
+    turns: dict[str, Any] = {"conversations": talk(1, "x " * 300, LONG, "1.png")["conversations"]}
+    recipe = made("--data", train, "--eval", write_data(10, name="data/held_out.json", **turns))
+    assert recipe.data.eval == "data/held_out.json" and not recipe.data.eval_fraction
+    assert recipe.data.max_length > 300, "of the longer ones"
+    assert recipe.eval.max_new_tokens > 8 and start("check", "mine.toml").code == 0
+
+
+def test_several_files_have_a_folder_each() -> None:
+    data = [write_data(30, name="one/a.json"), write_data(30, name="two/b.json")]
+    recipe = made("--data", *data)
+    assert [source.model_dump() for source in recipe.data.train if not isinstance(source, str)] == [
+        {"path": "one/a.json", "images": "one/images", "weight": 1.0},
+        {"path": "two/b.json", "images": "two/images", "weight": 1.0},
+    ]
+    assert start("check", "mine.toml").code == 0
+
+
+def test_a_folder_of_parquet_is_data_too(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    write_data(30)
+    records = json.loads(Path("data/train.json").read_text())
+    Path("tables").mkdir()
+    parquet.write_table(pa.Table.from_pylist(records), "tables/a.parquet")
+    assert made("--data", "tables", "--images", "data/images").data.train == "tables"
+
+
+def test_a_base_with_a_template_of_its_own_keeps_it(tmp_path: Path, llava_folder: Path) -> None:
+    import shutil
+
+    base = shutil.copytree(llava_folder, tmp_path / "base")
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+        "{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+        "{% endif %}{{ '</s>' if m['role'] == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    (base / "chat_template.jinja").write_text(template)
+    data = write_data(30)
+    assert made("--data", data, base=str(base)).model.template == "auto"
+    assert start("check", "mine.toml", fresh=True).code == 0
+    assert made("--data", data, "--force", base=str(llava_folder)).model.template == "v1"
+
+
+def test_records_that_a_base_cannot_hold_are_left_out(llava_folder: Path) -> None:
+    data = write_data(30)
+    records = json.loads(Path(data).read_text())
+    write_records(Path(data), [*records, talk("long", "Say much.", "x" * 700, "1.png")])
+    recipe = made("--data", data, base=str(llava_folder))
+    assert (recipe.data.max_length, recipe.data.on_too_long) == (512, "skip")
+    assert start("check", "mine.toml").code == 0
+    write_records(Path(data), [talk("long", "Say much.", "x" * 700, "1.png")])
+    assert_refused(init("--data", data, "--force", base=str(llava_folder)), ["the base takes 512. Shorten the records"])
+
+
+def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ended = init("--data", write_data(40), "--gpu", "24", base="")
+    assert ended.code == 0, ended.err
+    assert "assumed: llava-hf/llava-1.5-7b-hf is not on this machine" in ended.out
+    recipe, text = load_recipe("mine.toml"), Path("mine.toml").read_text()
+    assert recipe.model.base == "llava-hf/llava-1.5-7b-hf" and "# no --base:" in text and "# assumed: " in text
+    assert recipe.data.max_length >= 576, "an image has 576 tokens"
+    assert recipe.model.gradient_checkpointing is True and recipe.train.accumulation_steps >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--data", "data/train.json", "--images", "alone"], ["no image '0.png' in alone", "--images DIR"]),
+        (["--data", "data/train.json", "--images", "nowhere"], ["--images: there is no folder nowhere"]),
+        (["--data", "nowhere.json"], ["nowhere.json", "Check --data and --eval"]),
+        (["--data", "alone"], ["alone", "holds no data file"]),
+        (["--data", "data/train.json", "--eval", "none.json"], ["none.json", "Check --data and --eval"]),
+        (["--data", "data/train.json", "--gpu", "0.5"], ["a GPU of 0.5 GB", "larger one with --gpu"]),
+    ],
+)
+def test_broken_input_of_init(words: list[str], says: list[str]) -> None:
+    write_data(30)
+    Path("alone").mkdir()
+    assert_refused(init(*words), says)
+    assert not Path("mine.toml").exists()
+
+
+def test_broken_input_of_init_a_base() -> None:
+    data = write_data(30)
+    assert_refused(init("--data", data, base="./nowhere"), ["--base: there is no folder ./nowhere"])
+    assert_refused(init("--data", data, base=str(PARITY / "clip")), ["clip"])
+
+
+def test_the_remedy_for_images_works() -> None:
+    write_images("far/away/pictures", 30)
+    data = write_data(30, name="far.json")
+    assert_refused(init("--data", data), ["--images DIR"])
+    assert made("--data", data, "--images", "far/away/pictures").data.images == "far/away/pictures"
+
+
+def test_a_file_that_is_there_is_kept() -> None:
+    data = write_data(30)
+    Path("mine.toml").write_text("# mine")
+    assert_refused(init("--data", data), ["mine.toml is there already", "--force"])
+    assert Path("mine.toml").read_text() == "# mine"
+    assert made("--data", data, "--force").run.name == "mine"
+    assert_refused(start("init", ".", "--data", data), [". is a folder"])
+
+
+def test_the_recipe_may_come_last() -> None:
+    data = write_data(30)
+    assert start("init", "--base", BASE, "--data", data, "mine.toml").code == 0
+    assert load_recipe("mine.toml").data.train == data
+
+
+def test_names_are_written_so_that_toml_and_shell_read_them() -> None:
+    data = write_data(30, name='my "data"\\ of/träin.json')
+    ended = start("init", "a b/my récipe.toml", "--data", data, "--base", BASE)
+    assert ended.code == 0, ended.err
+    tables = tomllib.loads(Path("a b/my récipe.toml").read_text())
+    assert tables["data"]["train"] == data and tables["run"]["name"] == "my-r-cipe"
+    commands = [shlex.split(line) for line in ended.out.splitlines() if line.startswith("  llava-accel")]
+    assert commands[0] == ["llava-accel", "check", "a b/my récipe.toml"]
+    assert start(*commands[0][1:]).code == 0
+
+
+def test_a_record_that_cannot_be_used_is_told() -> None:
+    records = json.loads(Path(write_data(30)).read_text())
+    write_records(Path("data/train.json"), [*records, {"id": "odd"}])
+    ended = init("--data", "data/train.json")
+    assert ended.code == 0 and "note: a record cannot be used, such as data/train.json, row 31 (id 'odd')" in ended.out
+
+
+@pytest.mark.slow
+def test_the_recipe_trains() -> None:
+    made("--data", write_data(40))
+    ended = start("train", "mine.toml", "train.max_steps=1", "checkpoint.verify=false", "data.workers=0")
+    assert ended.code == 0, ended.err
+    assert [line["step"] for line in metrics(Path("runs/mine")) if "loss" in line] == [1]
+    assert "exact_match" in (Path("runs/mine") / "metrics.jsonl").read_text()
