@@ -56,7 +56,8 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     with evaluation_explained():
         evaluation = evaluate(run, model, part, processing.processor.tokenizer, at_once=at_once)
     objective.flush_features()
-    console.line(evaluation.summary)
+    for line in evaluation.summary:
+        console.line(line)
     for kind, table in by_type(evaluation.predictions).items():
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)

@@ -135,12 +135,12 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     rows, columns = [], {key: title for key, title in _COLUMNS.items() if any(key in line["eval"] for line in found)}
     common = {key: found[-1]["eval"].get(f"common_{key}") for key in columns}
     if any(value is not None for value in common.values()):
-        rows.append(["the commonest answer, always", *(cell(key, value) for key, value in common.items())])
+        rows.append(["commonest answer", *(cell(key, value) for key, value in common.items())])
     for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
         rows.append([name, *(cell(column, line["eval"].get(column)) for column in columns)])
-    console.table("evaluations", ["", *columns.values()], rows)
+    console.table("evaluations", ["", *columns.values()], rows, is_narrow=True)
 
 
 def show_answers(path: Path, step: int, console: Console) -> None:
@@ -153,4 +153,5 @@ def show_answers(path: Path, step: int, console: Console) -> None:
         [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]
         for row in shown
     ]
-    console.table(f"some answers of step {step:,}", ["question", "reference", "prediction", "score"], rows)
+    columns = ["question", "reference", "prediction", "score"]
+    console.table(f"some answers of step {step:,}", columns, rows, is_narrow=True)

@@ -10,7 +10,7 @@ from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
-from llava_accel.scoring.held_out import FILE
+from llava_accel.scoring.held_out import FILE, main_score
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.jsonl import read_json_lines
 from llava_accel.storage.run_weights import complete_checkpoints
@@ -71,11 +71,8 @@ class History:
 
     @property
     def score(self) -> str | None:
-        """The main score: the recipe's metric, or where that is the loss multiple choice or VQA accuracy; or None."""
-        measured = {key for line in self.evaluations for key in line["eval"]}
-        metric = self.recipe.eval.metric
-        candidates = ("multiple_choice", "vqa_accuracy") if metric == "loss" else (metric,)
-        return next((score for score in candidates if score in measured), None)
+        """The main score of the recipe's metric, or None."""
+        return main_score(self.recipe.eval.metric, {key for line in self.evaluations for key in line["eval"]})
 
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""

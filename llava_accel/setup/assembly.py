@@ -51,16 +51,7 @@ def build_objective(
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
     lighten_dropout(model)
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
-    console.table(
-        "trained",
-        ["part", "trained", "of", "share of the model"],
-        [[row.part, f"{row.trainable:,}", f"{row.total:,}", f"{row.share:.2%}"] for row in summary.parts],
-    )
-    console.table(
-        "in memory",
-        ["type", "weights", "MiB"],
-        [[row.dtype, f"{row.parameters:,}", f"{row.bytes / 2**20:,.1f}"] for row in summary.types],
-    )
+    console.pairs("weights", describe_weights(summary))
     objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision)
     if source:
         load_saved(source, objective)
@@ -77,6 +68,20 @@ def _origins(recipe: Recipe) -> list[str]:
     named = {"base": table.base, "projector": table.projector, "adapter": table.adapter}
     folders = {key: resolve_folder(name, f"model.{key}") for key, name in named.items() if Path(name).is_dir() and name}
     return [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
+
+
+def describe_weights(summary: "TrainableSummary") -> dict[str, str]:
+    """How many are trained of each part, and what all of them take, for the console."""
+    trained = [
+        f"{row.part} {row.trainable:,}{f' of {row.total:,}' if row.trainable < row.total else ''}"
+        for row in summary.parts
+        if row.trainable
+    ]
+    frozen = [f"{row.part} {row.total:,}" for row in summary.parts if not row.trainable]
+    share = f"{100 * sum(row.share for row in summary.parts):.2f} % of all"
+    types = [f"{row.parameters:,} in {row.dtype}, {row.bytes / 2**20:,.1f} MiB" for row in summary.types]
+    facts = {"trained": f"{', '.join(trained)}: {share}", "frozen": ", ".join(frozen), "in memory": "; ".join(types)}
+    return {name: text for name, text in facts.items() if text}
 
 
 class PartRow(NamedTuple):

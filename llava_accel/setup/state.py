@@ -48,8 +48,8 @@ class TrainState:
         Args:
             content: What the records and images are.
         """
-        steps = train.max_steps or train.epochs * order.steps_per_epoch
-        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=f"{order.fingerprint()} {content}")
+        steps, data = count_steps(train, order), f"{order.fingerprint()} {content}"
+        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=data)
 
     @property
     def epoch(self) -> float:
@@ -63,6 +63,11 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # The length of the run is the recipe's business: with a constant rate, training longer may go on from here.
         vars(self).update({key: state[key] for key in state if key not in ("num_steps", "steps_per_epoch")})
+
+
+def count_steps(train: TrainTable, order: Order) -> int:
+    """Optimizer steps of the whole run."""
+    return train.max_steps or train.epochs * order.steps_per_epoch
 
 
 def is_due(step: int, every: int, last: int) -> bool:
