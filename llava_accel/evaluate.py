@@ -27,6 +27,7 @@ from llava_accel.scoring.metrics import by_type, score_file
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
 from llava_accel.setup.vision_cache import attach_features
+from llava_accel.storage.atomic import check_out
 
 
 def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
@@ -70,6 +71,8 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel evaluate RECIPE`, or `--score FILE.jsonl`."""
     out = Path(arguments.out) if arguments.out else None
+    if out:
+        check_out(out, "--out")
     if arguments.score:
         assert out is not None
         for name, value in score_file(Path(arguments.score), out).items():

@@ -15,7 +15,7 @@ from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
-from llava_accel.model.save import FACTS
+from llava_accel.model.save import FACTS, other_base
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, load_recipe, make_recipe
 from llava_accel.storage.run_weights import find_weights
@@ -131,14 +131,8 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
 
 def fingerprint_note(trained: Trained, recipe: Recipe, fingerprint: str) -> str:
     """What to say where the base is not the one that it was trained on; else nothing."""
-    known = trained.facts.get("base_fingerprint")
-    if trained.kind == "model" or known in (None, fingerprint):
-        return ""
-    return (
-        f"note: {trained.folder} was trained on a base with the fingerprint {known}, and "
-        f"{recipe.model.base or recipe.model.language_model} has {fingerprint}. "
-        "The same model in another precision or layout gives the same answers; another model does not"
-    )
+    base = recipe.model.base or recipe.model.language_model
+    return "" if trained.kind == "model" else other_base(trained.folder, base, fingerprint)
 
 
 def _folder(name: str, what: str) -> Path:

@@ -16,7 +16,7 @@ from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.save import load_saved, step_saved, with_step
+from llava_accel.model.save import load_saved, other_base, step_saved, with_step
 from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -46,7 +46,7 @@ def build_objective(
     loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
     torch.manual_seed(recipe.run.seed)  # new LoRA weights: the same on every rank, and on any number of them
     model = prepare_trainable(loaded.model, recipe)
-    for note in (*loaded.notes, *_origins(recipe)):
+    for note in (*loaded.notes, *_origins(recipe, loaded.fingerprint)):
         console.line(note)
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
     lighten_dropout(model)
@@ -62,12 +62,17 @@ def build_objective(
     return place(objective, accelerator), loaded
 
 
-def _origins(recipe: Recipe) -> list[str]:
-    """A line for each key that names what was trained here, with the step that was loaded."""
+def _origins(recipe: Recipe, fingerprint: str) -> list[str]:
+    """A line for each key that names what was trained here, with the step that was loaded; and for what was trained on
+    another base than the one with this fingerprint."""
     table = recipe.model
     named = {"base": table.base, "projector": table.projector, "adapter": table.adapter}
     folders = {key: resolve_folder(name, f"model.{key}") for key, name in named.items() if Path(name).is_dir() and name}
-    return [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
+    said = [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
+    added = [folder for key, folder in folders.items() if key != "base"]
+    return said + [
+        note for folder in added if (note := other_base(folder, table.base or table.language_model, fingerprint))
+    ]
 
 
 def describe_weights(summary: "TrainableSummary") -> dict[str, str]:
