@@ -15,10 +15,10 @@ from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
-from llava_accel.model.save import FACTS, other_base
+from llava_accel.model.save import FACTS, other_base, step_saved, with_step
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, load_recipe, make_recipe
-from llava_accel.storage.run_weights import find_weights
+from llava_accel.storage.run_weights import complete_checkpoints, find_weights, step_of
 
 Kind = Literal["lora", "projector", "model"]
 """LoRA weights, the projector of stage 1, or all the weights that there are."""
@@ -83,6 +83,24 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
     facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     return Trained(folder, kind, recipe, own, facts)
+
+
+def describe(trained: Trained) -> str:
+    """Which weights these are, in one line: folder and step, and of a run whether they are its best or its last."""
+    folder, own = trained.folder, trained.own
+    if own is None:
+        base = trained.recipe.model.base or str(folder)
+        return f"weights: {base}" if trained.kind == "model" else f"weights: {folder}, on {base}"
+    said = [f"run {own.run.name}"]
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    last = max(map(step_of, complete_checkpoints(run / "checkpoints")), default=None)
+    is_last = last is None or last == step_saved(folder)
+    if folder.name == "best":
+        said.append(f"the best by {own.eval.metric}{' and the last' if last is not None and is_last else ''}")
+    elif folder.parent.name == "checkpoints":
+        said.append("its last checkpoint" if is_last else "an earlier checkpoint")
+    said += [] if is_last else [f"the last is step {last:,}"]
+    return f"weights: {with_step(folder)} ({', '.join(said)})"
 
 
 def with_trained(recipe: Recipe, name: str) -> Recipe:
