@@ -31,6 +31,7 @@ from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
+from llava_accel.setup.figures import mix_of
 from llava_accel.setup.opening import say_opening
 from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
@@ -66,7 +67,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     checkpoints.resume(source)
     interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state)
+    meter = Meter(run, state, mix_of(recipe, training))
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
 

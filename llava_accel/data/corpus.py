@@ -50,11 +50,6 @@ class Corpus:
         """Weight of every row: [rows]."""
         return np.concatenate([np.full(len(source.table), source.weight) for source in self.sources])
 
-    def count_by_source(self, rows: np.ndarray) -> list[int]:
-        """How many of these rows each source has."""
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        return np.bincount(numbers, minlength=len(self.sources)).tolist()
-
     def fingerprint(self) -> str:
         """Changes when a row does, or which files share a folder of images; not when files or folders move."""
         pairs = zip(self.sources, self._root_numbers, strict=True)

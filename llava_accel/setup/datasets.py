@@ -44,11 +44,6 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def epoch_examples(self) -> list[float]:
-        """How many examples of each source an epoch has: its records that are used, times its weight."""
-        counts = self.corpus.count_by_source(self.rows)
-        return [count * source.weight for count, source in zip(counts, self.corpus.sources, strict=True)]
-
 
 def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
     """The recipe's template, lengths and placement over the base's tokenizer."""

@@ -1,7 +1,9 @@
 """What a run says of itself before any weight is read: data, steps, device, what is trained, and where its lines go."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,23 +14,27 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.setup.datasets import Part
+from llava_accel.setup.figures import figures_of, write_figures
 from llava_accel.setup.state import count_steps
-from llava_accel.setup.vision_cache import count_images
 
 _SHOWN_SOURCES = 6
 
 
 def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | None, source: Path | None) -> None:
-    """Print what a person should see before a run takes hours.
+    """Print what a person should see before a run takes hours, and write the figures of its data into its folder.
 
     Args:
         source: The checkpoint that it goes on from.
     """
     recipe = run.recipe
+    if not run.accelerator.is_main_process:
+        return
+    figures = figures_of(recipe, training, held_out, order)
+    write_figures(Path(recipe.run.output_dir), figures)
     facts = {
         "folder": f"{recipe.run.output_dir}{f'; goes on from {source}' if source else ''}",
-        "data": _data(recipe, training),
-        **({"mix": mix} if (mix := _mix(training, order)) else {}),
+        "data": _data(figures["train"], training),
+        **({"mix": _mix(figures["sources"])} if len(figures["sources"]) > 1 else {}),
         "held out": _held_out(recipe, held_out),
         "steps": _steps(recipe, order),
         "batch": _batch(recipe, run.accelerator.num_processes),
@@ -39,24 +45,16 @@ def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | 
     run.console.pairs(f"run {recipe.run.name}", facts)
 
 
-def _data(recipe: Recipe, part: Part) -> str:
-    files = [str(source.table.path) for source in part.corpus.sources]
-    images = count_images([part])
+def _data(figures: Mapping[str, Any], part: Part) -> str:
+    files, images = [str(source.table.path) for source in part.corpus.sources], figures["images"]
     shown = f"{len(part):,} records with {images:,} image{'s' if images != 1 else ''}"
     return f"{shown}, from {files[0] if len(files) == 1 else f'{len(files)} files'}"
 
 
-def _mix(part: Part, order: Order) -> str:
-    """The share of every file in what an epoch trains on, where there are several."""
-    sources = part.corpus.sources
-    if len(sources) == 1:
-        return ""
-    examples = part.epoch_examples()
-    shown = [
-        f"{source.table.path.name} {count / order.examples_per_epoch:.0%}"
-        for source, count in zip(sources[:_SHOWN_SOURCES], examples, strict=False)
-    ]
-    return ", ".join(shown) + (f" and {len(sources) - len(shown)} files more" if len(sources) > len(shown) else "")
+def _mix(sources: Sequence[Mapping[str, Any]]) -> str:
+    """The share of every source in what an epoch trains on."""
+    shown = [f"{source['name']} {100 * source['share']:.0f} %" for source in sources[:_SHOWN_SOURCES]]
+    return ", ".join(shown) + (f" and {len(sources) - len(shown)} more" if len(sources) > len(shown) else "")
 
 
 def _held_out(recipe: Recipe, part: Part | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.runs import PARITY, recipe, tables
+from helpers.runs import PARITY, metrics, recipe, tables
 from helpers.verbs import start
 from llava_accel.console.output import Console
 from llava_accel.recipe import make_recipe
@@ -39,7 +39,7 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
     for part in (
         f"folder {tmp_path}/run data",
         "data 8 records with 7 images, from 2 files",
-        "mix one.json 50%, two.json 50%",
+        "mix one.json 50 %, two.json 50 %",
         f"held out 8 records of {PARITY}/traj_lora.json, of which each evaluation asks 2",
         "steps 3 = 1 epoch of 3 steps",
         "batch 4 examples a step = 2 x accumulation 2 x 1 process",
@@ -48,6 +48,15 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
         "logs metrics.jsonl",
     ):
         assert part in text and ended.out.count(f"\n  {part.split()[0]} ") == 1, part
+    figures = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert [(each["name"], each["records"], each["examples"]) for each in figures["sources"]] == [
+        ("one.json", 6, 6.0), ("two.json", 2, 6.0)
+    ]  # fmt: skip
+    trained = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert [sum(line[f"num_examples/{name}"] for line in trained) for name in ("one.json", "two.json")] == [6, 6]
+    assert all(
+        line["num_examples"] == line["num_examples/one.json"] + line["num_examples/two.json"] for line in trained
+    )
     assert (
         begin < lines.index("weights") < next(n for n, line in enumerate(lines) if line.startswith("before training"))
     )
