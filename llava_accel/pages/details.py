@@ -93,8 +93,10 @@ def commands(run: History) -> list[tuple[str, str]]:
     if run.environment.get("backend") in ("DEEPSPEED", "FSDP"):
         processes += " --profile PROFILE.yaml"
     shown = [("Repeat this run", f"llava-accel train {recipe} {again}{processes}")]
-    if command := run.environment.get("command"):
-        shown.append(("It was started with", f"llava-accel train {shlex.join(command[1:])}{processes}"))
+    if isinstance(command := run.environment.get("command"), str):
+        shown.append(("It was started with", command))
+    elif isinstance(command, list):  # the words that an earlier version wrote, without those of a launcher
+        shown.append(("It was started with", f"llava-accel train {shlex.join(map(str, command[1:]))}{processes}"))
     if not run.is_over:
         shown.append(("Continue it, if it was interrupted", f"llava-accel train {recipe}{processes}"))
     if run.chosen and run.recipe.model.train != "projector":

@@ -3,9 +3,7 @@
 import json
 import os
 import platform
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +18,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
+from llava_accel.runtime.invocation import typed_line
 from llava_accel.storage.atomic import MANIFEST, atomic_file, is_ours
 from llava_accel.storage.folder_lock import LOCK, FolderLock, is_lock
 from llava_accel.storage.run_weights import complete_checkpoints, named_checkpoints
@@ -138,7 +137,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
     device = accelerator.device
     dtype = resolve_precision(recipe.run.precision, device)
     return {
-        "command": [re.sub(r"hf_\w+", "hf_...", word) for word in sys.argv],  # tokens must not be written to files
+        "command": typed_line(),
         "python": platform.python_version(),
         "packages": versions(),
         "platform": platform.platform(),
