@@ -21,6 +21,7 @@ from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.held_out import AtOnce, score_training
 from llava_accel.scoring.metrics import cell
 from llava_accel.setup.datasets import Part
+from llava_accel.setup.run_folder import write_end
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.jsonl import read_json_lines
 
@@ -71,6 +72,9 @@ def finish(
         objective.flush_features()
         meter.close()
         accelerator.end_training()
+        if accelerator.is_main_process:
+            write_end(folder, "signal", received.name)
+            report_end(recipe, state, console)
         console.line(
             f"{received.name}: ended at step {state.step} of {state.num_steps}; the same command goes on from here"
         )
@@ -95,6 +99,7 @@ def finish(
     show_times(meter.seconds, console)
     show_evaluations(folder, state, console)
     show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
+    write_end(folder, "finished" if state.step >= state.num_steps else "patience")
     report_end(recipe, state, console)
     release(prepared, objective.parked.module if objective.parked else None)
     if reference:
