@@ -1,6 +1,6 @@
 """Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.
 
-Commands: /image FILE adds an image to the next question, /reset starts a new conversation, /quit ends.
+Commands such as /image FILE and /reset stand between the questions; /help shows them.
 """
 
 from llava_accel.console.command_line import start
@@ -21,22 +21,27 @@ from typing import TYPE_CHECKING
 
 from llava_accel.console.output import printable
 from llava_accel.exceptions import UserError
+from llava_accel.inference.typed import help_text, kept_history, remember, split_command, typed_paths
 
 if TYPE_CHECKING:
     from llava_accel.inference.dialogue import Dialogue
 
 _POLL_S = 0.2
+_PROMPT = "> "
 
 
-def open_dialogue(arguments: argparse.Namespace) -> "Dialogue":
-    """Load what the command line names, with its image if there is one; UserError if one of them cannot be used."""
+def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -> "Dialogue":
+    """Load what the command line names, with its image if there is one; UserError if one of them cannot be used.
+
+    Args:
+        say: Told which weights these are, and what is odd about them.
+    """
     # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from llava_accel.inference.dialogue import Dialogue
-    from llava_accel.inference.origin import find_trained, load_trained
-    from llava_accel.model.save import with_step
+    from llava_accel.inference.origin import describe, find_trained, load_trained
     from llava_accel.runtime.engines import resolve_precision
 
     trained = find_trained(
@@ -44,11 +49,13 @@ def open_dialogue(arguments: argparse.Namespace) -> "Dialogue":
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
-    print(f"loading {with_step(trained.folder)}", file=sys.stderr)
+    say(describe(trained))
     loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
     for note in loaded.notes:
-        print(note, file=sys.stderr)
+        say(note)
     dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
+    if arguments.system is not None:
+        dialogue.use_system(arguments.system)
     for image in arguments.image:
         dialogue.show(Path(image))
     return dialogue
@@ -68,25 +75,23 @@ def in_background(open_it: Callable[[], "Dialogue"]) -> "Future[Dialogue]":
     return opening
 
 
-def talk(opening: "Future[Dialogue]") -> None:
+def talk(opening: "Future[Dialogue]", notes: list[str]) -> None:
     """Read questions and commands until the end of the input; the first one waits until the dialogue is open.
+
+    Args:
+        notes: What there is to say of the dialogue once it is open; empty afterwards.
 
     Raises:
         UserError: the dialogue could not be opened.
     """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        print("Ask a question. /image FILE adds an image to it, /reset starts a new conversation, /quit ends.")
+        print("Ask a question. /image FILE adds an image to it, /help shows all commands.")
     while True:
-        if is_terminal:
-            print("> ", end="", flush=True)
-            while not opening.done() and not select.select([sys.stdin], [], [], _POLL_S)[0]:
-                pass
-            if opening.done():
-                opening.result()  # what has gone wrong is said before the user has written a line in vain
         try:
-            line = input().strip()
+            line = (_read(opening, notes) if is_terminal else input()).strip()
         except EOFError:
+            print(end="\n" if is_terminal else "")  # the shell's own prompt gets a line
             return
         if line == "/quit":
             return
@@ -94,7 +99,7 @@ def talk(opening: "Future[Dialogue]") -> None:
             continue
         if is_terminal and not opening.done():
             print("(the model is still being loaded)", flush=True)
-        dialogue = opening.result()
+        dialogue = _opened(opening, notes)
         try:
             _obey(dialogue, line)
         except UserError as error:
@@ -103,16 +108,46 @@ def talk(opening: "Future[Dialogue]") -> None:
             print("\n(stopped; the question is forgotten)")
 
 
+def _read(opening: "Future[Dialogue]", notes: list[str]) -> str:
+    """The next line from a terminal. Until the dialogue is open there is no line editing: what goes wrong must be said
+    before the user has written a line in vain."""
+    if not opening.done():
+        print(_PROMPT, end="", flush=True)
+        while not opening.done():
+            if select.select([sys.stdin], [], [], _POLL_S)[0]:
+                if not (line := sys.stdin.readline()):
+                    raise EOFError
+                remember(line)
+                return line
+        print("\r", end="")
+    _opened(opening, notes)
+    return input(_PROMPT)
+
+
+def _opened(opening: "Future[Dialogue]", notes: list[str]) -> "Dialogue":
+    dialogue = opening.result()
+    while notes:
+        print(printable(notes.pop(0)), flush=True)
+    return dialogue
+
+
 def _obey(dialogue: "Dialogue", line: str) -> None:
-    command, _, rest = line.partition(" ")
+    command, rest = split_command(line)
     if command == "/image":
-        dialogue.show(Path(rest.strip()))
-        print("(the image is part of the next question)")
+        paths = typed_paths(rest)
+        for path in paths:
+            dialogue.show(path)
+        images = "image is" if len(paths) == 1 else f"{len(paths)} images are"
+        print(f"(the {images} part of the next question)")
+    elif command == "/system":
+        dialogue.use_system(rest)
+        since = "from the next conversation on; /reset starts it" if dialogue.has_begun else "from here on"
+        print(f"({'this is the system prompt' if rest else 'there is no system prompt'} {since})")
     elif command == "/reset":
         dialogue.reset()
         print("(new conversation)")
-    elif command.startswith("/"):
-        print(printable(f"error: {command} is not a command. Use /image FILE, /reset or /quit"))
+    elif command == "/help":
+        print(help_text())
     else:
         dialogue.ask(line, on_text=lambda text: print(printable(text), end="", flush=True))
         print(flush=True)
@@ -121,15 +156,17 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel chat`."""
     if arguments.once is None and sys.stdin.isatty():
-        talk(in_background(lambda: open_dialogue(arguments)))
+        notes: list[str] = []
+        with kept_history():
+            talk(in_background(lambda: open_dialogue(arguments, notes.append)), notes)
         return
     # What libraries print must not stand among the answers.
     with redirect_stdout(sys.stderr):
-        dialogue = open_dialogue(arguments)
+        dialogue = open_dialogue(arguments, print)
         answer = None if arguments.once is None else dialogue.ask(arguments.once)
     if answer is None:
         opened: Future[Dialogue] = Future()
         opened.set_result(dialogue)
-        talk(opened)
+        talk(opened, [])
     else:
         print(printable(answer))

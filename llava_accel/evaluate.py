@@ -27,6 +27,7 @@ from llava_accel.scoring.metrics import by_type, score_file
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
 from llava_accel.setup.vision_cache import attach_features
+from llava_accel.storage.atomic import check_out
 
 
 def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
@@ -56,7 +57,8 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     with evaluation_explained():
         evaluation = evaluate(run, model, part, processing.processor.tokenizer, at_once=at_once)
     objective.flush_features()
-    console.line(evaluation.summary)
+    for line in evaluation.summary:
+        console.line(line)
     for kind, table in by_type(evaluation.predictions).items():
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)
@@ -69,6 +71,8 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel evaluate RECIPE`, or `--score FILE.jsonl`."""
     out = Path(arguments.out) if arguments.out else None
+    if out:
+        check_out(out, "--out")
     if arguments.score:
         assert out is not None
         for name, value in score_file(Path(arguments.score), out).items():

@@ -31,6 +31,8 @@ from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
+from llava_accel.setup.figures import mix_of
+from llava_accel.setup.opening import say_opening
 from llava_accel.setup.revisions import with_commits
 from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
@@ -45,7 +47,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
         UserError: recipe, data or model cannot be used; the message says what to change.
         Interrupted: the process was asked to end, and the run has saved.
     """
-    # Build. The accelerator comes first: backends that shard weights while loading must be there before the weights.
+    # Build. The accelerator comes first: what divides the weights among ranks must be there before they are read.
     accelerator = build_accelerator(recipe)
     recipe = with_commits(recipe, accelerator)
     run = RunContext(recipe, accelerator, Console(accelerator.is_main_process))
@@ -54,10 +56,11 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
+    order = build_order(recipe, training, accelerator.num_processes)
+    say_opening(run, order, training, held_out, source)
     with loading_explained(run, processing):
         objective, loaded = build_objective(run, processing, source)
     attach_features(run, processing, objective, (training, held_out))
-    order = build_order(recipe, training, accelerator.num_processes)
     state = TrainState.of(recipe.train, order, content(run, training))
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
@@ -66,7 +69,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     checkpoints.resume(source)
     interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state)
+    meter = Meter(run, state, mix_of(recipe, training))
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
 

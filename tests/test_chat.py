@@ -1,7 +1,9 @@
 """Chat asks in the words of the training, answers as it goes, and lets nothing drive the terminal."""
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from llava_accel import chat
 from llava_accel.console.command_line import start
 from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import Dialogue
-from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
+from llava_accel.inference.origin import Loaded, Trained, describe, find_trained, load_trained
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +46,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch, dialogue: Dialogue, *lines: str) ->
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     opened: Future[Dialogue] = Future()
     opened.set_result(dialogue)
-    chat.talk(opened)
+    chat.talk(opened, [])
 
 
 def test_once_prints_the_answer_and_nothing_else(lora_run: Path, dialogue: Dialogue) -> None:
@@ -72,7 +74,13 @@ def test_several_turns_images_and_commands(
     [
         ("/image nowhere.png", "there is no image 'nowhere.png'"),
         (f"/image {PARITY / 'labels_golden.json'}", "not a readable image"),
-        ("/imagine", "/imagine is not a command"),
+        ("/imagine", "/imagine is not a command. Did you mean /image? /help shows all of them"),
+        ("/xyzzy", "/xyzzy is not a command. /help shows all of them"),
+        ("/image", "/image names no file. Write /image FILE"),
+        ("/image 'no end.png", "no closing quotation. Close the quotes, or leave them out"),
+        ("/image two words.png", "there is no image 'two words.png'"),
+        ("/system <image> first", "<image> in a system prompt has no image. Leave it out"),
+        ("/system " + "why " * 3000, "the system prompt cannot be used: it is longer than the"),
         ("Is <image> it?", "/image FILE"),
         ("why " * 600, "/reset"),
     ],
@@ -87,6 +95,73 @@ def test_a_mistake_is_said_and_the_conversation_goes_on(
     type_in(monkeypatch, dialogue, line, "Hello")
     assert said in capsys.readouterr().out
     assert [turn.text for turn in dialogue._turns][::2] == ["Hello"]
+
+
+def test_images_are_found_as_terminals_and_file_managers_write_their_names(
+    dialogue: Dialogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "my pic.png"
+    mine.write_bytes(ONE.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    uri = mine.as_uri()
+    spellings = ('"my pic.png"', "'my pic.png'", "my pic.png", r"my\ pic.png", uri, f"'{mine}'", "./my pic.png")
+    assert "%20" in uri
+    for text in spellings:
+        type_in(monkeypatch, dialogue, f"/image {text}")
+        assert dialogue._waiting == [str(mine)], text
+        dialogue.reset()
+    type_in(monkeypatch, dialogue, f"/image '{mine}' {TWO}")
+    assert dialogue._waiting == [str(mine), str(TWO)]
+    said = capsys.readouterr().out
+    assert "error" not in said and said.endswith("(the 2 images are part of the next question)\n")
+
+
+def test_a_system_prompt_holds_from_the_next_conversation_on(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begins() -> tuple[str, str]:
+        return (dialogue._turns[0].role, dialogue._turns[0].text)
+
+    type_in(monkeypatch, dialogue, "/system You are a painter.", "Hello")
+    assert begins() == ("system", "You are a painter.") and len(dialogue._turns) == 3
+    assert "(this is the system prompt from here on)" in capsys.readouterr().out
+    type_in(monkeypatch, dialogue, "/system", "Hello again")
+    assert begins() == ("system", "You are a painter.") and len(dialogue._turns) == 5
+    assert "(there is no system prompt from the next conversation on; /reset starts it)" in capsys.readouterr().out
+    type_in(monkeypatch, dialogue, "/reset", "Hello")
+    assert begins() == ("system", "")
+
+
+def test_help_names_every_command(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, dialogue, "/help")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["/image", "/system", "/reset", "/help", "/quit"]
+    assert all(len(line) <= 100 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("place", "which"),
+    [("best", r"the best by loss"), ("checkpoints", r"its last checkpoint"), ("export", "")],
+)
+def test_the_weights_are_named_with_run_step_and_whether_they_are_the_best(
+    place: str, which: str, lora_run: Path
+) -> None:
+    folder = next((lora_run / place).iterdir()) if place == "checkpoints" else lora_run / place
+    said = describe(find_trained(str(folder)))
+    assert said.startswith(f"weights: {folder}, step ") and "(run run" in said and which in said
+    assert describe(find_trained(str(lora_run))) == describe(find_trained(str(lora_run / "best")))
+
+
+def test_an_older_best_says_which_step_is_the_last(lora_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(lora_run, run)
+    facts = run / "best" / "llava_accel.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"step": 1}))
+    said = describe(find_trained(str(run)))
+    assert said.endswith(", step 1 (run run, the best by loss, the last is step 2)")
+    assert describe(find_trained(base=str(ORIGINAL))) == f"weights: {ORIGINAL}"
 
 
 class _Scripted(Dialogue):
@@ -135,7 +210,7 @@ def test_a_terminal_prompts_while_the_model_is_loaded(terminal: int, capsys: pyt
     opening = chat.in_background(open_it)
     os.write(terminal, b"Hello\n/quit\n")
     threading.Timer(0.5, written.set).start()
-    chat.talk(opening)
+    chat.talk(opening, [])
     assert capsys.readouterr().out.splitlines()[1:] == ["> (the model is still being loaded)", "It is red.", "> "]
 
 
@@ -144,7 +219,7 @@ def test_what_cannot_be_loaded_is_said_at_the_prompt(terminal: int) -> None:
         raise UserError("no such base")
 
     with pytest.raises(UserError, match="no such base"):
-        chat.talk(chat.in_background(open_it))
+        chat.talk(chat.in_background(open_it), [])
 
 
 def test_an_adapter_from_elsewhere_needs_its_base(

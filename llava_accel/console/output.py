@@ -3,8 +3,9 @@
 import atexit
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 _PATIENCE_S = 5.0
 _FILE_WIDTH = 120  # columns of a table where the output is not a terminal
+_LINE_WIDTH = 80  # of lines that are wrapped there
 
 
 @runtime_checkable
@@ -90,14 +92,30 @@ class Console:
         """Print one line as it is; markup in it is not read, so data cannot colour or link anything."""
         self.rich.print(escape(printable(text)), soft_wrap=True)
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Print a table; numbers are expected as text, cells are not read as markup."""
+    def table(self, title: str, columns: list[str], rows: list[list[str]], *, is_narrow: bool = False) -> None:
+        """Print a table; numbers are expected as text, cells are not read as markup.
+
+        Args:
+            is_narrow: Wrap cells so that it has 80 columns where the output is not a terminal.
+        """
         table = Table(title=title, title_justify="left", title_style="bold")
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*[escape(printable(cell)) for cell in row])
-        self.rich.print(table)
+        self.rich.print(table, width=_LINE_WIDTH if is_narrow and not self.is_terminal else None)
+
+    def pairs(self, title: str, facts: Mapping[str, str]) -> None:
+        """Print a title and a line for each fact, wrapped to the terminal, or to 80 columns where there is none."""
+        indent = 2 + max(map(len, facts), default=0) + 2
+        width = max(2 * indent, self.rich.width if self.is_terminal else _LINE_WIDTH)
+        self.line(title)
+        for name, text in facts.items():
+            wrapped = textwrap.wrap(
+                printable(text), width - indent, break_long_words=False, break_on_hyphens=False
+            )  # a path must stay whole, so that it can be pasted
+            for number, line in enumerate(wrapped or [""]):
+                self.line(f"  {'' if number else name:{indent - 2}}{line}".rstrip())
 
     def open_bar(self, name: str, total: int, done: int = 0) -> Bar:
         """A progress bar with a note and the time left; the caller closes it. Several may be open."""

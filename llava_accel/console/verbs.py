@@ -136,6 +136,7 @@ def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it")
     add("--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter")
     add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
+    add("--system", metavar="TEXT", help="system prompt in place of the template's own; '' = none")
     add("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
     add("--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
@@ -226,7 +227,8 @@ VERBS = {
     ),
     "chat": Verb(
         "Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.\n\n"
-        "Commands: /image FILE adds an image to the next question, /reset starts a new conversation, /quit ends.",
+        "Commands: /image FILE adds an image to the next question, /system TEXT sets the system prompt of the next\n"
+        "conversation, /reset starts one, /help shows all, /quit ends.",
         "  llava-accel chat --adapter runs/quickstart --image image.jpg",
         _chat,
     ),

@@ -1,7 +1,7 @@
 """A conversation with a model, its prompts made by the code that makes the training's."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,11 +44,43 @@ class Dialogue:
         self._waiting: list[str] = []
         self._turns: list[Turn] = []
         self._images: list[str] = []
+        self._template = recipe.model.template
+        self._system: str | None = None
 
     def reset(self) -> None:
         """Forget turns and images."""
         for kept in (self._turns, self._images, self._waiting, self._shown):
             kept.clear()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something was asked since the last reset."""
+        return bool(self._turns)
+
+    def use_system(self, text: str) -> None:
+        """Begin every conversation from the next one on with this system prompt, as a record with a system turn does.
+
+        Args:
+            text: Blank stands for no system prompt, not even the template's own.
+
+        Raises:
+            UserError: it cannot be put into the template.
+        """
+        if IMAGE in text:
+            raise UserError(f"{IMAGE} in a system prompt has no image. Leave it out; /image FILE is for questions")
+        if self._template == "plain":
+            raise UserError(
+                "model.template = 'plain' has no place for a system prompt. Leave it out, or name a --template"
+            )
+        system = Turn("system", text.strip())
+        try:
+            self._example((system, Turn("user", _ANSWER), Turn("assistant", _ANSWER)), ())
+        except DataError as error:
+            problem = (
+                error.problem if error.kind != "too_long" else f"it is longer than the {self._window:,} tokens left"
+            )
+            raise UserError(f"the system prompt cannot be used: {problem}. Write another one") from None
+        self._system = system.text
 
     def show(self, path: Path) -> None:
         """Give an image, which will stand at the start of the next turn.
@@ -71,10 +103,9 @@ class Dialogue:
         if IMAGE in text:
             raise UserError(f"{IMAGE} in a question has no image. Give one with /image FILE")
         question = Turn("user", f"{IMAGE}\n" * len(self._waiting) + text)
-        images = (*self._images, *self._waiting)
-        record = Record(id="chat", turns=(*self._turns, question, Turn("assistant", _ANSWER)), images=images)
+        turns = (*self._begun(), question, Turn("assistant", _ANSWER))
         try:
-            return self._encode(record, -1, _find).example
+            return self._example(turns, (*self._images, *self._waiting))
         except DataError as error:
             if error.kind != "too_long":
                 raise
@@ -100,10 +131,19 @@ class Dialogue:
         with torch.autocast(device.type, torch.bfloat16, enabled=objective.llava.dtype == torch.bfloat16):
             answer_batch(objective, batch, questions, stop_ids=stops, max_new_tokens=longest, on_tokens=pieces.add)
         answer = pieces.end()
-        self._turns += [Turn("user", f"{IMAGE}\n" * len(self._waiting) + text), Turn("assistant", answer)]
+        question = f"{IMAGE}\n" * len(self._waiting) + text
+        self._turns = [*self._begun(), Turn("user", question), Turn("assistant", answer)]
         self._images += self._waiting
         self._waiting = []
         return answer
+
+    def _begun(self) -> Sequence[Turn]:
+        """The turns so far, of which a new conversation may have one."""
+        return self._turns or ([] if self._system is None else [Turn("system", self._system)])
+
+    def _example(self, turns: tuple[Turn, ...], images: tuple[str, ...]) -> Example:
+        record = Record(id="chat", turns=turns, images=images)
+        return self._encode(record, -1, _find).example
 
 
 def _find(name: str) -> str:

@@ -15,10 +15,10 @@ from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
-from llava_accel.model.save import FACTS
+from llava_accel.model.save import FACTS, other_base, step_saved, with_step
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, load_recipe, make_recipe
-from llava_accel.storage.run_weights import find_weights
+from llava_accel.storage.run_weights import complete_checkpoints, find_weights, step_of
 
 Kind = Literal["lora", "projector", "model"]
 """LoRA weights, the projector of stage 1, or all the weights that there are."""
@@ -85,6 +85,24 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     return Trained(folder, kind, recipe, own, facts)
 
 
+def describe(trained: Trained) -> str:
+    """Which weights these are, in one line: folder and step, and of a run whether they are its best or its last."""
+    folder, own = trained.folder, trained.own
+    if own is None:
+        base = trained.recipe.model.base or str(folder)
+        return f"weights: {base}" if trained.kind == "model" else f"weights: {folder}, on {base}"
+    said = [f"run {own.run.name}"]
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    last = max(map(step_of, complete_checkpoints(run / "checkpoints")), default=None)
+    is_last = last is None or last == step_saved(folder)
+    if folder.name == "best":
+        said.append(f"the best by {own.eval.metric}{' and the last' if last is not None and is_last else ''}")
+    elif folder.parent.name == "checkpoints":
+        said.append("its last checkpoint" if is_last else "an earlier checkpoint")
+    said += [] if is_last else [f"the last is step {last:,}"]
+    return f"weights: {with_step(folder)} ({', '.join(said)})"
+
+
 def with_trained(recipe: Recipe, name: str) -> Recipe:
     """The recipe with what a run, a checkpoint, an export or another folder holds in the place of its own start.
 
@@ -131,14 +149,8 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
 
 def fingerprint_note(trained: Trained, recipe: Recipe, fingerprint: str) -> str:
     """What to say where the base is not the one that it was trained on; else nothing."""
-    known = trained.facts.get("base_fingerprint")
-    if trained.kind == "model" or known in (None, fingerprint):
-        return ""
-    return (
-        f"note: {trained.folder} was trained on a base with the fingerprint {known}, and "
-        f"{recipe.model.base or recipe.model.language_model} has {fingerprint}. "
-        "The same model in another precision or layout gives the same answers; another model does not"
-    )
+    base = recipe.model.base or recipe.model.language_model
+    return "" if trained.kind == "model" else other_base(trained.folder, base, fingerprint)
 
 
 def _folder(name: str, what: str) -> Path:

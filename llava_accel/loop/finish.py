@@ -21,6 +21,7 @@ from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.held_out import AtOnce, score_training
 from llava_accel.scoring.metrics import cell
 from llava_accel.setup.datasets import Part
+from llava_accel.setup.run_folder import write_end
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.jsonl import read_json_lines
 
@@ -71,6 +72,9 @@ def finish(
         objective.flush_features()
         meter.close()
         accelerator.end_training()
+        if accelerator.is_main_process:
+            write_end(folder, "signal", received.name)
+            report_end(recipe, state, console)
         console.line(
             f"{received.name}: ended at step {state.step} of {state.num_steps}; the same command goes on from here"
         )
@@ -95,6 +99,7 @@ def finish(
     show_times(meter.seconds, console)
     show_evaluations(folder, state, console)
     show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
+    write_end(folder, "finished" if state.step >= state.num_steps else "patience")
     report_end(recipe, state, console)
     release(prepared, objective.parked.module if objective.parked else None)
     if reference:
@@ -135,12 +140,12 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     rows, columns = [], {key: title for key, title in _COLUMNS.items() if any(key in line["eval"] for line in found)}
     common = {key: found[-1]["eval"].get(f"common_{key}") for key in columns}
     if any(value is not None for value in common.values()):
-        rows.append(["the commonest answer, always", *(cell(key, value) for key, value in common.items())])
+        rows.append(["commonest answer", *(cell(key, value) for key, value in common.items())])
     for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
         rows.append([name, *(cell(column, line["eval"].get(column)) for column in columns)])
-    console.table("evaluations", ["", *columns.values()], rows)
+    console.table("evaluations", ["", *columns.values()], rows, is_narrow=True)
 
 
 def show_answers(path: Path, step: int, console: Console) -> None:
@@ -153,4 +158,5 @@ def show_answers(path: Path, step: int, console: Console) -> None:
         [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]
         for row in shown
     ]
-    console.table(f"some answers of step {step:,}", ["question", "reference", "prediction", "score"], rows)
+    columns = ["question", "reference", "prediction", "score"]
+    console.table(f"some answers of step {step:,}", columns, rows, is_narrow=True)

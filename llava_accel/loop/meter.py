@@ -14,7 +14,8 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.timing import APART, Phases, take_peak, waiting_note
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.held_out import Evaluation
-from llava_accel.setup.state import TrainState
+from llava_accel.setup.figures import Mix
+from llava_accel.setup.state import NUM_SUMS, TrainState
 from llava_accel.storage.jsonl import Lines, keep_lines_until
 
 _SETTLED_S = 60.0
@@ -25,16 +26,20 @@ class Meter:
     """Collects without synchronising; values leave the device when a line is due.
 
     Lines of metrics.jsonl about steps that a resumed run will take again are removed.
+
+    Args:
+        mix: Where the data has several sources, their examples are counted apart.
     """
 
-    def __init__(self, run: RunContext, state: TrainState) -> None:
+    def __init__(self, run: RunContext, state: TrainState, mix: Mix | None = None) -> None:
         recipe, accelerator, console = run.recipe, run.accelerator, run.console
         self._folder = Path(recipe.run.output_dir)
         self._accelerator, self._console = accelerator, console
         self._bar = console.open_bar("train", state.num_steps, state.step)
         self._last_step = state.step
         self._state = state
-        state.unlogged = state.unlogged.to(accelerator.device)
+        self._mix = mix if mix is not None and len(mix.names) > 1 else None
+        state.unlogged = self._with_sources(state.unlogged.to(accelerator.device))
         self._phases = Phases(accelerator.device)
         self.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
@@ -70,7 +75,7 @@ class Meter:
             names = ("target_weights", "num_tokens", "indices", "subtree_end")
             weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
             counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
-            sums = [loss.double(), weights.sum(), tokens, *counts]
+            sums = [loss.double(), weights.sum(), tokens, *counts, *self._of_sources(indices)]
             self._state.unlogged = self._state.unlogged + torch.stack([one.to(self._state.unlogged) for one in sums])
 
     def log(self, state: TrainState, last: Step) -> None:
@@ -78,7 +83,8 @@ class Meter:
         self.enter("communication")
         total = self._accelerator.reduce(state.unlogged, reduction="sum")
         assert isinstance(total, Tensor)
-        loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = total.tolist()
+        loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = total[:NUM_SUMS].tolist()
+        of_sources = zip(self._mix.names if self._mix else (), total[NUM_SUMS:].tolist(), strict=True)
         self.enter("other")
         phases = self._take()
         rates = last.learning_rates
@@ -93,6 +99,7 @@ class Meter:
             "num_targets": round(num_targets),
             "num_tokens": round(num_tokens),
             "num_examples": round(num_examples),
+            **{f"num_examples/{name}": round(count) for name, count in of_sources},
             "padding": round(num_padding / num_positions, 5),
             "tokens_per_s": round(num_tokens / seconds, 1),
             "seconds": round(seconds, 4),
@@ -123,6 +130,20 @@ class Meter:
         self._bar.close()
         self.trackers.close()
         self._lines.close()
+
+    def _with_sources(self, sums: Tensor) -> Tensor:
+        """The sums of a checkpoint with a place for each source; those of other sources than these are left out."""
+        width = NUM_SUMS + (len(self._mix.names) if self._mix else 0)
+        return sums if len(sums) == width else torch.cat([sums[:NUM_SUMS], sums.new_zeros(width - NUM_SUMS)])
+
+    def _of_sources(self, indices: Tensor) -> list[Tensor]:
+        """How many of these rows each source has, without waiting for the device."""
+        if self._mix is None:
+            return []
+        starts = torch.as_tensor(self._mix.starts[1:], device=indices.device)
+        files = torch.bucketize(indices, starts, right=True)
+        sources = torch.as_tensor(self._mix.of_file, device=indices.device)[files]
+        return [(sources == number).sum() for number in range(len(self._mix.names))]
 
     def _keep_lines(self) -> None:
         state = self._state

@@ -116,8 +116,9 @@ class Validation:
             return None
         self._write(state, evaluation.predictions)
         meter.log_eval(state, evaluation)
-        self._run.console.line(f"step {state.step}: {evaluation.summary}")
         metric = self._run.recipe.eval.metric
+        is_best = state.step > 0 and is_better(metric, evaluation.metrics.get(metric, float("nan")), state.best)
+        self._run.console.line(evaluation.line(state.step, metric, is_best))
         if metric not in evaluation.metrics:
             raise UserError(
                 f'eval.metric = "{metric}", and no evaluation record has "choices". Add them, or choose another metric'

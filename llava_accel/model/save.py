@@ -104,5 +104,22 @@ def with_step(folder: Path) -> str:
     return str(folder) if step is None else f"{folder}, step {step:,}"
 
 
+def other_base(folder: Path, base: str, fingerprint: str) -> str:
+    """What to say where a folder of weights was not trained on the base that is loaded; nothing where it was, or does not
+    say what it was trained on.
+
+    Args:
+        base: Its name.
+        fingerprint: That of its weights.
+    """
+    known = read_json(folder / FACTS).get("base_fingerprint") if (folder / FACTS).is_file() else None
+    if known in (None, fingerprint):
+        return ""
+    return (
+        f"note: {folder} was trained on a base with the fingerprint {known}, and {base} has {fingerprint}. "
+        "The same model in another precision or layout gives the same answers; another model does not"
+    )
+
+
 def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}

@@ -1,14 +1,17 @@
 """Several runs side by side: what they reached, how they differ, and which questions they answer differently."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from llava_accel.data.images import Exif
 from llava_accel.pages.curves import compared_curves, score_title
 from llava_accel.pages.details import differing_environment, differing_keys
 from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, question_key, verdict
 from llava_accel.pages.history import History, Prediction, titles
+from llava_accel.pages.html import percent
 from llava_accel.pages.outcome import Tile, tiles
 
 _RANK = {"right": 2, "partly": 1, "wrong": 0}
@@ -42,21 +45,59 @@ def comparison(runs: Sequence[History]) -> dict[str, object]:
 
 
 def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None) -> str:
+    """Who is ahead, and by how much; those that are no further apart than chance would put them are equal."""
     key = metric or "loss"
-    chosen = [(run.chosen, name) for run, name in zip(runs, names, strict=True) if run.chosen]
-    values = [(line["eval"][key], name) for line, name in chosen if key in line["eval"]]
-    if len(values) < 2:
-        return f"{len(runs)} runs, of which {len(values) or 'none'} has an evaluation to compare."
-    ranked = sorted(values, reverse=metric is not None)
+    known = [(run, name) for run, name in zip(runs, names, strict=True) if run.chosen and key in run.chosen["eval"]]
+    if len(known) < 2:
+        return f"{len(runs)} runs, of which {len(known) or 'none'} has an evaluation to compare."
+    ranked = sorted(known, key=lambda pair: _value(pair[0], key), reverse=metric is not None)
     (first, name), (second, other) = ranked[0], ranked[1]
+    margins = [(run, title, _margin(first, run, key)) for run, title in ranked[1:]]
+    tied = [each for each in margins if abs(_value(first, key) - _value(each[0], key)) <= each[2]]
+    if tied:
+        return _tie(
+            [(first, name), *((run, title) for run, title, _ in tied)], max(margin for *_, margin in tied), metric
+        )
     if metric is None:
-        return f"{name} has the lowest evaluation loss, {first:.4f}; {other} follows with {second:.4f}."
-    if first == second:
-        return f"{name} and {other} reach the same {score_title(metric)}, {100 * first:.1f} %."
-    return (
-        f"{name} has the highest {score_title(metric)}, {100 * first:.1f} %, "
-        f"{100 * (first - second):.1f} points above {other}."
+        lowest, next_one = _value(first, key), _value(second, key)
+        return f"{name} has the lowest evaluation loss, {lowest:.4f}; {other} follows with {next_one:.4f}."
+    ahead = 100 * (_value(first, key) - _value(second, key))
+    return f"{name} has the highest {score_title(metric)}, {percent(_value(first, key))}, {ahead:.1f} points above {other}."
+
+
+def _tie(runs: Sequence[tuple[History, str]], margin: float, metric: str | None) -> str:
+    *some, last = (name for _, name in runs)
+    names, values = f"{', '.join(some)} and {last}", [_value(run, metric or "loss") for run, _ in runs]
+    is_exact = len(set(values)) == 1
+    if metric is None:
+        shown = f"{values[0]:.4f}" if is_exact else f"{', '.join(f'{value:.4f}' for value in values)}"
+        within = "" if is_exact else f" within {margin:.4f}"
+    else:
+        shown = percent(values[0]) if is_exact else ", ".join(map(percent, values))
+        within = "" if is_exact else f" within {100 * margin:.1f} points"
+    title = "evaluation loss" if metric is None else score_title(metric)
+    why = (
+        ""
+        if is_exact
+        else ". That is twice the standard error of their difference: more questions would tell them apart"
     )
+    return f"{names} are equal{within}: {title} {shown}{why}."
+
+
+def _value(run: History, key: str) -> float:
+    assert run.chosen is not None, "only runs with an evaluation are compared"
+    return float(run.chosen["eval"][key])
+
+
+def _margin(one: History, other: History, key: str) -> float:
+    """Twice the standard error of the mean difference over the questions that both answered; 0 where they share none."""
+    first, second = (
+        {question_key(row): float(row[key]) for row in run.predictions(run.chosen["step"]) if row.get(key) is not None}
+        for run in (one, other)
+        if run.chosen
+    )
+    differences = [first[question] - second[question] for question in first.keys() & second.keys()]
+    return 2 * stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
 
 
 def _rows(runs: Sequence[History]) -> list[tuple[str, list[Tile | None]]]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llava_accel.pages.history import History
-from llava_accel.pages.plots import SERIES, Plot, Series, Shares
+from llava_accel.pages.plots import SERIES, Histogram, Plot, Series, Shares
 from llava_accel.runtime.timing import PHASES
 from llava_accel.scoring.metrics import SCORES
 
@@ -87,6 +87,23 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
         Plot(title="Tokens a second", note="Over all ranks.", series=trained("tokens_per_s"), from_zero=True),
     ]
     return _with_data(plots)
+
+
+def length_plots(run: History) -> list[Histogram]:
+    """How long the records of the training and of the held-out data are."""
+    limit = float(run.recipe.data.max_length)
+    return [
+        Histogram(
+            title=f"Lengths of the {name} data",
+            note="Records by their tokens, image tokens included. The line is data.max_length.",
+            edges=part["lengths"]["edges"],
+            counts=part["lengths"]["counts"],
+            unit="tokens",
+            level=limit,
+        )
+        for key, name in (("train", "training"), ("eval", "held-out"))
+        if (part := run.figures.get(key))
+    ]
 
 
 def _scores(run: History) -> list[Series]:

@@ -48,6 +48,45 @@ def type_tables(
     }
 
 
+_DATA = {
+    "records": "records", "left_out": "left out", "images": "images", "without_image": "records without an image",
+    "turns": "turns of a record", "tokens": "tokens of a record, those of images included",
+    "targets": "tokens of a record that are learned",
+}  # fmt: skip
+
+
+def data_rows(run: History) -> list[tuple[str, list[str]]]:
+    """(what, values) of the training data and, where there are some, of the held-out data."""
+    parts = [part for part in (run.figures.get("train"), run.figures.get("eval")) if part]
+    return [(title, [_figure(part[key]) for part in parts]) for key, title in _DATA.items()] if parts else []
+
+
+def _figure(value: Any) -> str:
+    """A count, or a spread as people read it."""
+    if not isinstance(value, Mapping):
+        return f"{value:,}"
+    return (
+        f"{value['mean']:,.1f} on average, {value['p95']:,.0f} at most in 95\u00a0% of them, {value['max']:,} at most"
+    )
+
+
+def source_rows(run: History) -> list[tuple[str, int, float, float | None]]:
+    """(source, records, share of an epoch, share of what was trained on so far), where there are several sources."""
+    sources, trained = run.figures.get("sources", []), run.trained_examples
+    total = sum(trained.values())
+    return [
+        (each["name"], each["records"], each["share"], trained.get(each["name"], 0) / total if total else None)
+        for each in sources
+        if len(sources) > 1
+    ]
+
+
+def common_answers(run: History) -> list[tuple[str, int, float]]:
+    """(answer, records, share) of the answers that most training records end in."""
+    known = (run.figures.get("train") or {}).get("common_answers", [])
+    return [(each["answer"], each["records"], each["share"]) for each in known]
+
+
 def recipe_rows(run: History) -> list[tuple[str, str, str]]:
     """(key, value, default) of the keys that differ from the defaults, or have none."""
     defaults = DEFAULTS | {"run.output_dir": f"runs/{run.name}"}
@@ -93,8 +132,10 @@ def commands(run: History) -> list[tuple[str, str]]:
     if run.environment.get("backend") in ("DEEPSPEED", "FSDP"):
         processes += " --profile PROFILE.yaml"
     shown = [("Repeat this run", f"llava-accel train {recipe} {again}{processes}")]
-    if command := run.environment.get("command"):
-        shown.append(("It was started with", f"llava-accel train {shlex.join(command[1:])}{processes}"))
+    if isinstance(command := run.environment.get("command"), str):
+        shown.append(("It was started with", command))
+    elif isinstance(command, list):  # the words that an earlier version wrote, without those of a launcher
+        shown.append(("It was started with", f"llava-accel train {shlex.join(map(str, command[1:]))}{processes}"))
     if not run.is_over:
         shown.append(("Continue it, if it was interrupted", f"llava-accel train {recipe}{processes}"))
     if run.chosen and run.recipe.model.train != "projector":

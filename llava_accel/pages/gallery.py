@@ -23,7 +23,7 @@ from llava_accel.storage.kept_files import cache_folder
 MOST_CARDS = 60
 _MOST_HARD = 12
 _MOST_IMAGES = 4  # of one question
-_SIDE_PX = 320
+_SIDE_PX = 640  # enough for an image that is enlarged, and a page of few megabytes
 _RIGHT = 0.9  # VQA accuracy of an answer that three annotators gave, the fewest for full marks
 
 

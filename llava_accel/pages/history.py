@@ -4,18 +4,29 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
-from llava_accel.scoring.held_out import FILE
+from llava_accel.scoring.held_out import FILE, main_score
+from llava_accel.setup.figures import FIGURES
+from llava_accel.setup.run_folder import ENDED
 from llava_accel.setup.state import TrainState
+from llava_accel.storage.folder_lock import is_held
 from llava_accel.storage.jsonl import read_json_lines
 from llava_accel.storage.run_weights import complete_checkpoints
 
 Prediction = dict[str, Any]
+_OF_SOURCE = "num_examples/"
+
+
+class Status(NamedTuple):
+    """What has become of a run: its kind (running, finished, stopped or failed), and in words."""
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,12 @@ class History:
     """Steps of the whole run; None where no checkpoint says so."""
     is_stopped: bool
     """Whether the run ended early, for want of improvement."""
+    end: dict[str, Any]
+    """How it ended, as it noted itself; empty where it could not."""
+    is_held: bool
+    """Whether a process writes its folder."""
+    figures: dict[str, Any]
+    """Of its data, see `setup.figures`; empty for runs of earlier versions."""
 
     @property
     def name(self) -> str:
@@ -57,6 +74,36 @@ class History:
         return self.is_stopped or self.num_steps is None or self.step >= self.num_steps
 
     @property
+    def status(self) -> Status | None:
+        """What has become of it, as far as its folder says; None where nothing does."""
+        place = f"step {self.step:,}" + (f" of {self.num_steps:,}" if self.num_steps else "")
+        how, detail = self.end.get("how"), self.end.get("detail", "")
+        if how == "signal":
+            return Status("stopped", f"stopped by {detail} at {place}; the same command goes on")
+        if how == "error":
+            return Status("failed", f"ended by an error at {place}: {detail}")
+        if how is None and self.is_held:
+            return Status("running", f"running: {place}, when this page was written")
+        if how is None and self.num_steps is None:
+            return None
+        if how == "patience" or (self.is_stopped and self.num_steps and self.step < self.num_steps):
+            return Status("finished", f"stopped early at {place}")
+        if how == "finished" or self.is_over:
+            return Status("finished", "finished")
+        return Status("failed", f"broke off at {place}: no process runs it any more")
+
+    @property
+    def trained_examples(self) -> dict[str, int]:
+        """How many examples of each source it has trained on; empty where there is one source."""
+        counts: dict[str, int] = {}
+        for line in self.steps:
+            for key, value in line.items():
+                if key.startswith(_OF_SOURCE):
+                    name = key.removeprefix(_OF_SOURCE)
+                    counts[name] = counts.get(name, 0) + value
+        return counts
+
+    @property
     def before(self) -> dict[str, Any] | None:
         """The evaluation of the base."""
         first = self.evaluations[:1]
@@ -71,11 +118,8 @@ class History:
 
     @property
     def score(self) -> str | None:
-        """The main score: the recipe's metric, or where that is the loss multiple choice or VQA accuracy; or None."""
-        measured = {key for line in self.evaluations for key in line["eval"]}
-        metric = self.recipe.eval.metric
-        candidates = ("multiple_choice", "vqa_accuracy") if metric == "loss" else (metric,)
-        return next((score for score in candidates if score in measured), None)
+        """The main score of the recipe's metric, or None."""
+        return main_score(self.recipe.eval.metric, {key for line in self.evaluations for key in line["eval"]})
 
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""
@@ -118,6 +162,9 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
         lines=lines,
         num_steps=None if num_steps is None else int(num_steps),
         is_stopped=is_out_of_patience(lines, recipe.eval.metric, recipe.eval.patience),
+        end=_read_json(folder / ENDED),
+        is_held=is_held(folder),
+        figures=_read_json(folder / FIGURES),
     )
 
 

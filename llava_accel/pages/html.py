@@ -24,6 +24,10 @@ _HIDDEN = re.compile(
 )
 
 
+PERCENT = "\u00a0%"
+"""A percent sign that stays with its number."""
+
+
 def visible(value: object) -> object:
     """Text with escapes in place of characters that are not seen and could change what is seen; all else as it is."""
     if not isinstance(value, str) or isinstance(value, Markup):
@@ -55,8 +59,8 @@ def write_page(path: Path, html: str) -> None:
 
 
 def percent(share: int | float) -> str:
-    """0.123 -> "12.3 %"."""
-    return f"{100 * share:.1f} %"
+    """0.123 -> "12.3 %", which no line break divides."""
+    return f"{100 * share:.1f}{PERCENT}"
 
 
 def count(number: int | float) -> str:

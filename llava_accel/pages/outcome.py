@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from llava_accel.pages.curves import capital, score_title
 from llava_accel.pages.history import History
+from llava_accel.pages.html import PERCENT, percent
 from llava_accel.scoring.best import overfitting
 
 _MOSTLY_BLIND = 0.9
@@ -105,7 +106,7 @@ def notes(run: History) -> list[str]:
         score, blind = chosen["eval"][key], chosen["eval"].get(f"blind_{key}", 0.0)
         if blind >= _MOSTLY_BLIND * score:
             shown.append(
-                f"The images matter little: {blind / score:.0%} of the score is reached without seeing them. "
+                f"The images matter little: {100 * blind / score:.0f}{PERCENT} of the score is reached without seeing them. "
                 "The questions alone may give the answers away."
             )
         if score <= chosen["eval"].get(f"common_{key}", -1.0):
@@ -145,7 +146,7 @@ def _time(run: History) -> Tile:
 def _value(key: str | None, value: Any) -> str:
     if value is None:
         return "unknown"
-    return f"{value:.4f}" if key is None else f"{100 * value:.1f} %"
+    return f"{value:.4f}" if key is None else percent(value)
 
 
 def _steps(count: int) -> str:

@@ -95,7 +95,9 @@ class Shares:
             whole, start = sum(self.parts.values()), 0.0
             for number, (label, part) in enumerate(self.parts.items()):
                 share = part / whole
-                axes.barh([0], [share], left=start, height=0.5, color=SERIES[number], label=f"{label} {share:.0%}")
+                axes.barh(
+                    [0], [share], left=start, height=0.5, color=SERIES[number], label=f"{label} {100 * share:.0f} %"
+                )
                 start += share
             axes.set_axis_off()
             axes.set_xlim(0, 1)
@@ -103,6 +105,35 @@ class Shares:
             _legend(axes, 1.0, 2 if len(self.parts) > 3 else 1)
 
         return drawn(self.title, _HEIGHT * 0.68, draw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How often values fall between two edges."""
+
+    title: str
+    note: str
+    edges: Sequence[float]
+    counts: Sequence[int]
+    unit: str
+    level: float | None = None
+    """A vertical line, such as a limit, where the values come near it."""
+
+    @property
+    def svg(self) -> Markup:
+        def draw(axes: Axes) -> None:
+            edges = np.asarray(self.edges, dtype=float)
+            axes.bar(edges[:-1], self.counts, width=np.diff(edges), align="edge", color=SERIES[0], linewidth=0)
+            if self.level is not None and edges[-1] > self.level / 2:
+                axes.axvline(self.level, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:,.0f}")
+            axes.grid(visible=False, axis="x")
+            axes.set_xlabel(self.unit)
+
+        return drawn(self.title, _HEIGHT, draw)
 
 
 def _legend(axes: Axes, height: float, columns: int) -> None:

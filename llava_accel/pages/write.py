@@ -11,7 +11,7 @@ from llava_accel.data.images import decode, find_image
 from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
-from llava_accel.pages.curves import curves, score_title
+from llava_accel.pages.curves import curves, length_plots, score_title
 from llava_accel.pages.gallery import cards, choose, image_roots, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import render, write_page
@@ -71,6 +71,10 @@ def _context(run: History) -> dict[str, object]:
         "num_predictions": len(predictions),
         "score_title": score_title(metric),
         "types": details.type_tables(predictions, earlier, metric),
+        "data_rows": details.data_rows(run),
+        "source_rows": details.source_rows(run),
+        "common_answers": details.common_answers(run),
+        "length_plots": length_plots(run),
         "recipe_rows": details.recipe_rows(run),
         "recipe_text": dump_recipe(run.recipe),
         "environment": details.environment_rows(run),

@@ -18,6 +18,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llava_accel.exceptions import SIGNALS, Interrupted, UserError
+from llava_accel.runtime.invocation import VARIABLE, line_of
 
 # They say again, and at length, what the process that has failed has said.
 _REPORTERS = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
@@ -32,6 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     words = [*_profile(arguments), "-m", "llava_accel.train", arguments.recipe, *arguments.overrides]
     settings = launch_command_parser().parse_args(words)
+    os.environ[VARIABLE] = line_of(["llava-accel", "train", *sys.argv[1:]])
     for name in _REPORTERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for one in SIGNALS:

@@ -1,7 +1,7 @@
 """One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,7 @@ from llava_accel.scoring.metrics import SCORES, commonest_scores, exact_match, v
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
+_COLUMNS = 80  # of a line
 Prediction = dict[str, object]
 _Loaded = TypeVar("_Loaded")
 _Found = TypeVar("_Found")
@@ -201,18 +202,45 @@ class Evaluation:
         return (self.metrics["num_answers"] + self.metrics.get("blind_num_answers", 0.0)) / self.seconds
 
     @property
-    def summary(self) -> str:
-        """The metrics in one line: losses as they are, scores in percent."""
+    def summary(self) -> list[str]:
+        """All metrics, one a line: losses as they are, scores in percent."""
         metrics = self.metrics
         parts = [f"evaluation loss {metrics['loss']:.4f}"]
-        for name, title in SCORES.items():
-            if name in metrics:
-                others = {"blind": f"blind_{name}", "commonest answer": f"common_{name}"}
-                beside = ", ".join(f"{k} {100 * metrics[key]:.1f} %" for k, key in others.items() if key in metrics)
-                parts.append(f"{title} {100 * metrics[name]:.1f} %{f' ({beside})' if beside else ''}")
+        others = {"blind": "blind", "commonest answer": "common"}
+        parts += [self._score(name, others, " %") for name in SCORES if name in metrics]
         if "num_answers" in metrics:
             parts.append(f"{round(metrics['num_answers']):,} answers, {self.answers_per_s:,.0f} a second")
-        return ", ".join(parts)
+        return parts
+
+    def line(self, step: int, metric: str, is_best: bool) -> str:
+        """What counts, in 80 columns: the loss, and the score that `metric` names or the records ask for. What that is
+        compared with is left out as far as it has no room.
+
+        Args:
+            is_best: Whether no earlier evaluation of the run was as good.
+        """
+        start = f"{f'step {step:,}' if step else 'before training'}: loss {self.metrics['loss']:.4f}"
+        end, score = ", best" if is_best else "", main_score(metric, self.metrics)
+        if score is None:
+            return f"{start}{end}"
+        others = {"blind": "blind", "commonest": "common"}
+        while len(line := f"{start}, {self._score(score, others)}{end}") > _COLUMNS and others:
+            others.popitem()
+        return line
+
+    def _score(self, name: str, others: Mapping[str, str], unit: str = "") -> str:
+        """A score, and in brackets those of `others` (title -> what its key begins with) that were measured."""
+        metrics = self.metrics
+        measured = {title: metrics.get(f"{kind}_{name}") for title, kind in others.items()}
+        beside = ", ".join(f"{title} {100 * value:.1f}{unit}" for title, value in measured.items() if value is not None)
+        return f"{SCORES[name]} {100 * metrics[name]:.1f} %{f' ({beside})' if beside else ''}"
+
+
+def main_score(metric: str, measured: Collection[str]) -> str | None:
+    """The score that people look at first: eval.metric, or where that is the loss multiple choice or VQA accuracy; None
+    where it was not measured."""
+    candidates = ("multiple_choice", "vqa_accuracy") if metric == "loss" else (metric,)
+    return next((score for score in candidates if score in measured), None)
 
 
 def evaluate(

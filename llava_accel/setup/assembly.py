@@ -16,7 +16,7 @@ from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.save import load_saved, step_saved, with_step
+from llava_accel.model.save import load_saved, other_base, step_saved, with_step
 from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -46,21 +46,12 @@ def build_objective(
     loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
     torch.manual_seed(recipe.run.seed)  # new LoRA weights: the same on every rank, and on any number of them
     model = prepare_trainable(loaded.model, recipe)
-    for note in (*loaded.notes, *_origins(recipe)):
+    for note in (*loaded.notes, *_origins(recipe, loaded.fingerprint)):
         console.line(note)
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
     lighten_dropout(model)
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
-    console.table(
-        "trained",
-        ["part", "trained", "of", "share of the model"],
-        [[row.part, f"{row.trainable:,}", f"{row.total:,}", f"{row.share:.2%}"] for row in summary.parts],
-    )
-    console.table(
-        "in memory",
-        ["type", "weights", "MiB"],
-        [[row.dtype, f"{row.parameters:,}", f"{row.bytes / 2**20:,.1f}"] for row in summary.types],
-    )
+    console.pairs("weights", describe_weights(summary))
     objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision)
     if source:
         load_saved(source, objective)
@@ -71,12 +62,31 @@ def build_objective(
     return place(objective, accelerator), loaded
 
 
-def _origins(recipe: Recipe) -> list[str]:
-    """A line for each key that names what was trained here, with the step that was loaded."""
+def _origins(recipe: Recipe, fingerprint: str) -> list[str]:
+    """A line for each key that names what was trained here, with the step that was loaded; and for what was trained on
+    another base than the one with this fingerprint."""
     table = recipe.model
     named = {"base": table.base, "projector": table.projector, "adapter": table.adapter}
     folders = {key: resolve_folder(name, f"model.{key}") for key, name in named.items() if Path(name).is_dir() and name}
-    return [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
+    said = [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
+    added = [folder for key, folder in folders.items() if key != "base"]
+    return said + [
+        note for folder in added if (note := other_base(folder, table.base or table.language_model, fingerprint))
+    ]
+
+
+def describe_weights(summary: "TrainableSummary") -> dict[str, str]:
+    """How many are trained of each part, and what all of them take, for the console."""
+    trained = [
+        f"{row.part} {row.trainable:,}{f' of {row.total:,}' if row.trainable < row.total else ''}"
+        for row in summary.parts
+        if row.trainable
+    ]
+    frozen = [f"{row.part} {row.total:,}" for row in summary.parts if not row.trainable]
+    share = f"{100 * sum(row.share for row in summary.parts):.2f} % of all"
+    types = [f"{row.parameters:,} in {row.dtype}, {row.bytes / 2**20:,.1f} MiB" for row in summary.types]
+    facts = {"trained": f"{', '.join(trained)}: {share}", "frozen": ", ".join(frozen), "in memory": "; ".join(types)}
+    return {name: text for name, text in facts.items() if text}
 
 
 class PartRow(NamedTuple):

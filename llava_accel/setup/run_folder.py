@@ -3,22 +3,22 @@
 import json
 import os
 import platform
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 
-from llava_accel.exceptions import UserError
+from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
+from llava_accel.runtime.invocation import typed_line
 from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import MANIFEST, atomic_file, is_ours
 from llava_accel.storage.folder_lock import LOCK, FolderLock, is_lock
@@ -28,22 +28,39 @@ _PACKAGES = (
     "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
     "safetensors", "pillow", "numpy", "pyarrow",
 )  # fmt: skip
+_LONGEST_REASON = 300  # characters
 ENVIRONMENT = "environment.json"
+ENDED = "ended.json"
+"""How the run ended, as far as it could say so: not there while it runs, nor after a kill."""
 SKIPPED = "skipped.txt"
 """Records that are left out; `cache` and `evaluate` write it as well."""
 
 
-_locks: list[FolderLock] = []
+Ending = Literal["finished", "patience", "signal", "error"]
+_locks: list[tuple[Path, FolderLock]] = []
 
 
 @contextmanager
 def folders_released() -> Iterator[None]:
-    """Around a run: however it ends, other processes may write its folder then."""
+    """Around a run: however it ends, other processes may write its folder then, and an error is noted there."""
     try:
         yield
+    except Interrupted:
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split()) if isinstance(error, UserError) else type(error).__name__
+        for folder, _ in _locks:
+            write_end(folder, "error", reason[:_LONGEST_REASON])
+        raise
     finally:
         while _locks:
-            _locks.pop().release()
+            _locks.pop()[1].release()
+
+
+def write_end(folder: Path, how: Ending, detail: str = "") -> None:
+    """Note in a run folder how its run ended, for the report. For the main process."""
+    with suppress(OSError), atomic_file(folder / ENDED) as unfinished:  # the disk may be what has ended it
+        unfinished.write_text(json.dumps({"how": how, "detail": detail}) + "\n")
 
 
 def hold_run(run: RunContext) -> None:
@@ -61,7 +78,8 @@ def hold_run(run: RunContext) -> None:
             lock.take(run.console.line)
         except OSError as error:
             raise _not_writable(folder, error) from None
-        _locks.append(lock)
+        _locks.append((folder, lock))
+        (folder / ENDED).unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
 
 
@@ -138,7 +156,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
     device = accelerator.device
     dtype = resolve_precision(recipe.run.precision, device)
     return {
-        "command": [re.sub(r"hf_\w+", "hf_...", word) for word in sys.argv],  # tokens must not be written to files
+        "command": typed_line(),
         "python": platform.python_version(),
         "packages": versions(),
         "platform": platform.platform(),

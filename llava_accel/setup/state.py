@@ -10,7 +10,8 @@ from llava_accel.data.sampler import Order
 from llava_accel.recipe import TrainTable
 
 NUM_SUMS = 6
-"""Loss, targets, tokens, examples, padding and positions: what `meter.Meter` adds up between two log lines."""
+"""Loss, targets, tokens, examples, padding and positions: what `meter.Meter` adds up between two log lines. Where the data
+has several sources, the examples of each follow."""
 
 
 @dataclass
@@ -48,8 +49,8 @@ class TrainState:
         Args:
             content: What the records and images are.
         """
-        steps = train.max_steps or train.epochs * order.steps_per_epoch
-        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=f"{order.fingerprint()} {content}")
+        steps, data = count_steps(train, order), f"{order.fingerprint()} {content}"
+        return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=data)
 
     @property
     def epoch(self) -> float:
@@ -63,6 +64,11 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # The length of the run is the recipe's business: with a constant rate, training longer may go on from here.
         vars(self).update({key: state[key] for key in state if key not in ("num_steps", "steps_per_epoch")})
+
+
+def count_steps(train: TrainTable, order: Order) -> int:
+    """Optimizer steps of the whole run."""
+    return train.max_steps or train.epochs * order.steps_per_epoch
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from llava_accel.exceptions import UserError
 
 MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,6 +45,23 @@ def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_out(path: Path, flag: str) -> None:
+    """UserError if a file cannot be written at `path`, before the work that it is to hold; nothing is left there.
+
+    Args:
+        flag: What the user named it with.
+    """
+    try:
+        is_folder = path.is_dir()
+        there = next(place for place in path.absolute().parents if place.is_symlink() or place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be written ({error.strerror}). Name a file in another folder") from None
+    if is_folder:
+        raise UserError(f"{flag} {path} is a folder. Name a file in it, such as {path / 'predictions.jsonl'}")
 
 
 def beside(target: Path) -> Path:

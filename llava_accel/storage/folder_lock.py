@@ -174,6 +174,16 @@ class FolderLock:
                 os.utime(self._path)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process writes the folder, this one or another, as far as its lock tells."""
+    holder, touched = _read(folder / LOCK)
+    if touched is None:
+        return False
+    if holder is not None and holder.machine == _machine():
+        return _is_alive(holder)
+    return time.time() - touched <= _SILENCE_S
+
+
 def is_lock(path: Path) -> bool:
     """Whether a file is a lock that was written here."""
     return path.name == LOCK and _read(path)[0] is not None

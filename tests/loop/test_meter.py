@@ -1,12 +1,18 @@
 """What a run writes about itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import llava_accel.train as verb
-from helpers.runs import metrics, mixed_records, recipe, talk, write_records
+from helpers.interrupted import train, train_until
+from helpers.runs import metrics, mixed_records, recipe, tables, talk, without_times, write_records
+from llava_accel.loop.meter import Meter
+from llava_accel.setup.figures import Mix
+from llava_accel.setup.state import NUM_SUMS
 from llava_accel.storage.jsonl import keep_lines_until
 
 pytestmark = pytest.mark.slow
@@ -19,9 +25,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
     """Metric lines of the same run with a line for each step, and with one for every third."""
     folder = tmp_path_factory.mktemp("meter")
     data = write_records(folder / "data.json", mixed_records(9))
-    train = {"per_device_batch_size": 2, "accumulation_steps": 2, "max_steps": STEPS}
+    sizes = {"per_device_batch_size": 2, "accumulation_steps": 2, "max_steps": STEPS}
     for every in (1, 3):
-        verb.train(recipe(folder / str(every), data, train=train, log={"every": every}))
+        verb.train(recipe(folder / str(every), data, train=sizes, log={"every": every}))
     return {every: metrics(folder / str(every) / "run") for every in (1, 3)}
 
 
@@ -107,3 +113,28 @@ def test_evaluations_go_with_the_steps_that_they_are_of(tmp_path: Path) -> None:
 def test_no_metrics_are_no_reason_to_fail(tmp_path: Path) -> None:
     keep_lines_until(tmp_path / "metrics.jsonl", 3)
     assert not list(tmp_path.iterdir())
+
+
+def test_examples_of_each_source_are_counted_over_a_resume(tmp_path: Path) -> None:
+    files = [write_records(tmp_path / f"{name}.json", mixed_records(count)) for name, count in (("a", 5), ("b", 3))]
+    data = {"train": [{"path": str(files[0])}, {"path": str(files[1]), "weight": 2.0}]}
+    settings = tables(
+        tmp_path, data=data, train={"per_device_batch_size": 2}, log={"every": 4}, checkpoint={"every": 1}
+    )
+    whole = metrics(train(settings))
+    assert [line["step"] for line in whole] == [4, 6]
+    for line in whole:
+        assert line["num_examples"] == line["num_examples/a.json"] + line["num_examples/b.json"]
+    assert [sum(line[f"num_examples/{name}.json"] for line in whole) for name in "ab"] == [5, 6]
+    shutil.rmtree(tmp_path / "run")
+    train_until(settings, 3)  # between two lines
+    assert without_times(metrics(train(settings))) == without_times(whole)
+
+
+def test_one_source_has_no_count_of_its_own_and_old_sums_are_taken(logged: dict[int, list[dict[str, float]]]) -> None:
+    assert not [key for line in logged[1] for key in line if key.startswith("num_examples/")]
+    meter = object.__new__(Meter)
+    sums = torch.arange(NUM_SUMS + 3, dtype=torch.float64)
+    for mix, kept in ((Mix(["a", "b"], [0, 1], [0, 1]), [*range(NUM_SUMS), 0, 0]), (None, [*range(NUM_SUMS)])):
+        meter._mix = mix
+        assert meter._with_sources(sums).tolist() == kept

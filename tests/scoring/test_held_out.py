@@ -234,3 +234,25 @@ def test_the_base_is_scored_on_some_of_the_rows_of_later_evaluations(ready: Read
         for at_most in (3, 0)
     )
     assert len(some) == 3 and some < later and len(later) == 6
+
+
+def test_an_evaluation_is_one_line_of_at_most_80_columns_with_its_comparisons() -> None:
+    metrics = {"loss": 0.91234, "num_answers": 500.0, "vqa_accuracy": 0.612, "exact_match": 0.5}
+    metrics |= {"blind_vqa_accuracy": 0.321, "common_vqa_accuracy": 0.203, "blind_num_answers": 100.0}
+    found = Evaluation(metrics)
+    line = found.line(1200, "loss", True)
+    assert line == "step 1,200: loss 0.9123, VQA accuracy 61.2 % (blind 32.1, commonest 20.3), best"
+    assert found.line(0, "exact_match", False) == "before training: loss 0.9123, exact match 50.0 %"
+    assert found.line(3, "multiple_choice", False) == "step 3: loss 0.9123"
+    long = found.line(123_456, "loss", True)
+    assert long == "step 123,456: loss 0.9123, VQA accuracy 61.2 % (blind 32.1), best" and len(line) <= 80
+
+
+def test_all_that_was_measured_is_said_a_line_each() -> None:
+    metrics = {"loss": 0.5, "num_answers": 8.0, "vqa_accuracy": 0.25, "exact_match": 0.5, "blind_exact_match": 0.125}
+    assert Evaluation(metrics, seconds=2.0).summary == [
+        "evaluation loss 0.5000",
+        "VQA accuracy 25.0 %",
+        "exact match 50.0 % (blind 12.5 %)",
+        "8 answers, 4 a second",
+    ]

@@ -1,4 +1,9 @@
 "use strict";
+// Escape closes an enlarged image. Without this script another click does.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const box of document.querySelectorAll(".zoom input:checked")) box.checked = false;
+});
 // The filters of the gallery. Without this script the page shows everything.
 (() => {
   const gallery = document.getElementById("gallery");

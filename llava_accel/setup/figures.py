@@ -1,0 +1,106 @@
+"""The data of a run in figures: for its first lines, its log and its report."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llava_accel.data.sampler import Order
+from llava_accel.recipe import Recipe
+from llava_accel.setup.datasets import Part, entries
+from llava_accel.setup.vision_cache import count_images
+from llava_accel.storage.atomic import atomic_file
+
+FIGURES = "data.json"
+_COMMON = 5  # answers
+_LONGEST = 80  # characters of one
+_BINS = 24
+
+
+class Mix(NamedTuple):
+    """The sources of data.train, and to which of them every row belongs."""
+
+    names: list[str]
+    """Of the entries of data.train; each once, and as short as they stay apart."""
+    starts: list[int]
+    """The first row of every file."""
+    of_file: list[int]
+    """The entry that every file belongs to: a folder holds several."""
+
+    def share_out(self, rows: np.ndarray, weights: Sequence[float] = ()) -> np.ndarray:
+        """How many of these rows each entry has: [entries].
+
+        Args:
+            weights: What a row of each file counts; 1 where it is left out.
+        """
+        files = np.searchsorted(self.starts, rows, side="right") - 1
+        counts = np.bincount(files, minlength=len(self.starts)) * (np.asarray(weights) if weights else 1)
+        return np.bincount(self.of_file, weights=counts, minlength=len(self.names))
+
+
+def mix_of(recipe: Recipe, part: Part) -> Mix:
+    """The sources of the training data."""
+    named = [entry[0] for entry in entries(recipe.data)["data.train"]]
+    files = [source.table.path for source in part.corpus.sources]
+    owners = [next((one for one in named if Path(one) in (file, file.parent)), str(file)) for file in files]
+    known = list(dict.fromkeys(owners))
+    short = [Path(one).name for one in known]
+    names = short if len(set(short)) == len(short) else known
+    lengths = [len(source.table) for source in part.corpus.sources]
+    return Mix(names, [0, *np.cumsum(lengths)[:-1].tolist()], [known.index(owner) for owner in owners])
+
+
+def figures_of(recipe: Recipe, training: Part, held_out: Part | None, order: Order) -> dict[str, Any]:
+    """Records, images, turns, lengths and commonest answers of both parts, and what an epoch takes of each source."""
+    mix, rows = mix_of(recipe, training), training.rows
+    records = mix.share_out(rows)
+    examples = mix.share_out(rows, [source.weight for source in training.corpus.sources])
+    return {
+        "train": _part(training),
+        "eval": None if held_out is None else _part(held_out),
+        "sources": [
+            {"name": name, "records": round(count), "examples": number, "share": number / order.examples_per_epoch}
+            for name, count, number in zip(mix.names, records.tolist(), examples.tolist(), strict=True)
+        ],
+    }
+
+
+def write_figures(folder: Path, figures: dict[str, Any]) -> None:
+    """Write them into the run folder."""
+    with atomic_file(folder / FIGURES) as unfinished:
+        unfinished.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _part(part: Part) -> dict[str, Any]:
+    survey, rows = part.survey, part.rows
+    lengths, images = survey.lengths[rows], survey.num_images[rows]
+    counts, edges = np.histogram(lengths, bins=min(_BINS, max(1, len(np.unique(lengths)))))
+    return {
+        "records": len(rows),
+        "left_out": len(survey.errors),
+        "images": count_images([part]),
+        "without_image": int(np.count_nonzero(images == 0)),
+        "turns": _spread(survey.num_turns[rows]),
+        "tokens": _spread(lengths),
+        "targets": _spread(survey.num_targets[rows]),
+        "lengths": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "common_answers": list(_common_answers(part)),
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    middle, high = np.percentile(values, (50, 95))
+    mean, most, total = values.mean(), values.max(), values.sum(dtype=np.int64)
+    return {"mean": float(mean), "median": float(middle), "p95": float(high), "max": int(most), "total": int(total)}
+
+
+def _common_answers(part: Part) -> Iterable[dict[str, Any]]:
+    """The answers that most records end in, those that stand once not among them."""
+    _, first, counts = np.unique(part.survey.answer_keys[part.rows], return_index=True, return_counts=True)
+    for place in np.argsort(-counts, kind="stable")[:_COMMON]:
+        if counts[place] > 1:
+            text = part.corpus.record(int(part.rows[first[place]])).turns[-1].text.strip()
+            shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+            yield {"answer": shown, "records": int(counts[place]), "share": float(counts[place] / len(part.rows))}

@@ -1,0 +1,115 @@
+"""What a run says of itself before any weight is read: data, steps, device, what is trained, and where its lines go."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_accel.data.sampler import Order
+from llava_accel.recipe import Recipe
+from llava_accel.recipe.inputs import ModelTable
+from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.engines import resolve_precision
+from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.setup.datasets import Part
+from llava_accel.setup.figures import figures_of, write_figures
+from llava_accel.setup.state import count_steps
+
+_SHOWN_SOURCES = 6
+
+
+def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | None, source: Path | None) -> None:
+    """Print what a person should see before a run takes hours, and write the figures of its data into its folder.
+
+    Args:
+        source: The checkpoint that it goes on from.
+    """
+    recipe = run.recipe
+    if not run.accelerator.is_main_process:
+        return
+    figures = figures_of(recipe, training, held_out, order)
+    write_figures(Path(recipe.run.output_dir), figures)
+    facts = {
+        "folder": f"{recipe.run.output_dir}{f'; goes on from {source}' if source else ''}",
+        "data": _data(figures["train"], training),
+        **({"mix": _mix(figures["sources"])} if len(figures["sources"]) > 1 else {}),
+        "held out": _held_out(recipe, held_out),
+        "steps": _steps(recipe, order),
+        "batch": _batch(recipe, run.accelerator.num_processes),
+        "device": describe_device(recipe, run.accelerator.device, run.accelerator.num_processes),
+        "trains": _trains(recipe.model),
+        "logs": " and ".join(("metrics.jsonl", *recipe.log.trackers)),
+    }
+    run.console.pairs(f"run {recipe.run.name}", facts)
+
+
+def _data(figures: Mapping[str, Any], part: Part) -> str:
+    files, images = [str(source.table.path) for source in part.corpus.sources], figures["images"]
+    shown = f"{len(part):,} records with {images:,} image{'s' if images != 1 else ''}"
+    return f"{shown}, from {files[0] if len(files) == 1 else f'{len(files)} files'}"
+
+
+def _mix(sources: Sequence[Mapping[str, Any]]) -> str:
+    """The share of every source in what an epoch trains on."""
+    shown = [f"{source['name']} {100 * source['share']:.0f} %" for source in sources[:_SHOWN_SOURCES]]
+    return ", ".join(shown) + (f" and {len(sources) - len(shown)} more" if len(sources) > len(shown) else "")
+
+
+def _held_out(recipe: Recipe, part: Part | None) -> str:
+    if part is None:
+        return "nothing, so how well it answers is not measured (data.eval, data.eval_fraction)"
+    place = f"of {recipe.data.eval}" if recipe.data.eval else f"(data.eval_fraction = {recipe.data.eval_fraction:g})"
+    asked = f", of which each evaluation asks {recipe.eval.limit:,}" if 0 < recipe.eval.limit < len(part) else ""
+    return f"{len(part):,} records {place}{asked}"
+
+
+def _steps(recipe: Recipe, order: Order) -> str:
+    steps, epoch = count_steps(recipe.train, order), order.steps_per_epoch
+    epochs = f"{steps / epoch:.3g} epoch{'s' if steps != epoch else ''}"
+    return f"{steps:,} = {epochs} of {epoch:,} step{'s' if epoch != 1 else ''}"
+
+
+def _batch(recipe: Recipe, ranks: int) -> str:
+    train = recipe.train
+    size = train.per_device_batch_size * train.accumulation_steps * ranks
+    factors = f"{train.per_device_batch_size} x accumulation {train.accumulation_steps} x {ranks}"
+    return f"{size:,} examples a step = {factors} process{'es' if ranks > 1 else ''}"
+
+
+def describe_device(recipe: Recipe, device: torch.device, ranks: int) -> str:
+    """Device, precision and ranks; of a CPU, why it is none other."""
+    dtype = "bf16" if resolve_precision(recipe.run.precision, device) == torch.bfloat16 else "fp32"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    several = f"{ranks} x " if ranks > 1 else ""
+    with_title = f", {read_profile().title}" if ranks > 1 else ""
+    return f"{several}{name}, {dtype}{with_title}{f': {_why_cpu()}' if device.type == 'cpu' else ''}"
+
+
+def _why_cpu() -> str:
+    """Why there is no GPU, and what gives one."""
+    if read_profile().wants_cpu:
+        return "the launch profile says use_cpu: true"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA; a build with it uses a GPU"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES is {visible.strip() or 'empty'}; unset it to use a GPU"
+    chosen = f" with CUDA_VISIBLE_DEVICES={visible}" if visible else ""
+    return f"torch sees no CUDA device{chosen}; `nvidia-smi` says whether the driver sees one"
+
+
+def _trains(model: ModelTable) -> str:
+    names = {
+        "lora": f"LoRA of rank {model.lora.rank}",
+        "full": "the language model",
+        "projector": "the projector",
+    }
+    parts = [names[model.train]]
+    parts += ["the projector"] if model.train_projector and model.train != "projector" else []
+    parts += ["the vision tower"] if model.train_vision else []
+    bits = model.quantization.bits
+    *first, last = parts
+    text = f"{', '.join(first)} and {last}" if first else last
+    return f"{text}{f'; the base in {bits} bits' if bits != 16 else ''}"
