@@ -69,7 +69,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     checkpoints.resume(source)
     interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state, mix_of(recipe, training))
+    meter = Meter(run, state, mix_of(training))
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
 

@@ -38,6 +38,8 @@ class Source:
     """Those of the table's rows that are used; None: all."""
     downloads: Path = Path()
     """Where images from the network are."""
+    name: str = ""
+    """What the recipe calls it; that of several files may be one."""
 
     def __len__(self) -> int:
         return len(self.table) if self.rows is None else len(self.rows)
@@ -239,7 +241,7 @@ def _open(file: Path, named: Named, cache_dir: Path) -> list[Source]:
     table = Table(file, cache_dir)
     if not root.is_dir():
         raise DataError("missing_image", f"data.images: there is no folder {root}", "Check the path", file=str(file))
-    return [Source(table, root, named.weight, downloads=cache_dir / DOWNLOADS)]
+    return [Source(table, root, named.weight, downloads=cache_dir / DOWNLOADS, name=named.name)]
 
 
 def _own_root(file: Path, named: Named) -> Path:

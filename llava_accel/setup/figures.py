@@ -9,7 +9,7 @@ import numpy as np
 
 from llava_accel.data.sampler import Order
 from llava_accel.recipe import Recipe
-from llava_accel.setup.datasets import Part, entries
+from llava_accel.setup.datasets import Part
 from llava_accel.setup.vision_cache import count_images
 from llava_accel.storage.atomic import atomic_file
 
@@ -40,21 +40,19 @@ class Mix(NamedTuple):
         return np.bincount(self.of_file, weights=counts, minlength=len(self.names))
 
 
-def mix_of(recipe: Recipe, part: Part) -> Mix:
+def mix_of(part: Part) -> Mix:
     """The sources of the training data."""
-    named = [entry[0] for entry in entries(recipe.data)["data.train"]]
-    files = [source.table.path for source in part.corpus.sources]
-    owners = [next((one for one in named if Path(one) in (file, file.parent)), str(file)) for file in files]
+    owners = [source.name for source in part.corpus.sources]
     known = list(dict.fromkeys(owners))
     short = [Path(one).name for one in known]
     names = short if len(set(short)) == len(short) else known
-    lengths = [len(source.table) for source in part.corpus.sources]
+    lengths = list(map(len, part.corpus.sources))
     return Mix(names, [0, *np.cumsum(lengths)[:-1].tolist()], [known.index(owner) for owner in owners])
 
 
 def figures_of(recipe: Recipe, training: Part, held_out: Part | None, order: Order) -> dict[str, Any]:
     """Records, images, turns, lengths and commonest answers of both parts, and what an epoch takes of each source."""
-    mix, rows = mix_of(recipe, training), training.rows
+    mix, rows = mix_of(training), training.rows
     records = mix.share_out(rows)
     examples = mix.share_out(rows, [source.weight for source in training.corpus.sources])
     return {

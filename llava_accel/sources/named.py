@@ -27,6 +27,12 @@ class Named(NamedTuple):
     """Of a data set that has splits, the first of these that it has."""
     revision: str = ""
 
+    @property
+    def name(self) -> str:
+        """What tells it from other sources of a recipe."""
+        split = self.splits[0] if self.splits != ("train",) and len(self.splits) == 1 else ""
+        return " ".join(filter(None, [self.path, self.config, split]))
+
 
 def files_of(named: Named) -> list[Path]:
     """The files of a source, in the order of their names.

@@ -21,7 +21,7 @@ def opened(folder: Path, **data: Any) -> tuple[dict[str, Any], Mix, Part]:
     run = RunContext(settings, build_accelerator(settings), Console(False))
     training, held_out = open_data(run, processing)
     figures = figures_of(settings, training, held_out, build_order(settings, training, 1))
-    return figures, mix_of(settings, training), training
+    return figures, mix_of(training), training
 
 
 def test_records_images_turns_and_lengths_are_those_of_the_data(tmp_path: Path) -> None:
