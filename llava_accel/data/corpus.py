@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +39,13 @@ class Corpus:
     def __init__(self, sources: Sequence[Source], encoder: Callable[[Record, int, Path], Encoded]) -> None:
         self.sources = list(sources)
         self._encoder = encoder
-        self._starts = np.cumsum([0, *(len(source.table) for source in sources)])
+        self._starts = list(accumulate((len(source.table) for source in sources), initial=0))
         self.roots = [source.images.resolve() for source in sources]
         """The folder of each source's images, without links."""
         self._root_numbers = [self.roots.index(root) for root in self.roots]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @property
     def weights(self) -> np.ndarray:
@@ -58,7 +60,7 @@ class Corpus:
 
     def image_name(self, index: int, file: str) -> str:
         """A name for an image file of a record that stays when the folder of images moves."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = bisect_right(self._starts, index) - 1
         root = str(self.sources[number].images)
         name = file.removeprefix(f"{root}/")
         return f"{self._root_numbers[number]}/{os.path.relpath(file, root) if name == file else name}"
@@ -116,8 +118,8 @@ class Corpus:
         return chain(self.encode(index).example)
 
     def _find(self, index: int) -> tuple[Source, int]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.sources[number], index - int(self._starts[number])
+        number = bisect_right(self._starts, index) - 1
+        return self.sources[number], index - self._starts[number]
 
 
 def open_sources(

@@ -35,7 +35,7 @@ class Encoded:
     @property
     def length(self) -> int:
         """Tokens of the longest example, image tokens included."""
-        return max(len(example.input_ids) for example in self.examples)
+        return max([len(example.input_ids) for example in self.examples])
 
     @property
     def example(self) -> Example:
@@ -104,14 +104,16 @@ class Encoder:
             )
 
         encoded = encode(record)
-        if encoded.length > self._max_length and self._on_too_long == "drop_turns":
+        length = encoded.length
+        if length > self._max_length and self._on_too_long == "drop_turns":
             encoded = self._longest(record, encode)
-        if not any(example.num_targets for example in encoded.examples):
+            length = encoded.length
+        if not any([example.num_targets for example in encoded.examples]):
             raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
-        if encoded.length > self._max_length:
+        if length > self._max_length:
             raise DataError(
                 "too_long",
-                f"{encoded.length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
+                f"{length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
                 "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
             )
         return encoded

@@ -40,7 +40,7 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        return int(self.is_target.sum())
+        return int(np.count_nonzero(self.is_target))
 
     def prompt_length(self) -> int:
         """Tokens before the last answer: what a model is given when it has to answer by itself."""
@@ -77,7 +77,7 @@ class Labeller:
     def __call__(self, pieces: Iterable[Piece], images: Sequence[str] = (), index: int = -1) -> Example:
         """Ids and targets of the pieces; `images` are the files of the image pieces, in order."""
         ids: list[int] = []
-        is_target: list[bool] = []
+        is_target = bytearray()
         image_starts: list[int] = []
         after: Context = "start"
         for piece in pieces:
@@ -94,12 +94,12 @@ class Labeller:
                 new = self._encode(piece.text, after)
                 after = "text" if new else after
             ids += new
-            is_target += [piece.supervised and piece.kind != "image"] * len(new)
+            is_target += (b"\1" if piece.supervised and piece.kind != "image" else b"\0") * len(new)
         assert len(image_starts) == len(images) or not images, "one file for each image of the text"
-        is_target[:1] = [False] * len(is_target[:1])  # no token before the first one could predict it
+        is_target[:1] = bytes(len(is_target[:1]))  # no token before the first one could predict it
         return Example(
             input_ids=np.asarray(ids, dtype=np.int64),
-            is_target=np.asarray(is_target, dtype=bool),
+            is_target=np.frombuffer(is_target, dtype=bool),
             image_starts=tuple(image_starts),
             images=tuple(images),
             index=index,

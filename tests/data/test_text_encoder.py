@@ -154,18 +154,18 @@ def test_settings_of_the_tokenizers_last_use_neither_cut_nor_fill_a_piece() -> N
 @given(text=st.text(st.sampled_from("ab▁ \n\t.'é你🙂<>/s\u0301\u00a0"), max_size=30) | texts)
 def test_words_apart_are_the_text_whole(legacy: bool, text: str) -> None:
     found = TextEncoder(llama(legacy))
-    assert found._words is not None, "SentencePiece's tokens never reach over a space"
+    assert found._splits, "SentencePiece's tokens never reach over a space"
     whole = found._backend.encode(text, add_special_tokens=False).ids
     for _ in range(2):  # the second time from what is known
         assert found(text, "text") == whole
 
 
 def test_a_tokenizer_whose_tokens_reach_over_spaces_takes_texts_whole() -> None:
-    assert TextEncoder(byte_level())._words is None
+    assert not TextEncoder(byte_level())._splits
     tokenizer = copy.deepcopy(llama())
     tokenizer.add_tokens(["two words"])
     with_phrase, plain = TextEncoder(tokenizer), TextEncoder(llama())
-    assert with_phrase._words is None
+    assert not with_phrase._splits
     assert len(with_phrase("a two words b", "text")) < len(plain("a two words b", "text"))
 
 
