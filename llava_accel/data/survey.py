@@ -32,9 +32,7 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), n
     ("image_keys", "record_keys", "answer_keys"), np.int64
 )
 """What is kept of each row: few bytes, as there may be ten million rows."""
-_READ = np.dtype(
-    [*COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32)]
-)
+_READ = np.dtype([*COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32)])
 
 
 @dataclass(frozen=True, kw_only=True)
