@@ -213,7 +213,7 @@ def say_duration(task: Check, processing: Processing, part: Part) -> None:
     """Print steps and epochs, and with --probe the hours."""
     task.duration = length(task.recipe, part)
     task.console.line(f"run: {task.duration}")
-    if task.arguments.probe:
+    if task.arguments.probe and not task.arguments.wrong:
         seconds, whole = hours(task.recipe, processing, part)
         time = f"{whole:.1f} hours" if whole >= 1 else f"{60 * whole:.1f} minutes"
         task.console.line(

@@ -1,6 +1,7 @@
 """What `check` prints of data.train or data.eval: counts, lengths, answers, errors by kind, and a few examples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llava_accel.console.output import Console
 from llava_accel.data.problems import quoted
@@ -19,7 +20,7 @@ from llava_accel.recipe import DataTable
 
 _SHOWN_REPEATS = 3  # of ids: no error, as LLaVA's own mixture has many
 _BAR = 28  # columns
-_ANSWER = 24
+_ANSWER = 26
 _FEW = 2  # records: of fewer, no share says anything
 
 
@@ -61,8 +62,12 @@ def _show_answers(console: Console, checked: Checked) -> None:
     number, shares = answer_shares(checked)
     if not number or shares[0].count == 1:  # captions
         return
-    shown = [Share(quoted(share.name, _ANSWER), share.count, share.share) for share in shares]
+    shown = [replace(share, name=_short(quoted(share.name))) for share in shares]
     _show_shares(console, f"answers, {number:,} different (the commonest alone scores {shares[0].share:.1%})", shown)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _ANSWER else f"{text[: _ANSWER - 1]}…"
 
 
 def image_remarks(survey: Survey, data: DataTable) -> list[str]:
