@@ -34,6 +34,8 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), n
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype([*COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32)])
 
+_NOTHING = (0,) * len(_READ)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
@@ -87,19 +89,22 @@ class _Rows:
 
 def _read_rows(corpus: Corpus, rows: Sequence[int], watched: re.Pattern[str] | None = None) -> _Rows:
     """Tokenise some rows, and find their images without opening them."""
-    read = _Rows(np.zeros(len(rows), dtype=_READ), {}, Counter())
-    for place, row in enumerate(rows):
+    columns: list[tuple[int, ...]] = []
+    errors: dict[int, DataError] = {}
+    mentions: Counter[str] = Counter()
+    for row in rows:
         try:
             encoded = corpus.encode(row)
         except DataError as error:
-            read.errors[row] = error
+            errors[row] = error
+            columns.append(_NOTHING)
             continue
         images = [corpus.image_name(row, image) for image in encoded.example.images]
         texts = _texts(encoded.record)
-        read.columns[place] = _columns(encoded, images, texts)
+        columns.append(_columns(encoded, images, texts))
         if watched and watched.search(texts):
-            read.mentions.update({*watched.findall(texts)})
-    return read
+            mentions.update({*watched.findall(texts)})
+    return _Rows(np.array(columns, dtype=_READ), errors, mentions)
 
 
 def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, ...]:

@@ -59,6 +59,7 @@ class TextEncoder:
             self._backend.normalizer = None
         self._splits = not self._charsmap and not self._normalizer and _ends_at_spaces(spec)
         self._known = _Known(self._backend)
+        self._head, self._heads = "", dict[str, list[int]]()
 
     def __call__(self, text: str, after: Context) -> list[int]:
         """Ids of `text`, given what comes before it."""
@@ -71,8 +72,19 @@ class TextEncoder:
         if not text:
             return []
         space = self._space if lead else ""
-        words = self._split(text, space) if self._splits else [f"{space}{text}"]
-        return list(chain.from_iterable(map(self._known.__getitem__, words)))
+        if not self._splits:
+            return list(self._known[f"{space}{text}"])
+        if self._head and text.startswith(self._head) and text.startswith(" ", len(self._head)):
+            return self._heads[space] + self._of_words(text[len(self._head) :], "")
+        return self._of_words(text, space)
+
+    def expect(self, head: str) -> None:
+        """Keep the ids of what many texts begin with, such as a system prompt; used where a space follows it."""
+        if self._splits and head and not head.endswith((" ", "▁")):
+            self._head, self._heads = head, {space: self._of_words(head, space) for space in ("", self._space)}
+
+    def _of_words(self, text: str, space: str) -> list[int]:
+        return list(chain.from_iterable(map(self._known.__getitem__, self._split(text, space))))
 
     @staticmethod
     def _split(text: str, space: str) -> list[str]:

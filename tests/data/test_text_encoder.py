@@ -23,7 +23,7 @@ from helpers.samples import (
 )
 from llava_accel.data.conversation import TEMPLATES, Piece
 from llava_accel.data.labels import Labeller
-from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.data.text_encoder import Context, TextEncoder
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
 TOKENIZERS = {
@@ -158,6 +158,27 @@ def test_words_apart_are_the_text_whole(legacy: bool, text: str) -> None:
     whole = found._backend.encode(text, add_special_tokens=False).ids
     for _ in range(2):  # the second time from what is known
         assert found(text, "text") == whole
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@settings(deadline=None, max_examples=200)
+@given(
+    head=st.text(st.sampled_from("ab▁ \n.'é你"), max_size=9),
+    text=st.text(st.sampled_from("ab▁ \n.'é你"), max_size=12),
+    after=st.sampled_from(["start", "special", "text"]),
+)
+def test_what_many_texts_begin_with_changes_nothing(legacy: bool, head: str, text: str, after: Context) -> None:
+    plain, found = TextEncoder(llama(legacy)), TextEncoder(llama(legacy))
+    found.expect(head)
+    for whole in (f"{head} {text}", f"{head}{text}", head, text):
+        assert found(whole, after) == plain(whole, after)
+
+
+def test_the_encoder_expects_what_its_template_says_before_a_question() -> None:
+    found = encoder(template="v1")._label._encode
+    assert found._head.startswith("A chat between") and found._head.endswith("USER:") and found._heads[""]
+    found._heads = {space: [7] for space in found._heads}
+    assert found(f"{found._head} Q", "start")[0] == 7, "it is used"
 
 
 def test_a_tokenizer_whose_tokens_reach_over_spaces_takes_texts_whole() -> None:
