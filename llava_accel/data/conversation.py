@@ -55,38 +55,32 @@ SYSTEM_PROMPTS = {
 
 def check_turns(turns: Sequence[Turn], num_images: int) -> None:
     """Check the shape that templates rely on: [system] (user assistant)+, images in user turns only, counts equal."""
-    _check_roles([turn.role for turn in turns])
-    marks = in_answers = 0
-    for turn in turns:
-        if IMAGE in turn.text:
-            marks += turn.text.count(IMAGE) if turn.role == "user" else 0
-            in_answers += turn.role != "user"
+    spoken = [turn for turn in turns if turn.role != "system"]
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise DataError("roles", "a system turn comes after another turn", "Move it to the start")
+    if not spoken:
+        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
+    for position, turn in enumerate(spoken):
+        expected = "user" if position % 2 == 0 else "assistant"
+        if turn.role != expected:
+            raise DataError(
+                "roles",
+                f"turn {position + 1} is from {turn.role!r}, but user and assistant must alternate, user first",
+                "Merge neighbouring turns of one speaker, or drop a leading answer",
+            )
+    if len(spoken) % 2:
+        raise DataError(
+            "roles", "the conversation ends with a question", "Add its answer, or drop the last turn: it has no target"
+        )
+    in_answers = sum(turn.text.count(IMAGE) for turn in turns if turn.role != "user")
     if in_answers and num_images:
         raise DataError("image_count", f"{IMAGE} is outside a user turn", "Move it into a question")
+    marks = sum(turn.text.count(IMAGE) for turn in spoken if turn.role == "user")
     if marks != num_images:
         raise DataError(
             "image_count",
             f"the text has {marks} {IMAGE}, but the record names {num_images} image(s)",
             f"Write one {IMAGE} for each image, where it belongs" if num_images else "Name the image in 'image'",
-        )
-
-
-def _check_roles(roles: Sequence[Role]) -> None:
-    if "system" in roles[1:]:
-        raise DataError("roles", "a system turn comes after another turn", "Move it to the start")
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken:
-        raise DataError("empty", "the conversation has no turns", "Remove the record or fill 'conversations'")
-    wrong = [number for number, role in enumerate(spoken) if role != ("assistant" if number % 2 else "user")]
-    if wrong:
-        raise DataError(
-            "roles",
-            f"turn {wrong[0] + 1} is from {spoken[wrong[0]]!r}, but user and assistant must alternate, user first",
-            "Merge neighbouring turns of one speaker, or drop a leading answer",
-        )
-    if len(spoken) % 2:
-        raise DataError(
-            "roles", "the conversation ends with a question", "Add its answer, or drop the last turn: it has no target"
         )
 
 

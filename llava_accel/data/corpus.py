@@ -5,7 +5,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,11 @@ class Corpus:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def ranges(self) -> list[range]:
+        """The rows of each source."""
+        return [range(start, stop) for start, stop in pairwise(self._starts)]
 
     @property
     def weights(self) -> np.ndarray:

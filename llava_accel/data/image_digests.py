@@ -49,7 +49,7 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
     pairs = zip(statuses, known.statuses, strict=True)
     changed = [place for place, (now, then) in enumerate(pairs) if now != then]
     if changed:
-        found = _in_threads(file_digest, [files[place] for place in changed])
+        found = _in_threads(_digest, [files[place] for place in changed])
         for place, digest in zip(changed, found, strict=True):
             known.digests[place] = digest
         store(path, partial(_write, _Known(known.names, statuses, known.digests)))
@@ -72,8 +72,8 @@ def _status(file: Path) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def file_digest(file: Path) -> bytes:
-    """What a file holds, in sixteen bytes; those of an empty text where there is no such file."""
+def _digest(file: Path) -> bytes:
+    """Sixteen bytes; those of an empty text where there is no such file."""
     digest = hashlib.sha256()
     try:
         with file.open("rb", buffering=0) as opened:
@@ -85,6 +85,11 @@ def file_digest(file: Path) -> bytes:
     except OSError:
         return hashlib.sha256().digest()[:16]
     return digest.digest()[:16]
+
+
+def content_key(file: str) -> int:
+    """A number that is equal for image files of the same content, whatever their names."""
+    return int.from_bytes(_digest(Path(file))[:8], signed=True)
 
 
 def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.examples import Encoded
-from llava_accel.data.image_digests import file_digest
+from llava_accel.data.image_digests import content_key
 from llava_accel.data.images import check_images
 from llava_accel.data.loader import worker_start
 from llava_accel.data.problems import DataError
@@ -218,14 +218,14 @@ def _read_images(
 def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
     seen = _Images()
     for row in rows:
-        files = [Path(file) for file in corpus.encode(row).example.images]
+        files = corpus.encode(row).example.images
         try:
-            seen.traits += check_images(files, decode)
+            seen.traits += check_images(map(Path, files), decode)
         except DataError as error:
             seen.errors[row] = error
             continue
         if decode:
-            seen.pictures += [(row, int.from_bytes(file_digest(file)[:8], signed=True)) for file in files]
+            seen.pictures += [(row, content_key(file)) for file in files]
     return seen
 
 

@@ -99,6 +99,6 @@ def _card(checked: Checked, processing: Processing, row: int, exif: Exif) -> Lea
     return LearnedCard(
         id=encoded.record.id,
         place=checked.corpus.place(row).rpartition("/")[2],
-        images=[show_file(Path(file), name, exif) for file, name in zip(files, names, strict=False)],
+        images=[show_file(file, name, exif) for file, name in zip(files, names, strict=False)],
         runs=[run for example in encoded.examples for run in runs(example, processing)],
     )

@@ -21,9 +21,7 @@ def overlap(
     questions, eval_questions = training.survey.question_keys[rows], evaluation.survey.question_keys[eval_rows]
     asked = np.isin(eval_questions, questions)
     known = np.isin(eval_pictures, pictures)
-    pairs = {*zip(pictures.tolist(), questions[places].tolist(), strict=True)}
-    own = zip(eval_pictures.tolist(), eval_questions[eval_places].tolist(), strict=True)
-    both = np.array([pair in pairs for pair in own], dtype=bool)
+    both = np.isin(_paired(eval_pictures, eval_questions[eval_places]), _paired(pictures, questions[places]))
     of_pictures, of_both = np.unique(eval_places[known]), np.unique(eval_places[both])
     said: list[str] = []
     if len(of_pictures):
@@ -40,6 +38,11 @@ def overlap(
             "an image or not"
         )
     return said
+
+
+def _paired(one: Int[np.ndarray, "n"], other: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """A key for each pair of keys; numbers that are too large begin again."""
+    return one * np.int64(0x9E3779B97F4A7C1) + other
 
 
 def _shown(checked: Checked, rows: Int[np.ndarray, "rows"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:

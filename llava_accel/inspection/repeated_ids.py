@@ -10,11 +10,9 @@ from llava_accel.data.survey import Survey
 def repeated_ids(corpus: Corpus, survey: Survey) -> dict[int, int]:
     """Usable row -> the first usable row of the same file with its id, for all but these first ones."""
     repeated: dict[int, int] = {}
-    start = 0
-    for source in corpus.sources:
-        rows = survey.usable[np.searchsorted(survey.usable, start) :]
-        start += len(source.table)
-        rows = rows[: np.searchsorted(rows, start)]
+    usable = survey.usable
+    for one in corpus.ranges:
+        rows = usable[slice(*np.searchsorted(usable, (one.start, one.stop)))]
         _, first, numbers = np.unique(survey.id_keys[rows], return_index=True, return_inverse=True)
         (again,) = np.nonzero(first[numbers] != np.arange(len(rows)))
         repeated.update(zip(rows[again].tolist(), rows[first[numbers[again]]].tolist(), strict=True))

@@ -27,8 +27,8 @@ def data(tmp_path: Path) -> Corpus:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read for their digest."""
     found: list[str] = []
-    digest = image_digests.file_digest
-    monkeypatch.setattr(image_digests, "file_digest", lambda file: (found.append(file.name), digest(file))[1])
+    digest = image_digests._digest
+    monkeypatch.setattr(image_digests, "_digest", lambda file: (found.append(file.name), digest(file))[1])
     return found
 
 
@@ -100,12 +100,12 @@ def test_of_a_large_image_both_ends_count(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 100_000
-    found = {image_digests.file_digest(tmp_path / "a.png")}
+    found = {image_digests._digest(tmp_path / "a.png")}
     for row in (0, 100, 199):
         changed = pixels.copy()
         changed[row, 100] ^= 1
         Image.fromarray(changed).save(tmp_path / "b.png")
-        found.add(image_digests.file_digest(tmp_path / "b.png"))
+        found.add(image_digests._digest(tmp_path / "b.png"))
     assert len(found) == 4, "PNG ends in a checksum of all of it"
 
 
