@@ -34,7 +34,7 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), n
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype([*COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32)])
 
-_NOTHING = (0,) * len(_READ)
+_NOTHING = (0,) * len(_READ.names or ())
 
 
 @dataclass(frozen=True, kw_only=True)

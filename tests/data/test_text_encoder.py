@@ -23,7 +23,7 @@ from helpers.samples import (
 )
 from llava_accel.data.conversation import TEMPLATES, Piece
 from llava_accel.data.labels import Labeller
-from llava_accel.data.text_encoder import Context, TextEncoder
+from llava_accel.data.text_encoder import _WORDS, Context, TextEncoder
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
 TOKENIZERS = {
@@ -155,9 +155,17 @@ def test_settings_of_the_tokenizers_last_use_neither_cut_nor_fill_a_piece() -> N
 def test_words_apart_are_the_text_whole(legacy: bool, text: str) -> None:
     found = TextEncoder(llama(legacy))
     assert found._splits, "SentencePiece's tokens never reach over a space"
-    whole = found._backend.encode(text, add_special_tokens=False).ids
-    for _ in range(2):  # the second time from what is known
-        assert found(text, "text") == whole
+    for after, leads in (("start", found.space_at_start), ("special", found.space_after_special), ("text", False)):
+        lead = found._space if leads and text else ""
+        whole = found._backend.encode(lead + text, add_special_tokens=False).ids
+        for _ in range(2):  # the second time from what is known
+            assert found(text, after) == whole
+
+
+@settings(deadline=None, max_examples=500)
+@given(text=st.text(st.sampled_from("ab▁ \n\0"), min_size=1, max_size=8), space=st.sampled_from(["", " ", "▁"]))
+def test_a_text_is_cut_into_words_with_all_spaces_that_lead_to_them(text: str, space: str) -> None:
+    assert list(filter(None, TextEncoder._split(text, space))) == _WORDS.findall(space + text)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
