@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
-from llava_accel.measurement.probe import Job, Timed, first_windows
+from llava_accel.measurement.probe import Job, Timed, first_windows, with_own_folders
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -61,17 +61,6 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
         job = Job(run, processing, objective, training, windows)
         measured = _measure(job, rounds)
     return _report(console, own, processing, accelerator, len(windows), measured)
-
-
-def with_own_folders(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with a cache and a log of the bench's own, so that those of the run stay as they are."""
-    (folder / "run").mkdir()
-    changes = {
-        "data": recipe.data.model_copy(update={"cache_dir": str(folder)}),
-        "run": recipe.run.model_copy(update={"output_dir": str(folder / "run")}),
-        "log": recipe.log.model_copy(update={"trackers": ()}),
-    }
-    return recipe.model_copy(update=changes)
 
 
 def _measure(job: Job, rounds: int) -> Rounds:

@@ -99,7 +99,17 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
     add("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
-    return parse(parser, words)
+    add(
+        "--html",
+        metavar="FILE.html",
+        type=Path,
+        help="write a page with counts, errors, and images with what is learned",
+    )
+    add("--probe", action="store_true", help="take two steps, and say how many hours the run takes on this machine")
+    arguments = parse(parser, words)
+    if arguments.html and not arguments.html.absolute().parent.is_dir():
+        parser.error(f"--html {arguments.html}: there is no folder {arguments.html.parent}. Make it first")
+    return arguments
 
 
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

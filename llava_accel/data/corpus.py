@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,13 +103,18 @@ class Corpus:
         self.form = form
         check_columns((source.raw(row) for source in sources for row in range(len(source))), form)
         self._encoder = encoder
-        self._starts = np.cumsum([0, *map(len, sources)])
+        self._starts = list(accumulate(map(len, sources), initial=0))
         self.roots = [source.images.resolve() for source in sources]
         """The folder of each source's images, without links."""
         self._root_numbers = [self.roots.index(root) for root in self.roots]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
+
+    @property
+    def ranges(self) -> list[range]:
+        """The rows of each source."""
+        return [range(start, stop) for start, stop in pairwise(self._starts)]
 
     @property
     def weights(self) -> np.ndarray:
@@ -125,7 +132,7 @@ class Corpus:
         """A name for an image of a record that stays when files and folders move; its content's, if it lies in one."""
         if part := part_of(file):
             return part.key
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = bisect_right(self._starts, index) - 1
         if Path(file).parent == self.sources[number].downloads:
             return f"{DOWNLOADS}/{os.path.basename(file)}"
         root = str(self.sources[number].images)
@@ -150,7 +157,7 @@ class Corpus:
 
     def rows_with_urls(self) -> Iterator[int]:
         """Rows of which a text begins as a URL; where there are none, no row is read."""
-        for start, source in zip(self._starts.tolist(), self.sources, strict=False):
+        for start, source in zip(self._starts, self.sources, strict=False):
             rows = range(len(source)) if source.table.may_have_urls else ()
             yield from (start + row for row in rows if b'"http' in source.raw(row))
 
@@ -197,8 +204,8 @@ class Corpus:
         return chain(self.encode(index).example)
 
     def _find(self, index: int) -> tuple[Source, int]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.sources[number], index - int(self._starts[number])
+        number = bisect_right(self._starts, index) - 1
+        return self.sources[number], index - self._starts[number]
 
 
 def open_sources(entries: Sequence[Named], cache_dir: Path, unreadable: list[DataError] | None = None) -> list[Source]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ class Encoded:
     @property
     def length(self) -> int:
         """Tokens of the longest example, image tokens included."""
-        return max(len(example.input_ids) for example in self.examples)
+        return max([len(example.input_ids) for example in self.examples])
 
     @property
     def example(self) -> Example:
@@ -72,6 +73,7 @@ class Encoder:
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
+        self._label.expect(_common_start(self._template))
         self._is_weighted = answers == "weighted"
         self._placement = image_placement
         self._max_length = max_length
@@ -95,30 +97,31 @@ class Encoder:
             DataError: unsafe or missing image, or too long and not shortened. Without its place.
         """
         images = list(map(find, record.images))
-
-        def encode(kept: Record) -> Encoded:
-            return Encoded(
-                kept, self._examples(kept, images[: len(kept.images)], index), len(record.turns) - len(kept.turns)
-            )
-
-        encoded = encode(record)
-        if encoded.length > self._max_length and self._on_too_long == "drop_turns":
-            encoded = self._longest(record, encode)
-        if not any(example.num_targets for example in encoded.examples):
+        encoded = Encoded(record, self._examples(record, images, index))
+        length = encoded.length
+        if length > self._max_length and self._on_too_long == "drop_turns":
+            encoded = self._longest(record, images, index)
+            length = encoded.length
+        if not any([example.num_targets for example in encoded.examples]):
             raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
-        if encoded.length > self._max_length:
+        if length > self._max_length:
             raise DataError(
                 "too_long",
-                f"{encoded.length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
+                f"{length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
                 "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
             )
         return encoded
 
-    def _longest(self, record: Record, encode: Callable[[Record], Encoded]) -> Encoded:
+    def _longest(self, record: Record, images: list[str], index: int) -> Encoded:
         """The record with as many of its rounds as fit; with the first alone where none does.
 
         Found by halves: encoding once for each round that goes would take hours for a record of many.
         """
+
+        def encode(kept: Record) -> Encoded:
+            examples = self._examples(kept, images[: len(kept.images)], index)
+            return Encoded(kept, examples, len(record.turns) - len(kept.turns))
+
         fitting = encode(_first_rounds(record, 1))
         low, high = 1, sum(turn.role == "assistant" for turn in record.turns)  # the latter does not fit
         while high - low > 1:
@@ -142,6 +145,14 @@ class Encoder:
             repeated = max((num_common(example.input_ids, other.input_ids) for other in examples), default=0)
             examples.append(replace(example, weight=count / total, num_repeated=repeated))
         return tuple(examples)
+
+
+def _common_start(template: Callable[[Sequence[Turn], bool], list[Piece]]) -> str:
+    """What a template's first text says before the question, whatever that is, up to its last space."""
+    pieces = (template([Turn("user", text), Turn("assistant", text)], False) for text in ("q", "p"))
+    one, other = (next((piece.text for piece in each if piece.kind == "text"), "") for each in pieces)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(character for character, _ in same).rpartition(" ")[0]
 
 
 def _first_rounds(record: Record, number: int) -> Record:

@@ -81,6 +81,11 @@ def _digest(file: Path) -> bytes:
         return hashlib.sha256().digest()[:16]
 
 
+def content_key(file: str) -> int:
+    """A number that is equal for image files of the same content, whatever their names."""
+    return int.from_bytes(_digest(Path(file))[:8], signed=True)
+
+
 def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as threads:

@@ -40,7 +40,7 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        return int(self.is_target.sum())
+        return int(np.count_nonzero(self.is_target))
 
     def prompt_length(self) -> int:
         """Tokens before the last answer: what a model is given when it has to answer by itself."""
@@ -74,16 +74,21 @@ class Labeller:
         self._image_ids = [image_token_id] * num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
 
+    def expect(self, head: str) -> None:
+        """See `TextEncoder.expect`."""
+        self._encode.expect(head)
+
     def __call__(self, pieces: Iterable[Piece], images: Sequence[str] = (), index: int = -1) -> Example:
         """Ids and targets of the pieces; `images` are the files of the image pieces, in order."""
         ids: list[int] = []
-        is_target: list[bool] = []
+        is_target = bytearray()
         image_starts: list[int] = []
         after: Context = "start"
         for piece in pieces:
-            if piece.kind == "image":
-                image_starts.append(len(ids))
-                new, after = self._image_ids, "start"
+            mark = b"\1" if piece.supervised else b"\0"
+            if piece.kind == "text":
+                new = self._encode(piece.text, after)
+                after = "text" if new else after
             elif piece.kind == "special":
                 new = self._special_ids.get(piece.text)
                 if new is None:
@@ -91,15 +96,16 @@ class Labeller:
                 # The first BOS belongs to the start: the tokenizer adds it, the text after it begins the chunk.
                 after = "start" if piece.text == "bos" and not ids else "special"
             else:
-                new = self._encode(piece.text, after)
-                after = "text" if new else after
+                image_starts.append(len(ids))
+                new, after, mark = self._image_ids, "start", b"\0"
             ids += new
-            is_target += [piece.supervised and piece.kind != "image"] * len(new)
+            is_target += mark * len(new)
         assert len(image_starts) == len(images) or not images, "one file for each image of the text"
-        is_target[:1] = [False] * len(is_target[:1])  # no token before the first one could predict it
+        if is_target:
+            is_target[0] = 0  # no token before the first one could predict it
         return Example(
-            input_ids=np.asarray(ids, dtype=np.int64),
-            is_target=np.asarray(is_target, dtype=bool),
+            input_ids=np.fromiter(ids, np.int64, len(ids)),
+            is_target=np.frombuffer(is_target, dtype=bool),
             image_starts=tuple(image_starts),
             images=tuple(images),
             index=index,

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ import pyarrow as pa
 from jaxtyping import Int, Shaped
 from torch.utils.data import DataLoader
 
+from llava_accel.data.conversation import IMAGE
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.examples import Encoded
+from llava_accel.data.image_digests import content_key
 from llava_accel.data.images import check_images
 from llava_accel.data.loader import worker_start
+from llava_accel.data.records import Record
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import store, stored
 
@@ -27,7 +32,14 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), n
     ("image_keys", "record_keys", "answer_keys"), np.int64
 )
 """What is kept of each row: few bytes, as there may be ten million rows."""
-_READ = np.dtype([*COLUMNS.items(), ("dropped_turns", np.int32), ("unpaired_turns", np.int32)])
+_READ = np.dtype(
+    [
+        *COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32),
+        ("unpaired_turns", np.int32),
+    ]
+)  # fmt: skip
+
+_NOTHING = (0,) * len(_READ.names or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +62,16 @@ class Survey:
     """Leading answers and trailing questions, see `Record.dropped_turns`."""
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
+    question_keys: Int[np.ndarray, "read"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Equal where the texts of all questions are the same, images aside. Not kept, as all below: empty where not read."""
+    id_keys: Int[np.ndarray, "read"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Equal where the id is the same."""
     traits: Counter[str] = field(default_factory=Counter)
-    """Of the images: see `check_images`. Known where they were decoded, and not kept."""
+    """Of the images: see `check_images`. Known where they were decoded."""
+    pictures: Int[np.ndarray, "pictures 2"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    """An image key, and a key of what an image file of it holds, for each file of each different set of images."""
+    mentions: Counter[str] = field(default_factory=Counter)
+    """How many records hold each of the texts that were `watched`."""
 
     @property
     def usable(self) -> Int[np.ndarray, "usable"]:
@@ -63,106 +83,159 @@ class Survey:
         return Counter(error.kind for error in self.errors.values())
 
 
-def _read_rows(corpus: Corpus, rows: Sequence[int]) -> tuple[Shaped[np.ndarray, "rows"], dict[int, DataError]]:
-    """Tokenise some rows, and find their images without opening them.
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What was read of some rows."""
 
-    Returns:
-        Their `COLUMNS`, "dropped_turns" and "unpaired_turns", and by row what is wrong with those that cannot be used.
-    """
-    columns = np.zeros(len(rows), dtype=_READ)
+    columns: Shaped[np.ndarray, "rows"]
+    """See `_READ`."""
+    errors: dict[int, DataError]
+    """By row, what is wrong with those that cannot be used."""
+    mentions: Counter[str]
+
+
+def _read_rows(corpus: Corpus, rows: Sequence[int], watched: re.Pattern[str] | None = None) -> _Rows:
+    """Tokenise some rows, and find their images without opening them."""
+    columns: list[tuple[int, ...]] = []
     errors: dict[int, DataError] = {}
-    for place, row in enumerate(rows):
+    mentions: Counter[str] = Counter()
+    for row in rows:
         try:
             encoded = corpus.encode(row)
         except DataError as error:
             errors[row] = error
+            columns.append(_NOTHING)
             continue
-        columns[place] = _columns(corpus, row, encoded)
-    return columns, errors
+        images = [corpus.image_name(row, image) for image in encoded.example.images]
+        texts = _texts(encoded.record)
+        columns.append(_columns(encoded, images, texts))
+        if watched and watched.search(texts):
+            mentions.update({*watched.findall(texts)})
+    return _Rows(np.array(columns, dtype=_READ), errors, mentions)
 
 
-def _columns(corpus: Corpus, row: int, encoded: Encoded) -> tuple[int, ...]:
-    images = [corpus.image_name(row, image) for image in encoded.example.images]
-    examples, record = encoded.examples, encoded.record
+def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, ...]:
+    record = encoded.record
+    length = num_targets = 0
+    for example in encoded.examples:
+        length += len(example.input_ids) - example.num_repeated
+        num_targets += example.num_targets
     return (
-        sum(len(example.input_ids) - example.num_repeated for example in examples),
-        sum(example.num_targets for example in examples),
+        length,
+        num_targets,
         len(images),
-        encoded.num_turns,
-        _key(*images) if images else 0,
-        _key(*images, *(text for turn in record.turns for text in (turn.role, turn.text)), str(record.answers)),
+        len(record.turns) - (record.turns[0].role == "system"),
+        _key("\0".join(images)) if images else 0,
+        _key("\0".join((*images, texts))),
         _key(record.turns[-1].text.strip()),
+        _key("\0".join([turn.text.replace(IMAGE, "").strip() for turn in record.turns if turn.role == "user"])),
+        _key(record.id),
         encoded.dropped_turns,
         record.dropped_turns,
     )
 
 
-def _key(*texts: str) -> int:
-    joined = "\0".join(texts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.sha256(joined).digest()[:8], signed=True)
+def _texts(record: Record) -> str:
+    """All texts of a record, with who speaks first: from there on turns alternate."""
+    texts = [record.turns[0].role, *[turn.text for turn in record.turns]]
+    return "\0".join(texts if not record.answers else [*texts, *[f"{text}\0{count}" for text, count in record.answers]])
 
 
-def survey(corpus: Corpus, *, workers: int, decode: bool, progress: Callable[[int], None] = lambda _: None) -> Survey:
+def _key(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
+
+
+def survey(
+    corpus: Corpus,
+    *,
+    workers: int,
+    decode: bool,
+    progress: Callable[[int], None] = lambda _: None,
+    watched: Collection[str] = (),
+) -> Survey:
     """Read every record of the corpus, and every set of images that records show once, however many show it.
 
     Args:
         workers: Processes to read with.
         decode: Decode every image whole; else only its header is read.
         progress: Called with the number of records that are done since the last call.
+        watched: Texts to look for; of two that begin at one place the longer one counts.
     """
     columns = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in _READ.names or ()}
     errors: dict[int, DataError] = {}
+    mentions: Counter[str] = Counter()
+    expression = re.compile("|".join(map(re.escape, sorted(watched, key=len, reverse=True)))) if watched else None
     chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in range(0, len(corpus), _CHUNK)]
-    for rows, (read, wrong) in zip(chunks, _in_parallel(partial(_read_rows, corpus), chunks, workers), strict=True):
+    work = partial(_read_rows, corpus, watched=expression)
+    for rows, read in zip(chunks, _in_parallel(work, chunks, workers), strict=True):
         for name, column in columns.items():
-            column[rows.start : rows.stop] = read[name]
-        errors |= wrong
-        progress(int(np.count_nonzero(read["num_images"] == 0)))
-    broken, traits = _read_images(corpus, columns, workers, decode, progress)
-    errors |= broken
+            column[rows.start : rows.stop] = read.columns[name]
+        errors |= read.errors
+        mentions += read.mentions
+        progress(int(np.count_nonzero(read.columns["num_images"] == 0)))
+    seen = _read_images(corpus, columns, workers, decode, progress)
+    errors |= seen.errors
     for column in columns.values():
         column[list(errors)] = 0
-    dropped, unpaired = (int(columns.pop(name).sum()) for name in ("dropped_turns", "unpaired_turns"))
     return Survey(
+        num_dropped_turns=int(columns.pop("dropped_turns").sum()),
+        num_unpaired_turns=int(columns.pop("unpaired_turns").sum()),
         **columns,
-        num_dropped_turns=dropped,
-        num_unpaired_turns=unpaired,
         errors=dict(sorted(errors.items())),
-        traits=traits,
+        traits=seen.traits,
+        pictures=np.array(seen.pictures, dtype=np.int64).reshape(-1, 2),
+        mentions=mentions,
     )
+
+
+@dataclass(slots=True)
+class _Images:
+    """What was seen of the images of some rows."""
+
+    errors: dict[int, DataError] = field(default_factory=dict)
+    """By row, what is wrong with its images."""
+    traits: Counter[str] = field(default_factory=Counter)
+    """Of the others."""
+    pictures: list[tuple[int, int]] = field(default_factory=list)
+    """See `Survey`; in place of the image key, of a part of the rows, the row."""
 
 
 def _read_images(
     corpus: Corpus, columns: dict[str, np.ndarray], workers: int, decode: bool, progress: Callable[[int], None]
-) -> tuple[dict[int, DataError], Counter[str]]:
+) -> _Images:
     (shown,) = np.nonzero(columns["num_images"])
-    _, first, counts = np.unique(columns["image_keys"][shown], return_index=True, return_counts=True)
+    keys = columns["image_keys"]
+    _, first, counts = np.unique(keys[shown], return_index=True, return_counts=True)
     order = np.argsort(first)  # that of the data, in which neighbouring images are neighbours on the disk
     rows, counts = shown[first][order].tolist(), counts[order]
     chunks = [rows[start : start + _CHUNK // 8] for start in range(0, len(rows), _CHUNK // 8)]
     broken: dict[int, DataError] = {}
-    traits: Counter[str] = Counter()
+    found = _Images()
     done = 0
     read = partial(_check_rows, corpus, decode=decode)
-    for chunk, (errors, seen) in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
-        traits += seen
-        broken |= {int(columns["image_keys"][row]): error for row, error in errors.items()}
+    for chunk, seen in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
+        found.traits += seen.traits
+        found.pictures += [(int(keys[row]), picture) for row, picture in seen.pictures]
+        broken |= {int(keys[row]): error for row, error in seen.errors.items()}
         progress(int(counts[done : done + len(chunk)].sum()))
         done += len(chunk)
-    unusable = shown[np.isin(columns["image_keys"][shown], list(broken))].tolist() if broken else []
-    return {row: corpus.locate(broken[int(columns["image_keys"][row])], row) for row in unusable}, traits
+    unusable = shown[np.isin(keys[shown], list(broken))].tolist() if broken else []
+    found.errors = {row: corpus.locate(broken[int(keys[row])], row) for row in unusable}
+    return found
 
 
-def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> tuple[dict[int, DataError], Counter[str]]:
-    """Row -> what is wrong with its images; and the traits of the others."""
-    errors: dict[int, DataError] = {}
-    traits: Counter[str] = Counter()
+def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
+    seen = _Images()
     for row in rows:
+        files = corpus.encode(row).example.images
         try:
-            traits += check_images(corpus.encode(row).example.images, decode)
+            seen.traits += check_images(files, decode)
         except DataError as error:
-            errors[row] = error
-    return errors, traits
+            seen.errors[row] = error
+            continue
+        if decode:
+            seen.pictures += [(row, content_key(file)) for file in files]
+    return seen
 
 
 def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int) -> Iterator[Any]:
@@ -177,7 +250,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 6
+_FORMAT = 7
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -222,8 +295,9 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
     rows = [row for row, error in survey.errors.items() if error.kind in _OF_IMAGES]
     if not rows:
         return survey
-    columns, errors = _read_rows(corpus, rows)
-    broken, _ = _check_rows(corpus, [row for row in rows if row not in errors], decode=True)
+    read = _read_rows(corpus, rows)
+    columns, errors = read.columns, read.errors
+    broken = _check_rows(corpus, [row for row in rows if row not in errors], decode=True).errors
     errors |= {row: corpus.locate(error, row) for row, error in broken.items()}
     columns[[row in broken for row in rows]] = 0
     arrays = {name: np.array(getattr(survey, name)) for name in COLUMNS}  # a copy: files are not changed

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Collection
+from itertools import chain
 from typing import Any, Literal
 
 from sentencepiece import SentencePieceNormalizer, sentencepiece_model_pb2
@@ -56,8 +57,9 @@ class TextEncoder:
         self._normalizer = self._backend.normalizer if strips else None
         if self._normalizer:
             self._backend.normalizer = None
-        self._words = _WORDS if not self._charsmap and not self._normalizer and _ends_at_spaces(spec) else None
-        self._known: dict[str, list[int]] = {}
+        self._splits = not self._charsmap and not self._normalizer and _ends_at_spaces(spec)
+        self._known = _Known(self._backend)
+        self._head, self._heads = "", dict[str, list[int]]()
 
     def __call__(self, text: str, after: Context) -> list[int]:
         """Ids of `text`, given what comes before it."""
@@ -69,19 +71,44 @@ class TextEncoder:
             text = self._normalizer.normalize_str(f"|{text}")[1:]
         if not text:
             return []
-        text = f"{self._space}{text}" if lead else text
-        if self._words is None:
-            return list(self._ids(text))
-        return [token for word in self._words.findall(text) for token in self._ids(word)]
+        space = self._space if lead else ""
+        if not self._splits:
+            return list(self._known[f"{space}{text}"])
+        if self._head and text.startswith(self._head) and text.startswith(" ", len(self._head)):
+            return self._heads[space] + self._of_words(text[len(self._head) :], "")
+        return self._of_words(text, space)
 
-    def _ids(self, text: str) -> list[int]:
-        ids = self._known.get(text)
-        if ids is None:
-            ids = self._backend.encode(text, add_special_tokens=False).ids
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            if len(text) <= _LONGEST_KNOWN:
-                self._known[text] = ids
+    def expect(self, head: str) -> None:
+        """Keep the ids of what many texts begin with, such as a system prompt; used where a space follows it."""
+        if self._splits and head and not head.endswith((" ", "▁")):
+            self._head, self._heads = head, {space: self._of_words(head, space) for space in ("", self._space)}
+
+    def _of_words(self, text: str, space: str) -> list[int]:
+        return list(chain.from_iterable(map(self._known.__getitem__, self._split(text, space))))
+
+    @staticmethod
+    def _split(text: str, space: str) -> list[str]:
+        """The words of `_WORDS`. Where each has at most one space before it, which is nearly always, without searching."""
+        if "  " in text or "▁" in text or "\0" in text or (space and text[0] == " "):
+            return _WORDS.findall(f"{space}{text}")
+        words = text.replace(" ", "\0 ").split("\0")
+        words[0] = f"{space}{words[0]}"
+        return words
+
+
+class _Known(dict[str, list[int]]):
+    """Ids of words; one that is not there is tokenised, and kept if it is short."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._backend.encode(word, add_special_tokens=False).ids
+        if len(self) >= _MOST_KNOWN:
+            self.clear()
+        if len(word) <= _LONGEST_KNOWN:
+            self[word] = ids
         return ids
 
 

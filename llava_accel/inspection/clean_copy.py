@@ -4,12 +4,9 @@ Records may share an id. They can be trained on, as LLaVA's own mixture is, but 
 copy each has its own.
 """
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, Source
@@ -17,9 +14,10 @@ from llava_accel.data.records import record_id
 from llava_accel.data.row_forms import RowForm, column
 from llava_accel.data.survey import Survey
 from llava_accel.exceptions import UserError
+from llava_accel.inspection.data_facts import Checked
+from llava_accel.inspection.repeated_ids import repeated_id
 from llava_accel.recipe import DataTable
 from llava_accel.recipe.toml import toml_value
-from llava_accel.sources.problems import DataError
 
 _LIST = "left_out.txt"
 
@@ -44,20 +42,21 @@ class CleanCopy:
         self._renamed: list[str] = []
         self._written: dict[str, list[tuple[Path, Source]]] = {}
 
-    def add(self, name: str, corpus: Corpus, survey: Survey, repeated: dict[int, DataError], console: Console) -> None:
+    def add(self, checked: Checked, console: Console) -> None:
         """Copy data.train or data.eval.
 
         Raises:
             UserError: none of its records can be used, so that the copy would be empty; or the copy would overwrite it.
         """
+        name, corpus, survey = checked.name, checked.corpus, checked.survey
         if not len(survey.usable):
             raise UserError(
                 f"--fix {self._folder}: no record of {name} can be used. Correct the first ones, and see if others go"
             )
         folder = self._folder / "eval" if name == "data.eval" else self._folder
-        written = self._written[name] = _write(folder, corpus, survey, repeated)
+        written = self._written[name] = _write(folder, corpus, survey, set(checked.repeated))
         self._left_out += [f"{error}\n" for error in survey.errors.values()]
-        renamed = [f"{error}\n" for row, error in repeated.items() if row not in survey.errors]
+        renamed = [f"{repeated_id(corpus, row, first)}\n" for row, first in checked.repeated.items()]
         self._renamed += renamed
         (self._folder / _LIST).write_text("".join(self._left_out))
         (self._folder / "renamed.txt").write_text("".join(self._renamed))
@@ -83,7 +82,7 @@ def _value(written: list[tuple[Path, Source]], images: Path) -> str:
     return toml_value([{"path": str(to), "images": str(of.images), "weight": of.weight} for to, of in written])
 
 
-def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, DataError]) -> list[tuple[Path, Source]]:
+def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: set[int]) -> list[tuple[Path, Source]]:
     """A file for each source that has something left, in the order of the sources."""
     folder.mkdir(parents=True, exist_ok=True)
     names = Counter[str]()
@@ -108,47 +107,8 @@ def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: dict[int, Dat
     return written
 
 
-def duplicate_ids(corpus: Corpus) -> dict[int, DataError]:
-    """Row -> what is wrong, for every record with the id of an earlier record of the same file.
-
-    Records without an id go by their row, which is unique. Takes eight bytes of memory a record.
-    """
-    repeated: dict[int, DataError] = {}
-    start = 0
-    for source in corpus.sources:
-        for row, first in _repeated(source, corpus.form).items():
-            number = source.number(first)
-            error = DataError(
-                "duplicate_id",
-                f"row {number} has the same id",
-                "Give each record its own id, as --fix does: reports and predictions name records by their ids",
-            )
-            repeated[start + row] = corpus.locate(error, start + row)
-        start += len(source)
-    return repeated
-
-
 def with_own_id(raw: bytes, number: int, form: RowForm) -> bytes:
     """The record under a unique id: the old one and the number of its row."""
-    fields = json.loads(raw)
-    name = f"{record_id(raw, form)}-row{number}"
+    fields, known = json.loads(raw), record_id(raw, form)
+    name = f"row{number}" if known is None else f"{known}-row{number}"
     return json.dumps(fields | {column(form, "id"): name}, ensure_ascii=False).encode()
-
-
-def _repeated(source: Source, form: RowForm) -> dict[int, int]:
-    """Row -> the first row with its id, for all but the first."""
-    keys = np.fromiter((_key(record_id(source.raw(row), form)) for row in range(len(source))), np.int64, len(source))
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    repeated: dict[int, int] = {}
-    for place in np.flatnonzero(same & (keys[order[1:]] != 0)):
-        before, row = int(order[place]), int(order[place + 1])
-        repeated[row] = repeated.get(before, before)
-    return dict(sorted(repeated.items()))
-
-
-def _key(name: str | None) -> int:
-    if name is None:
-        return 0
-    digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest()
-    return int.from_bytes(digest, signed=True)

@@ -3,8 +3,9 @@
 Every part is looked at even if others are wrong, so that the user learns of all problems at once.
 """
 
+import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,6 +81,16 @@ def examine_run(recipe: Recipe) -> list[str]:
     if not problems.messages:
         problems.attempt(lambda: find_checkpoint(recipe))
     return problems.messages
+
+
+def missing_trackers(names: Sequence[str]) -> list[str]:
+    """Lines on trackers that are not installed: a run goes on without them."""
+    packages = {name: (name, "tensorboardX") if name == "tensorboard" else (name,) for name in names}
+    missing = [name for name, either in packages.items() if not any(map(importlib.util.find_spec, either))]
+    if not missing:
+        return []
+    listed = ", ".join(missing)
+    return [f"log.trackers: not installed, and given nothing: {listed}. Run: pip install {' '.join(missing)}"]
 
 
 def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:

@@ -24,6 +24,7 @@ from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.loop.windows import load, own_windows
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import prepare
 from llava_accel.runtime.timing import wait_for
@@ -194,6 +195,17 @@ class Job:
         """The most memory of a pass: weights, gradients, the optimizer's state and activations, of tensors alone."""
         here = standing([self._objective], self.prepared.optimizer.optimizer)
         return peak_of(self.loop, here, self.run.accelerator.device)
+
+
+def with_own_folders(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a cache and a log in a new folder, so that those of the run stay as they are."""
+    (folder / "run").mkdir()
+    changes = {
+        "data": recipe.data.model_copy(update={"cache_dir": str(folder)}),
+        "run": recipe.run.model_copy(update={"output_dir": str(folder / "run")}),
+        "log": recipe.log.model_copy(update={"trackers": ()}),
+    }
+    return recipe.model_copy(update=changes)
 
 
 def first_windows(run: RunContext, part: Part, steps: int) -> list[Window]:

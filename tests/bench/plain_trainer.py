@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llava_accel.bench import with_own_folders
 from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.data.sampler import Window
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
-from llava_accel.measurement.probe import Job, first_windows, peak_of, standing
+from llava_accel.measurement.probe import Job, first_windows, peak_of, standing, with_own_folders
 from llava_accel.model.build import load_model
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing

@@ -91,15 +91,16 @@ def all_of_them(tmp_path: Path) -> Path:
 
 
 def test_check_says_all_of_them_in_one_pass(tmp_path: Path, all_of_them: Path) -> None:
-    ended = start("check", str(write_recipe(tmp_path, all_of_them)))
+    ended = start("check", str(write_recipe(tmp_path, all_of_them)), "--fix", str(tmp_path / "copy"))
     assert ended.code == 1 and not ended.messages
+    listed = (tmp_path / "copy" / "left_out.txt").read_text().splitlines()
     for row, name in enumerate([*MALFORMED, *LINES], start=len(GOOD) + 1):
-        (line,) = [
-            line
-            for line in ended.out.splitlines()
-            if re.search(rf", row {row}\b", line) and "has the same id" not in line
-        ]
+        (line,) = [line for line in listed if re.search(rf", row {row}\b", line)]
         assert_helpful(line, words(name))
+    kinds = Counter([kind for _, kind, _ in MALFORMED.values()] + ["json"] * len(LINES))
+    shown = [line.strip() for line in ended.out.splitlines() if line.strip() in listed]
+    assert len(shown) == sum(min(count, 3) for count in kinds.values())
+    assert all(f"{kind}: and {count - 3} more" in ended.out for kind, count in kinds.items() if count > 3)
     assert f"{len(MALFORMED) + len(LINES) + len(GOOD):,}" in ended.out
 
 

@@ -23,7 +23,7 @@ from helpers.samples import (
 )
 from llava_accel.data.conversation import TEMPLATES, Piece
 from llava_accel.data.labels import Labeller
-from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.data.text_encoder import _WORDS, Context, TextEncoder
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
 TOKENIZERS = {
@@ -154,18 +154,47 @@ def test_settings_of_the_tokenizers_last_use_neither_cut_nor_fill_a_piece() -> N
 @given(text=st.text(st.sampled_from("ab▁ \n\t.'é你🙂<>/s\u0301\u00a0"), max_size=30) | texts)
 def test_words_apart_are_the_text_whole(legacy: bool, text: str) -> None:
     found = TextEncoder(llama(legacy))
-    assert found._words is not None, "SentencePiece's tokens never reach over a space"
-    whole = found._backend.encode(text, add_special_tokens=False).ids
-    for _ in range(2):  # the second time from what is known
-        assert found(text, "text") == whole
+    assert found._splits, "SentencePiece's tokens never reach over a space"
+    for after, leads in (("start", found.space_at_start), ("special", found.space_after_special), ("text", False)):
+        lead = found._space if leads and text else ""
+        whole = found._backend.encode(lead + text, add_special_tokens=False).ids
+        for _ in range(2):  # the second time from what is known
+            assert found(text, after) == whole
+
+
+@settings(deadline=None, max_examples=500)
+@given(text=st.text(st.sampled_from("ab▁ \n\0"), min_size=1, max_size=8), space=st.sampled_from(["", " ", "▁"]))
+def test_a_text_is_cut_into_words_with_all_spaces_that_lead_to_them(text: str, space: str) -> None:
+    assert list(filter(None, TextEncoder._split(text, space))) == _WORDS.findall(space + text)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@settings(deadline=None, max_examples=200)
+@given(
+    head=st.text(st.sampled_from("ab▁ \n.'é你"), max_size=9),
+    text=st.text(st.sampled_from("ab▁ \n.'é你"), max_size=12),
+    after=st.sampled_from(["start", "special", "text"]),
+)
+def test_what_many_texts_begin_with_changes_nothing(legacy: bool, head: str, text: str, after: Context) -> None:
+    plain, found = TextEncoder(llama(legacy)), TextEncoder(llama(legacy))
+    found.expect(head)
+    for whole in (f"{head} {text}", f"{head}{text}", head, text):
+        assert found(whole, after) == plain(whole, after)
+
+
+def test_the_encoder_expects_what_its_template_says_before_a_question() -> None:
+    found = encoder(template="v1")._label._encode
+    assert found._head.startswith("A chat between") and found._head.endswith("USER:") and found._heads[""]
+    found._heads = {space: [7] for space in found._heads}
+    assert found(f"{found._head} Q", "start")[0] == 7, "it is used"
 
 
 def test_a_tokenizer_whose_tokens_reach_over_spaces_takes_texts_whole() -> None:
-    assert TextEncoder(byte_level())._words is None
+    assert not TextEncoder(byte_level())._splits
     tokenizer = copy.deepcopy(llama())
     tokenizer.add_tokens(["two words"])
     with_phrase, plain = TextEncoder(tokenizer), TextEncoder(llama())
-    assert with_phrase._words is None
+    assert not with_phrase._splits
     assert len(with_phrase("a two words b", "text")) < len(plain("a two words b", "text"))
 
 

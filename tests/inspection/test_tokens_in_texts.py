@@ -1,12 +1,13 @@
 """`check` says which added tokens the texts hold, and what becomes of them."""
 
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from transformers import AddedToken
 
 from helpers.samples import corpus, record
-from llava_accel.inspection.tokens_in_texts import tokens_in_texts
+from llava_accel.data.survey import survey
+from llava_accel.inspection.tokens_in_texts import tokens_in_texts, watched
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import ModelTable
 
@@ -28,10 +29,12 @@ def test_tokens_are_counted_by_record_as_words_and_spelled_out(tmp_path: Path, l
             record("what?", "nothing <loc_3>"),
         ],
     )
-    lines = tokens_in_texts(data, np.arange(4), processing(llava_folder, "<loc_1>", "<loc_12>"))
+    found = processing(llava_folder, "<loc_1>", "<loc_12>")
+    mentions = survey(data, workers=0, decode=False, watched=watched(found)).mentions
+    lines = tokens_in_texts(mentions, found)
     assert lines == [
         "'<word>' in 1 records: read as tokens of the base",
         "'<loc_1>' in 2 records, '<loc_12>' in 1 records, '</s>' in 1 records: spelled out as text, as special tokens "
         "are. model.added_tokens names those that a text may hold",
     ]
-    assert tokens_in_texts(data, np.array([3]), processing(llava_folder, "<loc_1>")) == []
+    assert tokens_in_texts(Counter(), found) == []

@@ -1,14 +1,18 @@
 """The pages in a real browser, opened from disk. Skipped, with the reason, where there is no Chromium."""
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from helpers.report_run import write_run
+from helpers.runs import talk
+from helpers.verbs import start, write_recipe
 from llava_accel.pages.write import write_comparison, write_report
 
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -35,7 +39,25 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_run(folder, hostile=True, overfits=True, num_steps=150, num_questions=42),
         write_run(folder, name="other", seed=5, skill=0.5, hostile=True, num_steps=150, num_questions=42),
     ]
-    return {"report": write_report(runs[0]), "comparison": write_comparison(runs, folder / "comparison.html")}
+    return {
+        "report": write_report(runs[0]),
+        "comparison": write_comparison(runs, folder / "comparison.html"),
+        "check": check_page(folder / "data"),
+    }
+
+
+def check_page(folder: Path) -> Path:
+    """The page of `check` on hostile records with an image each, some of which cannot be used."""
+    folder.mkdir()
+    Image.new("RGB", (60, 40), "red").save(folder / "a.png")
+    texts = ["red", "<script>document.title = 'taken'</script>", "\u202egnp.exe", "long" * 200, "אדום"]
+    rows = [talk(number, f"{texts[number % 5]}?", texts[number % 3], "a.png") for number in range(20)]
+    rows += [{"id": text} for text in texts]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"images": str(folder), "on_bad_record": "skip", "max_bad": 1.0}
+    recipe = write_recipe(folder, folder / "data.jsonl", data=settings)
+    assert start("check", str(recipe), "--html", str(folder / "check.html")).code == 0
+    return folder / "check.html"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +102,7 @@ def search(browser: Any, text: str) -> None:
     field.send_keys(text)
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "check"])
 def test_a_page_opens_from_disk_without_a_word_on_the_console(browser: Any, pages: dict[str, Path], name: str) -> None:
     opened(browser, pages[name])
     assert browser.get_log("browser") == []
@@ -150,7 +172,7 @@ def test_a_comparison_filters_by_the_run_that_answers_best(browser: Any, pages: 
     assert 0 < first < total and len(visible(browser)) == total - first
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "check"])
 @pytest.mark.parametrize("width", [320, 390, 820])
 def test_no_page_is_wider_than_the_screen(browser: Any, pages: dict[str, Path], name: str, width: int) -> None:
     opened(browser, pages[name], width)
@@ -181,7 +203,7 @@ return [worst, luminance(getComputedStyle(document.body).backgroundColor)];
 """
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "check"])
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_all_text_is_readable_in_light_and_in_dark(browser: Any, pages: dict[str, Path], name: str, mode: str) -> None:
     unreadable, page = opened(browser, pages[name], mode=mode).execute_script(_CONTRAST)

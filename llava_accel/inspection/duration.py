@@ -1,0 +1,57 @@
+"""How long the run of a recipe is: its steps and epochs, and, where two steps were taken to see, its hours."""
+
+import tempfile
+from pathlib import Path
+
+from llava_accel.console.output import Console
+from llava_accel.measurement.probe import Job, first_windows, with_own_folders
+from llava_accel.model.processing import Processing
+from llava_accel.recipe import Recipe
+from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.engines import build_accelerator
+from llava_accel.setup.assembly import build_objective
+from llava_accel.setup.datasets import Part, build_order
+from llava_accel.setup.state import TrainState
+
+_PROBED = 2  # steps
+
+
+def length(recipe: Recipe, part: Part) -> str:
+    """Steps, epochs and global batch of a run on one process."""
+    order = build_order(recipe, part, 1)
+    state = TrainState.of(recipe.train, order)
+    epochs = state.num_steps / state.steps_per_epoch
+    return (
+        f"{state.num_steps:,} steps of {order.global_batch_size:,} examples, which is {epochs:.4g} epochs of "
+        f"{state.steps_per_epoch:,} steps, on one process. With N processes a step has N times as many examples"
+    )
+
+
+def hours(recipe: Recipe, processing: Processing, part: Part) -> tuple[float, float]:
+    """Take two steps of the run, as train.py takes them, in an own folder.
+
+    Returns:
+        Seconds of a step, and hours of all steps on this machine by their tokens: without evaluations and saving. Where
+        features are kept, later epochs are faster than the first, and are counted so.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        own = with_own_folders(recipe, Path(folder))
+        accelerator = build_accelerator(own)
+        run = RunContext(own, accelerator, Console(False))
+        windows = first_windows(run, part, _PROBED)
+        objective, _ = build_objective(run, processing)
+        job = Job(run, processing, objective, part, windows)
+        job.forget_features(0)
+        job.loop()  # kernels, and the allocator
+        job.forget_features(1)
+        first = job.loop()
+        later = job.loop() if job.has_cache else first
+        accelerator.end_training()
+    order = build_order(recipe, part, 1)
+    state = TrainState.of(recipe.train, order)
+    # The first windows may be longer or shorter than others.
+    tokens_per_step = float(part.survey.lengths[part.rows].mean()) * order.global_batch_size
+    share = tokens_per_step * len(windows) / first.num_tokens
+    of_first, of_later = (each.seconds / len(windows) * share for each in (first, later))
+    num_first = min(state.num_steps, state.steps_per_epoch)
+    return of_first, (of_first * num_first + of_later * (state.num_steps - num_first)) / 3600

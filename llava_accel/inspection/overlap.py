@@ -1,0 +1,57 @@
+"""Whether the evaluation asks what training has shown: the same images, whatever their names, and the same questions."""
+
+import numpy as np
+from jaxtyping import Int
+
+from llava_accel.inspection.data_facts import Checked
+
+
+def overlap(
+    training: Checked, rows: Int[np.ndarray, "train"], evaluation: Checked, eval_rows: Int[np.ndarray, "eval"]
+) -> list[str]:
+    """Lines on what evaluation and training share; none where they share nothing.
+
+    Args:
+        rows, eval_rows: Usable rows of the one and of the other; both may be of one corpus.
+    """
+    if not len(rows) or not len(eval_rows):
+        return []
+    places, pictures = _shown(training, rows)
+    eval_places, eval_pictures = _shown(evaluation, eval_rows)
+    questions, eval_questions = training.survey.question_keys[rows], evaluation.survey.question_keys[eval_rows]
+    asked = np.isin(eval_questions, questions)
+    known = np.isin(eval_pictures, pictures)
+    both = np.isin(_paired(eval_pictures, eval_questions[eval_places]), _paired(pictures, questions[places]))
+    of_pictures, of_both = np.unique(eval_places[known]), np.unique(eval_places[both])
+    said: list[str] = []
+    if len(of_pictures):
+        row = int(eval_rows[of_pictures[0]])
+        match = int(rows[places[pictures == eval_pictures[known][0]][0]])
+        said.append(
+            f"{len(of_pictures):,} of {len(eval_rows):,} evaluation records show an image that training shows too, "
+            f"under whatever name ({len(of_both):,} with the same question), such as {evaluation.corpus.place(row)}, whose "
+            f"image is that of {training.corpus.place(match)}. Scores on them do not tell what is new: take them out of one"
+        )
+    if asked.any():
+        said.append(
+            f"{int(asked.sum()):,} of {len(eval_rows):,} evaluation records ask in the words of a training record, about "
+            "an image or not"
+        )
+    return said
+
+
+def _paired(one: Int[np.ndarray, "n"], other: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """A key for each pair of keys; numbers that are too large begin again."""
+    return one * np.int64(0x9E3779B97F4A7C1) + other
+
+
+def _shown(checked: Checked, rows: Int[np.ndarray, "rows"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """A place in `rows` and a picture, for every image that these rows show."""
+    pictures = checked.survey.pictures
+    pictures = pictures[np.argsort(pictures[:, 0], kind="stable")]
+    keys = checked.survey.image_keys[rows]
+    starts = np.searchsorted(pictures[:, 0], keys, side="left")
+    counts = np.searchsorted(pictures[:, 0], keys, side="right") - starts
+    places = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places, pictures[np.repeat(starts, counts) + within, 1]

@@ -1,0 +1,29 @@
+"""Records with the id of another of the same file: no error, but reports and predictions name records by their ids."""
+
+import numpy as np
+
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.survey import Survey
+from llava_accel.sources.problems import DataError
+
+
+def repeated_ids(corpus: Corpus, survey: Survey) -> dict[int, int]:
+    """Usable row -> the first usable row of the same file with its id, for all but these first ones."""
+    repeated: dict[int, int] = {}
+    usable = survey.usable
+    for one in corpus.ranges:
+        rows = usable[slice(*np.searchsorted(usable, (one.start, one.stop)))]
+        _, first, numbers = np.unique(survey.id_keys[rows], return_index=True, return_inverse=True)
+        (again,) = np.nonzero(first[numbers] != np.arange(len(rows)))
+        repeated.update(zip(rows[again].tolist(), rows[first[numbers[again]]].tolist(), strict=True))
+    return repeated
+
+
+def repeated_id(corpus: Corpus, row: int, first: int) -> DataError:
+    """What is to be said of such a record."""
+    error = DataError(
+        "duplicate_id",
+        f"{corpus.place(first).rpartition(', ')[2]} has the same id",
+        "Give each record its own id, as --fix does: reports and predictions name records by their ids",
+    )
+    return corpus.locate(error, row)

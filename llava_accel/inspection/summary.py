@@ -1,0 +1,99 @@
+"""What `check` prints of data.train or data.eval: counts, lengths, answers, errors by kind, and a few examples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llava_accel.console.output import Console
+from llava_accel.data.survey import Survey
+from llava_accel.inspection.data_facts import (
+    Checked,
+    Share,
+    answer_shares,
+    examples_of_errors,
+    length_shares,
+    numbers,
+)
+from llava_accel.inspection.learned import coloured, spread
+from llava_accel.inspection.repeated_ids import repeated_id
+from llava_accel.recipe import DataTable
+from llava_accel.sources.problems import quoted
+
+_SHOWN_REPEATS = 3  # of ids: no error, as LLaVA's own mixture has many
+_BAR = 28  # columns
+_ANSWER = 26
+_FEW = 2  # records: of fewer, no share says anything
+
+
+def summarise(console: Console, checked: Checked) -> None:
+    """Print counts, lengths and answers, and of each kind of error the first few."""
+    errors, repeated = examples_of_errors(checked), list(checked.repeated.items())
+    rows = [[name, value] for name, value in numbers(checked).items()]
+    rows += [[f"unusable: {kind}", f"{count:,}"] for kind, (count, _) in errors.items()]
+    rows += [["usable, with the id of another", f"{len(repeated):,}"]] if repeated else []
+    console.table(checked.name, ["", ""], rows)
+    if checked.processing:
+        _show_shares(console, "tokens of a record", length_shares(checked.survey.lengths[checked.survey.usable]))
+    _show_answers(console, checked)
+    for kind, (count, said) in errors.items():
+        _show_some(console, kind, said, count)
+    first = [str(repeated_id(checked.corpus, row, known)) for row, known in repeated[:_SHOWN_REPEATS]]
+    _show_some(console, "duplicate_id", first, len(repeated))
+
+
+def _show_some(console: Console, kind: str, said: Sequence[str], count: int) -> None:
+    for line in said:
+        console.line(f"  {line}")
+    if count > len(said):
+        console.line(f"  {kind}: and {count - len(said):,} more, all listed by --fix DIR")
+
+
+def _show_shares(console: Console, title: str, shares: list[Share]) -> None:
+    """A line of less than 80 columns for each."""
+    if sum(share.count for share in shares) < _FEW:
+        return
+    most, width = max(share.share for share in shares), max(len(share.name) for share in shares)
+    console.line(f"{title}:")
+    for share in shares:
+        bar = "#" * max(round(_BAR * share.share / most), share.count > 0)
+        console.line(f"  {share.name:<{width}}  {bar:<{_BAR}} {share.count:>10,} {share.share:>7.1%}")
+
+
+def _show_answers(console: Console, checked: Checked) -> None:
+    number, shares = answer_shares(checked)
+    if not number or shares[0].count == 1:  # captions
+        return
+    shown = [replace(share, name=_short(quoted(share.name))) for share in shares]
+    _show_shares(console, f"answers, {number:,} different (the commonest alone scores {shares[0].share:.1%})", shown)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _ANSWER else f"{text[: _ANSWER - 1]}…"
+
+
+def image_remarks(survey: Survey, data: DataTable) -> list[str]:
+    """What the model sees of images that other programs show otherwise."""
+    said: list[str] = []
+    if count := survey.traits["turned"]:
+        how = {
+            "ignore": "They are read as they are stored, as LLaVA does; most programs, and load_image of transformers, "
+            'turn them. To train on what those show, set data.exif = "apply"',
+            "apply": 'They are turned, as data.exif = "apply" says; LLaVA does not turn them',
+        }[data.exif]
+        said.append(f"{count:,} images are to be turned, by their EXIF. {how}")
+    if count := survey.traits["transparent"]:
+        said.append(
+            f"{count:,} images are transparent in parts, and are read with the colours that are hidden there, as LLaVA "
+            'does. Processors of transformers lay them on white: give them image.convert("RGBA").convert("RGB")'
+        )
+    return said
+
+
+def show_examples(console: Console, checked: Checked, count: int) -> None:
+    """Print a few examples, spread over the data: what is learned in bold green between ⟦ and ⟧, images as one mark."""
+    processing, usable = checked.processing, checked.survey.usable
+    if processing is None or not len(usable):
+        return
+    console.line("examples (the model learns to write what is between ⟦ and ⟧):")
+    for row in spread(usable, count):
+        for example in checked.corpus.encode(row).examples:
+            console.rich.print(coloured(example, processing), soft_wrap=True)
