@@ -82,8 +82,9 @@ def _digest(file: Path) -> bytes:
 
 
 def content_key(file: str) -> int:
-    """A number that is equal for image files of the same content, whatever their names."""
-    return int.from_bytes(_digest(Path(file))[:8], signed=True)
+    """A number that is equal for images of the same content, whatever their names, in files of their own or in others."""
+    part = part_of(file)
+    return int.from_bytes((bytes.fromhex(part.key) if part else _digest(Path(file)))[:8], signed=True)
 
 
 def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:
