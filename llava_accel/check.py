@@ -126,6 +126,7 @@ def command(verb: str, *words: str) -> str:
 def check_data(task: Check) -> None:
     """Read all records, say what they are, and what is wrong with files, cache, template and settings."""
     recipe, problems = task.recipe, task.problems
+    fetch_images(corpus, recipe.data, task.console, refuses=False)
     task.copy = CleanCopy(Path(task.arguments.fix)) if task.arguments.fix else None
     processing = task.processing
     encoder = problems.attempt(lambda: build_encoder(recipe, processing)) if processing else None
@@ -142,38 +143,43 @@ def check_data(task: Check) -> None:
 
 def check_corpus(task: Check, name: str, corpus: Corpus, processing: Processing | None) -> None:
     """Read the records of `data.train` or `data.eval`, and say what they are."""
-    recipe, problems, console = task.recipe, task.problems, task.console
-    fetch_images(corpus, recipe.data, console, refuses=False)
+    recipe, problems = task.recipe, task.problems
     survey = problems.attempt(lambda: read(task, name, corpus, processing))
     if survey is None:  # the template cannot be used with this tokenizer
         corpus, processing = Corpus(corpus.sources, find_images, corpus.form), None
         survey = read(task, name, corpus, None)
-    notes = [*remarks(corpus, survey), *image_remarks(survey, recipe.data)]
-    tokens = tokens_in_texts(survey.mentions, processing) if processing else []
     checked = Checked(
         name=name,
         corpus=corpus,
         survey=survey,
         processing=processing,
         repeated=repeated_ids(corpus, survey),
-        notes=[*notes, *tokens],
+        notes=[*remarks(corpus, survey), *image_remarks(survey, recipe.data)],
     )
     task.parts.append(checked)
-    summarise(console, checked)
-    for remark in notes:
-        console.line(f"note: {remark}")
-    for line in tokens:
-        console.line(f"  {line}")
-    show_examples(console, checked, task.arguments.show)
-    if processing and task.arguments.labels and name == "data.train":
-        write_labels(Path(task.arguments.labels), corpus, survey.usable)
-        console.line(f"labels of {len(survey.usable)} records: {task.arguments.labels}")
+    report(task, checked)
     if copy := task.copy:
-        problems.attempt(lambda: copy.add(checked, console))
+        problems.attempt(lambda: copy.add(checked, task.console))
     if recipe.data.on_bad_record == "error":
         task.has_bad_rows |= bool(bad_records(recipe.data, survey))
     else:
         problems.attempt(lambda: refuse_bad(recipe.data, survey))
+
+
+def report(task: Check, checked: Checked) -> None:
+    """Print counts, errors, notes and examples, and write the file of --labels."""
+    console, usable = task.console, checked.survey.usable
+    summarise(console, checked)
+    for note in checked.notes:
+        console.line(f"note: {note}")
+    if processing := checked.processing:
+        for line in tokens_in_texts(checked.survey.mentions, processing):
+            console.line(f"  {line}")
+            checked.notes.append(line)
+    show_examples(console, checked, task.arguments.show)
+    if checked.processing and task.arguments.labels and checked.name == "data.train":
+        write_labels(Path(task.arguments.labels), checked.corpus, usable)
+        console.line(f"labels of {len(usable)} records: {task.arguments.labels}")
 
 
 def read(task: Check, name: str, corpus: Corpus, processing: Processing | None) -> Survey:
@@ -227,7 +233,8 @@ def say_duration(task: Check, processing: Processing, part: Part) -> None:
 def write_page(task: Check, following: str) -> None:
     """Write the page of --html, if it was asked for."""
     if path := task.arguments.html:
-        whole = AllData(duration=task.duration, notes=task.notes, following=following)
+        of_model = [note.removeprefix("note: ") for note in (task.processing.notes if task.processing else ())]
+        whole = AllData(duration=task.duration, notes=[*of_model, *task.notes], following=following)
         write_data_page(path, task.recipe, task.parts, whole)
         task.console.line(f"page: {path}")
 

@@ -61,6 +61,8 @@ def numbers(checked: Checked) -> dict[str, str]:
     if len(lengths) and checked.processing:
         quantiles = np.quantile(lengths, (0.0, 0.5, 0.95, 1.0)).astype(int)
         rows["tokens: least, median, 95 %, most"] = ", ".join(f"{quantile:,}" for quantile in quantiles)
+    if checked.repeated:
+        rows["usable, with the id of another"] = f"{len(checked.repeated):,}"
     return rows
 
 

@@ -29,7 +29,6 @@ def summarise(console: Console, checked: Checked) -> None:
     errors, repeated = examples_of_errors(checked), list(checked.repeated.items())
     rows = [[name, value] for name, value in numbers(checked).items()]
     rows += [[f"unusable: {kind}", f"{count:,}"] for kind, (count, _) in errors.items()]
-    rows += [["usable, with the id of another", f"{len(repeated):,}"]] if repeated else []
     console.table(checked.name, ["", ""], rows)
     if checked.processing:
         _show_shares(console, "tokens of a record", length_shares(checked.survey.lengths[checked.survey.usable]))

@@ -155,10 +155,10 @@ def test_settings_of_the_tokenizers_last_use_neither_cut_nor_fill_a_piece() -> N
 def test_words_apart_are_the_text_whole(legacy: bool, text: str) -> None:
     found = TextEncoder(llama(legacy))
     assert found._splits, "SentencePiece's tokens never reach over a space"
-    cases: list[tuple[Context, bool]] = [
-        ("start", found.space_at_start), ("special", found.space_after_special), ("text", False)
-    ]  # fmt: skip
-    for after, leads in cases:
+    contexts: dict[Context, bool] = {
+        "start": found.space_at_start, "special": found.space_after_special, "text": False
+    }  # fmt: skip
+    for after, leads in contexts.items():
         lead = found._space if leads and text else ""
         whole = found._backend.encode(lead + text, add_special_tokens=False).ids
         for _ in range(2):  # the second time from what is known
