@@ -91,19 +91,22 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
 
 def length_plots(run: History) -> list[Histogram]:
     """How long the records of the training and of the held-out data are."""
-    limit = float(run.recipe.data.max_length)
-    return [
-        Histogram(
-            title=f"Lengths of the {name} data",
-            note="Records by their tokens, image tokens included. The line is data.max_length.",
-            edges=part["lengths"]["edges"],
-            counts=part["lengths"]["counts"],
-            unit="tokens",
-            level=limit,
-        )
-        for key, name in (("train", "training"), ("eval", "held-out"))
-        if (part := run.figures.get(key))
-    ]
+    limit, plots = float(run.recipe.data.max_length), list[Histogram]()
+    for key, name in (("train", "training"), ("eval", "held-out")):
+        if lengths := (run.figures.get(key) or {}).get("lengths"):
+            is_near = lengths["edges"][-1] > limit / 2
+            line = " The line is data.max_length." if is_near else ""
+            plots.append(
+                Histogram(
+                    title=f"Lengths of the {name} data",
+                    note=f"Records by their tokens, image tokens included.{line}",
+                    edges=lengths["edges"],
+                    counts=lengths["counts"],
+                    unit="tokens",
+                    level=limit if is_near else None,
+                )
+            )
+    return plots
 
 
 def _scores(run: History) -> list[Series]:

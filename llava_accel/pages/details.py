@@ -6,6 +6,7 @@ from typing import Any
 
 from llava_accel.pages.curves import score_title
 from llava_accel.pages.history import History, Prediction
+from llava_accel.pages.html import PERCENT
 from llava_accel.recipe import changed_keys
 from llava_accel.recipe.names import DEFAULTS
 from llava_accel.recipe.toml import flatten, toml_value
@@ -66,7 +67,7 @@ def _figure(value: Any) -> str:
     if not isinstance(value, Mapping):
         return f"{value:,}"
     return (
-        f"{value['mean']:,.1f} on average, {value['p95']:,.0f} at most in 95\u00a0% of them, {value['max']:,} at most"
+        f"{value['mean']:,.1f} on average, up to {value['p95']:,.0f} in 95{PERCENT} of them, {value['max']:,} at most"
     )
 
 

@@ -117,14 +117,14 @@ class Histogram:
     counts: Sequence[int]
     unit: str
     level: float | None = None
-    """A vertical line, such as a limit, where the values come near it."""
+    """A vertical line, such as a limit."""
 
     @property
     def svg(self) -> Markup:
         def draw(axes: Axes) -> None:
             edges = np.asarray(self.edges, dtype=float)
             axes.bar(edges[:-1], self.counts, width=np.diff(edges), align="edge", color=SERIES[0], linewidth=0)
-            if self.level is not None and edges[-1] > self.level / 2:
+            if self.level is not None:
                 axes.axvline(self.level, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

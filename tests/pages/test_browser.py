@@ -209,3 +209,20 @@ def test_all_text_is_readable_in_light_and_in_dark(browser: Any, pages: dict[str
     unreadable, page = opened(browser, pages[name], mode=mode).execute_script(_CONTRAST)
     assert unreadable == {}
     assert page > 0.8 if mode == "light" else page < 0.05
+
+
+def test_an_image_fills_the_window_after_a_click_and_shrinks_after_another_or_escape(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, pages["report"])
+    image = browser.find_element("css selector", "article .zoom img")
+    small = image.size["width"]
+    image.click()
+    assert image.size["width"] == 1280 > 3 * small and image.size["height"] == 900
+    image.click()
+    assert image.size["width"] == small
+    image.click()
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert image.size["width"] == small
