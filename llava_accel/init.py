@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_accel.advice.commented import Key, run_name, to_commented
-from llava_accel.advice.findings import guess_task, look, measure, names_of_images, of_init
+from llava_accel.advice.findings import Findings, guess_task, look, measure, names_of_images, of_init
 from llava_accel.advice.folders import find_folder
 from llava_accel.advice.proposal import (
     Named,
@@ -29,7 +29,7 @@ from llava_accel.advice.proposal import (
     propose,
     shares_images,
 )
-from llava_accel.advice.sizing import Card, find_card, size
+from llava_accel.advice.sizing import Card, Fit, find_card, size
 from llava_accel.advice.stand_in import DEFAULT_BASE, choose_name, find_configs, load_configs
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, Source, open_sources
@@ -60,6 +60,37 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
     findings = look(Corpus(sources["data.train"], find_images))
     evaluation = look(Corpus(sources["data.eval"], find_images)) if named.evaluation else None
     task, why = (arguments.task, "as --task says") if arguments.task else guess_task(findings)
+    seen, fit, assumed = fit_base(named, sources, findings, evaluation, task, card)
+    head = [
+        f"Written by `llava-accel init` for {findings.num_records:,} records and {card.name}.",
+        "Change what you like: `llava-accel keys` lists every key, `llava-accel plan` computes memory and steps again.",
+        *([assumed] if assumed else []),
+    ]
+    with atomic_file(out) as file:
+        file.write_text(to_commented(head, propose(named, seen, fit, card)), encoding="utf-8")
+    for line in [*saw(seen, card, why), *([assumed] if assumed else []), f"wrote {out}, with the reason for each key"]:
+        console.line(line)
+    console.line("next:")
+    for line in commands(out, named.name, bool(named.evaluation or held_out_share(findings)[0])):
+        console.line(f"  {line}")
+
+
+def fit_base(
+    named: Named,
+    sources: dict[str, list[Source]],
+    findings: Findings,
+    evaluation: Findings | None,
+    task: str,
+    card: Card,
+) -> tuple[Seen, Fit, str]:
+    """Look at the data with the base's tokenizer, and plan what fits the card.
+
+    Returns:
+        All that was found, what fits, and what was assumed of the base.
+
+    Raises:
+        UserError: data or base cannot be used, or nothing fits.
+    """
     with tempfile.TemporaryDirectory() as spare:
         folder, assumed = find_configs(named.base, Path(spare))
         processing = load_configs(folder)
@@ -82,18 +113,7 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
         trial = _trial(named, folder, template[0], length_keys(seen))
         corpus = _corpus(trial, processing, sources["data.train"])
         fit = size(trial, processing, corpus, longest(seen), card, global_batch(findings)[0])
-    head = [
-        f"Written by `llava-accel init` for {findings.num_records:,} records and {card.name}.",
-        "Change what you like: `llava-accel keys` lists every key, `llava-accel plan` computes memory and steps again.",
-        *([assumed] if assumed else []),
-    ]
-    with atomic_file(out) as file:
-        file.write_text(to_commented(head, propose(named, seen, fit, card)), encoding="utf-8")
-    for line in [*saw(seen, card, why), *([assumed] if assumed else []), f"wrote {out}, with the reason for each key"]:
-        console.line(line)
-    console.line("next:")
-    for line in commands(out, named.name, bool(named.evaluation or held_out_share(findings)[0])):
-        console.line(f"  {line}")
+    return seen, fit, assumed
 
 
 def name_data(arguments: argparse.Namespace, console: Console) -> Named:
