@@ -126,7 +126,6 @@ def command(verb: str, *words: str) -> str:
 def check_data(task: Check) -> None:
     """Read all records, say what they are, and what is wrong with files, cache, template and settings."""
     recipe, problems = task.recipe, task.problems
-    fetch_images(corpus, recipe.data, task.console, refuses=False)
     task.copy = CleanCopy(Path(task.arguments.fix)) if task.arguments.fix else None
     processing = task.processing
     encoder = problems.attempt(lambda: build_encoder(recipe, processing)) if processing else None
@@ -144,6 +143,7 @@ def check_data(task: Check) -> None:
 def check_corpus(task: Check, name: str, corpus: Corpus, processing: Processing | None) -> None:
     """Read the records of `data.train` or `data.eval`, and say what they are."""
     recipe, problems = task.recipe, task.problems
+    fetch_images(corpus, recipe.data, task.console, refuses=False)
     survey = problems.attempt(lambda: read(task, name, corpus, processing))
     if survey is None:  # the template cannot be used with this tokenizer
         corpus, processing = Corpus(corpus.sources, find_images, corpus.form), None

@@ -37,7 +37,7 @@ def test_a_table_brings_its_tables_and_a_key_stands_alone() -> None:
     assert {"[model]", "[model.quantization]", "[model.lora]"} <= {
         line.partition(" ")[0] for line in said("model").splitlines()
     }
-    assert said("data.train").count("[[data.train]] One file") == 1
+    assert said("data.train").count("[[data.train]] One source") == 1
     assert said("model.lora.rank").splitlines()[:2] == ["  model.lora.rank = 128", "      integer from 1 to 65536"]
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +16,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     arguments, unknown = parser.parse_known_intermixed_args(words)
     flag = next((word for word in unknown if word.startswith("-")), None)
     if flag is not None:
-        parser.error(advice(flag, words, parser._option_string_actions))
+        parser.error(advice(flag, words, re.findall(r"--[a-z][\w-]*", parser.format_usage())))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments

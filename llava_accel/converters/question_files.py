@@ -3,8 +3,9 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llava_accel.converters.entry import (
     LETTERS,
@@ -29,7 +30,8 @@ _CHART_QUESTION = "query"
 _AGAIN = "Download the official file again, or correct this entry"
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True)
+class Form:
     """How a data set writes its questions.
 
     Args:
@@ -218,7 +220,7 @@ _AOKVQA = Form(
 )
 FORMS: dict[str, Form] = {
     "aokvqa": _AOKVQA,
-    "aokvqa choice": _AOKVQA._replace(fields=_choice, answer="correct_choice_idx", unwanted=("", "")),
+    "aokvqa choice": replace(_AOKVQA, fields=_choice, answer="correct_choice_idx", unwanted=("", "")),
     "gqa": Form(
         unpack=_by_id,
         fields=_gqa,

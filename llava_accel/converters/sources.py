@@ -6,7 +6,8 @@ they run.
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from llava_accel.converters.entry import LETTER, SHORT
 from llava_accel.exceptions import UserError
@@ -19,7 +20,8 @@ _UNANSWERABLE = "When the provided information is insufficient, respond with 'Un
 _CAPTION = "Provide a one-sentence caption for the provided image."
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """A data set, or a form of data, that is converted.
 
     Args:
@@ -119,7 +121,7 @@ SOURCES: dict[str, Source] = {
         _pairs,
     ),
     "vqav2": _VQAV2,
-    "vqa": _VQAV2._replace(about="Another name of vqav2."),
+    "vqa": replace(_VQAV2, about="Another name of vqav2."),
     "aokvqa": Source(
         "The official files of A-OKVQA: direct answers, or with --multiple-choice the letters of options.\n\n"
         "Questions that are marked difficult_direct_answer are left out where direct answers are trained.",

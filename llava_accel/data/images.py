@@ -65,10 +65,11 @@ def find_image(root: Path, name: str) -> Path:
 def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
     """What is wrong with a name that no file has, and the remedy."""
     remedy = "Add it, or set data.images"
-    if name.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://", "data:")):
-        problem = (
-            f"the image {quoted(name)} is not the name of a file, and nothing is downloaded or decoded from the data"
-        )
+    if name.lower().startswith(("s3://", "gs://", "hf://", "ftp://", "file://")):
+        problem = f"the image {quoted(name)} is an address, and only those of http and https are fetched"
+        return problem, "Save it as a file below data.images, and write that file's name"
+    if name.lower().startswith("data:"):
+        problem = f"the image {quoted(name)} is not the base64 of an image of a format that is read"
         return problem, "Save it as a file below data.images, and write that file's name"
     if os.path.isdir(path):
         return f"the image {quoted(name)} is a folder in {root}", remedy

@@ -188,7 +188,7 @@ def show(name: str, roots: Iterable[Path], exif: Exif = "ignore") -> GalleryImag
 def show_file(file: str, name: str, exif: Exif) -> GalleryImage:
     """The thumbnail of a file that goes by a name, or why there is none."""
     try:
-        return GalleryImage(name=name, uri=_thumbnail(Path(file), exif))
+        return GalleryImage(name=name, uri=_thumbnail(str(file), exif))
     except DataError as error:
         return GalleryImage(name=name, problem=error.problem)
 

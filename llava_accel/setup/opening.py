@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _why_cpu() -> str:
     if read_profile().wants_cpu:
         return "the launch profile says use_cpu: true"
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is built without CUDA; a build with it uses a GPU"
+        return f"torch {version('torch')} is built without CUDA; a build with it uses a GPU"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES is {visible.strip() or 'empty'}; unset it to use a GPU"

@@ -43,8 +43,7 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
         remedy = "Check the name; for a private or gated one, log in with `hf auth login`"
         raise DataError("json", f"there is no file, no folder and no data set {quoted(name)}", remedy) from None
     except DatasetGenerationError as error:
-        reason = error.__cause__ or error
-        problem = f"the data set {name} cannot be read by datasets ({_in_short(reason)})"
+        problem = f"the data set {name} cannot be read by datasets ({_in_short(error)})"
         raise DataError("json", problem, "Download its files, and name these") from None
     except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError, compat.hub_http_error()) as error:
         problem = f"there is no file or folder {quoted(name)}, and no such data set can be had ({_in_short(error)})"

@@ -154,4 +154,6 @@ def _rows(path: Path, extraction: Extraction) -> Iterator[tuple[int, bytes]]:
         case ".tar":
             return enumerate(tar_rows(path, extraction), start=1)
     problem = f"files ending in {path.suffix!r} are not read"
-    raise DataError("json", problem, f"Give one of {', '.join(SUFFIXES)}", file=str(path))
+    is_table = path.suffix in (".csv", ".tsv")
+    remedy = "Make .jsonl of it with `llava-accel prepare csv`" if is_table else f"Give one of {', '.join(SUFFIXES)}"
+    raise DataError("json", problem, remedy, file=str(path))

@@ -297,7 +297,7 @@ def test_an_opaque_alpha_channel_is_no_transparency(tmp_path: Path) -> None:
         (unicodedata.normalize("NFC", "größe.png"), unicodedata.normalize("NFD", "größe.png"), "Unicode normal form"),
         ("coco/train/a.png", "a.png", "Write 'a.png'"),
         ("..\\secret.png", None, "Add it"),
-        ("https://example.org/a.jpg", None, "nothing is downloaded"),
+        ("s3://example/a.jpg", None, "only those of http"),
         ("data:image/png;base64,iVBORw0KGgo=", None, "Save it as a file"),
     ],
 )

@@ -102,7 +102,7 @@ BROKEN: dict[str, tuple[str, Make, list[str]]] = {  # name -> name in the record
     "a strip of 1 x 10000": ("a.png", _holds(png(1, 10_000)), ["strip of 1 x 10000", "Cut it"]),
     "a strip of 40000 x 2": ("a.png", _holds(png(40_000, 2)), ["strip of 40000 x 2", "Cut it"]),
     "no file": ("none.png", lambda path: None, ["there is no image 'none.png'", "Add it"]),
-    "an address": ("https://example.org/a.png", lambda path: None, ["'https", "nothing is downloaded", "Save it"]),
+    "an address": ("gs://example/a.png", lambda path: None, ["'gs:", "only those of http", "Save it"]),
     "a name of 5000 letters": ("x" * 5000, lambda path: None, ["there is no image 'xxx", "Add it"]),
     "a name with a line break": ("a\n\x1b[31mb.png", lambda path: None, [r"'a\n\x1b[31mb.png'", "Add it"]),
     "a pipe": ("a.png", os.mkfifo, ["'a.png'", "a pipe or a device", "Add it"]),

@@ -127,6 +127,6 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
         ["row 1", "longer than 16 MiB", "one conversation a row"]),
     "no Parquet": ("a.parquet", lambda: b"[]", ["not a readable Parquet file", "Write the file again"]),
     "an empty Parquet file": ("a.parquet", lambda: b"", ["not a readable Parquet file", "Write the file again"]),
-    "a table of another kind": ("a.csv", lambda: b"id\n1\n", ["'.csv'", ".jsonl or .parquet"]),
-    "a file without a suffix": ("data", lambda: _WHOLE.encode(), ["''", ".jsonl or .parquet"]),
+    "a table of another kind": ("a.csv", lambda: b"id\n1\n", ["'.csv'", ".jsonl", "prepare csv"]),
+    "a file without a suffix": ("data", lambda: _WHOLE.encode(), ["''", ".jsonl"]),
 }  # fmt: skip

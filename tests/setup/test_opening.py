@@ -35,7 +35,7 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
     begin = lines.index("run run")
     block = lines[begin : next(number for number in range(begin + 1, len(lines)) if lines[number][:2] != "  ")]
     text = " ".join(" ".join(block).split())
-    assert all(len(line) <= 80 for line in block)
+    assert all(len(line.replace(str(tmp_path), "")) <= 80 for line in block)
     for part in (
         f"folder {tmp_path}/run data",
         "data 8 records with 7 images, from 2 files",
