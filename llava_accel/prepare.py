@@ -81,6 +81,15 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "which of its splits to write (default: train val test)",
     },
+    "set": {"metavar": "NAME", "help": "org/name, or a file or folder"},
+    "config": {"default": "", "metavar": "NAME", "help": "configuration of the data set (default: its default one)"},
+    "split": {"nargs": "+", "default": ["train"], "metavar": "NAME", "help": "which splits to write (default: train)"},
+    "columns": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "OURS=THEIRS",
+        "help": "names of its columns, such as question=prompt answer=label",
+    },
     "images": {"type": Path, "metavar": "DIR", "help": "folder of the images; a data set's may lie one folder below"},
     "split-name": {
         "nargs": "+",

@@ -95,6 +95,18 @@ def _table(given: Namespace) -> Iterable["Part"]:
     return [csv_part(given.file, given.images, columns, out=given.out, say=print, **reading)]
 
 
+def _hub(given: Namespace) -> Iterable["Part"]:
+    from llava_accel.converters.hub_sets import hub_parts
+    from llava_accel.data.row_forms import RowForm
+
+    given.images = given.out / "images"
+    pairs = [text.partition("=") for text in given.columns]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise UserError(f"--columns {wrong[0]}: write OURS=THEIRS, such as question=prompt")
+    form = RowForm(tuple((ours, theirs) for ours, _, theirs in pairs))
+    return hub_parts(given.set, given.config, given.split, form, given.out)
+
+
 _PAIR_FLAGS = "questions! annotations! images! split-name suffix"
 _LIST_FLAGS = "file! images! split-name suffix"
 _VQAV2 = Source(
@@ -204,6 +216,14 @@ SOURCES: dict[str, Source] = {
         ("--out data/easy-vqa",),
         "",
         _easy,
+    ),
+    "hf": Source(
+        "A data set of the Hugging Face hub, or a file or folder that data.train reads, as JSON lines and image files.\n\n"
+        "A recipe reads it as it is: this is for those who want to look at it or change it.",
+        "with a data set of the hub",
+        ("--set org/name --split train validation --out data/name",),
+        "set! config split columns",
+        _hub,
     ),
     "csv": Source(
         "A table: an image, a question and an answer a row.\n\n"

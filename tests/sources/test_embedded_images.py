@@ -18,6 +18,7 @@ from helpers.samples import encoder
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.images import check_header, decode
 from llava_accel.data.records import parse_record
+from llava_accel.prepare import main
 from llava_accel.sources import extraction
 from llava_accel.sources.image_parts import part_of, read_image
 from llava_accel.sources.mapped_table import Table
@@ -234,3 +235,29 @@ def test_the_memory_that_copies_are_remembered_in_is_bounded(tmp_path: Path, mon
     monkeypatch.setattr(extraction, "_REMEMBERED", 1)
     data = corpus(FORMS["parquet of structs"](tmp_path))
     assert [read_image(data.image_files(n)[0]) for n in range(NUM_ROWS)] == [png(n) for n in range(NUM_ROWS)]
+
+
+@pytest.mark.parametrize("form", ["parquet of structs", "a shard", "lines of base64"])
+def test_prepare_hf_writes_records_and_files_that_say_the_same(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = FORMS[form](tmp_path), tmp_path / "out"
+    main(["hf", "--set", str(path), "--out", str(out)])
+    assert f"next: llava-accel init my.toml --data {out}/train.jsonl" in capsys.readouterr().out
+    written = Corpus(open_sources([Named(str(out / "train.jsonl"), str(out / "images"))], tmp_path / "c"), encoder())
+    given = corpus(path)
+    for n in range(NUM_ROWS):
+        assert written.record(n).turns == given.record(n).turns and written.record(n).id == given.record(n).id
+        assert read_image(written.image_files(n)[0]) == png(n)
+    assert len(list((out / "images").iterdir())) == 3, "an image that three rows show is one file"
+
+
+def test_prepare_hf_reads_other_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"photo": in_text(n), "q": f"What {n}?", "label": "red"} for n in range(NUM_ROWS)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    names = ["--columns", "image=photo", "question=q", "answer=label"]
+    main(["hf", "--set", str(tmp_path / "a.jsonl"), *names, "--out", str(tmp_path / "out")])
+    first = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
+    assert [turn["value"] for turn in first["conversations"]] == ["<image>\nWhat 0?", "red"]
+    with pytest.raises(SystemExit, match="write OURS=THEIRS"):
+        main(["hf", "--set", str(tmp_path / "a.jsonl"), "--columns", "photo", "--out", str(tmp_path / "out")])

@@ -1,0 +1,72 @@
+"""A data set of the hub, or any other that data.train reads -> JSON lines in LLaVA's form, and images as files.
+
+A recipe reads such a set as it is; this is for those who want to look at it, change it, or hand it on.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llava_accel.converters.entry import Rows
+from llava_accel.converters.faults import Part
+from llava_accel.data.corpus import Corpus, open_sources
+from llava_accel.data.examples import find_images
+from llava_accel.data.records import Record
+from llava_accel.data.row_forms import RowForm
+from llava_accel.sources.image_parts import part_of, read_image
+from llava_accel.sources.named import Named
+from llava_accel.sources.problems import DataError
+from llava_accel.storage.kept_files import cache_folder
+
+_SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
+_SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"RI": "webp", b"BM": "bmp", b"II": "tif", b"MM": "tif"}
+
+
+def hub_parts(name: str, config: str, splits: Sequence[str], form: RowForm, out: Path) -> Iterator[Part]:
+    """A part for each split, whose images are written into `out`/images.
+
+    Args:
+        name: org/name, or a file or folder.
+        form: How rows are read.
+
+    Raises:
+        DataError: it cannot be had, or has no such split.
+    """
+    for split in splits:
+        sources = open_sources([Named(name, config=config, splits=(split,))], cache_folder())
+        rows = _rows(Corpus(sources, find_images, form), out / "images")
+        yield Part(out=out / f"{split}.jsonl", rows=rows, source=f"{name}, split {split}")
+
+
+def _rows(corpus: Corpus, folder: Path) -> Rows:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(len(corpus)):
+        try:
+            record = corpus.record(index)
+            yield _in_llavas_form(record, [_written(each, folder) for each in corpus.image_files(index)])
+        except DataError as error:
+            yield corpus.locate(error, index)
+
+
+def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:
+    turns = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in record.turns]
+    found = {
+        "image": images if len(images) > 1 else images[0] if images else None,
+        "question": record.question,
+        "answers": dict(record.answers),
+        "question_type": record.question_type,
+        "answer_type": record.answer_type,
+        "choices": list(record.choices),
+    }
+    return {"id": record.id, "conversations": turns} | {name: value for name, value in found.items() if value}
+
+
+def _written(address: str, folder: Path) -> str:
+    """Copy an image, unless a record before has; the name of its file."""
+    part = part_of(address)
+    content = b"" if part and next(folder.glob(f"{part.key}.*"), None) else read_image(address)
+    stem = part.key if part else Path(address).stem
+    if not content:
+        return next(folder.glob(f"{stem}.*")).name
+    name = f"{stem}.{_SUFFIXES.get(content[:2], 'img')}" if part else Path(address).name
+    (folder / name).write_bytes(content)
+    return name
