@@ -39,6 +39,7 @@ from llava_accel.model.processing import Processing
 from llava_accel.recipe import make_recipe
 from llava_accel.setup.datasets import build_encoder, entries
 from llava_accel.sources.named import Named as NamedSource
+from llava_accel.sources.named import held_out_split
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.atomic import atomic_file
 from llava_accel.storage.kept_files import cache_folder
@@ -140,7 +141,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         train=train,
         images=images,
         images_why="as --images says" if arguments.images else "no --images: they were found there",
-        evaluation=arguments.eval,
+        evaluation=arguments.eval or _own_evaluation(arguments.data),
     )
 
 
@@ -177,6 +178,11 @@ def _refuse_taken(out: Path, force: bool) -> None:
         raise UserError(f"{out} is a folder. Name a file, such as {out / 'recipe.toml'}")
     if out.exists() and not force:
         raise UserError(f"{out} is there already. Name another file, or write over it with --force")
+
+
+def _own_evaluation(data: Sequence[str]) -> str:
+    """A data set on disk may bring a split to be scored on."""
+    return data[0] if len(data) == 1 and held_out_split(data[0]) else ""
 
 
 def _paths(arguments: argparse.Namespace) -> list[str]:

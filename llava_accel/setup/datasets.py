@@ -28,13 +28,12 @@ from llava_accel.recipe.inputs import Source as NamedSource
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.remote_images import fetch_images
 from llava_accel.setup.run_folder import SKIPPED
-from llava_accel.sources.named import Named
+from llava_accel.sources.named import EVAL_SPLITS, Named
 from llava_accel.sources.problems import DataError, quoted
 from llava_accel.storage.kept_files import cache_folder
 
 _FEW = 10  # records: of fewer, equal answers say nothing
 _NEARLY_ALL = 0.9
-_EVAL_SPLITS = ("validation", "val", "valid", "dev", "eval", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +245,7 @@ def content(run: RunContext, part: Part) -> str:
 def entries(data: DataTable) -> dict[str, list[Named]]:
     """Every source of data.train, and of data.eval where it is set."""
     named = {"data.train": _named(data.train, data.images, ("train",))}
-    return named | ({"data.eval": _named(data.eval, data.images, _EVAL_SPLITS)} if data.eval else {})
+    return named | ({"data.eval": _named(data.eval, data.images, EVAL_SPLITS)} if data.eval else {})
 
 
 def _named(sources: str | Sequence[NamedSource], images: str, splits: tuple[str, ...]) -> list[Named]:

@@ -44,7 +44,7 @@ def fetched(url: str, folder: Path) -> Path:
     """
     path = place_of(url, folder)
     if not path.is_file():
-        problem = f"the image {quoted(url)} was not fetched"
+        problem = f"the image {quoted(url)} is a URL that was not fetched"
         raise DataError("missing_image", problem, "Run `llava-accel check` with a network, or save it as a file")
     return path
 

@@ -14,6 +14,10 @@ _GLOB = re.compile(r"[*?\[]")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 
 
+EVAL_SPLITS = ("validation", "val", "valid", "dev", "eval", "test")
+"""What data sets call the part that they are scored on, in the order in which one is chosen."""
+
+
 class Named(NamedTuple):
     """One source, as a recipe names it: see `recipe.inputs.Source`."""
 
@@ -52,6 +56,13 @@ def files_of(named: Named) -> list[Path]:
     if not files:
         raise DataError("json", f"no file has a name like {quoted(named.path, 200)}", "Check data.train and data.eval")
     return files
+
+
+def held_out_split(path: str) -> str:
+    """The split that a data set on disk has for evaluation; "" where it has none, or is something else."""
+    file = Path(path) / "dataset_dict.json"
+    present = _field(file, "splits") if file.is_file() else []
+    return next((name for name in EVAL_SPLITS if name in present and "train" in present), "")
 
 
 def _of_folder(folder: Path, named: Named) -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 from helpers.samples import encoder, record, write_lines
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.sources.hub import is_name
-from llava_accel.sources.named import Named, files_of
+from llava_accel.sources.named import Named, files_of, held_out_split
 from llava_accel.sources.problems import DataError
 
 EVAL = ("validation", "test")
@@ -55,6 +55,7 @@ def test_of_a_set_with_splits_the_one_that_was_asked_for(tmp_path: Path) -> None
     folder = saved(tmp_path / "set", ("train", "test"))
     assert files_of(Named(str(folder)))[0].parent.name == "train"
     assert files_of(Named(str(folder), splits=EVAL))[0].parent.name == "test"
+    assert (held_out_split(str(folder)), held_out_split(str(tmp_path))) == ("test", "")
     with pytest.raises(DataError, match=r"has no split 'dev', but 'train', 'test'.*split = \"train\""):
         files_of(Named(str(folder), splits=("dev",)))
 
