@@ -186,7 +186,8 @@ def _training(findings: Findings, share: float, fit: Fit, batch: int, batch_why:
     pass_steps = max(1, number // batch)
     passes = max(2 if findings.num_records < _FEW else 1, min(_MOST_PASSES, -(-_STEPS // pass_steps)))
     accumulated = batch // fit.batch
-    planned = f"about {fit.gigabytes:.1f} of {card.gigabytes:.0f} GB by the plan, with the longest records"
+    taken = f"about {fit.gigabytes:.1f}" if fit.gigabytes >= 0.1 else "less than 0.1"
+    planned = f"{taken} of {card.gigabytes:.0f} GB by the plan, with the longest records"
     several = f"{fit.batch} x {accumulated} on one GPU" if accumulated > 1 else f"{fit.batch} x 1"
     return [
         Key("epochs", passes, f"{number:,} records to train on: about {passes * pass_steps:,} steps"),

@@ -30,7 +30,8 @@ def overlap(
         said.append(
             f"{len(of_pictures):,} of {len(eval_rows):,} evaluation records show an image that training shows too, "
             f"under whatever name ({len(of_both):,} with the same question), such as {evaluation.corpus.place(row)}, whose "
-            f"image is that of {training.corpus.place(match)}. Scores on them do not tell what is new: take them out of one"
+            f"image is that of {training.corpus.place(match)}. Remove them from one of the two: scores on them tell "
+            "nothing of new images"
         )
     if asked.any():
         said.append(

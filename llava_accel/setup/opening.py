@@ -47,9 +47,9 @@ def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | 
 
 
 def _data(figures: Mapping[str, Any], part: Part) -> str:
-    files, images = [str(source.table.path) for source in part.corpus.sources], figures["images"]
+    names, images = list(dict.fromkeys(source.name for source in part.corpus.sources)), figures["images"]
     shown = f"{len(part):,} records with {images:,} image{'s' if images != 1 else ''}"
-    return f"{shown}, from {files[0] if len(files) == 1 else f'{len(files)} files'}"
+    return f"{shown}, from {names[0] if len(names) == 1 else f'{len(names)} sources'}"
 
 
 def _mix(sources: Sequence[Mapping[str, Any]]) -> str:

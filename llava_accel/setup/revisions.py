@@ -8,6 +8,7 @@ from accelerate.utils import broadcast_object_list
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.recipe.inputs import Source
 from llava_accel.sources import hub
+from llava_accel.sources.named import EVAL_SPLITS
 
 Sources = str | tuple[Source, ...]
 
@@ -15,30 +16,38 @@ Sources = str | tuple[Source, ...]
 def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
     """The recipe with the commit of every data set of the hub that it names: for a run that goes on, the run's own.
 
-    Offline the recipe stays as it is. Every rank must call this.
+    Every rank must call this.
 
     Raises:
         DataError: the hub has no such data set or revision.
     """
-    found = [{}]
+    found: list[dict[str, Sources]] = [{}]
     if accelerator.is_main_process:
         before = _commits_of_run(recipe)
-        named = {"train": recipe.data.train, "eval": recipe.data.eval}
-        found = [{key: pinned for key, each in named.items() if (pinned := _pinned(each, before)) != each}]
+        named: dict[str, tuple[Sources, tuple[str, ...]]] = {
+            "train": (recipe.data.train, ("train",)), "eval": (recipe.data.eval, EVAL_SPLITS)
+        }  # fmt: skip
+        for key, (sources, splits) in named.items():
+            if (pinned := _pinned(sources, splits, before)) != sources:
+                found[0][key] = pinned
     changed = broadcast_object_list(found)[0]
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=changed)}) if changed else recipe
 
 
-def _pinned(sources: Sources, before: dict[str, str]) -> Sources:
+def _pinned(sources: Sources, splits: tuple[str, ...], before: dict[str, str]) -> Sources:
     listed = (Source(path=sources),) if isinstance(sources, str) and sources else sources
     pinned = tuple(
-        each.model_copy(update={"revision": before.get(_key(each)) or hub.pinned(each.path, each.revision)})
+        each.model_copy(update={"revision": before.get(_key(each)) or _commit(each, splits)})
         if hub.is_name(each.path) and not Path(each.path).exists()
         else each
         for each in listed
         if isinstance(each, Source)
     )
     return sources if pinned == listed or all(not each.revision for each in pinned) else pinned
+
+
+def _commit(source: Source, splits: tuple[str, ...]) -> str:
+    return hub.pinned(source.path, source.config, (source.split,) if source.split else splits, source.revision)
 
 
 def _commits_of_run(recipe: Recipe) -> dict[str, str]:

@@ -13,6 +13,7 @@ from llava_accel.sources.problems import DataError, quoted, some
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_MADE_OF = re.compile(r"/([0-9a-f]{40})/")  # the folder in which datasets keeps what it made of a commit
 
 
 def is_name(text: str) -> bool:
@@ -50,16 +51,21 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
         remedy = "Check the path; of a data set its name, config, split and revision, and the network"
         raise DataError("json", problem, remedy) from None
     assert isinstance(found, datasets.Dataset)
-    return [Path(each["filename"]) for each in found.cache_files]
+    paths = [str(each["filename"]) for each in found.cache_files]
+    others = [made[1] for path in paths if (made := _MADE_OF.search(path)) and made[1] != revision]
+    if _COMMIT.fullmatch(revision) and others:  # offline, datasets takes what it has
+        problem = f"of the data set {name} the cache has commit {others[0]}, and not {revision}"
+        raise DataError("json", problem, "Repeat this with a network, or set that revision")
+    return list(map(Path, paths))
 
 
-def pinned(name: str, revision: str) -> str:
+def pinned(name: str, config: str, splits: Sequence[str], revision: str) -> str:
     """The commit that a revision of a data set is at this moment; a commit is itself.
 
-    Offline the revision stays what it is: what was downloaded is used.
+    Offline it is that of what was downloaded last.
 
     Raises:
-        DataError: there is no such data set or revision.
+        DataError: there is no such data set or revision, or offline nothing was downloaded.
     """
     if _COMMIT.fullmatch(revision):
         return revision
@@ -69,7 +75,8 @@ def pinned(name: str, revision: str) -> str:
         what = f"revision {quoted(revision)} of it" if isinstance(error, RevisionNotFoundError) else "such data set"
         raise DataError("json", f"data set {name}: the hub has no {what}", "Check its name and revision") from None
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError, compat.hub_http_error()):
-        return revision
+        made = _MADE_OF.search(str(files(name, config, splits, revision)[0]))
+        return made[1] if made else revision
 
 
 def cache_root() -> Path:

@@ -38,7 +38,7 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
     assert all(len(line.replace(str(tmp_path), "")) <= 80 for line in block)
     for part in (
         f"folder {tmp_path}/run data",
-        "data 8 records with 7 images, from 2 files",
+        "data 8 records with 7 images, from 2 sources",
         "mix one.json 50 %, two.json 50 %",
         f"held out 8 records of {PARITY}/traj_lora.json, of which each evaluation asks 2",
         "steps 3 = 1 epoch of 3 steps",

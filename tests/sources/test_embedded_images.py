@@ -79,6 +79,13 @@ def _lines(folder: Path, image: Callable[[int], object]) -> Path:
     return folder / "a.jsonl"
 
 
+def _escaped(folder: Path, image: Callable[[int], object]) -> Path:
+    """As PHP writes JSON."""
+    path = _lines(folder, image)
+    path.write_text(path.read_text().replace("/", "\\/"))
+    return path
+
+
 def _array(folder: Path, image: Callable[[int], object]) -> Path:
     (folder / "a.json").write_text(json.dumps(rows(image), indent=1))
     return folder / "a.json"
@@ -111,6 +118,10 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "lines of base64": lambda folder: _lines(folder, in_text),
     "lines of URL-safe base64": lambda folder: _lines(folder, lambda n: base64.urlsafe_b64encode(png(n)).decode()),
     "lines of data URIs": lambda folder: _lines(folder, lambda n: f"data:image/png;base64,{in_text(n)}"),
+    "lines of data URIs with escaped slashes": lambda folder: _escaped(
+        folder, lambda n: f"data:image/png;base64,{in_text(n)}"
+    ),
+    "lines of base64 with escaped slashes": lambda folder: _escaped(folder, in_text),
     "lines of structs": lambda folder: _lines(folder, lambda n: {"bytes": in_text(n), "path": None}),
     "an array of base64": lambda folder: _array(folder, in_text),
     "a shard": _tar,
