@@ -81,7 +81,10 @@ def test_check_says_all_that_is_wrong_in_one_pass(tmp_path: Path, llava_folder: 
     (tmp_path / "run").write_text("a file where the run folder should be")
     named, make, says = IMAGES["text named .jpg"]
     make(tmp_path / named)
-    records = [record("<image>", "A", id="an image", image=named), record("Q", "A", "Q", id="a record")]
+    asked = {"from": "human", "value": "Q"}
+    records = [
+        record("<image>", "A", id="an image", image=named), {"id": "a record", "conversations": [asked, asked]}
+    ]  # fmt: skip
     (tmp_path / "data.json").write_text(json.dumps(records))
     (tmp_path / "eval.json").write_text("[")
     changes = {"data": {"images": str(tmp_path), "eval": str(tmp_path / "eval.json")}, "optim": {"learning_rat": 1}}
@@ -98,7 +101,7 @@ def test_check_says_all_that_is_wrong_in_one_pass(tmp_path: Path, llava_folder: 
     assert len(ended.messages) == len(faults), ended.err
     for message, words in zip(ended.messages, faults, strict=True):
         assert_helpful(message, words)
-    assert_helpful(ended.out, ["row 1 (id 'an image')", *says, "row 2 (id 'a record')", "ends with a question"])
+    assert_helpful(ended.out, ["row 1 (id 'an image')", *says, "row 2 (id 'a record')", "must alternate"])
 
 
 def test_a_good_copy_is_no_broken_one(data: Path, llava_folder: Path, lora_run: Path) -> None:
