@@ -37,7 +37,9 @@ SKIPPED = "skipped.txt"
 
 
 Ending = Literal["finished", "patience", "signal", "error"]
-_locks: list[tuple[Path, FolderLock]] = []
+_locks: list[FolderLock] = []
+_opened: list[Path] = []
+"""Folders whose run has begun: one that is refused before leaves what an earlier run has noted."""
 
 
 @contextmanager
@@ -49,12 +51,13 @@ def folders_released() -> Iterator[None]:
         raise
     except BaseException as error:
         reason = " ".join(str(error).split()) if isinstance(error, UserError) else type(error).__name__
-        for folder, _ in _locks:
+        for folder in _opened:
             write_end(folder, "error", reason[:_LONGEST_REASON])
         raise
     finally:
+        _opened.clear()
         while _locks:
-            _locks.pop()[1].release()
+            _locks.pop().release()
 
 
 def write_end(folder: Path, how: Ending, detail: str = "") -> None:
@@ -78,8 +81,7 @@ def hold_run(run: RunContext) -> None:
             lock.take(run.console.line)
         except OSError as error:
             raise _not_writable(folder, error) from None
-        _locks.append((folder, lock))
-        (folder / ENDED).unlink(missing_ok=True)
+        _locks.append(lock)
     run.accelerator.wait_for_everyone()
 
 
@@ -92,6 +94,8 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
                 unfinished.write_text(json.dumps(environment(recipe, accelerator), indent=2) + "\n")
             with atomic_file(folder / "recipe.toml") as unfinished:
                 unfinished.write_text(dump_recipe(recipe))
+            (folder / ENDED).unlink(missing_ok=True)
+            _opened.append(folder)
         except OSError as error:
             raise _not_writable(folder, error) from None
     accelerator.wait_for_everyone()
