@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch().context() as patched:
         patched.setattr(Objective, "encode", slow_encode)
         patched.setattr(Checkpoints, "_write", slow_write)
-        patched.setattr(Console, "table", lambda self, title, columns, rows: tables.update({title: rows}))
+        patched.setattr(Console, "table", lambda self, title, columns, rows, **_: tables.update({title: rows}))
         begun = time.perf_counter()
         verb.train(table)
         return Run(folder / "run", tables, time.perf_counter() - begun)
