@@ -3,6 +3,7 @@
 A recipe reads such a set as it is; this is for those who want to look at it, change it, or hand it on.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import find_images
 from llava_accel.data.records import Record
 from llava_accel.data.row_forms import RowForm
-from llava_accel.sources.image_parts import part_of, read_image
+from llava_accel.sources.image_parts import digest_of_ends, read_image
 from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder
@@ -39,10 +40,11 @@ def hub_parts(name: str, config: str, splits: Sequence[str], form: RowForm, out:
 
 def _rows(corpus: Corpus, folder: Path) -> Rows:
     folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, str] = {}
     for index in range(len(corpus)):
         try:
             record = corpus.record(index)
-            yield _in_llavas_form(record, [_written(each, folder) for each in corpus.image_files(index)])
+            yield _in_llavas_form(record, [_copy(each, folder, written) for each in corpus.image_files(index)])
         except DataError as error:
             yield corpus.locate(error, index)
 
@@ -60,13 +62,12 @@ def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:
     return {"id": record.id, "conversations": turns} | {name: value for name, value in found.items() if value}
 
 
-def _written(address: str, folder: Path) -> str:
-    """Copy an image, unless a record before has; the name of its file."""
-    part = part_of(address)
-    content = b"" if part and next(folder.glob(f"{part.key}.*"), None) else read_image(address)
-    stem = part.key if part else Path(address).stem
-    if not content:
-        return next(folder.glob(f"{stem}.*")).name
-    name = f"{stem}.{_SUFFIXES.get(content[:2], 'img')}" if part else Path(address).name
-    (folder / name).write_bytes(content)
-    return name
+def _copy(address: str, folder: Path, written: dict[str, str]) -> str:
+    """The name of an image's file, made where `written` (address -> name) has none: by its content, as files of several
+    folders may have one name."""
+    if address not in written:
+        content = read_image(address)
+        name = f"{digest_of_ends(io.BytesIO(content)).hex()}.{_SUFFIXES.get(content[:2], 'img')}"
+        (folder / name).write_bytes(content)
+        written[address] = name
+    return written[address]

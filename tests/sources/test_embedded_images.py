@@ -26,6 +26,14 @@ from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError
 
 NUM_ROWS = 5
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare hf` has no key for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+
+
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 
 
@@ -272,3 +280,15 @@ def test_prepare_hf_reads_other_columns(tmp_path: Path, capsys: pytest.CaptureFi
     assert [turn["value"] for turn in first["conversations"]] == ["<image>\nWhat 0?", "red"]
     with pytest.raises(SystemExit, match="write OURS=THEIRS"):
         main(["hf", "--set", str(tmp_path / "a.jsonl"), "--columns", "photo", "--out", str(tmp_path / "out")])
+
+
+def test_prepare_hf_keeps_files_of_one_name_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n, folder in ((0, "one"), (2, "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(png(n))
+    lines = [{"id": name, "image": f"{name}/a.png", "conversations": TURNS} for name in ("one", "two")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    out = tmp_path / "out"
+    main(["hf", "--set", str(tmp_path / "a.jsonl"), "--out", str(out)])
+    written = [json.loads(line)["image"] for line in (out / "train.jsonl").read_text().splitlines()]
+    assert [(out / "images" / name).read_bytes() for name in written] == [png(0), png(2)]
