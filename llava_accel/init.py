@@ -123,11 +123,9 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
     Raises:
         DataError: a file cannot be read.
     """
-    found = {path: _images_of(path, arguments.images, console) for path in _paths(arguments)}
-    own = {
-        path: images or str(open_sources([NamedSource(path)], cache_folder())[0].images)
-        for path, images in found.items()
-    }
+    found, own = {}, {}
+    for path in _paths(arguments):
+        found[path], own[path] = _images_of(path, arguments.images, console)
     is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
     train: Any = arguments.data[0]
     images = found[train]
@@ -189,17 +187,17 @@ def _paths(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.data, *([arguments.eval] if arguments.eval else [])]
 
 
-def _images_of(path: str, given: str, console: Console) -> str:
-    """The folder of a file's images; "" where it is the file's own."""
+def _images_of(path: str, given: str, console: Console) -> tuple[str, str]:
+    """What to say of the folder of a file's images, which is nothing where it is the file's own; and the folder."""
     sources = open_sources([NamedSource(path, given)], cache_folder())
     if given:
-        return given
+        return given, given
     names = list(names_of_images(Corpus(sources, find_images)))
     folder = find_folder(names, sources[0].images) if names else None
     if folder is None:
-        return ""
+        return "", str(sources[0].images)
     console.line(f"--images was not given: the images of {path} are in {folder}")
-    return str(folder)
+    return str(folder), str(folder)
 
 
 def _open(named: Named) -> dict[str, list[Source]]:

@@ -133,7 +133,7 @@ class Corpus:
         if part := part_of(file):
             return part.key
         number = bisect_right(self._starts, index) - 1
-        if Path(file).parent == self.sources[number].downloads:
+        if file.startswith(f"{self.sources[number].downloads}/"):
             return f"{DOWNLOADS}/{os.path.basename(file)}"
         root = str(self.sources[number].images)
         name = file.removeprefix(f"{root}/")
@@ -149,11 +149,6 @@ class Corpus:
     def root(self, index: int) -> Path:
         """The folder that the record's image names are relative to."""
         return self._find(index)[0].images
-
-    def raw(self, index: int) -> bytes:
-        """The row as JSON."""
-        source, row = self._find(index)
-        return source.raw(row)
 
     def rows_with_urls(self) -> Iterator[int]:
         """Rows of which a text begins as a URL; where there are none, no row is read."""

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.survey import Survey
 from llava_accel.model.processing import Processing
+from llava_accel.setup.datasets import common_answers
 
 _MOST_ANSWERS = 5
 _LONG_ANSWER = 1 << 10  # characters that are kept of one
@@ -80,14 +81,9 @@ def examples_of_errors(checked: Checked) -> dict[str, tuple[int, list[str]]]:
 
 def answer_shares(checked: Checked) -> tuple[int, list[Share]]:
     """How many different answers the records end in, and the most frequent ones."""
-    survey, usable = checked.survey, checked.survey.usable
-    if not len(usable):
-        return 0, []
-    _, first, counts = np.unique(survey.answer_keys[usable], return_index=True, return_counts=True)
-    most = np.argsort(-counts, kind="stable")[:_MOST_ANSWERS]
-    texts = [checked.corpus.record(int(usable[first[place]])).turns[-1].text.strip() for place in most]
-    found = zip(texts, counts[most].tolist(), strict=True)
-    return len(counts), [Share(text[:_LONG_ANSWER], count, count / len(usable)) for text, count in found]
+    usable = checked.survey.usable
+    number, found = common_answers(checked.corpus, checked.survey, usable, _MOST_ANSWERS)
+    return number, [Share(text[:_LONG_ANSWER], count, count / len(usable)) for text, count in found]
 
 
 def length_shares(lengths: Int[np.ndarray, "usable"]) -> list[Share]:

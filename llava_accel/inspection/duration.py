@@ -11,7 +11,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, build_order
-from llava_accel.setup.state import TrainState
+from llava_accel.setup.state import count_steps
 
 _PROBED = 2  # steps
 
@@ -19,11 +19,10 @@ _PROBED = 2  # steps
 def length(recipe: Recipe, part: Part) -> str:
     """Steps, epochs and global batch of a run on one process."""
     order = build_order(recipe, part, 1)
-    state = TrainState.of(recipe.train, order)
-    epochs = state.num_steps / state.steps_per_epoch
+    steps, epoch = count_steps(recipe.train, order), order.steps_per_epoch
     return (
-        f"{state.num_steps:,} steps of {order.global_batch_size:,} examples, which is {epochs:.4g} epochs of "
-        f"{state.steps_per_epoch:,} steps, on one process. With N processes a step has N times as many examples"
+        f"{steps:,} steps of {order.global_batch_size:,} examples, which is {steps / epoch:.4g} epochs of "
+        f"{epoch:,} steps, on one process. With N processes a step has N times as many examples"
     )
 
 
@@ -48,10 +47,10 @@ def hours(recipe: Recipe, processing: Processing, part: Part) -> tuple[float, fl
         later = job.loop() if job.has_cache else first
         accelerator.end_training()
     order = build_order(recipe, part, 1)
-    state = TrainState.of(recipe.train, order)
+    steps = count_steps(recipe.train, order)
     # The first windows may be longer or shorter than others.
     tokens_per_step = float(part.survey.lengths[part.rows].mean()) * order.global_batch_size
     share = tokens_per_step * len(windows) / first.num_tokens
     of_first, of_later = (each.seconds / len(windows) * share for each in (first, later))
-    num_first = min(state.num_steps, state.steps_per_epoch)
-    return of_first, (of_first * num_first + of_later * (state.num_steps - num_first)) / 3600
+    num_first = min(steps, order.steps_per_epoch)
+    return of_first, (of_first * num_first + of_later * (steps - num_first)) / 3600

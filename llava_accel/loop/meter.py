@@ -39,6 +39,9 @@ class Meter:
         self._last_step = state.step
         self._state = state
         self._mix = mix if mix is not None and len(mix.names) > 1 else None
+        if self._mix:  # there once, and not copied in every micro-batch
+            self._starts = torch.tensor(self._mix.starts[1:], device=accelerator.device)
+            self._of_file = torch.tensor(self._mix.of_file, device=accelerator.device)
         state.unlogged = self._with_sources(state.unlogged.to(accelerator.device))
         self._phases = Phases(accelerator.device)
         self.enter = self._phases.enter
@@ -140,9 +143,7 @@ class Meter:
         """How many of these rows each source has, without waiting for the device."""
         if self._mix is None:
             return []
-        starts = torch.as_tensor(self._mix.starts[1:], device=indices.device)
-        files = torch.bucketize(indices, starts, right=True)
-        sources = torch.as_tensor(self._mix.of_file, device=indices.device)[files]
+        sources = self._of_file[torch.bucketize(indices, self._starts, right=True)]
         return [(sources == number).sum() for number in range(len(self._mix.names))]
 
     def _keep_lines(self) -> None:

@@ -182,13 +182,13 @@ def show(name: str, roots: Iterable[Path], exif: Exif = "ignore") -> GalleryImag
         return GalleryImage(name=name, problem=f"{len(files)} folders of the data have an image {name}")
     if not files:
         return GalleryImage(name=name, problem=" and ".join(problems))
-    return show_file(str(files[0]), name, exif)
+    return show_file(files[0], name, exif)
 
 
 def show_file(file: str, name: str, exif: Exif) -> GalleryImage:
     """The thumbnail of a file that goes by a name, or why there is none."""
     try:
-        return GalleryImage(name=name, uri=_thumbnail(str(file), exif))
+        return GalleryImage(name=name, uri=_thumbnail(file, exif))
     except DataError as error:
         return GalleryImage(name=name, problem=error.problem)
 

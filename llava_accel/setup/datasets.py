@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from jaxtyping import Int
 
 from llava_accel import compat
 from llava_accel.console.output import Console
@@ -118,7 +119,6 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:
     """The survey of a corpus, from the cache where it has been read before; refused as `refuse_bad` says."""
-
     fetch_images(corpus, recipe.data, console)
 
     def read() -> Survey:
@@ -188,14 +188,29 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
             f"{len(again):,} records equal an earlier one in texts and images, such as {other}, which equals {one}. "
             "Each is learned as often as it stands there"
         )
-    _, first, counts = np.unique(survey.answer_keys[usable], return_index=True, return_counts=True)
-    if len(usable) >= _FEW and counts.max() >= _NEARLY_ALL * len(usable):
-        answer = corpus.encode(int(usable[first[counts.argmax()]])).record.turns[-1].text
+    _, commonest = common_answers(corpus, survey, usable, 1)
+    if len(usable) >= _FEW and commonest[0][1] >= _NEARLY_ALL * len(usable):
+        answer, count = commonest[0]
         said.append(
-            f"{counts.max() / len(usable):.0%} of the records end in the answer {quoted(answer)}: a model that always says "
+            f"{count / len(usable):.0%} of the records end in the answer {quoted(answer)}: a model that always says "
             "so is right as often. Take more of the others, or compare every score with that"
         )
     return said
+
+
+def common_answers(
+    corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"], most: int
+) -> tuple[int, list[tuple[str, int]]]:
+    """How many different answers these rows end in, and the most frequent ones with how many rows end so.
+
+    Args:
+        rows: That can be used.
+    """
+    _, first, counts = np.unique(survey.answer_keys[rows], return_index=True, return_counts=True)
+    places = np.argsort(-counts, kind="stable")[:most]
+    # Not the row itself: its last turns may have been dropped.
+    texts = [corpus.encode(int(rows[first[place]])).record.turns[-1].text.strip() for place in places]
+    return len(counts), list(zip(texts, counts[places].tolist(), strict=True))
 
 
 def list_skipped(path: Path, errors: Iterable[DataError]) -> None:

@@ -1,7 +1,7 @@
 """The data of a run in figures: for its first lines, its log and its report."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from llava_accel.data.sampler import Order
 from llava_accel.recipe import Recipe
-from llava_accel.setup.datasets import Part
+from llava_accel.setup.datasets import Part, common_answers
 from llava_accel.setup.vision_cache import count_images
 from llava_accel.storage.atomic import atomic_file
 
@@ -84,7 +84,7 @@ def _part(part: Part) -> dict[str, Any]:
         "tokens": _spread(lengths),
         "targets": _spread(survey.num_targets[rows]),
         "lengths": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "common_answers": list(_common_answers(part)),
+        "common_answers": _common_answers(part),
     }
 
 
@@ -94,11 +94,15 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(mean), "median": float(middle), "p95": float(high), "max": int(most), "total": int(total)}
 
 
-def _common_answers(part: Part) -> Iterable[dict[str, Any]]:
+def _common_answers(part: Part) -> list[dict[str, Any]]:
     """The answers that most records end in, those that stand once not among them."""
-    _, first, counts = np.unique(part.survey.answer_keys[part.rows], return_index=True, return_counts=True)
-    for place in np.argsort(-counts, kind="stable")[:_COMMON]:
-        if counts[place] > 1:
-            text = part.corpus.record(int(part.rows[first[place]])).turns[-1].text.strip()
-            shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-            yield {"answer": shown, "records": int(counts[place]), "share": float(counts[place] / len(part.rows))}
+    _, found = common_answers(part.corpus, part.survey, part.rows, _COMMON)
+    return [
+        {
+            "answer": text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…",
+            "records": count,
+            "share": count / len(part),
+        }
+        for text, count in found
+        if count > 1
+    ]

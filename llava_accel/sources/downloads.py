@@ -9,7 +9,7 @@ import ipaddress
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,16 +49,15 @@ def fetched(url: str, folder: Path) -> Path:
     return path
 
 
-def fetch(urls: Iterable[str], folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, str]:
-    """Fetch what is not there yet.
+def fetch(urls: Sequence[str], folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, str]:
+    """Fetch each into its file.
 
     Returns:
         URL -> what is wrong with those that could not be fetched.
     """
-    missing = [url for url in dict.fromkeys(urls) if not place_of(url, folder).is_file()]
     problems: dict[str, str] = {}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for url, problem in zip(missing, threads.map(lambda url: _attempt(url, folder), missing), strict=True):
+        for url, problem in zip(urls, threads.map(lambda url: _attempt(url, folder), urls), strict=True):
             if problem:
                 problems[url] = problem
             progress(1)

@@ -70,16 +70,12 @@ class Extraction:
         return row if PART.encode() in row else raw
 
     def _without(self, value: object, own: pa.Buffer | None) -> object:
-        if isinstance(value, pa.Buffer):
-            return self._taken(value, "", own)
-        if isinstance(value, bytes):
-            return self._taken(pa.py_buffer(value), "", own)
-        if isinstance(value, str):
-            content = image_of_base64(value)
-            return value if content is None else self._taken(pa.py_buffer(content), "", own)
+        if (content := _bytes_of(value)) is not None:
+            return self._taken(content, "", own)
         if isinstance(value, dict):
-            if value.get("bytes") is not None:
-                return self._with_path(value, own)
+            if (content := _bytes_of(value.get("bytes"))) is not None:  # the form of the hub
+                path = value.get("path")
+                return self._taken(content, path if isinstance(path, str) else "", own)
             return {
                 key: item if key in _TEXTS and isinstance(item, str) else self._without(item, own)
                 for key, item in value.items()
@@ -87,18 +83,6 @@ class Extraction:
         if isinstance(value, list):
             return [self._without(item, own) for item in value]
         return value
-
-    def _with_path(self, value: dict[str, object], own: pa.Buffer | None) -> object:
-        """The form of the hub: {"bytes": ..., "path": ...}."""
-        content, path = value["bytes"], value.get("path")
-        if isinstance(content, str):
-            found = image_of_base64(content)
-            content = content if found is None else pa.py_buffer(found)
-        elif isinstance(content, bytes):
-            content = pa.py_buffer(content)
-        if not isinstance(content, pa.Buffer):
-            return value
-        return self._taken(content, path if isinstance(path, str) else "", own)
 
     def _taken(self, content: pa.Buffer, name: str, own: pa.Buffer | None) -> object:
         """The part that stands for an image; text that was stored as bytes becomes text."""
@@ -136,6 +120,13 @@ class Extraction:
         return self.num_bytes - len(content), len(content)
 
 
+def _bytes_of(value: object) -> pa.Buffer | None:
+    """The bytes that a value is, or is the base64 of; None where it is neither."""
+    if isinstance(value, str):
+        value = image_of_base64(value)
+    return pa.py_buffer(value) if isinstance(value, bytes) else value if isinstance(value, pa.Buffer) else None
+
+
 def image_of_base64(text: str) -> bytes | None:
     """The image that a text is the base64 of, with or without `data:image/...;base64,`; None for any other text."""
     found = _BASE64.fullmatch(text)
@@ -168,21 +159,22 @@ def part_in(value: object, files: Sequence[str]) -> Part | None:
 
 def with_addresses(fields: Mapping[str, object], files: Sequence[str]) -> dict[str, object]:
     """The fields of a row with addresses in the place of parts."""
-    return {name: _addressed(value, files) for name, value in fields.items()}
+    return {name: _replaced(value, files, lambda part: part.address) for name, value in fields.items()}
 
 
-def _addressed(value: object, files: Sequence[str]) -> object:
+def _replaced(value: object, files: Sequence[str], stand_in: Callable[[Part], object]) -> object:
+    """A value of a row with something else in the place of each part in it."""
     if part := part_in(value, files):
-        return part.address
+        return stand_in(part)
     if isinstance(value, dict):
-        return {key: _addressed(item, files) for key, item in value.items()}
-    return [_addressed(item, files) for item in value] if isinstance(value, list) else value
+        return {key: _replaced(item, files, stand_in) for key, item in value.items()}
+    return [_replaced(item, files, stand_in) for item in value] if isinstance(value, list) else value
 
 
 def check_parts(images: Sequence[str], files: Sequence[str]) -> None:
     """DataError if an image is a part of another file than those of its row: a text of the user's named it so."""
     for image in images:
-        part = part_of(image) if "#bytes=" in image else None
+        part = part_of(image)
         if part and part.file not in files:
             problem = f"the image {quoted(image)} names a part of a file"
             raise DataError("unsafe_path", problem, "Name the file of the image itself")
@@ -192,15 +184,12 @@ def with_images(raw: bytes, files: Sequence[str]) -> bytes:
     """The row with its images in base64 in the place of parts, for a file of its own; OSError if one is gone."""
     if PART.encode() not in raw:
         return raw
-    return json.dumps(_inline(json.loads(raw), files), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
-
-def _inline(value: object, files: Sequence[str]) -> object:
-    if part := part_in(value, files):
+    def inline(part: Part) -> object:
         return {"bytes": base64.b64encode(read_image(part.address)).decode(), "path": part.name or None}
-    if isinstance(value, dict):
-        return {key: _inline(item, files) for key, item in value.items()}
-    return [_inline(item, files) for item in value] if isinstance(value, list) else value
+
+    row = _replaced(json.loads(raw), files, inline)
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:

@@ -15,8 +15,9 @@ END_BYTES = 8 << 10
 """Of an image's two ends, what counts for `digest_of_ends`."""
 LARGEST = 256 << 20
 """Bytes of an image: no camera makes larger files, and all of it is held in memory."""
+_MARK = "#bytes="
 _ADDRESS = re.compile(
-    r"(?P<file>.+)#bytes=(?P<start>\d{1,15})\+(?P<size>\d{1,10})#(?P<key>[0-9a-f]{32})#(?P<name>[^/]*)", re.S
+    r"(?P<file>.+)" + _MARK + r"(?P<start>\d{1,15})\+(?P<size>\d{1,10})#(?P<key>[0-9a-f]{32})#(?P<name>[^/]*)", re.S
 )
 _SIGNATURES = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"P1", b"P2", b"P3", b"P4",
@@ -37,12 +38,12 @@ class Part(NamedTuple):
     @property
     def address(self) -> str:
         """The part as one text, which `part_of` reads."""
-        return f"{self.file}#bytes={self.start}+{self.size}#{self.key}#{self.name.rpartition('/')[2]}"
+        return f"{self.file}{_MARK}{self.start}+{self.size}#{self.key}#{self.name.rpartition('/')[2]}"
 
 
 def part_of(address: str) -> Part | None:
     """What an address says; None for that of a file of its own."""
-    found = _ADDRESS.fullmatch(address)
+    found = _ADDRESS.fullmatch(address) if _MARK in address else None
     return Part(found["file"], int(found["start"]), int(found["size"]), found["key"], found["name"]) if found else None
 
 
