@@ -7,6 +7,6 @@ source launch/environment.sh quickstart
 
 export TOKENIZERS_PARALLELISM=false
 if [ ! -f data/easy_vqa/test.jsonl ]; then
-  llava-accel prepare easy-vqa --out data/easy_vqa
+  llava-accel prepare easy-vqa --out data/easy_vqa | sed '/^next: /d' # what comes next is below
 fi
 llava-accel train recipes/quickstart.toml "$@"
