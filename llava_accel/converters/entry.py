@@ -7,18 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llava_accel.data.annotations import LETTERS
 from llava_accel.data.conversation import IMAGE
 from llava_accel.sources.problems import DataError, quoted
 
 SHORT = "Answer the question using a single word or phrase."
 """LLaVA-1.5's line below a question with a short answer."""
-LETTER = "Answer with the option's letter from the given choices directly."
-"""LLaVA-1.5's line below the options of a question."""
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Rows = Iterable[dict[str, object] | DataError]
 """Records in the order of their file; in place of one that cannot be used, what is wrong with it."""
-_AGAIN = "Download the official file again, or correct this entry"
+AGAIN = "Download the official file again, or correct this entry"
 
 
 def make_record(
@@ -77,7 +75,7 @@ def lettered(choices: Sequence[str], correct: object) -> str:
     if not 2 <= len(choices) <= len(LETTERS):
         raise DataError("fields", f"there are {len(choices)} choices", "Write 2 to 26, or remove the question")
     if isinstance(correct, bool) or not isinstance(correct, int) or not 0 <= correct < len(choices):
-        raise DataError("fields", f"the right option is {quoted(correct)}, not a number below {len(choices)}", _AGAIN)
+        raise DataError("fields", f"the right option is {quoted(correct)}, not a number below {len(choices)}", AGAIN)
     return LETTERS[correct]
 
 
@@ -85,7 +83,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
     """A field that must be a text; DataError without its place if it is not."""
     value = row.get(key)
     if not isinstance(value, str):
-        raise DataError("fields", f"it needs a text {key!r}, but has {quoted(value)}", _AGAIN)
+        raise DataError("fields", f"it needs a text {key!r}, but has {quoted(value)}", AGAIN)
     return value
 
 
@@ -93,12 +91,12 @@ def texts_of(row: Mapping[str, Any], key: str) -> list[str]:
     """A field that must be a list of texts, or of objects with a text "answer"; DataError without its place."""
     value = row.get(key)
     if not isinstance(value, list) or not value:
-        raise DataError("fields", f"it needs a list {key!r}, but has {quoted(value)}", _AGAIN)
+        raise DataError("fields", f"it needs a list {key!r}, but has {quoted(value)}", AGAIN)
     texts: list[str] = []
     for entry in value:
         text = entry.get("answer") if isinstance(entry, dict) else entry
         if not isinstance(text, str):
-            raise DataError("fields", f"{key!r} holds {quoted(entry)}, which is no text", _AGAIN)
+            raise DataError("fields", f"{key!r} holds {quoted(entry)}, which is no text", AGAIN)
         texts.append(text)
     return texts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_accel.converters.entry import (
-    LETTERS,
+    AGAIN,
     Rows,
     counted,
     lettered,
@@ -20,6 +20,7 @@ from llava_accel.converters.entry import (
 )
 from llava_accel.converters.faults import Part
 from llava_accel.converters.image_lookup import ImageLookup
+from llava_accel.data.annotations import with_options
 from llava_accel.sources.problems import DataError, quoted
 
 _Row = Mapping[str, Any]
@@ -27,7 +28,6 @@ _Questions = Sequence[tuple[object, Any]]
 """Questions with their ids; "" where the data set gives none."""
 _SPLIT = re.compile(r"(?<![a-z])(?:trainval|train|minival|val|test-?dev|test)")
 _CHART_QUESTION = "query"
-_AGAIN = "Download the official file again, or correct this entry"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _rows(
             name = f"{file.stem}-{place}" if question_id == "" else str(question_id)
             try:
                 if not isinstance(question_id, int | str):
-                    raise DataError("fields", f"question {place} of the file has no id", _AGAIN)
+                    raise DataError("fields", f"question {place} of the file has no id", AGAIN)
                 image = images.find(*form.image(row, split))
                 fields = form.fields(row, file.name)
                 yield make_record(record_id=name, images=[image], **{"suffix": suffix, **fields})
@@ -153,9 +153,7 @@ def _direct(row: _Row, _: str) -> dict[str, Any]:
 def _choice(row: _Row, _: str) -> dict[str, Any]:
     question, choices = text_of(row, "question"), texts_of(row, "choices")
     letter = lettered(choices, row.get("correct_choice_idx"))
-    options = [f"{one}. {choice}" for one, choice in zip(LETTERS, choices, strict=False)]
-    prompt = "\n".join([question, *options])
-    return {"question": question, "prompt": prompt, "answers": {letter: 1}, "choices": choices}
+    return {"question": question, "prompt": with_options(question, choices), "answers": {letter: 1}, "choices": choices}
 
 
 def _gqa(row: _Row, _: str) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def _chart(row: _Row, file: str) -> dict[str, Any]:
 def _coco_image(row: _Row, _: str) -> Sequence[str]:
     number = row.get("image_id")
     if isinstance(number, bool) or not isinstance(number, int):
-        raise DataError("fields", f"it needs a number 'image_id', but has {quoted(number)}", _AGAIN)
+        raise DataError("fields", f"it needs a number 'image_id', but has {quoted(number)}", AGAIN)
     # COCO never gives a number twice, whatever the year and the split.
     return [f"{prefix}{number:012d}.jpg" for prefix in ("", "COCO_train2014_", "COCO_val2014_")]
 

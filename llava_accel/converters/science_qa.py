@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from llava_accel.converters.entry import (
-    LETTER,
-    LETTERS,
     Rows,
     lettered,
     make_record,
@@ -17,6 +15,7 @@ from llava_accel.converters.entry import (
 )
 from llava_accel.converters.faults import Part
 from llava_accel.converters.image_lookup import ImageLookup
+from llava_accel.data.annotations import LETTER_REQUEST, LETTERS
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError, quoted
 
@@ -85,7 +84,7 @@ def _record(number: str, problem: Mapping[str, Any], images: ImageLookup, explai
         images=_images(number, problem, images),
         question=question,
         prompt=_single_spaced(asked),
-        suffix="" if explains else LETTER,
+        suffix="" if explains else LETTER_REQUEST,
         answers={letter: 1},
         target=target,
         choices=choices,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llava_accel.converters.entry import LETTER, SHORT
+from llava_accel.converters.entry import SHORT
+from llava_accel.data.annotations import LETTER_REQUEST
 from llava_accel.exceptions import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _lists(given: Namespace) -> Iterable["Part"]:
 
     form, suffix = FORMS[given.source], given.suffix
     if given.multiple_choice:
-        form, suffix = FORMS[f"{given.source} choice"], LETTER if suffix == SHORT else suffix
+        form, suffix = FORMS[f"{given.source} choice"], LETTER_REQUEST if suffix == SHORT else suffix
     return question_parts(form, given.file, given.split_name, given.images, suffix, given.out)
 
 

@@ -3,12 +3,15 @@
 import re
 import string
 from collections import Counter
+from collections.abc import Iterable
 from typing import TypeGuard
 
 from llava_accel.sources.problems import DataError, quoted
 
 _MAX_COUNT = 1e6  # more annotators than any data set has: references() writes each answer out
-_LETTERS = string.ascii_uppercase
+LETTERS = string.ascii_uppercase
+LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
+"""LLaVA-1.5's line below the options of a question."""
 
 
 def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
@@ -36,12 +39,17 @@ def parse_choices(value: object, answer: str) -> tuple[str, ...]:
     if value is None:
         return ()
     names = tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
-    if not isinstance(value, list) or len(names) < len(value) or not 2 <= len(names) <= len(_LETTERS):
+    if not isinstance(value, list) or len(names) < len(value) or not 2 <= len(names) <= len(LETTERS):
         raise DataError("fields", f"'choices' is {quoted(value)}", "Write 2 to 26 strings, or drop it")
     if option(answer, len(names)) is None:
         problem = f"the answer {quoted(answer)} does not name one of the {len(names)} choices"
-        raise DataError("fields", problem, f"Begin it with a letter from A to {_LETTERS[len(names) - 1]}")
+        raise DataError("fields", problem, f"Begin it with a letter from A to {LETTERS[len(names) - 1]}")
     return names
+
+
+def with_options(question: str, choices: Iterable[str]) -> str:
+    """The question with its options below, as LLaVA-1.5 learns them."""
+    return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))])
 
 
 def option(text: str, num_choices: int) -> str | None:
@@ -55,7 +63,7 @@ def option(text: str, num_choices: int) -> str | None:
     if not letter:
         sentences = re.findall(r"The answer is ([A-Z]).", text)
         letter = sentences[0] if len(sentences) == 1 else ""
-    return letter if letter and letter in _LETTERS[:num_choices] else None
+    return letter if letter and letter in LETTERS[:num_choices] else None
 
 
 def _is_count(value: object) -> TypeGuard[float]:

@@ -6,12 +6,11 @@ A row is read by the first form whose fields it has. The user's own names of col
 import difflib
 import functools
 import json
-import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from llava_accel.data.annotations import option, parse_answers
+from llava_accel.data.annotations import LETTER_REQUEST, LETTERS, option, parse_answers, with_options
 from llava_accel.data.messages import IMAGE_FIELDS, Fields, present, role_of
 from llava_accel.recipe.toml import toml_key, toml_value
 from llava_accel.sources.problems import DataError, quoted, some
@@ -239,19 +238,17 @@ def _question(fields: Fields) -> dict[str, Any]:
 def _multiple_choice(fields: Fields) -> dict[str, Any]:
     """The question with its options below, as LLaVA-1.5 learns them, answered by a letter."""
     choices = present(fields, "choices", "options")
-    if isinstance(choices, dict) and list(choices) == list(string.ascii_uppercase[: len(choices)]):
+    if isinstance(choices, dict) and list(choices) == list(LETTERS[: len(choices)]):
         choices = list(choices.values())
     if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
         raise DataError("fields", f"the choices are {quoted(choices)}", "Write a list of strings in 'choices'")
-    lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
-    request = "Answer with the option's letter from the given choices directly."
-    question = "\n".join([_text(fields, "question") or "", *lines, request])
+    question = f"{with_options(_text(fields, 'question') or '', choices)}\n{LETTER_REQUEST}"
     return {"conversations": _round(question, _letter(fields["answer"], choices)), "choices": choices, "answers": None}
 
 
 def _letter(answer: object, choices: list[str]) -> str:
     """The letter of the choice that an answer means: by its number from 0, its letter or its text."""
-    letters = string.ascii_uppercase[: len(choices)]
+    letters = LETTERS[: len(choices)]
     if isinstance(answer, int) and not isinstance(answer, bool):
         meant = set(letters[answer : answer + 1]) if answer >= 0 else set()
     else:
