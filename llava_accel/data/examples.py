@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Literal
 
@@ -9,9 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
+from llava_accel.data.images import Exif, image_size
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
 from llava_accel.data.records import Record, is_blank
+from llava_accel.data.tiling import WHOLE, ImageView, Tiling
 from llava_accel.data.trie import num_common
 from llava_accel.sources.problems import DataError
 
@@ -47,18 +50,20 @@ class Encoder:
 
     Args:
         tokenizer: The base's tokenizer.
-        image_token_id, num_image_tokens: See `Labeller`.
+        image_token_id: See `Labeller`.
+        tiling: What the base makes of an image.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
         answers, image_placement, max_length, on_too_long: The recipe's keys of that name.
         words, num_rows: See `Labeller`.
+        exif: The recipe's key: turned by it, an image has other tiles.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         image_token_id: int,
-        num_image_tokens: int,
+        tiling: Tiling,
         *,
         template: str,
         chat_template: str | None = None,
@@ -68,8 +73,10 @@ class Encoder:
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
         words: Collection[str] = (),
         num_rows: int | None = None,
+        exif: Exif = "ignore",
     ) -> None:
-        self._label = Labeller(tokenizer, image_token_id, num_image_tokens, words, num_rows)
+        self._tiling, self._size = tiling, partial(image_size, exif=exif)
+        self._label = Labeller(tokenizer, image_token_id, tiling.num_tokens(WHOLE), words, num_rows)
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
@@ -94,9 +101,9 @@ class Encoder:
             find: Where the image of a name is: see `Source.address`.
 
         Raises:
-            DataError: unsafe or missing image, or too long and not shortened. Without its place.
+            DataError: unsafe, missing or broken image, or too long and not shortened. Without its place.
         """
-        images = list(map(find, record.images))
+        images = self._tiling.views(list(map(find, record.images)), self._size)
         encoded = Encoded(record, self._examples(record, images, index))
         length = encoded.length
         if length > self._max_length and self._on_too_long == "drop_turns":
@@ -112,7 +119,7 @@ class Encoder:
             )
         return encoded
 
-    def _longest(self, record: Record, images: list[str], index: int) -> Encoded:
+    def _longest(self, record: Record, images: Sequence[ImageView], index: int) -> Encoded:
         """The record with as many of its rounds as fit; with the first alone where none does.
 
         Found by halves: encoding once for each round that goes would take hours for a record of many.
@@ -133,7 +140,7 @@ class Encoder:
                 high = middle
         return fitting
 
-    def _examples(self, record: Record, images: list[str], index: int) -> tuple[Example, ...]:
+    def _examples(self, record: Record, images: Sequence[ImageView], index: int) -> tuple[Example, ...]:
         if not self._is_weighted or all(is_blank(text) for text, _ in record.answers):
             return (self._label(self.pieces(record), images, index),)
         answers = [answer for answer in record.answers if not is_blank(answer[0])]
@@ -171,6 +178,6 @@ def find_images(record: Record, index: int, find: Callable[[str], str]) -> Encod
     Raises:
         DataError: unsafe or missing image. Without its place.
     """
-    images = tuple(map(find, record.images))
+    images = tuple(ImageView(find(name), 0) for name in record.images)
     ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])
     return Encoded(record, (Example(input_ids=ids, is_target=is_target, images=images, index=index),))

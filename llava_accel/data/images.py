@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PilBackend
 
 from llava_accel.data.feature_store import FeatureStore, digest
+from llava_accel.data.tiling import ImageView, Tiling
 from llava_accel.sources.image_parts import open_image, part_of, read_image, shown
 from llava_accel.sources.problems import DataError, quoted
 
@@ -35,6 +36,7 @@ _OTHER_CONTENT = {
 }  # fmt: skip
 """How files begin, after white space or the length of a box, that people take for images."""
 _ORIENTATION = 0x0112  # the number of the EXIF field; 1 or no field: as stored
+_ON_THE_SIDE = range(5, 9)  # its values that make width and height change places
 _DARK = 4096  # 16-bit values that all lie below it come from 12 bits or less, and would be black
 _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
@@ -103,17 +105,20 @@ def _is_inside(root: Path, name: str) -> bool:
     return os.path.isfile(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def check_header(path: Path | str) -> tuple[int, int]:
+def image_size(path: Path | str, exif: Exif = "ignore") -> tuple[int, int]:
     """Width and height in pixels from the file's header, nothing is decoded.
 
     Args:
         path: The file, or an address: see `image_parts.py`.
+        exif: See `decode`.
 
     Raises:
         DataError: it is not an image of a format and a type that is read, or too large: itself, or as a square.
     """
     with _open(path) as image:
-        return image.size
+        width, height = image.size
+        lies = exif == "apply" and _orientation(image) in _ON_THE_SIDE
+    return (height, width) if lies else (width, height)
 
 
 def decode(path: Path | str, exif: Exif = "ignore") -> Image.Image:
@@ -177,10 +182,14 @@ def check_images(paths: Iterable[Path | str], whole: bool) -> Counter[str]:
 
 
 def _is_turned(image: Image.Image) -> bool:
+    return _orientation(image) in range(2, 9)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        return image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:  # the pixels are in order
-        return False
+        return 1
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -203,7 +212,7 @@ def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """Pixels [3, height, width] of an image, or the tower's features of it [tokens, channels].
+    """Pixels [tiles, 3, height, width] of an image, or the tower's features of it [tiles, tokens, channels].
 
     `name` is the digest under which its features are kept; empty where none are.
     """
@@ -214,7 +223,7 @@ class LoadedImage:
     @property
     def is_encoded(self) -> bool:
         """Whether these are features."""
-        return self.tensor.ndim == 2
+        return self.tensor.ndim == 3
 
 
 class ImageReader:
@@ -222,12 +231,16 @@ class ImageReader:
 
     Args:
         processor: The tower's image processor (a PIL one of transformers).
-        aspect: "pad" to a square of the mean colour, "crop" the middle, or "stretch" to the tower's size.
+        aspect: How a whole image becomes a square: "pad" with the mean colour, "crop" the middle, or "stretch".
         exif: See `decode`.
+        tiling: Cuts the images whose view says so.
     """
 
-    def __init__(self, processor: PilBackend, aspect: Aspect, exif: Exif = "ignore") -> None:
+    def __init__(
+        self, processor: PilBackend, aspect: Aspect, exif: Exif = "ignore", tiling: Tiling | None = None
+    ) -> None:
         self._processor = processor
+        self._tiling = tiling
         self._aspect: Aspect = aspect
         self._exif: Exif = exif
         settings = processor.to_dict()
@@ -240,27 +253,34 @@ class ImageReader:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of every image."""
+        """Channels, height, width of every tile."""
         return (3, self._side, self._side)
 
-    def __call__(self, path: Path | str) -> Float[Tensor, "3 height width"]:
-        """Decode and normalise one file; DataError as from `decode`."""
-        return self.normalise(decode(path, self._exif))
+    def __call__(self, view: ImageView) -> Float[Tensor, "tiles 3 height width"]:
+        """Decode and normalise; DataError as from `decode`."""
+        image = decode(view.file, self._exif)
+        if view.layout.num_tiles == 1:
+            return self.normalise(image)[None]
+        assert self._tiling is not None
+        tiles = self._processor(self._tiling.cut(image), return_tensors="pt")["pixel_values"]
+        if len(tiles) != view.layout.num_tiles:
+            raise DataError("broken_image", f"{_named(view.file)} has another size than it had", "Start again")
+        return tiles.to(torch.float32)
 
-    def load(self, path: Path | str) -> LoadedImage:
-        """What a batch needs of one file: its features if they are stored, so that nothing is decoded, else its pixels.
+    def load(self, view: ImageView) -> LoadedImage:
+        """What a batch needs of an image: its features if they are stored, so that nothing is decoded, else its pixels.
 
         Raises:
             DataError: see `decode`.
         """
         if self.store is None:
-            return LoadedImage(self(path))
+            return LoadedImage(self(view))
         try:
-            name = digest(read_image(str(path)))
+            name = digest(read_image(view.file), is_cut=view.layout.num_tiles > 1)
         except OSError as error:
-            raise _broken(path, error) from None
+            raise _broken(view.file, error) from None
         features = self.store.get(name)
-        return LoadedImage(self(path) if features is None else features, name)
+        return LoadedImage(self(view) if features is None else features, name)
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """Bring an RGB image to the tower's size and range."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import Piece
 from llava_accel.data.text_encoder import Context, TextEncoder
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 
 
@@ -22,15 +23,15 @@ from llava_accel.exceptions import UserError
 class Example:
     """One conversation as the model sees it.
 
-    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. An image is
-    `num_image_tokens` copies of the image token from `image_starts[k]` on, which are never targets.
+    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. An image is copies of the image
+    token from `image_starts[k]` on, which are never targets.
     """
 
     input_ids: Int[np.ndarray, "length"]
     is_target: Bool[np.ndarray, "length"]
     image_starts: tuple[int, ...] = ()
-    images: tuple[str, ...] = ()
-    """Image files, one for each of `image_starts`."""
+    images: tuple[ImageView, ...] = ()
+    """One for each of `image_starts`."""
     index: int = -1
     """Place of the record in the data; -1 outside a data set."""
     weight: float = 1.0
@@ -55,7 +56,7 @@ class Labeller:
     Args:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
         image_token_id: Id at every position of an image.
-        num_image_tokens: Positions that one image takes.
+        num_image_tokens: Positions of an image of which no more is known.
         words: Added tokens that texts may hold; others are spelled out.
         num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: all tokens have one.
     """
@@ -71,15 +72,15 @@ class Labeller:
         self._encode = TextEncoder(tokenizer, image_token_id, words)
         self._num_rows = num_rows
         self._tokenizer = tokenizer
-        self._image_ids = [image_token_id] * num_image_tokens
+        self._image_token_id, self._num_image_tokens = image_token_id, num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
 
     def expect(self, head: str) -> None:
         """See `TextEncoder.expect`."""
         self._encode.expect(head)
 
-    def __call__(self, pieces: Iterable[Piece], images: Sequence[str] = (), index: int = -1) -> Example:
-        """Ids and targets of the pieces; `images` are the files of the image pieces, in order."""
+    def __call__(self, pieces: Iterable[Piece], images: Sequence[ImageView] = (), index: int = -1) -> Example:
+        """Ids and targets of the pieces; `images` are those of the image pieces, in order."""
         ids: list[int] = []
         is_target = bytearray()
         image_starts: list[int] = []
@@ -96,11 +97,12 @@ class Labeller:
                 # The first BOS belongs to the start: the tokenizer adds it, the text after it begins the chunk.
                 after = "start" if piece.text == "bos" and not ids else "special"
             else:
+                number = images[len(image_starts)].num_tokens if images else self._num_image_tokens
                 image_starts.append(len(ids))
-                new, after, mark = self._image_ids, "start", b"\0"
+                new, after, mark = [self._image_token_id] * number, "start", b"\0"
             ids += new
             is_target += mark * len(new)
-        assert len(image_starts) == len(images) or not images, "one file for each image of the text"
+        assert len(image_starts) == len(images) or not images, "one view for each image of the text"
         if is_target:
             is_target[0] = 0  # no token before the first one could predict it
         return Example(

@@ -15,6 +15,7 @@ from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, worker_start
 from llava_accel.data.records import Record
 from llava_accel.data.sampler import image_groups
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import Row, share_rows
 from llava_accel.sources.problems import DataError
 
@@ -93,7 +94,7 @@ def load_questions(
     for loaded, questions in loader:
         if isinstance(questions, DataError):
             raise questions
-        yield {name: moved(value, device) for name, value in loaded.items()}, questions
+        yield moved(loaded, device), questions
 
 
 class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
@@ -110,13 +111,13 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
     def __getitem__(self, number: int) -> tuple[Loaded, Questions | DataError]:
         examples: dict[int, Example] = {}
-        images: dict[str, LoadedImage] = {}
+        images: dict[ImageView, LoadedImage] = {}
         for index in self._batches[number]:
             try:
                 examples[index] = self._corpus.encode(index).example
-                for name in () if self._blind else examples[index].images:
-                    if name not in images:
-                        images[name] = self._image_reader.load(name)
+                for view in () if self._blind else examples[index].images:
+                    if view not in images:
+                        images[view] = self._image_reader.load(view)
             except DataError as error:
                 return {}, self._corpus.locate(error, index)
         rows = share_rows(list(examples.values()), self._max_length)

@@ -96,7 +96,7 @@ def final_config(processing: Processing) -> LlavaConfig:
     """
     config = LlavaConfig.from_dict(processing.base.config.to_dict())
     config.image_token_index = processing.image_token_id
-    config.image_seq_length = processing.num_image_tokens
+    config.image_seq_length = processing.tiling.tile_tokens
     text = config.text_config
     assert isinstance(text, PreTrainedConfig)
     text.vocab_size = processing.num_rows

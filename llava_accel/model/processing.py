@@ -15,6 +15,7 @@ from transformers import (
     PilBackend,
 )
 
+from llava_accel.data.tiling import Tiling
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
 from llava_accel.model.chat_template import choose_template
@@ -37,7 +38,7 @@ class Processing:
     """
 
     processor: LlavaProcessor
-    num_image_tokens: int
+    tiling: Tiling
     image_token_id: int
     vocab_size: int
     num_rows: int
@@ -93,7 +94,7 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
     dropped = 1 if base.config.vision_feature_select_strategy == "default" else 0
     return Processing(
         processor=processor,
-        num_image_tokens=num_patches(vision) + num_class_tokens(vision) - dropped,
+        tiling=Tiling(int(vision.image_size), num_patches(vision) + num_class_tokens(vision) - dropped),  # pyright: ignore[reportArgumentType]
         image_token_id=image_token_id,
         vocab_size=vocab_size,
         num_rows=num_rows(on_disk, 0 if base.layout == "hub" else len(tokenizer)),

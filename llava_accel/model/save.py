@@ -54,7 +54,7 @@ def save_model(
         "train": recipe.model.train,
         "template": recipe.model.template,
         "vocab_size": processing.vocab_size,
-        "num_image_tokens": processing.num_image_tokens,
+        "num_image_tokens": processing.tiling.tile_tokens,
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     if recipe.model.train == "full":

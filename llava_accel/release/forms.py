@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_accel.checkpoint.model_card import Form, write_model_card
 from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import stop_ids
 from llava_accel.inference.origin import Loaded, Trained, load_trained, with_bits
@@ -71,7 +72,7 @@ class Job:
         dtype = self.stored if self.device.type == "cuda" else torch.float32
         return load_trained(trained, dtype=dtype, device=self.device)
 
-    def examples(self, processing: Processing) -> tuple[list[Example], dict[str, Tensor]]:
+    def examples(self, processing: Processing) -> tuple[list[Example], dict[ImageView, Tensor]]:
         """Examples to compare on, with their images' pixels: one that needs no data, and some of the recipe's if it is
         still there, the held-out ones before those of training."""
         example, pixels = verification.probe_example(processing)
@@ -82,7 +83,7 @@ class Job:
             corpus = train if held_out is None else held_out
             own = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
             read = build_image_reader(self.recipe.data, processing)
-            pixels |= {name: read(name) for each in own for name in each.images}
+            pixels |= {view: read(view) for each in own for view in each.images}
         except (UserError, OSError) as error:
             reason = f"as the recipe's data cannot be read: {error}"
             self.console.line(f"note: verified on a built-in example alone, {reason}")
@@ -90,7 +91,7 @@ class Job:
         return [example, *own], pixels
 
     def reference(
-        self, objective: Objective, processing: Processing, examples: list[Example], pixels: dict[str, Tensor]
+        self, objective: Objective, processing: Processing, examples: list[Example], pixels: dict[ImageView, Tensor]
     ) -> Reference:
         """What a model makes of these examples."""
         side = int(processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]

@@ -55,7 +55,7 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
     return Encoder(
         processing.processor.tokenizer,
         processing.image_token_id,
-        processing.num_image_tokens,
+        processing.tiling,
         template=recipe.model.template,
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
         answers=recipe.data.answers,
@@ -64,6 +64,7 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         on_too_long=recipe.data.on_too_long,
         words=processing.words,
         num_rows=processing.vocab_size,
+        exif=recipe.data.exif,
     )
 
 
@@ -74,7 +75,7 @@ def row_form(data: DataTable) -> RowForm:
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
     """The recipe's image_aspect and exif before the tower's image processor."""
-    return ImageReader(processing.processor.image_processor, data.image_aspect, data.exif)  # pyright: ignore[reportArgumentType]
+    return ImageReader(processing.processor.image_processor, data.image_aspect, data.exif, processing.tiling)  # pyright: ignore[reportArgumentType]
 
 
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
@@ -226,9 +227,9 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     """Everything besides the files that decides what a record becomes."""
     data, processor = recipe.data, processing.processor
     settings = (
-        compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.num_image_tokens,
+        compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.tiling,
         recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
-        data.answers, processing.words,
+        data.answers, data.exif, processing.words,
     )  # fmt: skip
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
 

@@ -28,6 +28,7 @@ from helpers.samples import (
 )
 from llava_accel.data.conversation import TEMPLATES
 from llava_accel.data.examples import Encoder
+from llava_accel.data.tiling import Tiling
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
 TOKENIZERS = {
@@ -55,7 +56,7 @@ def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 @cache
 def one_token_encoder(template: str) -> Encoder:
-    return Encoder(llama(), IMAGE_ID, 1, template=template)
+    return Encoder(llama(), IMAGE_ID, Tiling(56, 1), template=template)
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["id"] for case in GOLDEN])
@@ -141,7 +142,7 @@ def test_targets_are_exactly_the_answers_and_their_ends(
 def test_images_stand_as_their_tokens_in_the_order_of_the_files() -> None:
     fields = record("<image>\n<image>\nSame?", "no", "<image>\nAnd this?", "yes", image=["t0.png", "t1.png", "t2.png"])
     example = encode(encoder(), fields)
-    assert [Path(name).name for name in example.images] == ["t0.png", "t1.png", "t2.png"]
+    assert [Path(view.file).name for view in example.images] == ["t0.png", "t1.png", "t2.png"]
     assert example.image_starts[1] > example.image_starts[0] + NUM_IMAGE_TOKENS, "a line break stands between them"
     for start in example.image_starts:
         assert (example.input_ids[start : start + NUM_IMAGE_TOKENS] == IMAGE_ID).all()

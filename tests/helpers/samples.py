@@ -19,6 +19,7 @@ from llava_accel.data.images import find_image
 from llava_accel.data.labels import Example
 from llava_accel.data.records import parse_record
 from llava_accel.data.row_forms import RowForm
+from llava_accel.data.tiling import Tiling
 from llava_accel.sources.named import Named
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -111,7 +112,7 @@ def image_processor() -> CLIPImageProcessorPil:
 @cache
 def encoder(tokenizer: PreTrainedTokenizerFast | None = None, template: str = "v1", **settings: Any) -> Encoder:
     """An encoder whose images take four tokens."""
-    return Encoder(tokenizer or llama(), IMAGE_ID, NUM_IMAGE_TOKENS, template=template, **settings)
+    return Encoder(tokenizer or llama(), IMAGE_ID, Tiling(56, NUM_IMAGE_TOKENS), template=template, **settings)
 
 
 def record(*texts: str, **fields: object) -> dict[str, object]:

@@ -46,7 +46,7 @@ def test_the_processor_expands_a_image_to_the_models_tokens(parts: Path, llava_f
     processing = processing_of(**bases.get(kind, part))
     batch = processing.processor(images=image(), text="USER: <image>\nHi", return_tensors="pt")  # pyright: ignore[reportCallIssue]
     count = int((batch["input_ids"] == processing.image_token_id).sum())
-    assert count == processing.num_image_tokens == NUM_PATCHES
+    assert count == processing.tiling.tile_tokens == NUM_PATCHES
     assert batch["pixel_values"].shape == (1, 3, 56, 56)
 
 
@@ -66,7 +66,7 @@ def test_weights_are_not_needed(tmp_path: Path) -> None:
     shutil.copytree(PARITY / "clip", tmp_path / "clip")
     for file in tmp_path.glob("*/model.safetensors"):
         file.unlink()
-    assert processing_of(base=tmp_path / "base").num_image_tokens == NUM_PATCHES
+    assert processing_of(base=tmp_path / "base").tiling.tile_tokens == NUM_PATCHES
 
 
 @pytest.mark.parametrize("legacy", [True, False, None])
