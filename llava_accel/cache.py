@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from llava_accel.console.output import Console
 from llava_accel.data.collate import stack_images
 from llava_accel.data.feature_store import turn
-from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.loader import worker_start
+from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective

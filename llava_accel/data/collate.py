@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from llava_accel.data.feature_store import DIGEST_BYTES
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.tiling import ImageLayout, ImageView
 from llava_accel.data.trie import Row
 

@@ -1,4 +1,4 @@
-"""Images: find the file, decode it safely, pad or crop or stretch, normalise."""
+"""Image files: found below their folder, and decoded safely."""
 
 import functools
 import os
@@ -8,22 +8,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from transformers import PilBackend
 
-from llava_accel.data.feature_store import FeatureStore, digest
-from llava_accel.data.tiling import ImageView, Tiling
-from llava_accel.sources.image_parts import open_image, part_of, read_image, shown
+from llava_accel.sources.image_parts import open_image, part_of, shown
 from llava_accel.sources.problems import DataError, quoted
 
-Aspect = Literal["pad", "crop", "stretch"]
 Exif = Literal["ignore", "apply"]
 _MAX_RATIO = 1000  # of the sides: the enlarged form of a longer strip would fill the memory
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
@@ -150,7 +142,7 @@ def _decoded(image: Image.Image, path: Path | str, exif: Exif) -> Image.Image:
     except DataError:
         raise
     except _BROKEN as error:
-        raise _broken(path, error) from None
+        raise broken(path, error) from None
     # A colour that stands for transparency outlives this conversion, and transformers would then lay it on white.
     image.info.pop("transparency", None)
     return image
@@ -159,7 +151,7 @@ def _decoded(image: Image.Image, path: Path | str, exif: Exif) -> Image.Image:
 def _check_range(image: Image.Image, path: Path | str) -> None:
     highest = image.getextrema()[1]
     if 0 < highest < _DARK:  # pyright: ignore[reportOperatorIssue]  a number, as there is one channel
-        problem = f"{_named(path)} would be black: its highest 16-bit value is {highest} of 65535"
+        problem = f"{named(path)} would be black: its highest 16-bit value is {highest} of 65535"
         raise DataError("broken_image", problem, "Scale its values to 8 bits, and save it as PNG")
 
 
@@ -199,100 +191,6 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255  # pyright: ignore[reportOperatorIssue]
 
 
-def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The image in the middle of a square of its longer side, as LLaVA-1.5 trains and evaluates."""
-    width, height = image.size
-    side = max(width, height)
-    if width == height:
-        return image
-    square = Image.new("RGB", (side, side), background)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedImage:
-    """Pixels [tiles, 3, height, width] of an image, or the tower's features of it [tiles, tokens, channels].
-
-    `name` is the digest under which its features are kept; empty where none are.
-    """
-
-    tensor: Tensor
-    name: bytes = b""
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether these are features."""
-        return self.tensor.ndim == 3
-
-
-class ImageReader:
-    """Image files -> `pixel_values`.
-
-    Args:
-        processor: The tower's image processor (a PIL one of transformers).
-        aspect: How a whole image becomes a square: "pad" with the mean colour, "crop" the middle, or "stretch".
-        exif: See `decode`.
-        tiling: Cuts the images whose view says so.
-    """
-
-    def __init__(
-        self, processor: PilBackend, aspect: Aspect, exif: Exif = "ignore", tiling: Tiling | None = None
-    ) -> None:
-        self._processor = processor
-        self._tiling = tiling
-        self._aspect: Aspect = aspect
-        self._exif: Exif = exif
-        settings = processor.to_dict()
-        red, green, blue = (int(mean * 255) for mean in settings["image_mean"])
-        self._background = (red, green, blue)
-        size = settings["crop_size"] if settings.get("do_center_crop") else settings["size"]
-        self._side: int = size.get("height") or size["shortest_edge"]
-        self.store: FeatureStore | None = None
-        """Features of images that are stored already."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of every tile."""
-        return (3, self._side, self._side)
-
-    def __call__(self, view: ImageView) -> Float[Tensor, "tiles 3 height width"]:
-        """Decode and normalise; DataError as from `decode`."""
-        image = decode(view.file, self._exif)
-        if view.layout.num_tiles == 1:
-            return self.normalise(image)[None]
-        assert self._tiling is not None
-        tiles = self._processor(self._tiling.cut(image), return_tensors="pt")["pixel_values"]
-        if len(tiles) != view.layout.num_tiles:
-            raise DataError("broken_image", f"{_named(view.file)} has another size than it had", "Start again")
-        return tiles.to(torch.float32)
-
-    def load(self, view: ImageView) -> LoadedImage:
-        """What a batch needs of an image: its features if they are stored, so that nothing is decoded, else its pixels.
-
-        Raises:
-            DataError: see `decode`.
-        """
-        if self.store is None:
-            return LoadedImage(self(view))
-        try:
-            name = digest(read_image(view.file), is_cut=view.layout.num_tiles > 1)
-        except OSError as error:
-            raise _broken(view.file, error) from None
-        features = self.store.get(name)
-        return LoadedImage(self(view) if features is None else features, name)
-
-    def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """Bring an RGB image to the tower's size and range."""
-        if self._aspect == "pad":
-            image = pad_to_square(image, self._background)
-        elif self._aspect == "stretch":
-            image = image.resize((self._side, self._side), Image.Resampling.BICUBIC)
-        pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
-        assert pixels.shape == self.shape
-        return pixels.to(torch.float32)
-
-
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()  # else only a few are registered, and older versions of Pillow have no AVIF
@@ -311,15 +209,15 @@ def _open(path: Path | str) -> Iterator[Image.Image]:
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise DataError(
                 "broken_image",
-                f"{_named(path)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
+                f"{named(path)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
                 "Scale it down before training: the tower sees a few hundred pixels a side",
             ) from None
         except UnidentifiedImageError:
             raise _of_another_format(path) from None
         except _BROKEN as error:
-            raise _broken(path, error) from None
+            raise broken(path, error) from None
         if problem := _unusable(image):
-            raise DataError("broken_image", f"{_named(path)} {problem[0]}", problem[1])
+            raise DataError("broken_image", f"{named(path)} {problem[0]}", problem[1])
         yield image
 
 
@@ -344,18 +242,20 @@ def _of_another_format(path: Path | str) -> DataError:
         with open_image(str(path)) as file:
             head = file.read(64)
     except OSError as error:
-        return _broken(path, error)
+        return broken(path, error)
     starts = (head.lower().lstrip(), head[4:].lower())
     kinds = (kind for mark, kind in _OTHER_CONTENT.items() if any(start.startswith(mark.lower()) for start in starts))
     kind = next(kinds, "nothing" if not head else "of no format that is read, or cut off")
-    problem = f"{_named(path)} is not a readable image (its content is {kind})"
+    problem = f"{named(path)} is not a readable image (its content is {kind})"
     return DataError("broken_image", problem, "Convert it to JPEG or PNG, replace it, or drop the record")
 
 
-def _broken(path: Path | str, error: Exception) -> DataError:
-    problem = f"{_named(path)} is not a readable image ({' '.join(str(error).split())})"
+def broken(path: Path | str, error: Exception) -> DataError:
+    """The error of an image file that cannot be read."""
+    problem = f"{named(path)} is not a readable image ({' '.join(str(error).split())})"
     return DataError("broken_image", problem, "Replace it or drop the record")
 
 
-def _named(path: Path | str) -> str:
+def named(path: Path | str) -> str:
+    """An image file as messages call it."""
     return quoted(shown(str(path)), 200)

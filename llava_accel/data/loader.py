@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.sampler import MicroBatch, Window
 from llava_accel.data.tiling import ImageLayout, ImageView
 from llava_accel.data.trie import chain, pack_rows, share_rows

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, worker_start
+from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.records import Record
 from llava_accel.data.sampler import image_groups
 from llava_accel.data.tiling import ImageView

@@ -291,9 +291,10 @@ def _write(survey: Survey, path: Path) -> None:
 def _load(path: Path) -> Survey:
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     errors = json.loads(batch.schema.metadata[b"errors"])
+    counts: dict[str, Any] = {name: int(batch.schema.metadata[name.encode()]) for name in _COUNTS}
     return Survey(
         **{name: batch.column(name).to_numpy(zero_copy_only=True) for name in COLUMNS},
-        **{name: int(batch.schema.metadata[name.encode()]) for name in _COUNTS},  # pyright: ignore[reportArgumentType]
+        **counts,
         errors={int(row): DataError(**fields) for row, fields in errors.items()},
     )
 

@@ -18,9 +18,9 @@ from transformers import DynamicCache
 
 from llava_accel import compat
 from llava_accel.data.collate import IMAGE_FIELDS, collate
-from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, tensor
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record
 from llava_accel.data.tiling import ImageView

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_accel.data.conversation import IMAGE, Turn
 from llava_accel.data.examples import Encoder
-from llava_accel.data.images import LoadedImage, check_images, find_image
+from llava_accel.data.images import check_images, find_image
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.records import Record
 from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from llava_accel.console.output import Console
-from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.tiling import WHOLE, ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.answering import answer_batch, question_batch, target_logits

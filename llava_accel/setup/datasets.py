@@ -17,7 +17,7 @@ from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
-from llava_accel.data.images import ImageReader
+from llava_accel.data.pixels import ImageReader
 from llava_accel.data.row_forms import RowForm
 from llava_accel.data.sampler import Order, image_groups
 from llava_accel.data.split import held_out

@@ -6,7 +6,7 @@ import torch
 
 from helpers.rows import IMAGE, LENGTH, make
 from llava_accel.data.collate import Batch, collate
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.tiling import WHOLE, ImageView
 from llava_accel.data.trie import build_row, chain
 

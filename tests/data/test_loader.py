@@ -9,8 +9,8 @@ import torch
 
 from helpers.samples import IMAGE_ID, NUM_IMAGE_TOKENS, corpus, image_processor, record, write_images
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import Loaded, load_windows, where
+from llava_accel.data.pixels import ImageReader
 from llava_accel.data.sampler import Order, Window, windows
 from llava_accel.sources.problems import DataError
 

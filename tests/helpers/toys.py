@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from llava_accel.data.collate import collate
-from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import Row
 

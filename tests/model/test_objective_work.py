@@ -22,7 +22,7 @@ from helpers.toys import (
     watch,
 )
 from llava_accel.data.collate import collate
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.trie import build_row, chain
 from llava_accel.model import objective as objective_file
 from llava_accel.model.objective import Objective

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from helpers.tiny import NUM_PATCHES, VOCABULARY, make_clip, make_language_model, make_siglip
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn
-from llava_accel.data.images import ImageReader
+from llava_accel.data.pixels import ImageReader
 from llava_accel.model.processing import Processing, load_processing, num_rows
 from llava_accel.model.saved_processor import save_processor, save_tokenizer
 from llava_accel.recipe import ModelTable

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from helpers.samples import image_processor
-from llava_accel.data.images import ImageReader, pad_to_square
+from llava_accel.data.pixels import ImageReader, pad_to_square
 from llava_accel.data.tiling import ImageView
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
