@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
+from llava_accel.data.conversation import IMAGE, PLACEMENTS, TEMPLATES, Piece, Turn
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
 from llava_accel.data.records import Record, is_blank
@@ -50,7 +50,7 @@ class Encoder:
         image_token_id, num_image_tokens: See `Labeller`.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
-        answers, image_placement, max_length, on_too_long: The recipe's keys of that name.
+        answers, labels, image_placement, max_length, on_too_long: The recipe's keys of that name, but for "auto".
         words, num_rows: See `Labeller`.
     """
 
@@ -63,27 +63,28 @@ class Encoder:
         template: str,
         chat_template: str | None = None,
         answers: Literal["most_frequent", "weighted"] = "most_frequent",
-        image_placement: Literal["start", "in_place"] = "start",
+        labels: Literal["answers", "original"] = "answers",
+        image_placement: Literal["start", "start_if_single", "in_place"] = "start",
         max_length: int = 2048,
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
         words: Collection[str] = (),
         num_rows: int | None = None,
     ) -> None:
-        self._label = Labeller(tokenizer, image_token_id, num_image_tokens, words, num_rows)
+        self._label = Labeller(tokenizer, image_token_id, num_image_tokens, words, num_rows, labels)
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
         self._label.expect(_common_start(self._template))
         self._is_weighted = answers == "weighted"
-        self._placement = image_placement
+        self._place = PLACEMENTS[image_placement]
         self._max_length = max_length
         self._on_too_long = on_too_long
 
     def pieces(self, record: Record) -> list[Piece]:
         """The record's conversation in the template's form."""
         turns, has_images = record.turns, bool(record.images)
-        if has_images and self._placement == "start":
-            turns = [replace(turn, text=move_images_to_start(turn.text)) for turn in turns]
+        if has_images:
+            turns = [replace(turn, text=self._place(turn.text)) for turn in turns]
         return self._template(turns, has_images)
 
     def __call__(self, record: Record, index: int, find: Callable[[str], str]) -> Encoded:
