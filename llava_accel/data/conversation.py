@@ -256,9 +256,7 @@ TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
     "llava_v1": partial(_v1, template="llava_v1"),
     "plain": _plain,
     "llava_llama_2": partial(_inst, template="llava_llama_2", bos_between=True),
-    "llava_llama_3": partial(
-        _headed, template="llava_llama_3", form=_LLAMA_3, original="", start=(BOS,), strips=True
-    ),
+    "llava_llama_3": partial(_headed, template="llava_llama_3", form=_LLAMA_3, original="", start=(BOS,), strips=True),
     "mistral_instruct": partial(_inst, template="mistral_instruct", bos_between=False),
     "chatml": partial(_headed, template="chatml", form=_CHATML),
     "qwen_1_5": partial(_headed, template="qwen_1_5", form=f"{_CHATML}\n", original="newlines"),

@@ -35,8 +35,8 @@ model.quantization.bits=16 model.quantization.type="nf4" model.quantization.doub
 model.lora.rank=128 model.lora.alpha=256 model.lora.dropout=0.05 model.lora.bias="none"
 model.lora.targets="auto" model.lora.variant="lora"
 data.images="" data.eval="" data.eval_fraction=0.0 data.max_length=2048 data.on_too_long="error"
-data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="pad" data.image_placement="start"
-data.answers="most_frequent"
+data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="pad" data.image_placement="auto"
+data.answers="most_frequent" data.labels="answers"
 data.share_prefix=false data.group_by_length=true data.cache_features="auto" data.cache_dir=""
 data.cache_max_gb=50 data.workers="auto"
 optim.learning_rate=2e-4 optim.projector_learning_rate=2e-5 optim.vision_learning_rate=2e-6
