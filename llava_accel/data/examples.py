@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
+from llava_accel.data.conversation import IMAGE, PLACEMENTS, TEMPLATES, Piece, Turn
 from llava_accel.data.images import Exif, image_size
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
@@ -54,7 +54,7 @@ class Encoder:
         tiling: What the base makes of an image.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
-        answers, image_placement, max_length, on_too_long: The recipe's keys of that name.
+        answers, labels, image_placement, max_length, on_too_long: The recipe's keys of that name, but for "auto".
         words, num_rows: See `Labeller`.
         exif: The recipe's key: turned by it, an image has other tiles.
     """
@@ -68,7 +68,8 @@ class Encoder:
         template: str,
         chat_template: str | None = None,
         answers: Literal["most_frequent", "weighted"] = "most_frequent",
-        image_placement: Literal["start", "in_place"] = "start",
+        labels: Literal["answers", "original"] = "answers",
+        image_placement: Literal["start", "start_if_single", "in_place"] = "start",
         max_length: int = 2048,
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
         words: Collection[str] = (),
@@ -76,21 +77,22 @@ class Encoder:
         exif: Exif = "ignore",
     ) -> None:
         self._tiling, self._size = tiling, partial(image_size, exif=exif)
-        self._label = Labeller(tokenizer, image_token_id, tiling.num_tokens(WHOLE), words, num_rows)
+        number = tiling.num_tokens(WHOLE)
+        self._label = Labeller(tokenizer, image_token_id, number, words, num_rows, labels)
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
         self._label.expect(_common_start(self._template))
         self._is_weighted = answers == "weighted"
-        self._placement = image_placement
+        self._place = PLACEMENTS[image_placement]
         self._max_length = max_length
         self._on_too_long = on_too_long
 
     def pieces(self, record: Record) -> list[Piece]:
         """The record's conversation in the template's form."""
         turns, has_images = record.turns, bool(record.images)
-        if has_images and self._placement == "start":
-            turns = [replace(turn, text=move_images_to_start(turn.text)) for turn in turns]
+        if has_images:
+            turns = [replace(turn, text=self._place(turn.text)) for turn in turns]
         return self._template(turns, has_images)
 
     def __call__(self, record: Record, index: int, find: Callable[[str], str]) -> Encoded:

@@ -144,6 +144,6 @@ def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Re
         rows=np.asarray(numbers, dtype=np.int64),
         places=np.asarray(places, dtype=np.int64),
         num_targets=np.asarray(counts, dtype=np.int64),
-        stop_ids=frozenset(int(example.input_ids[example.is_target][-1]) for example in examples.values()),
+        stop_ids=frozenset(example.end_id for example in examples.values()),
         records=tuple(records[index] for index in indices),
     )

@@ -197,5 +197,4 @@ def _encoder(recipe: Recipe, processing: Processing, max_length: int) -> Encoder
 
 
 def _stops(example: Example, eos_token_id: int | None) -> list[int]:
-    last = int(example.input_ids[example.is_target][-1])
-    return sorted({last, last if eos_token_id is None else int(eos_token_id)})
+    return sorted({example.end_id, example.end_id if eos_token_id is None else int(eos_token_id)})

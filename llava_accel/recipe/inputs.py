@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 _LONGEST_NAME = 100  # characters of a name that is shown
+_OTHER_TEMPLATE_NAMES = {
+    "vicuna_v1": "v1", "chatml_direct": "chatml", "qwen_2": "qwen_1_5", "qwen_2_5": "qwen_1_5",
+}  # fmt: skip
 _MOST_WORKERS = 4  # of "auto"
 _MOST = 10**9  # no run needs more: such a number is a typing error, and would overflow or fill the memory
 Count = Annotated[int, Field(ge=0, le=_MOST)]
@@ -49,6 +52,10 @@ def _compiles(pattern: str) -> str:
         remedy = "Correct the pattern; a literal dot is written \\\\. in TOML."
         raise refused(f"Not a regular expression: {error}.", remedy) from error
     return pattern
+
+
+def _one_name(template: str) -> str:
+    return _OTHER_TEMPLATE_NAMES.get(template, template)
 
 
 Pattern = Annotated[Text, AfterValidator(_compiles)]
@@ -105,8 +112,15 @@ class ModelTable(Table):
     """Train the vision tower too, in full, at optim.vision_learning_rate; possible with any `train`."""
     adapter: str = ""
     """The adapter to start from: a run, a checkpoint, an export, or another folder of PEFT's or original LLaVA's."""
-    template: Literal["v1", "plain", "llava_llama_2", "mistral_instruct", "chatml", "auto"] = "v1"
-    """Conversation template under LLaVA's name; "auto" = the processor's own chat template."""
+    template: Annotated[
+        Literal[
+            "v1", "vicuna_v1", "llava_v1", "plain", "llava_llama_2", "llava_llama_3", "mistral_instruct",
+            "chatml", "chatml_direct", "qwen_1_5", "qwen_2", "qwen_2_5", "auto",
+        ],
+        AfterValidator(_one_name),
+    ] = "v1"  # fmt: skip
+    """Conversation template under LLaVA's name, where vicuna_v1 is v1, chatml_direct chatml, qwen_2 and qwen_2_5 qwen_1_5;
+    "auto" = the processor's own chat template."""
     added_tokens: Annotated[tuple[Text, ...], Strict(False)] = ()
     """Special tokens of the base that texts may hold, such as ["<box>", "<loc_*>"], where * is any characters; all others
     are spelled out."""
@@ -190,11 +204,15 @@ class DataTable(Table):
     leads into a nested one."""
     missing_image_mark: Literal["error", "start"] = "error"
     """A record names images and no text has `<image>`: it cannot be used; or they come before its first question."""
-    image_placement: Literal["start", "in_place"] = "start"
-    """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
+    image_placement: Literal["auto", "start", "start_if_single", "in_place"] = "auto"
+    """Move the images to the start of their turn, as LLaVA-1.5 does, or an image that is the only one of its turn, as
+    LLaVA-NeXT and OneVision do, or leave them where the text has them; "auto" = as the base's own code does."""
     answers: Literal["most_frequent", "weighted"] = "most_frequent"
     """Learn each record's last turn as it is; or, where a record has `answers`, learn each of these instead, weighted
     by the share of the annotators who gave it."""
+    labels: Literal["answers", "original"] = "answers"
+    """Learn each answer and the token that ends it; or what LLaVA's own code learns, which is more with the templates
+    llava_llama_3 and qwen_1_5: special tokens and the headers of answers too, and with qwen_1_5 line breaks."""
     share_prefix: bool = False
     """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
     group_by_length: bool = True

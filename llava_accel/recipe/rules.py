@@ -88,6 +88,12 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
             'Set model.train = "lora"; or merge the adapter first (llava_accel.export --to merged) '
             "and name the result in model.base.",
         )
+    if recipe.data.labels == "original" and model.template == "auto":
+        yield (
+            "data.labels model.template",
+            "What LLaVA's own code learns depends on its template, and \"auto\" is the base's.",
+            'Set data.labels = "answers", or name the template, such as model.template = "qwen_1_5".',
+        )
     if recipe.data.cache_features is True and model.train_vision:
         yield (
             "data.cache_features model.train_vision",
@@ -152,6 +158,11 @@ def _switched_off(recipe: Recipe) -> list[tuple[str, str]]:
         (not model.train_vision, "optim.vision_learning_rate", "model.train_vision is false"),
         (optim.optimizer == "sgd", "optim.betas", 'optim.optimizer is "sgd"'),
         (data.on_bad_record == "error", "data.max_bad", 'data.on_bad_record is "error"'),
+        (
+            model.template not in ("auto", "llava_llama_3", "qwen_1_5"),
+            "data.labels",
+            f"with model.template = {toml_value(model.template)} LLaVA's own code learns the answers alone",
+        ),
         (is_uncached, "data.cache_max_gb", "vision features are not cached"),
         (train.on_nonfinite == "stop", "train.max_nonfinite", 'train.on_nonfinite is "stop"'),
         (train.max_steps > 0, "train.epochs", "train.max_steps decides when the run ends"),

@@ -135,7 +135,7 @@ def take_reference(
     kept = [_last_answer(example, number) for number, example in enumerate(examples)]
     images = {view: LoadedImage(tensor) for view, tensor in pixels.items()}
     batch, questions = question_batch(kept, images, image_shape, device)
-    stop_ids = frozenset(int(example.input_ids[example.is_target][-1]) for example in examples)
+    stop_ids = frozenset(example.end_id for example in examples)
     answered = answer_batch(objective, batch, questions, stop_ids=stop_ids, max_new_tokens=_MAX_NEW_TOKENS)
     logits = target_logits(objective, batch).cpu()
     objective.train(was_training)
@@ -243,7 +243,7 @@ def _last_answer(example: Example, number: int) -> Example:
     first = example.prompt_length()
     end = min(len(example.input_ids), first + _MOST_TARGETS)
     is_target = example.is_target[:end] & (np.arange(end) >= first)
-    return replace(example, input_ids=example.input_ids[:end], is_target=is_target, index=number)
+    return replace(example, input_ids=example.input_ids[:end], is_target=is_target, is_answer=None, index=number)
 
 
 def _inputs(example: Example, pixels: Mapping[ImageView, Tensor]) -> dict[str, Tensor]:

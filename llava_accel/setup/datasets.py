@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -59,13 +60,19 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         template=recipe.model.template,
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
         answers=recipe.data.answers,
-        image_placement=recipe.data.image_placement,
+        labels=recipe.data.labels,
+        image_placement=image_placement(recipe.data),
         max_length=recipe.data.max_length,
         on_too_long=recipe.data.on_too_long,
         words=processing.words,
         num_rows=processing.vocab_size,
         exif=recipe.data.exif,
     )
+
+
+def image_placement(data: DataTable) -> Literal["start", "start_if_single", "in_place"]:
+    """data.image_placement; for "auto" what LLaVA-1.5's code does."""
+    return "start" if data.image_placement == "auto" else data.image_placement
 
 
 def row_form(data: DataTable) -> RowForm:
@@ -228,8 +235,8 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     data, processor = recipe.data, processing.processor
     settings = (
         compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.tiling,
-        recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
-        data.answers, data.exif, processing.words,
+        recipe.model.template, processor.chat_template, image_placement(data), data.max_length, data.on_too_long,
+        data.answers, data.labels, data.exif, processing.words,
     )  # fmt: skip
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
 

@@ -104,6 +104,19 @@ def byte_level(add_prefix_space: bool = False, special: bool = True) -> PreTrain
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
 
 
+@cache
+def llama_3() -> PreTrainedTokenizerFast:
+    """A small byte-level tokenizer with Llama 3's special tokens, which puts its BOS before a text by itself."""
+    return PreTrainedTokenizerFast.from_pretrained(PARITY / "next" / "llama3-tokenizer")
+
+
+def fitting(template: str, legacy: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer that has the tokens of a template; `legacy` counts where it is Llama's."""
+    if template == "llava_llama_3":
+        return llama_3()
+    return byte_level() if template in ("chatml", "qwen_1_5", "auto") else llama(legacy)
+
+
 def image_processor() -> CLIPImageProcessorPil:
     """CLIP's own processor for 56 px."""
     return CLIPImageProcessorPil.from_pretrained(PARITY / "clip")
