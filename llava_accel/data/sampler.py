@@ -144,15 +144,24 @@ class Order:
 
 
 def deal(
-    batch: Int[np.ndarray, "batch"], lengths: Int[np.ndarray, "examples"], *, per_device_batch_size: int, num_ranks: int
+    batch: Int[np.ndarray, "batch"],
+    lengths: Int[np.ndarray, "examples"],
+    *,
+    per_device_batch_size: int,
+    num_ranks: int,
+    keeps_order: bool = False,
 ) -> list[Window]:
     """Deal a global batch to the ranks: for each rank its micro-batches, all ranks the same number of them.
 
     Neighbours in length share a micro-batch, and the ranks get micro-batches of similar length at the same time: each
     time the longest goes to the rank that has had the least. A short batch is spread evenly; a rank that has nothing
     left gets an empty micro-batch, which still takes part in every collective operation.
+
+    Args:
+        keeps_order: Neighbours in `batch` share a micro-batch instead.
     """
-    batch = batch[np.argsort(lengths[batch], kind="stable")]
+    if not keeps_order:
+        batch = batch[np.argsort(lengths[batch], kind="stable")]
     num_turns = max(1, -(-len(batch) // (per_device_batch_size * num_ranks)))
     parts = np.array_split(batch, num_turns * num_ranks)
     dealt: list[Window] = [[] for _ in range(num_ranks)]
