@@ -174,11 +174,13 @@ def deal(
     return dealt
 
 
-def windows(order: Order, first_step: int, num_steps: int, **sizes: int) -> Iterator[list[Window]]:
+def windows(
+    order: Order, first_step: int, num_steps: int, *, keeps_order: bool = False, **sizes: int
+) -> Iterator[list[Window]]:
     """Every step's micro-batches for all ranks, from `first_step` to `num_steps`, over as many epochs as it takes."""
     epoch, batches = -1, Batches(np.zeros(0, dtype=np.int64), 1, np.zeros(0, dtype=np.int64))
     for step in range(first_step, num_steps):
         if step // order.steps_per_epoch != epoch:
             epoch = step // order.steps_per_epoch
             batches = order.epoch(epoch)
-        yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, **sizes)
+        yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, keeps_order=keeps_order, **sizes)

@@ -33,8 +33,8 @@ def own_windows(run: RunContext, part: Part, order: Order, first: int, last: int
     rank, ranks, train = run.accelerator.process_index, run.accelerator.num_processes, run.recipe.train
     # Where each micro-batch has its own mean, examples of one length together would weigh differently.
     keeps_order = train.loss != "tokens" and not order.group_by_length
-    sizes = {"per_device_batch_size": train.per_device_batch_size, "num_ranks": ranks, "keeps_order": keeps_order}
-    steps = windows(order, first, last, **sizes)
+    sizes = {"per_device_batch_size": train.per_device_batch_size, "num_ranks": ranks}
+    steps = windows(order, first, last, keeps_order=keeps_order, **sizes)
     return ([part.rows[micro_batch].tolist() for micro_batch in step[rank]] for step in steps)
 
 

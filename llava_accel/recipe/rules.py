@@ -86,7 +86,7 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
         yield (
             "model.lora.projector model.train_projector",
             "The projector is either adapted or trained in full.",
-            "Remove model.train_projector to adapt it, or set model.lora.projector = false to train it in full.",
+            "Set model.train_projector = false to adapt it, or model.lora.projector = false to train it in full.",
         )
     if model.adapts_projector and model.lora.variant in ("pissa", "olora") and (model.projector or not model.base):
         yield (

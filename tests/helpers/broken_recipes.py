@@ -100,7 +100,7 @@ COMBINATIONS: dict[str, list[str]] = {
     "model.train=full model.quantization.bits=4": ["model.train", "model.quantization.bits", "Set"],
     "model.lora.variant=pissa model.quantization.bits=8": ["model.lora.variant", "model.quantization.bits", "Set"],
     "model.lora.projector=true model.train_projector=true":
-        ["model.lora.projector", "model.train_projector", "Remove", "set model.lora.projector = false"],
+        ["model.lora.projector", "model.train_projector", "Set"],
     "model.lora.projector=true model.lora.variant=olora model.projector=p":
         ["model.lora.variant", "model.projector", "Set"],
     "model.train=full model.adapter=a": ["model.adapter", "model.train", "--to merged"],

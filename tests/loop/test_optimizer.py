@@ -74,10 +74,8 @@ def original_model(run: str) -> nn.Module:
     pixels: dict[str, Any] = {"image_size": 28, "patch_size": 14}
     if run == "next_full":
         text: Any = LlamaConfig(vocab_size=8, num_hidden_layers=2, **sizes)
-        config: Any = LlavaNextConfig(
-            CLIPVisionConfig(num_hidden_layers=3, **sizes, **pixels), text, image_token_index=7
-        )
-        return LlavaNextForConditionalGeneration(config)
+        clip = CLIPVisionConfig(num_hidden_layers=3, **sizes, **pixels)
+        return LlavaNextForConditionalGeneration(LlavaNextConfig(text_config=text, vision_config=clip))
     text = Qwen2Config(vocab_size=8, num_hidden_layers=3, **sizes)
     tower = SiglipVisionConfig(num_hidden_layers=2, vision_use_head=False, **sizes, **pixels)
     return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(text_config=text, vision_config=tower))
