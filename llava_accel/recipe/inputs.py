@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 _LONGEST_NAME = 100  # characters of a name that is shown
@@ -89,6 +99,9 @@ class LoraTable(Table):
     layer's whole path must match (q_proj alone matches nothing: it would match layers of the vision tower too)."""
     variant: Literal["lora", "rslora", "dora", "pissa", "olora"] = "lora"
     """How the adapter is scaled (rslora), decomposed (dora) or started from the weights (pissa, olora)."""
+    projector: bool = False
+    """Adapt the projector too, at optim.projector_learning_rate, in place of training it in full: train_projector is false
+    then. The adapter is all that was trained, so that vLLM can serve it."""
 
 
 class ModelTable(Table):
@@ -132,6 +145,19 @@ class ModelTable(Table):
     """Run the language model through torch.compile."""
     quantization: QuantizationTable = QuantizationTable()
     lora: LoraTable = LoraTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapted_is_not_trained_in_full(cls, table: Any) -> Any:
+        # Only the default gives way: train_projector = true in the recipe contradicts it, as rules.py says.
+        lora = table.get("lora") if isinstance(table, Mapping) else None
+        adapts = isinstance(lora, Mapping) and lora.get("projector") is True and table.get("train", "lora") == "lora"
+        return {"train_projector": False, **table} if adapts else table
+
+    @property
+    def adapts_projector(self) -> bool:
+        """Whether the adapter has LoRA layers on the projector."""
+        return self.train == "lora" and self.lora.projector
 
 
 class Source(Table):

@@ -22,6 +22,7 @@ from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import stop_ids
 from llava_accel.inference.origin import Loaded, Trained, load_trained, with_bits
+from llava_accel.model import layouts
 from llava_accel.model.bases import Base, find_base
 from llava_accel.model.build import load_model
 from llava_accel.model.files import read_weights
@@ -31,7 +32,7 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import ModelTable, Recipe
 from llava_accel.release import original_llava, verification
-from llava_accel.release.from_files import read_trained
+from llava_accel.release.from_files import FromFiles, read_trained
 from llava_accel.release.merged_model import save_merged, save_peft
 from llava_accel.release.second_copy import NO_PLACE, find_place
 from llava_accel.release.verification import Reference, check_agreement, compare, plain_outputs
@@ -141,6 +142,11 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
         )
     trained = read_trained(job.trained, job.recipe)
     assert isinstance(trained.model, PeftModel)
+    if _adapts_another_projector(trained):
+        raise UserError(
+            f"{job.trained.folder} adapts a projector that is not the one of {table.base}, and peft would adapt that one. "
+            "Use --to merged"
+        )
     save_peft(folder, trained.model, trained.state, trained.processing)
     if base.layout != "hub":
         job.console.line(
@@ -273,6 +279,15 @@ def write_llava(job: Job, folder: Path) -> dict[str, Any]:
 Writer = Callable[[Job, Path], dict[str, Any]]
 FORMS: dict[Form, Writer] = {"peft": write_peft, "merged": write_merged, "llava": write_llava}
 """By the values of `--to`."""
+
+
+def _adapts_another_projector(trained: FromFiles) -> bool:
+    """Whether there are LoRA layers on a projector that is not the base's."""
+    return any(
+        not torch.equal(tensor, trained.stored[layouts.without_peft(name)].read().to(tensor.dtype))
+        for name, tensor in trained.state.items()
+        if layouts.PROJECTOR in name and name.endswith(".base_layer.weight")
+    )
 
 
 def _is_own_tower(table: ModelTable, base: Base) -> bool:

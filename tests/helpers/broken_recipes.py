@@ -99,6 +99,10 @@ COMBINATIONS: dict[str, list[str]] = {
     "model.train=projector model.train_projector=false": ["model.train", "model.train_projector", "Set"],
     "model.train=full model.quantization.bits=4": ["model.train", "model.quantization.bits", "Set"],
     "model.lora.variant=pissa model.quantization.bits=8": ["model.lora.variant", "model.quantization.bits", "Set"],
+    "model.lora.projector=true model.train_projector=true":
+        ["model.lora.projector", "model.train_projector", "Set"],
+    "model.lora.projector=true model.lora.variant=olora model.projector=p":
+        ["model.lora.variant", "model.projector", "Set"],
     "model.train=full model.adapter=a": ["model.adapter", "model.train", "--to merged"],
     "data.labels=original model.template=auto": ["data.labels", "model.template", '"qwen_1_5"', "Set"],
     "data.cache_features=true model.train_vision=true": ["data.cache_features", "model.train_vision", "Set"],
