@@ -18,7 +18,7 @@ from llava_accel.storage.run_weights import complete_checkpoints
 _SPLIT = {"train.per_device_batch_size", "train.accumulation_steps"}
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
-    "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing",
+    "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing", "model.tower_batch",
     "data.train", "data.images", "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",

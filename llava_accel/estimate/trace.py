@@ -158,7 +158,7 @@ def traced(
     what they take. The arguments are those of `trace_step`."""
     # On the meta device itself there is no autocast, and its copies of the weights are not small.
     with compat.fake_tensors(model):
-        objective = Objective(model, processing.vocab_size, dtype, recipe.model.train_vision)
+        objective = Objective(model, processing.vocab_size, dtype, recipe.model.train_vision, recipe.model.tower_batch)
         objective.is_sharded = is_sharded
         with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
             fields = {

@@ -6,35 +6,40 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_accel.data.tiling import ImageLayout
 
 
-def merge(
-    tiles: Float[Tensor, "tiles patches hidden"],
-    layouts: Sequence[ImageLayout],
-    newline: Float[Tensor, "hidden"] | None,
-) -> Float[Tensor, "tokens hidden"]:
-    """The tokens of images one after the other.
+class TileMerger(nn.Module):
+    """A module, so that engines gather the newline for it as they do every weight for the module that it belongs to.
 
     Args:
-        tiles: Of these images, one after the other.
-        newline: Ends a row of tokens, and an image of one square; None: there are no such ends.
+        newline: The model's own; it ends a row of tokens, and an image of one square. None: there are no such ends.
     """
-    if newline is None:
-        return tiles.flatten(0, 1)
-    newline = newline.to(tiles)
-    ends = newline[None]
-    tokens: list[Tensor] = []
-    for layout, image in zip(layouts, tiles.split([layout.num_tiles for layout in layouts]), strict=True):
-        tokens += [image[0], _grid(image[1:], layout, newline) if layout.rows else ends]
-    # Strips may have no row that ends: the newline has a gradient on every rank all the same.
-    return torch.cat([*tokens, ends])[:-1]
+
+    newline: nn.Parameter | None
+
+    def __init__(self, newline: nn.Parameter | None) -> None:
+        super().__init__()
+        self.register_parameter("newline", newline)
+
+    def forward(
+        self, tiles: Float[Tensor, "tiles patches hidden"], layouts: Sequence[ImageLayout]
+    ) -> Float[Tensor, "tokens hidden"]:
+        """The tokens of images one after the other, from their tiles one after the other."""
+        if self.newline is None:
+            return tiles.flatten(0, 1)
+        ends = self.newline[None].to(tiles)
+        tokens: list[Tensor] = []
+        for layout, image in zip(layouts, tiles.split([layout.num_tiles for layout in layouts]), strict=True):
+            tokens += [image[0], _grid(image[1:], layout, ends) if layout.rows else ends]
+        # Strips may have no row that ends: the newline has a gradient on every rank all the same.
+        return torch.cat([*tokens, ends])[:-1]
 
 
 def _grid(
-    tiles: Float[Tensor, "tiles patches hidden"], layout: ImageLayout, newline: Float[Tensor, "hidden"]
+    tiles: Float[Tensor, "tiles patches hidden"], layout: ImageLayout, ends: Float[Tensor, "1 hidden"]
 ) -> Float[Tensor, "tokens hidden"]:
     """The part of the map of patches that shows the image, shrunk where it is too large, with a newline after each row."""
     side, hidden = math.isqrt(tiles.shape[1]), tiles.shape[2]
@@ -44,4 +49,4 @@ def _grid(
     if layout.size != (height, width):
         patches = F.interpolate(patches[None], layout.size, mode="bilinear")[0]
     rows = patches.permute(1, 2, 0)
-    return torch.cat([rows, newline.expand(len(rows), 1, hidden)], dim=1).flatten(0, 1)
+    return torch.cat([rows, ends.expand(len(rows), 1, hidden)], dim=1).flatten(0, 1)

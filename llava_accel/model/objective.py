@@ -23,7 +23,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.data.tiling import WHOLE, ImageLayout
-from llava_accel.model.merging import merge
+from llava_accel.model.merging import TileMerger
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
@@ -46,6 +46,7 @@ class Objective(nn.Module):
         compute_dtype: What the forward pass is computed in. With bf16 it runs under autocast, whatever the backend.
         tower_on_every_rank: Run the tower even when the micro-batch has no image. Needed where its weights are trained
             or gathered from other ranks, which would else wait for this one for ever.
+        tower_batch: Tiles that run through the tower at once; 0 = all of a micro-batch.
     """
 
     def __init__(
@@ -54,16 +55,17 @@ class Objective(nn.Module):
         vocab_size: int,
         compute_dtype: torch.dtype = torch.float32,
         tower_on_every_rank: bool = False,
+        tower_batch: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.merger = TileMerger(getattr(self.llava.model, "image_newline", None))
         self.vocab_size = vocab_size
         self.compute_dtype = compute_dtype
         self.tower_on_every_rank = tower_on_every_rank
+        self.tower_batch = tower_batch
         self.features: FeatureWriter | None = None
         """Keeps what a frozen tower computes, for later epochs and runs."""
-        self.tower_batch = 0
-        """Tiles that run through the tower at once; 0 = all of a micro-batch."""
         self.tower_name = ""
         """Tells this tower and its layer from others: see `setup/vision_cache.py`."""
         self.parked: ParkedTower | None = None
@@ -184,7 +186,7 @@ class Objective(nn.Module):
         found = found or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
         joined = torch.cat([features.to(weight) for features in found])
         projected = projector(joined if len(found) == 1 else joined[order])
-        return merge(projected, layouts or [WHOLE], getattr(self.llava.model, "image_newline", None))
+        return self.merger(projected, layouts or [WHOLE])
 
     def encode(
         self, pixel_values: Float[Tensor, "tiles 3 h w"], names: UInt8[Tensor, "named digest"]

@@ -141,6 +141,9 @@ class ModelTable(Table):
     """Recompute activations in the backward pass; an integer k does so in every k-th layer only."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
     """The attention kernel, under transformers' names."""
+    tower_batch: Count = 0
+    """Squares (tiles) that run through the vision tower at once, which bounds its memory and changes no number; 0 = all of a
+    micro-batch. A trained tower that ranks share (ZeRO-3, FSDP2) takes all."""
     compile: bool = False
     """Run the language model through torch.compile."""
     quantization: QuantizationTable = QuantizationTable()

@@ -52,7 +52,7 @@ def build_objective(
     lighten_dropout(model)
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
     console.pairs("weights", describe_weights(summary))
-    objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision)
+    objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision, recipe.model.tower_batch)
     if source:
         load_saved(source, objective)
     if may_park(recipe):

@@ -15,6 +15,7 @@ from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example
 from llava_accel.data.questions import ask
 from llava_accel.data.records import parse_record
+from llava_accel.data.tiling import Tiling
 from llava_accel.data.trie import chain
 from llava_accel.model.chat_template import chat_template
 from llava_accel.release.verification import _last_answer
@@ -51,7 +52,7 @@ def tokenizer(base: str) -> PreTrainedTokenizerFast:
 def exact(base: str, template: str, **settings: str) -> Encoder:
     """As NeXT's code reads a conversation; an image takes one token."""
     settings = {"labels": "original", "image_placement": "start_if_single"} | settings
-    return Encoder(tokenizer(base), IMAGE, 1, template=template, **settings)  # pyright: ignore[reportArgumentType]
+    return Encoder(tokenizer(base), IMAGE, Tiling(28, 1), template=template, **settings)  # pyright: ignore[reportArgumentType]
 
 
 def fields(row: dict[str, Any]) -> dict[str, object]:
@@ -164,8 +165,8 @@ def test_auto_reads_what_the_named_template_reads(base: str, template: str) -> N
     conversation = record("<image>\nWhat is it?", "A cat.", "Sure?", "Yes.", image="t0.png")
     conversation["conversations"] = [system, *conversation["conversations"]]  # pyright: ignore[reportGeneralTypeIssues]
     raw = json.dumps(conversation).encode()
-    auto = Encoder(tokenizer(base), IMAGE, 1, template="auto", chat_template=own)
-    named = Encoder(tokenizer(base), IMAGE, 1, template=template)
+    auto = Encoder(tokenizer(base), IMAGE, Tiling(28, 1), template="auto", chat_template=own)
+    named = Encoder(tokenizer(base), IMAGE, Tiling(28, 1), template=template)
     found, expected = (each(parse_record(raw, 1), 0, image_in(PARITY / "images")).example for each in (auto, named))
     assert found.prompt_length() == expected.prompt_length()
     length = len(found.input_ids)  # which ends with the answer, without the line break that stands between turns

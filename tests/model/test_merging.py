@@ -1,16 +1,21 @@
 """Image tokens are those that the original merges: each patch in its place, newlines, shrunk maps, whole squares."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.test_tiling import kit
 from llava_accel.data.tiling import WHOLE, ImageLayout
-from llava_accel.model.merging import merge
+from llava_accel.model.merging import TileMerger
 
 NEWLINE = torch.tensor([-1.0, -2.0])
+
+
+def merge(tiles: Tensor, layouts: Sequence[ImageLayout], newline: Tensor | None) -> Tensor:
+    return TileMerger(None if newline is None else nn.Parameter(newline))(tiles, layouts).detach()
 
 
 def numbered(layout: ImageLayout, side: int) -> Tensor:
@@ -47,9 +52,9 @@ def test_a_whole_square_ends_with_a_newline_and_one_of_llava_1_5_does_not() -> N
 
 
 def test_the_newline_has_a_gradient_even_where_a_strip_has_no_row() -> None:
-    newline = NEWLINE.clone().requires_grad_(True)
+    merger = TileMerger(nn.Parameter(NEWLINE))
     vanished = ImageLayout(rows=1, columns=3, window=(2, 0, 0, 12), size=(0, 12))
-    tokens = merge(torch.randn(4, 16, 2), [vanished], newline)
+    tokens = merger(torch.randn(4, 16, 2), [vanished])
     assert len(tokens) == 16
     tokens.sum().backward()
-    assert newline.grad is not None and torch.equal(newline.grad, torch.zeros(2))
+    assert merger.newline.grad is not None and torch.equal(merger.newline.grad, torch.zeros(2))
