@@ -190,8 +190,8 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
         )
     if survey.num_vanished:
         said.append(
-            f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as in LLaVA's own training: "
-            "the model sees them squeezed into a square alone. Crop them, or paste them onto a wider canvas"
+            f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as with LLaVA's own code: the "
+            "model sees them squeezed into a square alone. Crop them, or paste them onto a wider canvas"
         )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
     again = np.setdiff1d(np.arange(len(usable)), first)
