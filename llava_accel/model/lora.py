@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
 from llava_accel.exceptions import UserError
+from llava_accel.families.registry import Llava
 from llava_accel.model.adapters import Put, copy_whole, load_adapter, put_lora, put_rest, read_adapter
-from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR, without_peft
+from llava_accel.model.layouts import CONNECTION, LANGUAGE_MODEL, without_peft
 from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
-Trainable = LlavaForConditionalGeneration | PeftModel
+Trainable = Llava | PeftModel
 """A LLaVA, or peft's wrapper around one."""
 
 
-def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> Trainable:
+def prepare_trainable(model: Llava, recipe: Recipe) -> Trainable:
     """Freeze the model, then add and unfreeze what the recipe trains; continue from its adapter if it names one.
 
     Trainable parameters become fp32 whatever the type of the frozen ones: bf16 loses an update of 1e-3 of a weight.
@@ -49,6 +49,8 @@ def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> T
     elif table.train == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
+        if isinstance(newline := getattr(model.model, "image_newline", None), nn.Parameter):
+            newline.requires_grad_(True)
     if table.train_projector or table.train == "projector":
         model.model.multi_modal_projector.requires_grad_(True)
     if table.train_vision:
@@ -137,19 +139,19 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
 
     Returns:
         The LoRA part as peft saves it (adapter_model.safetensors; empty without LoRA), and the rest that is trained,
-        under in-memory names without peft's prefix (non_lora_trainables.safetensors). The projector is always in the
-        rest: it may come from a file other than the base, and an adapter is useless with another one.
+        under in-memory names without peft's prefix (non_lora_trainables.safetensors). Projector and newline are always in
+        the rest: they may come from a file other than the base, and an adapter is useless with others.
     """
     if not isinstance(model, PeftModel):
         kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return {}, {name: tensor for name, tensor in state.items() if name in kept or name.startswith(PROJECTOR)}
+        return {}, {name: tensor for name, tensor in state.items() if name in kept or name.startswith(CONNECTION)}
     adapter = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     adapter = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
     kept = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
     rest = {
         without_peft(name): tensor
         for name, tensor in state.items()
-        if name in kept or name.startswith(PEFT_PREFIX + PROJECTOR)
+        if name in kept or without_peft(name).startswith(CONNECTION)
     }
     return adapter, rest
 
