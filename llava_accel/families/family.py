@@ -142,8 +142,8 @@ def check_pinpoints(value: object, side: int, place: str) -> list[list[int]]:
     is_filled = all(type(s) is int and s % side == 0 and 0 < s <= _MOST_TILES_A_SIDE * side for s in sizes)
     if not pairs or not is_filled or any(len(pair) != 2 for pair in pairs):
         raise UserError(
-            f"{place}: image_grid_pinpoints is {str(value)[:60]}, and must list canvases such as [{side}, {2 * side}], which "
-            f"squares of {side} px, as the vision tower takes, must fill. Copy the config.json that belongs to the weights"
+            f"{place}: image_grid_pinpoints is {str(value)[:60]}, and must list canvases such as [{side}, {2 * side}]: the "
+            f"vision tower's squares of {side} px must fill them. Copy the config.json that belongs to the weights"
         )
     return pairs
 

@@ -52,6 +52,11 @@ class Processing:
     notes: tuple[str, ...] = ()
 
     @property
+    def square_aspect(self) -> str:
+        """How an image becomes a square that is not cut: as LLaVA's own code has it, also where one stands beside others."""
+        return "pad" if self.image_aspect == "tiles" else self.image_aspect
+
+    @property
     def processor_files(self) -> dict[str, dict[str, Any]]:
         """See `Family.processor_files`."""
         return self.base.family.processor_files(self.base.config)

@@ -74,7 +74,7 @@ def row_form(data: DataTable) -> RowForm:
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
     """The recipe's image_aspect and exif before the tower's image processor."""
-    return ImageReader(processing.processor.image_processor, processing.image_aspect, data.exif)  # pyright: ignore[reportArgumentType]
+    return ImageReader(processing.processor.image_processor, processing.square_aspect, data.exif)  # pyright: ignore[reportArgumentType]
 
 
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
