@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from llava_accel.console.output import Console
 from llava_accel.data.collate import stack_images
 from llava_accel.data.feature_store import turn
-from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.loader import worker_start
+from llava_accel.data.pixels import ImageReader, LoadedImage
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
@@ -68,8 +69,7 @@ def cache(recipe: Recipe) -> int:
     attach_features(run, processing, objective, parts)
     store, writer = parts[0].image_reader.store, objective.features
     assert store is not None and writer is not None
-    files = image_files(parts)
-    _fill(run, objective, files, parts[0].image_reader)
+    _fill(run, objective, image_views(parts), parts[0].image_reader)
     objective.flush_features()
     accelerator.wait_for_everyone()
     console.line(f"vision features: {len(store):,} images, {store.num_bytes() / 1e9:,.2f} GB in {store.folder}")
@@ -86,15 +86,15 @@ def cache(recipe: Recipe) -> int:
     return len(store)
 
 
-def image_files(parts: list[Part]) -> list[str]:
-    """Every different image file that is used."""
+def image_views(parts: list[Part]) -> list[ImageView]:
+    """Every different image that is used, once for each way in which it is seen."""
     rows = ((part, int(row)) for part in parts for row in part.rows[part.survey.num_images[part.rows] > 0])
-    return list(dict.fromkeys(file for part, row in rows for file in part.corpus.image_files(row)))
+    return list(dict.fromkeys(view for part, row in rows for view in part.corpus.encode(row).example.images))
 
 
-def _fill(run: RunContext, objective: Objective, files: list[str], image_reader: ImageReader) -> None:
+def _fill(run: RunContext, objective: Objective, views: list[ImageView], image_reader: ImageReader) -> None:
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
-    mine = files[accelerator.process_index :: accelerator.num_processes]
+    mine = views[accelerator.process_index :: accelerator.num_processes]
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("vision features", len(mine)) as bar:
         for images in _load(mine, image_reader, recipe):
             missing = [image for image in images if not image.is_encoded]
@@ -104,24 +104,24 @@ def _fill(run: RunContext, objective: Objective, files: list[str], image_reader:
             bar.advance(len(images))
 
 
-class _Files(Dataset[LoadedImage | DataError]):
-    def __init__(self, files: list[str], image_reader: ImageReader) -> None:
-        self._files, self._image_reader = files, image_reader
+class _Images(Dataset[LoadedImage | DataError]):
+    def __init__(self, views: list[ImageView], image_reader: ImageReader) -> None:
+        self._views, self._image_reader = views, image_reader
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._views)
 
     def __getitem__(self, place: int) -> LoadedImage | DataError:
         try:
-            return self._image_reader.load(self._files[place])
+            return self._image_reader.load(self._views[place])
         except DataError as error:  # raised in a worker it would lose its message
             return error
 
 
-def _load(files: list[str], image_reader: ImageReader, recipe: Recipe) -> Iterator[list[LoadedImage]]:
+def _load(views: list[ImageView], image_reader: ImageReader, recipe: Recipe) -> Iterator[list[LoadedImage]]:
     workers = recipe.data.num_workers
     loader = DataLoader(
-        _Files(files, image_reader),
+        _Images(views, image_reader),
         _AT_ONCE,
         num_workers=workers,
         collate_fn=list,

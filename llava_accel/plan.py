@@ -123,9 +123,9 @@ def _show_steps(console: Console, recipe: Recipe, processing: Processing, part: 
     lengths = part.survey.lengths[part.rows]
     steps = recipe.train.max_steps or recipe.train.epochs * order.steps_per_epoch
     tokens = lengths.mean() * order.global_batch_size
-    images, targets = int(part.survey.num_images[part.rows].sum()), int(part.survey.num_targets[part.rows].sum())
-    encoded = images if not may_park(recipe) else 0
-    epoch = costs(model, processing).of(Work.of_examples(lengths, targets, images, encoded))
+    tiles, targets = int(part.survey.num_tiles[part.rows].sum()), int(part.survey.num_targets[part.rows].sum())
+    encoded = tiles if not may_park(recipe) else 0
+    epoch = costs(model, processing).of(Work.of_examples(lengths, targets, tiles, encoded))
     console.line(
         f"{steps:,} steps of {order.global_batch_size} examples on one GPU, {tokens:,.0f} tokens a step; "
         f"{epoch / order.steps_per_epoch:.3g} floating-point operations a step, {epoch:.3g} an epoch"

@@ -5,9 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.jobs import ENGINES, NUM_RECORDS, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
+from helpers.jobs import (
+    ENGINES,
+    GLOBAL_BATCH,
+    NUM_RECORDS,
+    TOLERANCE,
+    Lab,
+    assert_same_metrics,
+    difference,
+    trains,
+    weights,
+)
 from helpers.mutants import MUTANTS
-from helpers.runs import metrics, predictions
+from helpers.runs import metrics, mixed_records, predictions, write_records
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +60,21 @@ def test_plain_gradient_descent_hides_no_wrong_scale(lab: Lab, engine: str) -> N
     # Adam hides a scale that is the same in every step, and so does clipping.
     sgd = {"optimizer": "sgd", "learning_rate": 0.5, "projector_learning_rate": 0.5, "max_grad_norm": 0.0}
     assert difference(lab.run(engine, 2, 4, optim=sgd), lab.reference(optim=sgd)) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_means_of_micro_batches_are_the_same_wherever_these_are_computed(lab: Lab, engine: str) -> None:
+    data = write_records(lab.folder / "full-windows.json", mixed_records(2 * GLOBAL_BATCH))
+    means: dict[str, Any] = {
+        "data": {"train": str(data)},
+        "train": {"loss": "micro_batch_mean"},
+        "optim": {"optimizer": "sgd", "learning_rate": 0.5, "projector_learning_rate": 0.5, "max_grad_norm": 0.0},
+    }
+    run, reference = lab.run(engine, 2, 2, **means), lab.run("cpu", 1, 4, **means)
+    assert difference(run, reference) < TOLERANCE
+    assert_same_metrics(run, reference)
+    means["train"] = {}
+    assert difference(reference, lab.run("cpu", 1, 4, **means)) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("engine", ENGINES)

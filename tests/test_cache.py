@@ -13,7 +13,7 @@ import llava_accel.train as verb
 from helpers.runs import metrics, mixed_records, recipe, trained, without_times, write_records
 from helpers.verbs import start, write_recipe
 from llava_accel.cache import cache
-from llava_accel.data import feature_store, images
+from llava_accel.data import feature_store, pixels
 from llava_accel.model import objective as objective_file
 from llava_accel.recipe import Recipe
 
@@ -52,17 +52,17 @@ def made(data: Path, tmp_path: Path) -> Callable[..., Recipe]:
 def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts images that are decoded and that run through the tower."""
     counts = {"decoded": 0, "encoded": 0}
-    decode, encode = images.decode, objective_file.tower_features
+    decode, encode = pixels.decode, objective_file.tower_features
 
     def counting_decode(path: Path, *settings: Any) -> Any:
         counts["decoded"] += 1
         return decode(path, *settings)
 
-    def counting_encode(tower: nn.Module, config: Any, pixels: torch.Tensor) -> torch.Tensor:
-        counts["encoded"] += len(pixels)
-        return encode(tower, config, pixels)
+    def counting_encode(tower: nn.Module, config: Any, tiles: torch.Tensor) -> torch.Tensor:
+        counts["encoded"] += len(tiles)
+        return encode(tower, config, tiles)
 
-    monkeypatch.setattr(images, "decode", counting_decode)
+    monkeypatch.setattr(pixels, "decode", counting_decode)
     monkeypatch.setattr(objective_file, "tower_features", counting_encode)
     return counts
 

@@ -18,7 +18,7 @@ from helpers.interrupted import STEPS, assert_same_run, checkpoints, newest, set
 from helpers.runs import PARITY, Tables, metrics, tables, talk, trained, write_records
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
-from llava_accel.data.images import ImageReader
+from llava_accel.data.pixels import ImageReader
 from llava_accel.exceptions import SIGNALS, Interrupted
 from llava_accel.loop import step as step_file
 from llava_accel.recipe import make_recipe

@@ -29,7 +29,7 @@ def recipe_file(folder: Path, kind: Kind) -> Path:
     model = {"base": "", "vision_tower": "", "adapter": "", **make_base(folder / "made", kind)}
     data = write_records(folder / "data.json", mixed_records(4))
     settings: dict[str, Any] = {
-        "data": {"eval": str(data)},
+        "data": {"eval": str(data), "labels": "original" if kind.template == "qwen_1_5" else "answers"},
         "train": {"per_device_batch_size": 2, "max_steps": STEPS, "epochs": STEPS},
         "eval": {"at_start": True, "every": STEPS, "max_new_tokens": 2, "blind_limit": 0},
         "checkpoint": {"every": 1, "keep": STEPS, "verify": True},

@@ -11,6 +11,7 @@ import llava_accel.train as verb
 from helpers.runs import distance, metrics, recipe, talk, trained, write_records
 from llava_accel.data.labels import Example
 from llava_accel.data.sampler import Order, windows
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import share_rows
 
 pytestmark = pytest.mark.slow
@@ -83,7 +84,7 @@ def test_resuming_keeps_the_order_of_groups() -> None:
 def _question(number: int, length: int) -> Example:
     ids = np.concatenate([[1], np.full(16, 99), 100 * (number + 1) + np.arange(length)])
     is_target = np.arange(len(ids)) >= len(ids) - 2
-    return Example(input_ids=ids, is_target=is_target, image_starts=(1,), images=("a",), index=number)
+    return Example(input_ids=ids, is_target=is_target, image_starts=(1,), images=(ImageView("a", 16),), index=number)
 
 
 @pytest.mark.parametrize("longest", [27, 40, 64, 1000])

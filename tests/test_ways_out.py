@@ -14,7 +14,7 @@ from helpers.verbs import write_recipe
 
 pytestmark = pytest.mark.slow
 
-STEP, LOAD = "llava_accel.loop.step:seed_step", "llava_accel.data.images:ImageReader.load"
+STEP, LOAD = "llava_accel.loop.step:seed_step", "llava_accel.data.pixels:ImageReader.load"
 ANSWER = "llava_accel.scoring.held_out:answer"
 CODES = {
     "error": 1,

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from llava_accel.console.output import printable
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import Recipe, changed_keys
-from llava_accel.recipe.inputs import Source
+from llava_accel.recipe.inputs import ModelTable, Source
 from llava_accel.recipe.toml import toml_value
 from llava_accel.scoring.best import read_lines
 from llava_accel.scoring.metrics import SCORES, cell
@@ -28,6 +28,7 @@ Form = Literal["checkpoint", "peft", "merged", "llava"]
 """What a run writes itself, and what `llava_accel.export` makes of it."""
 
 _HIDDEN = ("run.output_dir", "run.resume", "data.cache_dir")  # they say nothing about the model
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py
 _TITLES = {
     "loss": "loss, in nats a target",
     **SCORES,
@@ -81,6 +82,7 @@ def write_model_card(
         ],
         "recipe": recipe,
         "quantization": _quantization(recipe),
+        "vllm_rank": _vllm_rank(recipe.model) if recipe else None,
         "is_turned": recipe is not None and recipe.data.exif == "apply",
     }
     if recipe:
@@ -94,6 +96,18 @@ def write_model_card(
             "keys": {key: toml_value(value) for key, value in changed.items() if key not in _HIDDEN},
         }
     (folder / "README.md").write_text(printable(_template().render(context)))
+
+
+def _vllm_rank(model: ModelTable) -> int | None:
+    """The --max-lora-rank with which vLLM serves an adapter with LoRA layers on the projector.
+
+    None where it holds more than LoRA weights, where only peft knows how they act, or where the base has other weights.
+    """
+    lora = model.lora
+    is_plain = lora.variant in ("lora", "rslora") and lora.bias == "none" and not model.train_vision
+    if not model.adapts_projector or not is_plain or model.projector or model.vision_tower or not model.base:
+        return None
+    return next((rank for rank in _VLLM_RANKS if rank >= lora.rank), None)
 
 
 def _names(sources: str | Sequence[Source]) -> list[str]:

@@ -15,6 +15,7 @@ from llava_accel.storage.run_weights import complete_checkpoints
 
 # Free to change: where things are read (the checkpoint knows the data by content) and written, what is shown and kept, how
 # fast it goes, and when a run gives up.
+_SPLIT = {"train.per_device_batch_size", "train.accumulation_steps"}
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
     "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing",
@@ -22,7 +23,7 @@ _FREE = {
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",
     # Their product with the number of ranks is what counts, and the checkpoint knows it.
-    "train.per_device_batch_size", "train.accumulation_steps",
+    *_SPLIT,
 }  # fmt: skip
 _BOUND = {"eval.metric"}  # in a free table, but the best value so far is of that metric
 _LENGTH = {"train.epochs", "train.max_steps"}
@@ -94,10 +95,13 @@ def _newest(run: Path, say: Callable[[str], None]) -> Path | None:
 def differences(before: Recipe, now: Recipe) -> list[str]:
     """A line `key: value before -> value now` for each key whose change makes it a different run.
 
-    The length of a run is free where the rate does not depend on it.
+    The length of a run is free where the rate does not depend on it, and how a global batch is split where the loss does
+    not.
     """
     rate_is_flat = now.optim.schedule == "constant" and now.optim.warmup_fraction == 0
     free = _FREE | (_LENGTH if rate_is_flat else set())
+    if now.train.loss != "tokens":
+        free = free - _SPLIT
     old, new = flatten(before.model_dump()), flatten(now.model_dump())
     return [
         f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"

@@ -1,7 +1,9 @@
 """Rows -> a batch of tensors: padding, each image once, targets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from llava_accel.data.feature_store import DIGEST_BYTES
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.pixels import LoadedImage
+from llava_accel.data.tiling import ImageLayout, ImageView
 from llava_accel.data.trie import Row
 
 
@@ -23,19 +26,22 @@ class Batch:
     """Token i of a row attends to j where j <= i < subtree_end[j]; 0 marks padding."""
     branched: bool
     """Whether a row is more than one chain; plain causal attention does for chains."""
-    pixel_values: Float[Tensor, "images 3 height width"]
-    """Each image of the batch once, unless it is among the next."""
+    pixel_values: Float[Tensor, "tiles 3 height width"]
+    """The tiles of each image of the batch once, unless they are among the next."""
     tower_features: Float[Tensor, "cached tokens channels"]
-    """The vision tower's features of images that were found in the cache."""
+    """The vision tower's features of tiles that were found in the cache."""
     image_names: UInt8[Tensor, "named digest"]
-    """Names under which features of `pixel_values` go into the cache; none where there is no cache."""
+    """For each of `pixel_values` the name under which its image's features go into the cache; none where there is none."""
+    tile_order: Int[Tensor, "all_tiles"]
+    """For each tile of the different images, in the order in which they first occur in the rows, its place among
+    `pixel_values` and, after them, `tower_features`. Sums over images are taken in that order: were it that of the cache, it
+    would depend on what the cache held already."""
+    image_layouts: tuple[ImageLayout, ...]
+    """Of these images."""
     image_positions: Int[Tensor, "places"]
-    """Where the tokens of an image begin; an image may be in several places."""
+    """Where image tokens are; those of one image may be in several places."""
     image_index: Int[Tensor, "places"]
-    """Which image is there, counted in the order in which they first occur in the rows."""
-    image_order: Int[Tensor, "different"]
-    """For each of these images its place among `pixel_values` and, after them, `tower_features`. Sums over images
-    are taken in the order of the rows: were it that of the cache, it would depend on what the cache held already."""
+    """Which image token is there, counted through these images."""
     target_positions: Int[Tensor, "targets"]
     """Whose hidden states predict."""
     target_ids: Int[Tensor, "targets"]
@@ -50,16 +56,20 @@ class Batch:
     """Tokens of the records, without padding and with a shared prefix counted for each of them."""
 
 
+IMAGE_FIELDS = ("pixel_values", "tower_features", "image_names", "tile_order", "image_layouts")
+"""Those that image tokens are made from."""
+
+
 def collate(
-    rows: Sequence[Row], images: Mapping[str, LoadedImage], image_shape: tuple[int, ...], pad_id: int = 0
-) -> dict[str, Tensor | bool]:
+    rows: Sequence[Row], images: Mapping[ImageView, LoadedImage], image_shape: tuple[int, ...], pad_id: int = 0
+) -> dict[str, Any]:
     """Pad rows to the longest and put every image in once.
 
     Args:
         rows: May be empty: a rank without examples still computes one padding token, so that it takes part in every
             collective operation of the step.
-        images: The images of the rows by file name.
-        image_shape: Shape of every image's pixels.
+        images: The images of the rows.
+        image_shape: Shape of every tile's pixels.
         pad_id: Any id that the embedding holds; padding never reaches a target.
 
     Returns:
@@ -71,19 +81,18 @@ def collate(
     # Padding goes on counting, so that no attention kernel takes it for the start of another packed sequence.
     position_ids = np.tile(np.arange(seq, dtype=np.int64), (shape[0], 1))
     subtree_end = np.zeros(shape, dtype=np.int64)
-    names = [name for row in rows for name in row.images]
-    files = place_images(names, images)
-    first = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    places: list[int] = []
-    which: list[int] = []
+    different = list(dict.fromkeys(view for row in rows for view in row.images))
+    first_token = dict(zip(different, accumulate((view.num_tokens for view in different), initial=0), strict=False))
+    places: list[np.ndarray] = []
+    which: list[np.ndarray] = []
     for number, row in enumerate(rows):
         length = len(row)
         input_ids[number, :length] = row.input_ids
         position_ids[number, :length] = row.position_ids
         subtree_end[number, :length] = row.subtree_end
-        for start, name in zip(row.image_starts, row.images, strict=True):
-            places.append(number * seq + start)
-            which.append(first[name])
+        for start, view in zip(row.image_starts, row.images, strict=True):
+            places.append(np.arange(view.num_tokens) + number * seq + start)
+            which.append(np.arange(view.num_tokens) + first_token[view])
     positions = _joined([row.target_positions + n * seq for n, row in enumerate(rows)], torch.int64)
     read_positions, target_reads = positions.unique(return_inverse=True)
     batch = Batch(
@@ -91,10 +100,10 @@ def collate(
         position_ids=torch.from_numpy(position_ids),
         subtree_end=torch.from_numpy(subtree_end),
         branched=any((row.subtree_end != len(row)).any() for row in rows),
-        **stack_images([images[name] for name in files], image_shape),
-        image_positions=torch.tensor(places, dtype=torch.int64),
-        image_index=torch.tensor(which, dtype=torch.int64),
-        image_order=torch.tensor([files[name] for name in first], dtype=torch.int64),
+        **stack_images([images[view] for view in different], image_shape),
+        image_layouts=tuple(view.layout for view in different),
+        image_positions=_joined(places, torch.int64),
+        image_index=_joined(which, torch.int64),
         target_positions=positions,
         target_ids=_joined([row.target_ids for row in rows], torch.int64),
         target_weights=_joined([row.target_weights for row in rows], torch.float32),
@@ -106,21 +115,18 @@ def collate(
     return dict(vars(batch))
 
 
-def place_images(names: Iterable[str], images: Mapping[str, LoadedImage]) -> dict[str, int]:
-    """A number for each different name, those with pixels first: its place in what `stack_images` makes."""
-    different = sorted(dict.fromkeys(names), key=lambda name: images[name].is_encoded)
-    return {name: place for place, name in enumerate(different)}
-
-
 def stack_images(images: Sequence[LoadedImage], image_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The three fields of a batch that hold images, which are in the order of `place_images`."""
+    """The fields of a batch that hold the tiles of these images, and say in which order."""
     pixels = [image.tensor for image in images if not image.is_encoded]
     features = [image.tensor for image in images if image.is_encoded]
-    names = [list(image.name) for image in images if image.name and not image.is_encoded]
+    names = [list(image.name) for image in images if image.name and not image.is_encoded for _ in image.tensor]
+    tiles = np.repeat([image.is_encoded for image in images], [len(image.tensor) for image in images])
     return {
-        "pixel_values": torch.stack(pixels) if pixels else torch.zeros((0, *image_shape)),
-        "tower_features": torch.stack(features) if features else torch.zeros((0, 0, 0)),
+        "pixel_values": torch.cat(pixels) if pixels else torch.zeros((0, *image_shape)),
+        "tower_features": torch.cat(features) if features else torch.zeros((0, 0, 0)),
         "image_names": torch.tensor(names, dtype=torch.uint8).reshape(len(names), DIGEST_BYTES),
+        # The place of each tile when those with pixels come first.
+        "tile_order": torch.from_numpy(np.argsort(np.argsort(tiles, kind="stable"), kind="stable")),
     }
 
 

@@ -1,12 +1,14 @@
 """Templates: a conversation becomes a list of pieces, each marked supervised or not.
 
-The texts are LLaVA's (`llava/conversation.py`); what is supervised is each answer and the token that ends it. The
-pieces are tokenised one by one in `labels.py`, so the targets are known by construction and never counted again.
+The texts are LLaVA's (`llava/conversation.py`, of 1.5 and of NeXT); what is supervised is each answer and the token that
+ends it. The pieces are tokenised one by one in `labels.py`, so the targets are known by construction and never counted
+again.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -14,6 +16,8 @@ from llava_accel.sources.problems import DataError
 
 IMAGE = "<image>"
 Role = Literal["system", "user", "assistant"]
+Original = Literal["", "all", "newlines"]
+"""What LLaVA's own code learns of a piece that is no answer: nothing, all, or the tokens that are one line break."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,13 @@ class Piece:
     """A stretch of a conversation that is tokenised on its own.
 
     `text` is plain text of any content, `special` names one token of the vocabulary (or "bos"/"eos"), `image` is the
-    place of one image.
+    place of one image. `original` counts with data.labels = "original" alone.
     """
 
     kind: Literal["text", "special", "image"]
     text: str = ""
     supervised: bool = False
+    original: Original = ""
 
 
 Template = Callable[[Sequence[Turn]], list[Piece]]
@@ -42,14 +47,21 @@ Template = Callable[[Sequence[Turn]], list[Piece]]
 BOS = Piece("special", "bos")
 EOS = Piece("special", "eos", supervised=True)
 
+_HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
 SYSTEM_PROMPTS = {
     "v1": "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    "llava_v1": "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
     "plain": "",
-    "llava_llama_2": "You are a helpful language and vision assistant. You are able to understand the visual content "
-    "that the user provides, and assist the user with a variety of tasks using natural language.",
+    "llava_llama_2": _HELPFUL,
+    "llava_llama_3": _HELPFUL,
     "mistral_instruct": "",
     "chatml": "Answer the questions.",
+    "qwen_1_5": "You are a helpful assistant.",
 }
 """What a template says where a record has no system turn."""
 
@@ -120,29 +132,40 @@ def _start(turns: Sequence[Turn]) -> int:
     return int(bool(turns) and turns[0].role == "system")
 
 
-def split_images(text: str, has_images: bool) -> list[Piece]:
+def split_images(text: str, has_images: bool, original: Original = "") -> list[Piece]:
     """Cut the text at its images. In a record without images `<image>` is plain text, as in LLaVA."""
     if not has_images:
-        return [Piece("text", text)]
+        return [Piece("text", text, original=original)]
     pieces: list[Piece] = []
     for position, part in enumerate(text.split(IMAGE)):
         if position:
             pieces.append(Piece("image"))
         if part:
-            pieces.append(Piece("text", part))
+            pieces.append(Piece("text", part, original=original))
     return pieces
 
 
 def move_images_to_start(text: str) -> str:
-    """LLaVA's placement: the images of a turn come before its text, one a line, and the text is stripped."""
+    """LLaVA-1.5's placement: the images of a turn come before its text, one a line, and the text is stripped."""
     count = text.count(IMAGE)
     if not count:
         return text
     return (f"{IMAGE}\n" * count + text.replace(IMAGE, "").strip()).strip()
 
 
-def _v1(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    system, rounds = _rounds(turns, "v1")
+def move_single_image_to_start(text: str) -> str:
+    """NeXT's and OneVision's placement: as LLaVA-1.5's for one image that does not stand there; others stay in place."""
+    return text if text.count(IMAGE) != 1 or text.startswith(IMAGE) else move_images_to_start(text)
+
+
+PLACEMENTS: dict[str, Callable[[str], str]] = {
+    "start": move_images_to_start, "start_if_single": move_single_image_to_start, "in_place": str,
+}  # fmt: skip
+"""What happens to the text of a turn, by the values of data.image_placement."""
+
+
+def _v1(turns: Sequence[Turn], has_images: bool, *, template: str) -> list[Piece]:
+    system, rounds = _rounds(turns, template)
     pieces = [BOS]
     for number, (question, answer) in enumerate(rounds):
         lead = f"{system} " if number == 0 and system else ""
@@ -179,23 +202,64 @@ def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
     return [BOS, *images, Piece("text", f"{answer}\n", supervised=True)]
 
 
-def _chatml(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    system, rounds = _rounds(turns, "chatml")
-    start, end = Piece("special", "<|im_start|>"), Piece("special", "<|im_end|>")
-    pieces = [start, Piece("text", f"system\n{system}"), end]
-    for question, answer in rounds:
-        pieces += [start, *split_images(f"user\n{question}", has_images), end, start, Piece("text", "assistant\n")]
-        pieces += [Piece("text", answer, supervised=True)] if answer else []
-        pieces.append(Piece("special", "<|im_end|>", supervised=True))
+def _headed(
+    turns: Sequence[Turn],
+    has_images: bool,
+    *,
+    template: str,
+    form: str,
+    original: Original | None = None,
+    start: Sequence[Piece] = (),
+    strips: bool = False,
+) -> list[Piece]:
+    """Each turn between a header that names its role and a token that ends it.
+
+    Args:
+        form: Of a turn.
+        original: What LLaVA's own code learns of texts that are not the assistant's; it learns the special tokens and the
+            assistant's whole turns besides. None: answers and their ends alone.
+        strips: Leave out white space round a turn's text, as the template of the language model does.
+    """
+    pieces = list(start)
+    system = () if turns[0].role == "system" else (Turn("system", SYSTEM_PROMPTS[template]),)
+    for turn in (*system, *turns):
+        text = turn.text.strip() if strips else turn.text
+        before, header, after = _frame(form, turn.role, original)
+        pieces += before
+        if turn.role == "assistant":
+            pieces += [header, Piece("text", text, supervised=True)] if text else [header]
+        else:
+            pieces += split_images(header.text + text, has_images, header.original)
+        pieces += after
     return pieces
 
 
+@cache
+def _frame(form: str, role: Role, original: Original | None) -> tuple[list[Piece], Piece, list[Piece]]:
+    """Of a turn what is before its text, the last piece of that apart, and what is behind."""
+    is_answer, (before, after) = role == "assistant", form.replace("ROLE", role).split("TEXT")
+
+    def piece(part: str, ends: bool = False) -> Piece:
+        kind = "special" if _SPECIAL.fullmatch(part) else "text"
+        learned = "" if original is None else "all" if is_answer or kind == "special" else original
+        return Piece(kind, part, supervised=is_answer and ends and kind == "special", original=learned)
+
+    *front, header = (piece(part) for part in _SPECIAL.split(before) if part)
+    return front, header, [piece(part, ends=True) for part in _SPECIAL.split(after) if part]
+
+
+_SPECIAL = re.compile(r"(<\|.*?\|>)")
+_CHATML = "<|im_start|>ROLE\nTEXT<|im_end|>"
+_LLAMA_3 = "<|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|>"
 TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
-    "v1": _v1,
+    "v1": partial(_v1, template="v1"),
+    "llava_v1": partial(_v1, template="llava_v1"),
     "plain": _plain,
     "llava_llama_2": partial(_inst, template="llava_llama_2", bos_between=True),
+    "llava_llama_3": partial(_headed, template="llava_llama_3", form=_LLAMA_3, original="", start=(BOS,), strips=True),
     "mistral_instruct": partial(_inst, template="mistral_instruct", bos_between=False),
-    "chatml": _chatml,
+    "chatml": partial(_headed, template="chatml", form=_CHATML),
+    "qwen_1_5": partial(_headed, template="qwen_1_5", form=f"{_CHATML}\n", original="newlines"),
 }
 
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn, move_images_to_start
+from llava_accel.data.conversation import IMAGE, PLACEMENTS, TEMPLATES, Piece, Turn
+from llava_accel.data.images import Exif, image_size
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
 from llava_accel.data.records import Record, is_blank
+from llava_accel.data.tiling import WHOLE, ImageView, Tiling
 from llava_accel.data.trie import num_common
 from llava_accel.sources.problems import DataError
 
@@ -47,43 +50,49 @@ class Encoder:
 
     Args:
         tokenizer: The base's tokenizer.
-        image_token_id, num_image_tokens: See `Labeller`.
+        image_token_id: See `Labeller`.
+        tiling: What the base makes of an image.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
-        answers, image_placement, max_length, on_too_long: The recipe's keys of that name.
+        answers, labels, image_placement, max_length, on_too_long: The recipe's keys of that name, but for "auto".
         words, num_rows: See `Labeller`.
+        exif: The recipe's key: turned by it, an image has other tiles.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         image_token_id: int,
-        num_image_tokens: int,
+        tiling: Tiling,
         *,
         template: str,
         chat_template: str | None = None,
         answers: Literal["most_frequent", "weighted"] = "most_frequent",
-        image_placement: Literal["start", "in_place"] = "start",
+        labels: Literal["answers", "original"] = "answers",
+        image_placement: Literal["start", "start_if_single", "in_place"] = "start",
         max_length: int = 2048,
         on_too_long: Literal["error", "drop_turns", "skip"] = "error",
         words: Collection[str] = (),
         num_rows: int | None = None,
+        exif: Exif = "ignore",
     ) -> None:
-        self._label = Labeller(tokenizer, image_token_id, num_image_tokens, words, num_rows)
+        self._tiling, self._size = tiling, partial(image_size, exif=exif)
+        number = tiling.num_tokens(WHOLE)
+        self._label = Labeller(tokenizer, image_token_id, number, words, num_rows, labels)
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
         self._label.expect(_common_start(self._template))
         self._is_weighted = answers == "weighted"
-        self._placement = image_placement
+        self._place = PLACEMENTS[image_placement]
         self._max_length = max_length
         self._on_too_long = on_too_long
 
     def pieces(self, record: Record) -> list[Piece]:
         """The record's conversation in the template's form."""
         turns, has_images = record.turns, bool(record.images)
-        if has_images and self._placement == "start":
-            turns = [replace(turn, text=move_images_to_start(turn.text)) for turn in turns]
+        if has_images:
+            turns = [replace(turn, text=self._place(turn.text)) for turn in turns]
         return self._template(turns, has_images)
 
     def __call__(self, record: Record, index: int, find: Callable[[str], str]) -> Encoded:
@@ -94,9 +103,9 @@ class Encoder:
             find: Where the image of a name is: see `Source.address`.
 
         Raises:
-            DataError: unsafe or missing image, or too long and not shortened. Without its place.
+            DataError: unsafe, missing or broken image, or too long and not shortened. Without its place.
         """
-        images = list(map(find, record.images))
+        images = self._tiling.views(list(map(find, record.images)), self._size)
         encoded = Encoded(record, self._examples(record, images, index))
         length = encoded.length
         if length > self._max_length and self._on_too_long == "drop_turns":
@@ -112,7 +121,7 @@ class Encoder:
             )
         return encoded
 
-    def _longest(self, record: Record, images: list[str], index: int) -> Encoded:
+    def _longest(self, record: Record, images: Sequence[ImageView], index: int) -> Encoded:
         """The record with as many of its rounds as fit; with the first alone where none does.
 
         Found by halves: encoding once for each round that goes would take hours for a record of many.
@@ -133,7 +142,7 @@ class Encoder:
                 high = middle
         return fitting
 
-    def _examples(self, record: Record, images: list[str], index: int) -> tuple[Example, ...]:
+    def _examples(self, record: Record, images: Sequence[ImageView], index: int) -> tuple[Example, ...]:
         if not self._is_weighted or all(is_blank(text) for text, _ in record.answers):
             return (self._label(self.pieces(record), images, index),)
         answers = [answer for answer in record.answers if not is_blank(answer[0])]
@@ -171,6 +180,6 @@ def find_images(record: Record, index: int, find: Callable[[str], str]) -> Encod
     Raises:
         DataError: unsafe or missing image. Without its place.
     """
-    images = tuple(map(find, record.images))
+    images = tuple(ImageView(find(name), 0) for name in record.images)
     ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])
     return Encoded(record, (Example(input_ids=ids, is_target=is_target, images=images, index=index),))

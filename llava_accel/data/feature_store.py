@@ -36,9 +36,9 @@ _PATIENCE_S, _PATIENCE_AT_END_S = 30.0, 2.0  # with a process that keeps the loc
 _UNFINISHED = re.compile(r"[0-9a-f]{32}\.safetensors\.[0-9a-f]{32}\.tmp")
 
 
-def digest(content: bytes) -> bytes:
-    """The name of an image: a hash of the file's content, wherever the file is."""
-    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+def digest(content: bytes, is_cut: bool = False) -> bytes:
+    """The name of an image: a hash of the file's content, wherever the file is, and of whether it is cut into tiles."""
+    return hashlib.sha256(content + b"tiles" * is_cut).digest()[:DIGEST_BYTES]
 
 
 class FeatureStore:
@@ -70,7 +70,7 @@ class FeatureStore:
             self._refresh()
         return name.hex() in self._places
 
-    def get(self, name: bytes) -> Float[Tensor, "tokens channels"] | None:
+    def get(self, name: bytes) -> Float[Tensor, "tiles tokens channels"] | None:
         """The record of an image; a view of the file, in the type in which it was computed. None where there is none."""
         while name in self:
             file = self._places[name.hex()]
@@ -161,8 +161,12 @@ class FeatureWriter:
         """Why it cannot be written, if that is the reason."""
         atexit.register(self.flush, _PATIENCE_AT_END_S)
 
-    def put(self, names: UInt8[Tensor, "images 16"], features: Float[Tensor, "images tokens channels"]) -> None:
-        """Keep what the tower made of some images. Does not wait for the device: it is fetched at the next call."""
+    def put(self, names: UInt8[Tensor, "tiles 16"], features: Float[Tensor, "tiles tokens channels"]) -> None:
+        """Keep what the tower made of some images. Does not wait for the device: it is fetched at the next call.
+
+        Args:
+            names: Of the image that each tile is of; the tiles of an image stand side by side.
+        """
         self._fetch()
         if self.is_full:
             return
@@ -187,7 +191,8 @@ class FeatureWriter:
         for names, features, event in self._arriving:
             if event is not None:
                 event.synchronize()
-            for name, record in zip(names.numpy(), features, strict=True):
+            images, counts = names.unique_consecutive(dim=0, return_counts=True)
+            for name, record in zip(images.numpy(), features.split(counts.tolist()), strict=True):
                 if name.tobytes() not in self._waiting and self._store.get(name.tobytes()) is None:
                     # A SigLIP leaves its channels apart; files hold them side by side.
                     self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)

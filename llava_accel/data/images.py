@@ -1,4 +1,4 @@
-"""Images: find the file, decode it safely, pad or crop or stretch, normalise."""
+"""Image files: found below their folder, and decoded safely."""
 
 import functools
 import os
@@ -8,21 +8,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from transformers import PilBackend
 
-from llava_accel.data.feature_store import FeatureStore, digest
-from llava_accel.sources.image_parts import open_image, part_of, read_image, shown
+from llava_accel.sources.image_parts import open_image, part_of, shown
 from llava_accel.sources.problems import DataError, quoted
 
-Aspect = Literal["pad", "crop", "stretch"]
 Exif = Literal["ignore", "apply"]
 _MAX_RATIO = 1000  # of the sides: the enlarged form of a longer strip would fill the memory
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
@@ -35,6 +28,7 @@ _OTHER_CONTENT = {
 }  # fmt: skip
 """How files begin, after white space or the length of a box, that people take for images."""
 _ORIENTATION = 0x0112  # the number of the EXIF field; 1 or no field: as stored
+_ON_THE_SIDE = range(5, 9)  # its values that make width and height change places
 _DARK = 4096  # 16-bit values that all lie below it come from 12 bits or less, and would be black
 _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
@@ -103,17 +97,20 @@ def _is_inside(root: Path, name: str) -> bool:
     return os.path.isfile(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def check_header(path: Path | str) -> tuple[int, int]:
+def image_size(path: Path | str, exif: Exif = "ignore") -> tuple[int, int]:
     """Width and height in pixels from the file's header, nothing is decoded.
 
     Args:
         path: The file, or an address: see `image_parts.py`.
+        exif: See `decode`.
 
     Raises:
         DataError: it is not an image of a format and a type that is read, or too large: itself, or as a square.
     """
     with _open(path) as image:
-        return image.size
+        width, height = image.size
+        lies = exif == "apply" and _orientation(image) in _ON_THE_SIDE
+    return (height, width) if lies else (width, height)
 
 
 def decode(path: Path | str, exif: Exif = "ignore") -> Image.Image:
@@ -145,7 +142,7 @@ def _decoded(image: Image.Image, path: Path | str, exif: Exif) -> Image.Image:
     except DataError:
         raise
     except _BROKEN as error:
-        raise _broken(path, error) from None
+        raise broken(path, error) from None
     # A colour that stands for transparency outlives this conversion, and transformers would then lay it on white.
     image.info.pop("transparency", None)
     return image
@@ -154,7 +151,7 @@ def _decoded(image: Image.Image, path: Path | str, exif: Exif) -> Image.Image:
 def _check_range(image: Image.Image, path: Path | str) -> None:
     highest = image.getextrema()[1]
     if 0 < highest < _DARK:  # pyright: ignore[reportOperatorIssue]  a number, as there is one channel
-        problem = f"{_named(path)} would be black: its highest 16-bit value is {highest} of 65535"
+        problem = f"{named(path)} would be black: its highest 16-bit value is {highest} of 65535"
         raise DataError("broken_image", problem, "Scale its values to 8 bits, and save it as PNG")
 
 
@@ -177,10 +174,14 @@ def check_images(paths: Iterable[Path | str], whole: bool) -> Counter[str]:
 
 
 def _is_turned(image: Image.Image) -> bool:
+    return _orientation(image) in range(2, 9)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        return image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:  # the pixels are in order
-        return False
+        return 1
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -188,89 +189,6 @@ def _is_transparent(image: Image.Image) -> bool:
     if not may_be or image.mode.startswith("I"):
         return False
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255  # pyright: ignore[reportOperatorIssue]
-
-
-def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The image in the middle of a square of its longer side, as LLaVA-1.5 trains and evaluates."""
-    width, height = image.size
-    side = max(width, height)
-    if width == height:
-        return image
-    square = Image.new("RGB", (side, side), background)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedImage:
-    """Pixels [3, height, width] of an image, or the tower's features of it [tokens, channels].
-
-    `name` is the digest under which its features are kept; empty where none are.
-    """
-
-    tensor: Tensor
-    name: bytes = b""
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether these are features."""
-        return self.tensor.ndim == 2
-
-
-class ImageReader:
-    """Image files -> `pixel_values`.
-
-    Args:
-        processor: The tower's image processor (a PIL one of transformers).
-        aspect: "pad" to a square of the mean colour, "crop" the middle, or "stretch" to the tower's size.
-        exif: See `decode`.
-    """
-
-    def __init__(self, processor: PilBackend, aspect: Aspect, exif: Exif = "ignore") -> None:
-        self._processor = processor
-        self._aspect: Aspect = aspect
-        self._exif: Exif = exif
-        settings = processor.to_dict()
-        red, green, blue = (int(mean * 255) for mean in settings["image_mean"])
-        self._background = (red, green, blue)
-        size = settings["crop_size"] if settings.get("do_center_crop") else settings["size"]
-        self._side: int = size.get("height") or size["shortest_edge"]
-        self.store: FeatureStore | None = None
-        """Features of images that are stored already."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of every image."""
-        return (3, self._side, self._side)
-
-    def __call__(self, path: Path | str) -> Float[Tensor, "3 height width"]:
-        """Decode and normalise one file; DataError as from `decode`."""
-        return self.normalise(decode(path, self._exif))
-
-    def load(self, path: Path | str) -> LoadedImage:
-        """What a batch needs of one file: its features if they are stored, so that nothing is decoded, else its pixels.
-
-        Raises:
-            DataError: see `decode`.
-        """
-        if self.store is None:
-            return LoadedImage(self(path))
-        try:
-            name = digest(read_image(str(path)))
-        except OSError as error:
-            raise _broken(path, error) from None
-        features = self.store.get(name)
-        return LoadedImage(self(path) if features is None else features, name)
-
-    def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """Bring an RGB image to the tower's size and range."""
-        if self._aspect == "pad":
-            image = pad_to_square(image, self._background)
-        elif self._aspect == "stretch":
-            image = image.resize((self._side, self._side), Image.Resampling.BICUBIC)
-        pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
-        assert pixels.shape == self.shape
-        return pixels.to(torch.float32)
 
 
 @functools.cache
@@ -291,15 +209,15 @@ def _open(path: Path | str) -> Iterator[Image.Image]:
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise DataError(
                 "broken_image",
-                f"{_named(path)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
+                f"{named(path)} has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb",
                 "Scale it down before training: the tower sees a few hundred pixels a side",
             ) from None
         except UnidentifiedImageError:
             raise _of_another_format(path) from None
         except _BROKEN as error:
-            raise _broken(path, error) from None
+            raise broken(path, error) from None
         if problem := _unusable(image):
-            raise DataError("broken_image", f"{_named(path)} {problem[0]}", problem[1])
+            raise DataError("broken_image", f"{named(path)} {problem[0]}", problem[1])
         yield image
 
 
@@ -324,18 +242,20 @@ def _of_another_format(path: Path | str) -> DataError:
         with open_image(str(path)) as file:
             head = file.read(64)
     except OSError as error:
-        return _broken(path, error)
+        return broken(path, error)
     starts = (head.lower().lstrip(), head[4:].lower())
     kinds = (kind for mark, kind in _OTHER_CONTENT.items() if any(start.startswith(mark.lower()) for start in starts))
     kind = next(kinds, "nothing" if not head else "of no format that is read, or cut off")
-    problem = f"{_named(path)} is not a readable image (its content is {kind})"
+    problem = f"{named(path)} is not a readable image (its content is {kind})"
     return DataError("broken_image", problem, "Convert it to JPEG or PNG, replace it, or drop the record")
 
 
-def _broken(path: Path | str, error: Exception) -> DataError:
-    problem = f"{_named(path)} is not a readable image ({' '.join(str(error).split())})"
+def broken(path: Path | str, error: Exception) -> DataError:
+    """The error of an image file that cannot be read."""
+    problem = f"{named(path)} is not a readable image ({' '.join(str(error).split())})"
     return DataError("broken_image", problem, "Replace it or drop the record")
 
 
-def _named(path: Path | str) -> str:
+def named(path: Path | str) -> str:
+    """An image file as messages call it."""
     return quoted(shown(str(path)), 200)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.conversation import BOS, EOS, IMAGE, Piece, Turn
+from llava_accel.data.conversation import BOS, EOS, IMAGE, TEMPLATES, Piece, Turn
 from llava_accel.data.labels import adds_bos
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError, quoted
 
 _MARK = "\ue000{}.{}\ue001"  # of the private use area: no template and no tokenizer gives it a meaning
 _MARKS = re.compile("\ue000(\\d+)\\.(\\d+)\ue001")
-_REMEDY = "Name one of LLaVA's templates: v1, plain, llava_llama_2, mistral_instruct, chatml"
+_REMEDY = f"Name one of LLaVA's templates: {', '.join(TEMPLATES)}"
 _PROBE = [Turn("user", "q"), Turn("assistant", "a")]
 
 REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)

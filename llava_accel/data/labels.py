@@ -8,6 +8,7 @@ never becomes a special token: a literal `</s>` in an answer is spelled out and 
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import Piece
 from llava_accel.data.text_encoder import Context, TextEncoder
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 
 
@@ -22,21 +24,23 @@ from llava_accel.exceptions import UserError
 class Example:
     """One conversation as the model sees it.
 
-    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. An image is
-    `num_image_tokens` copies of the image token from `image_starts[k]` on, which are never targets.
+    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. An image is copies of the image
+    token from `image_starts[k]` on, which are never targets.
     """
 
     input_ids: Int[np.ndarray, "length"]
     is_target: Bool[np.ndarray, "length"]
     image_starts: tuple[int, ...] = ()
-    images: tuple[str, ...] = ()
-    """Image files, one for each of `image_starts`."""
+    images: tuple[ImageView, ...] = ()
+    """One for each of `image_starts`."""
     index: int = -1
     """Place of the record in the data; -1 outside a data set."""
     weight: float = 1.0
     """Factor on the loss of its targets: the share of the annotators who gave this answer."""
     num_repeated: int = 0
     """Leading tokens that another answer to the same record holds already; 0 for a record's first answer."""
+    is_answer: Bool[np.ndarray, "length"] | None = None
+    """Which targets are answers and their ends; None: all."""
 
     @property
     def num_targets(self) -> int:
@@ -44,9 +48,17 @@ class Example:
 
     def prompt_length(self) -> int:
         """Tokens before the last answer: what a model is given when it has to answer by itself."""
-        (positions,) = np.nonzero(self.is_target)
+        positions = self._answers()
         gaps = np.nonzero(np.diff(positions) > 1)[0]
         return int(positions[gaps[-1] + 1] if len(gaps) else positions[0])
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends the last answer."""
+        return int(self.input_ids[self._answers()[-1]])
+
+    def _answers(self) -> Int[np.ndarray, "answers"]:
+        return np.flatnonzero(self.is_target if self.is_answer is None else self.is_answer)
 
 
 class Labeller:
@@ -55,9 +67,10 @@ class Labeller:
     Args:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
         image_token_id: Id at every position of an image.
-        num_image_tokens: Positions that one image takes.
+        num_image_tokens: Positions of an image of which no more is known.
         words: Added tokens that texts may hold; others are spelled out.
         num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: all tokens have one.
+        labels: Whether what a piece's `original` says is a target as well.
     """
 
     def __init__(
@@ -67,21 +80,24 @@ class Labeller:
         num_image_tokens: int,
         words: Collection[str] = (),
         num_rows: int | None = None,
+        labels: Literal["answers", "original"] = "answers",
     ) -> None:
         self._encode = TextEncoder(tokenizer, image_token_id, words)
+        self._is_original = labels == "original"
+        self._newline = self._encode("\n", "text")
         self._num_rows = num_rows
         self._tokenizer = tokenizer
-        self._image_ids = [image_token_id] * num_image_tokens
+        self._image_token_id, self._num_image_tokens = image_token_id, num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
 
     def expect(self, head: str) -> None:
         """See `TextEncoder.expect`."""
         self._encode.expect(head)
 
-    def __call__(self, pieces: Iterable[Piece], images: Sequence[str] = (), index: int = -1) -> Example:
-        """Ids and targets of the pieces; `images` are the files of the image pieces, in order."""
+    def __call__(self, pieces: Iterable[Piece], images: Sequence[ImageView] = (), index: int = -1) -> Example:
+        """Ids and targets of the pieces; `images` are those of the image pieces, in order."""
         ids: list[int] = []
-        is_target = bytearray()
+        is_answer, is_target = bytearray(), bytearray()
         image_starts: list[int] = []
         after: Context = "start"
         for piece in pieces:
@@ -96,20 +112,26 @@ class Labeller:
                 # The first BOS belongs to the start: the tokenizer adds it, the text after it begins the chunk.
                 after = "start" if piece.text == "bos" and not ids else "special"
             else:
+                number = images[len(image_starts)].num_tokens if images else self._num_image_tokens
                 image_starts.append(len(ids))
-                new, after, mark = self._image_ids, "start", b"\0"
+                new, after, mark = [self._image_token_id] * number, "start", b"\0"
             ids += new
-            is_target += mark * len(new)
-        assert len(image_starts) == len(images) or not images, "one file for each image of the text"
+            is_answer += mark * len(new)
+            is_target += self._besides(piece, new) if self._is_original and piece.original else mark * len(new)
+        assert len(image_starts) == len(images) or not images, "one view for each image of the text"
         if is_target:
-            is_target[0] = 0  # no token before the first one could predict it
+            is_answer[0] = is_target[0] = 0  # no token before the first one could predict it
         return Example(
             input_ids=np.fromiter(ids, np.int64, len(ids)),
             is_target=np.frombuffer(is_target, dtype=bool),
             image_starts=tuple(image_starts),
             images=tuple(images),
             index=index,
+            is_answer=np.frombuffer(is_answer, dtype=bool) if self._is_original else None,
         )
+
+    def _besides(self, piece: Piece, ids: list[int]) -> bytes:
+        return bytes(piece.original == "all" or [id] == self._newline for id in ids)
 
     def _special(self, name: str) -> list[int]:
         if name == "bos" and not adds_bos(self._tokenizer):

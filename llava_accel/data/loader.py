@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.sampler import MicroBatch, Window
+from llava_accel.data.tiling import ImageLayout, ImageView
 from llava_accel.data.trie import chain, pack_rows, share_rows
 from llava_accel.exceptions import SIGNALS, UserError, kill_workers
 from llava_accel.sources.problems import DataError
 
-Loaded = dict[str, Tensor | bool]
+Loaded = dict[str, Tensor | bool | Sequence[ImageLayout]]
 """The fields of `collate.Batch`."""
 _SHOWN_IDS = 8
 _WAIT_S = 0.1
@@ -43,13 +44,13 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Loaded, list[DataError]]:
         examples: list[Example] = []
-        images: dict[str, LoadedImage] = {}
+        images: dict[ImageView, LoadedImage] = {}
         errors: list[DataError] = []
         for index in micro_batch:
             try:
                 found = self._corpus.encode(index)
-                names = found.example.images
-                images |= {name: self._image_reader.load(name) for name in names if name not in images}
+                views = found.example.images
+                images |= {view: self._image_reader.load(view) for view in views if view not in images}
                 examples += found.examples
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))
@@ -105,7 +106,7 @@ def load_windows(
             on_error(error)
         if enter:
             enter("copy")
-        window.append({name: moved(value, device) for name, value in micro_batch.items()})
+        window.append(moved(micro_batch, device))
         if enter:
             enter("data_wait")
         if len(window) == sizes[0]:
@@ -180,13 +181,16 @@ def _start_worker(temporary: str, _worker: int) -> None:
 atexit.register(kill_workers)
 
 
-def moved(value: Tensor | bool, device: torch.device) -> Tensor | bool:
-    """A field of a batch where it is computed with."""
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+def moved(batch: Loaded, device: torch.device) -> Loaded:
+    """A batch where it is computed with."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def tensor(batch: Loaded, name: str) -> Tensor:
-    """A field of a batch that is not a flag."""
+    """A field of a batch that is a tensor."""
     value = batch[name]
     assert isinstance(value, Tensor)
     return value

@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader, LoadedImage
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, worker_start
+from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.records import Record
 from llava_accel.data.sampler import image_groups
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import Row, share_rows
 from llava_accel.sources.problems import DataError
 
@@ -93,7 +94,7 @@ def load_questions(
     for loaded, questions in loader:
         if isinstance(questions, DataError):
             raise questions
-        yield {name: moved(value, device) for name, value in loaded.items()}, questions
+        yield moved(loaded, device), questions
 
 
 class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
@@ -110,13 +111,13 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
     def __getitem__(self, number: int) -> tuple[Loaded, Questions | DataError]:
         examples: dict[int, Example] = {}
-        images: dict[str, LoadedImage] = {}
+        images: dict[ImageView, LoadedImage] = {}
         for index in self._batches[number]:
             try:
                 examples[index] = self._corpus.encode(index).example
-                for name in () if self._blind else examples[index].images:
-                    if name not in images:
-                        images[name] = self._image_reader.load(name)
+                for view in () if self._blind else examples[index].images:
+                    if view not in images:
+                        images[view] = self._image_reader.load(view)
             except DataError as error:
                 return {}, self._corpus.locate(error, index)
         rows = share_rows(list(examples.values()), self._max_length)
@@ -143,6 +144,6 @@ def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Re
         rows=np.asarray(numbers, dtype=np.int64),
         places=np.asarray(places, dtype=np.int64),
         num_targets=np.asarray(counts, dtype=np.int64),
-        stop_ids=frozenset(int(example.input_ids[example.is_target][-1]) for example in examples.values()),
+        stop_ids=frozenset(example.end_id for example in examples.values()),
         records=tuple(records[index] for index in indices),
     )

@@ -144,15 +144,24 @@ class Order:
 
 
 def deal(
-    batch: Int[np.ndarray, "batch"], lengths: Int[np.ndarray, "examples"], *, per_device_batch_size: int, num_ranks: int
+    batch: Int[np.ndarray, "batch"],
+    lengths: Int[np.ndarray, "examples"],
+    *,
+    per_device_batch_size: int,
+    num_ranks: int,
+    keeps_order: bool = False,
 ) -> list[Window]:
     """Deal a global batch to the ranks: for each rank its micro-batches, all ranks the same number of them.
 
     Neighbours in length share a micro-batch, and the ranks get micro-batches of similar length at the same time: each
     time the longest goes to the rank that has had the least. A short batch is spread evenly; a rank that has nothing
     left gets an empty micro-batch, which still takes part in every collective operation.
+
+    Args:
+        keeps_order: Neighbours in `batch` share a micro-batch instead.
     """
-    batch = batch[np.argsort(lengths[batch], kind="stable")]
+    if not keeps_order:
+        batch = batch[np.argsort(lengths[batch], kind="stable")]
     num_turns = max(1, -(-len(batch) // (per_device_batch_size * num_ranks)))
     parts = np.array_split(batch, num_turns * num_ranks)
     dealt: list[Window] = [[] for _ in range(num_ranks)]
@@ -165,11 +174,13 @@ def deal(
     return dealt
 
 
-def windows(order: Order, first_step: int, num_steps: int, **sizes: int) -> Iterator[list[Window]]:
+def windows(
+    order: Order, first_step: int, num_steps: int, *, keeps_order: bool = False, **sizes: int
+) -> Iterator[list[Window]]:
     """Every step's micro-batches for all ranks, from `first_step` to `num_steps`, over as many epochs as it takes."""
     epoch, batches = -1, Batches(np.zeros(0, dtype=np.int64), 1, np.zeros(0, dtype=np.int64))
     for step in range(first_step, num_steps):
         if step // order.steps_per_epoch != epoch:
             epoch = step // order.steps_per_epoch
             batches = order.epoch(epoch)
-        yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, **sizes)
+        yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, keeps_order=keeps_order, **sizes)

@@ -28,14 +28,14 @@ from llava_accel.storage.kept_files import store, stored
 
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
-COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_turns"), np.int32) | dict.fromkeys(
+COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_tiles", "num_turns"), np.int32) | dict.fromkeys(
     ("image_keys", "record_keys", "answer_keys"), np.int64
 )
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype(
     [
         *COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32),
-        ("unpaired_turns", np.int32),
+        ("unpaired_turns", np.int32), ("vanished", np.int32),
     ]
 )  # fmt: skip
 
@@ -50,6 +50,8 @@ class Survey:
     """Tokens, image tokens included; several answers to a record share one prompt."""
     num_targets: Int[np.ndarray, "rows"]
     num_images: Int[np.ndarray, "rows"]
+    num_tiles: Int[np.ndarray, "rows"]
+    """Squares that the vision tower sees of a record's images."""
     num_turns: Int[np.ndarray, "rows"]
     image_keys: Int[np.ndarray, "rows"]
     """Equal where records show the same images; 0 without images."""
@@ -60,6 +62,8 @@ class Survey:
     num_dropped_turns: int
     num_unpaired_turns: int = 0
     """Leading answers and trailing questions, see `Record.dropped_turns`."""
+    num_vanished: int = 0
+    """Images whose tiles leave no token: see `ImageView.has_vanished`."""
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
     question_keys: Int[np.ndarray, "read"] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -106,7 +110,7 @@ def _read_rows(corpus: Corpus, rows: Sequence[int], watched: re.Pattern[str] | N
             errors[row] = error
             columns.append(_NOTHING)
             continue
-        images = [corpus.image_name(row, image) for image in encoded.example.images]
+        images = [corpus.image_name(row, view.file) for view in encoded.example.images]
         texts = _texts(encoded.record)
         columns.append(_columns(encoded, images, texts))
         if watched and watched.search(texts):
@@ -124,6 +128,7 @@ def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, 
         length,
         num_targets,
         len(images),
+        sum(view.layout.num_tiles for view in encoded.example.images),
         len(record.turns) - (record.turns[0].role == "system"),
         _key("\0".join(images)) if images else 0,
         _key("\0".join((*images, texts))),
@@ -132,6 +137,7 @@ def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, 
         _key(record.id),
         encoded.dropped_turns,
         record.dropped_turns,
+        sum(view.has_vanished for view in encoded.example.images),
     )
 
 
@@ -180,6 +186,7 @@ def survey(
     return Survey(
         num_dropped_turns=int(columns.pop("dropped_turns").sum()),
         num_unpaired_turns=int(columns.pop("unpaired_turns").sum()),
+        num_vanished=int(columns.pop("vanished").sum()),
         **columns,
         errors=dict(sorted(errors.items())),
         traits=seen.traits,
@@ -227,7 +234,7 @@ def _read_images(
 def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
     seen = _Images()
     for row in rows:
-        files = corpus.encode(row).example.images
+        files = [view.file for view in corpus.encode(row).example.images]
         try:
             seen.traits += check_images(files, decode)
         except DataError as error:
@@ -250,7 +257,8 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 7
+_FORMAT = 8
+_COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished")
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -274,7 +282,7 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
 def _write(survey: Survey, path: Path) -> None:
     errors = json.dumps({row: vars(error) for row, error in survey.errors.items()})
     batch = pa.record_batch({name: getattr(survey, name) for name in COLUMNS})
-    counts = {name: str(getattr(survey, name)) for name in ("num_dropped_turns", "num_unpaired_turns")}
+    counts = {name: str(getattr(survey, name)) for name in _COUNTS}
     batch = batch.replace_schema_metadata({"errors": errors, **counts})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
@@ -283,10 +291,10 @@ def _write(survey: Survey, path: Path) -> None:
 def _load(path: Path) -> Survey:
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     errors = json.loads(batch.schema.metadata[b"errors"])
+    counts: dict[str, Any] = {name: int(batch.schema.metadata[name.encode()]) for name in _COUNTS}
     return Survey(
         **{name: batch.column(name).to_numpy(zero_copy_only=True) for name in COLUMNS},
-        num_dropped_turns=int(batch.schema.metadata[b"num_dropped_turns"]),
-        num_unpaired_turns=int(batch.schema.metadata[b"num_unpaired_turns"]),
+        **counts,
         errors={int(row): DataError(**fields) for row, fields in errors.items()},
     )
 
@@ -309,5 +317,6 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
         **arrays,
         num_dropped_turns=survey.num_dropped_turns + int(columns["dropped_turns"].sum()),
         num_unpaired_turns=survey.num_unpaired_turns + int(columns["unpaired_turns"].sum()),
+        num_vanished=survey.num_vanished + int(columns["vanished"].sum()),
         errors=dict(sorted((others | errors).items())),
     )

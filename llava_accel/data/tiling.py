@@ -6,6 +6,7 @@ that into tiles of the tower's size (`llava/mm_utils.py`, and "spatial_unpad" in
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 _SHRINKS_ABOVE = 1.1
 
 
-class Layout(NamedTuple):
+class ImageLayout(NamedTuple):
     """How the tower's patches of an image become its tokens: those of the whole image, then those of the grid of tiles.
 
     A map of patches is laid over the grid; what lies outside `window` shows the canvas and is dropped, the rest is
@@ -35,8 +36,22 @@ class Layout(NamedTuple):
         return 1 + self.rows * self.columns
 
 
-WHOLE = Layout()
+WHOLE = ImageLayout()
 """Of an image that is one square."""
+
+
+class ImageView(NamedTuple):
+    """An image as a record shows it. The same file alone and beside others may be seen in two ways."""
+
+    file: str
+    """Its address: see `image_parts.py`."""
+    num_tokens: int
+    layout: ImageLayout = WHOLE
+
+    @property
+    def has_vanished(self) -> bool:
+        """Whether it is a strip so thin that its tiles leave no token."""
+        return self.layout.num_tiles > 1 and 0 in self.layout.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +72,40 @@ class Tiling:
     has_newline: bool = False
     most_tiles: int = 0
 
-    def num_tokens(self, layout: Layout) -> int:
+    def views(self, files: Sequence[str], size: Callable[[str], tuple[int, int]]) -> tuple[ImageView, ...]:
+        """How a record shows its images: cut into tiles where it has one, each as one square where it has more.
+
+        Args:
+            size: Width and height of a file.
+        """
+        is_cut = bool(self.canvases) and len(files) == 1
+        layouts = [self.layout(*size(file)) if is_cut else WHOLE for file in files]
+        return tuple(ImageView(file, self.num_tokens(each), each) for file, each in zip(files, layouts, strict=True))
+
+    def num_tokens(self, layout: ImageLayout) -> int:
         """Image tokens of an image."""
         height, width = layout.size
         rows = height if layout.rows else 1
         return self.tile_tokens + height * width + rows * self.has_newline
 
-    def layout(self, width: int, height: int) -> Layout:
+    def layout(self, width: int, height: int) -> ImageLayout:
         """Of an image of so many pixels that is cut into tiles."""
         canvas = best_canvas(width, height, self.canvases)
         columns, rows = (each // self.side for each in canvas)
         side = math.isqrt(self.tile_tokens)
-        top, left, *size = window = _window(width, height, columns * side, rows * side)
+        window = _window(width, height, columns * side, rows * side)
+        size = window[2:]
         times = math.sqrt(size[0] * size[1] / (self.most_tiles * side**2)) if self.most_tiles else 0.0
         if times > _SHRINKS_ABOVE:
-            size = [int(each // times) for each in size]
-        return Layout(rows, columns, window, (size[0], size[1]))
+            size = int(size[0] // times), int(size[1] // times)
+        return ImageLayout(rows, columns, window, size)
 
     def cut(self, image: Image.Image) -> list[Image.Image]:
         """The whole image squeezed into a square, then the tiles row by row. Cut from the middle of a black canvas that the
         image fills as far as its shape allows."""
         canvas = Image.new("RGB", best_canvas(*image.size, self.canvases))
         scaled = image.resize(_inside(*image.size, *canvas.size))
-        canvas.paste(scaled, tuple((outer - inner) // 2 for outer, inner in zip(canvas.size, scaled.size, strict=True)))
+        canvas.paste(scaled, ((canvas.width - scaled.width) // 2, (canvas.height - scaled.height) // 2))
         tiles = [
             canvas.crop((left, top, left + self.side, top + self.side))
             for top in range(0, canvas.height, self.side)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from llava_accel.data.labels import Example
+from llava_accel.data.tiling import ImageView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Row:
     target_ids: Int[np.ndarray, "targets"]
     target_weights: Float[np.ndarray, "targets"]
     image_starts: tuple[int, ...]
-    images: tuple[str, ...]
+    images: tuple[ImageView, ...]
     indices: tuple[int, ...]
     """Places in the data of the records in this row; several answers to one record name it once."""
     num_example_tokens: int
@@ -44,12 +45,12 @@ def build_row(examples: Sequence[Example], weights: Sequence[float] | None = Non
     """Join examples into one row.
 
     Args:
-        examples: At least one. An image is part of a shared prefix where its file and its place are the same.
+        examples: At least one. An image is part of a shared prefix where its view and its place are the same.
         weights: Factor on the loss of each example; its own weight where absent.
         share: Hold common prefixes once. False puts the examples side by side (a pack).
     """
     weights = [example.weight for example in examples] if weights is None else weights
-    numbers: dict[str, int] = {}
+    numbers: dict[ImageView, int] = {}
     builder = _Builder([_keys(example, numbers) for example in examples])
     groups = [list(range(len(examples)))] if share else [[number] for number in range(len(examples))]
     for group in groups:
@@ -70,7 +71,7 @@ def share_rows(examples: Sequence[Example], max_length: int) -> list[Row]:
 
 def _split(group: Sequence[Example], max_length: int) -> list[list[Example]]:
     """Parts of a group whose rows fit `max_length`, as far as its examples do. Branches stay together."""
-    numbers: dict[str, int] = {}
+    numbers: dict[ImageView, int] = {}
     keys = [_keys(example, numbers) for example in group]
     # Sorted by their tokens' bytes, examples are in the depth-first order of their tree, up to the order of
     # branches: each then adds to the row what comes after its common prefix with the one before.
@@ -93,13 +94,11 @@ def num_common(one: Int[np.ndarray, "length"], other: Int[np.ndarray, "other"]) 
     return int(np.argmin(np.append(one[:length] == other[:length], False)))
 
 
-def _keys(example: Example, numbers: dict[str, int]) -> Int[np.ndarray, "length"]:
-    """Ids in which an image is a run of one negative number, the same for the same file only."""
+def _keys(example: Example, numbers: dict[ImageView, int]) -> Int[np.ndarray, "length"]:
+    """Ids in which an image is a run of one negative number, the same for the same view only."""
     keys = example.input_ids.copy()
-    for start, name in zip(example.image_starts, example.images, strict=True):
-        number = numbers.setdefault(name, len(numbers))
-        run = int(np.argmax(np.append(keys[start:] != keys[start], True)))
-        keys[start : start + run] = -1 - number  # an image right after this one overwrites its own part
+    for start, view in zip(example.image_starts, example.images, strict=True):
+        keys[start : start + view.num_tokens] = -1 - numbers.setdefault(view, len(numbers))
     return keys
 
 
@@ -143,7 +142,7 @@ class _Builder:
         position_ids = np.concatenate([np.arange(start, end) for _, start, end in self.owners])
         input_ids = np.concatenate([examples[owner].input_ids[start:end] for owner, start, end in self.owners])
         positions, ids, factors = [], [], []
-        images: dict[int, str] = {}
+        images: dict[int, ImageView] = {}
         for example, weight, stretches in zip(examples, weights, self.paths, strict=True):
             path = np.concatenate(stretches)
             (targets,) = np.nonzero(example.is_target)
@@ -151,8 +150,8 @@ class _Builder:
             positions.append(path[targets - 1])
             ids.append(example.input_ids[targets])
             factors.append(np.full(len(targets), weight, dtype=np.float32))
-            for start, name in zip(example.image_starts, example.images, strict=True):
-                images[int(path[start])] = name
+            for start, view in zip(example.image_starts, example.images, strict=True):
+                images[int(path[start])] = view
         starts = sorted(images)
         return Row(
             input_ids=input_ids,
@@ -200,7 +199,7 @@ def _side_by_side(rows: Sequence[Row]) -> Row:
         target_ids=np.concatenate([row.target_ids for row in rows]),
         target_weights=np.concatenate([row.target_weights for row in rows]),
         image_starts=tuple(moved([np.array(row.image_starts, dtype=np.int64) for row in rows]).tolist()),
-        images=tuple(name for row in rows for name in row.images),
+        images=tuple(view for row in rows for view in row.images),
         indices=tuple(index for row in rows for index in row.indices),
         num_example_tokens=sum(row.num_example_tokens for row in rows),
     )

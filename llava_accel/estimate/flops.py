@@ -30,13 +30,13 @@ class Work:
     targets: int
     read: int
     """Positions that predict them, whose output the last MLP computes."""
-    images: int
+    tiles: int
     """Whose features are projected."""
     encoded: int
-    """Images that the tower sees."""
+    """Tiles that the tower sees."""
 
     @classmethod
-    def of(cls, batches: Iterable[Mapping[str, Tensor | bool]]) -> "Work":
+    def of(cls, batches: Iterable[Mapping[str, object]]) -> "Work":
         """Counted in the fields of `collate.Batch`. Looks at values: it waits for the device."""
         sums = torch.zeros(6, dtype=torch.int64)
         for batch in batches:
@@ -50,15 +50,15 @@ class Work:
         return cls(*sums.tolist())
 
     @classmethod
-    def of_examples(cls, lengths: np.ndarray, targets: int, images: int, encoded: int) -> "Work":
+    def of_examples(cls, lengths: np.ndarray, targets: int, tiles: int, encoded: int) -> "Work":
         """Of examples that share nothing."""
         whole = lengths.astype(np.int64)
-        return cls(int(whole.sum()), int((whole * (whole + 1) // 2).sum()), targets, targets, images, encoded)
+        return cls(int(whole.sum()), int((whole * (whole + 1) // 2).sum()), targets, targets, tiles, encoded)
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What one token, one pair, one target and one image cost, in floating-point operations."""
+    """What one token, one pair, one target and one tile cost, in floating-point operations."""
 
     token: int
     """In the matrices of the language model's layers but the last MLP, forward and backward."""
@@ -69,14 +69,14 @@ class Costs:
     target: int
     """In lm_head."""
     projector: int
-    """In the projector, an image."""
+    """In the projector, a tile."""
     tower: int
-    """In the tower up to the selected layer, an image; forward only, where it is frozen."""
+    """In the tower up to the selected layer, a tile; forward only, where it is frozen."""
 
     def of(self, work: Work) -> int:
         """Operations of a step, or of many."""
         language = self.token * work.tokens + self.pair * work.pairs + self.read * work.read
-        return language + self.target * work.targets + self.projector * work.images + self.tower * work.encoded
+        return language + self.target * work.targets + self.projector * work.tiles + self.tower * work.encoded
 
 
 def costs(model: nn.Module, processing: Processing) -> Costs:
@@ -85,7 +85,7 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
     token = read = projector = tower_linear = 0
     tower_trained = False
     last_mlp = f"layers.{int(text.num_hidden_layers) - 1}.mlp."
-    layers, positions = num_tower_layers(config), processing.num_image_tokens
+    layers, positions = num_tower_layers(config), processing.tiling.tile_tokens
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue

@@ -128,7 +128,7 @@ def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn
 
 
 def trace_step(
-    recipe: Recipe, processing: Processing, batch: Mapping[str, Tensor | bool], dtype: torch.dtype, is_sharded: bool
+    recipe: Recipe, processing: Processing, batch: Mapping[str, object], dtype: torch.dtype, is_sharded: bool
 ) -> tuple[Moment, ...]:
     """The moments of forward and backward pass that can be the peak, on one rank.
 
@@ -151,7 +151,7 @@ def traced(
     model: nn.Module,
     recipe: Recipe,
     processing: Processing,
-    batch: Mapping[str, Tensor | bool],
+    batch: Mapping[str, object],
     dtype: torch.dtype,
     is_sharded: bool,
 ) -> Iterator[tuple[Objective, dict[str, Any], Ledger]]:
@@ -172,7 +172,7 @@ def traced(
 
 
 def trace_layouts(
-    recipe: Recipe, processing: Processing, batch: Mapping[str, Tensor | bool], dtype: torch.dtype
+    recipe: Recipe, processing: Processing, batch: Mapping[str, object], dtype: torch.dtype
 ) -> dict[bool, tuple[Moment, ...]]:
     """`trace_step` by whether ranks share each weight, which makes a difference where logits are many."""
     targets = batch["target_ids"]

@@ -7,8 +7,8 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import Loaded, load_windows, tensor
+from llava_accel.data.pixels import ImageReader
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.sources.problems import DataError

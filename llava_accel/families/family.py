@@ -10,7 +10,7 @@ package writes says so, and holds the swapped list, with which transformers coun
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import CLIPVisionConfig, PreTrainedModel, SiglipVisionConfig
 
@@ -36,6 +36,7 @@ class Family:
         title: For messages.
         aspect: What `image_aspect_ratio` matches, as a whole, in the original's config of such a model.
         template: The conversation template of released models, under LLaVA's name, from a language model's config.
+        image_placement: `data.image_placement` of its own code.
         grids: Columns and rows of the canvases of released models, in the original's order; none: images are not cut.
         most_tiles: `Tiling.most_tiles`, from a config; ValueError where that makes no sense.
         processor: transformers' names of its processor and its image processor.
@@ -49,6 +50,7 @@ class Family:
     model_class: type[PreTrainedModel]
     aspect: str
     template: Callable[[Any], str]
+    image_placement: Literal["start", "start_if_single"] = "start"
     grids: Canvases = ()
     most_tiles: Callable[[Any], int] = lambda config: 0
     processor: tuple[str, str] = ("LlavaProcessor", "")

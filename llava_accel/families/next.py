@@ -23,6 +23,7 @@ NEXT = Family(
     model_class=LlavaNextForConditionalGeneration,
     aspect="anyres|pad|square",
     template=_template,
+    image_placement="start_if_single",
     grids=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)),
     processor=("LlavaNextProcessor", "LlavaNextImageProcessor"),
     original_aspect=lambda config: "anyres",

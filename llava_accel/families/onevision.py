@@ -26,6 +26,7 @@ ONEVISION = Family(
     model_class=LlavaOnevisionForConditionalGeneration,
     aspect=_ASPECT,
     template=NEXT.template,
+    image_placement="start_if_single",
     grids=tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7)),
     most_tiles=_most_tiles,
     processor=("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor"),

@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from llava_accel import compat
-from llava_accel.data.collate import collate
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.collate import IMAGE_FIELDS, collate
 from llava_accel.data.labels import Example
 from llava_accel.data.loader import Loaded, moved, tensor
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import chain
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, forest_mask, place_features
 
@@ -38,19 +39,21 @@ class Answered:
 
 
 def question_batch(
-    examples: Sequence[Example], images: Mapping[str, LoadedImage], image_shape: tuple[int, ...], device: torch.device
+    examples: Sequence[Example],
+    images: Mapping[ImageView, LoadedImage],
+    image_shape: tuple[int, ...],
+    device: torch.device,
 ) -> tuple[Loaded, Questions]:
     """A batch with one example a row, on `device`, and what it asks: the last answer of each.
 
     Args:
         examples: Each with an index of its own.
-        images: Every image of theirs by file name.
+        images: Every image of theirs.
     """
     rows = [chain(example) for example in examples]
     records = {example.index: Record(id="", turns=()) for example in examples}
     questions = ask(rows, {example.index: example for example in examples}, records)
-    batch = collate(rows, images, image_shape)
-    return {name: moved(value, device) for name, value in batch.items()}, questions
+    return moved(collate(rows, images, image_shape), device), questions
 
 
 @torch.no_grad()
@@ -193,9 +196,8 @@ def _attention(objective: Objective, mask: Bool[Tensor, "rows 1 some keys"]) -> 
 def _embeds(objective: Objective, batch: Loaded, blind: bool) -> Float[Tensor, "rows seq hidden"]:
     input_ids = tensor(batch, "input_ids")
     embeds = objective.llava.get_input_embeddings()(input_ids)
-    images = (tensor(batch, name) for name in ("pixel_values", "tower_features", "image_names", "image_order"))
     # Also without images: ranks that share each weight run the same modules.
-    features = objective.image_features(*images)
+    features = objective.image_features(*(batch[name] for name in IMAGE_FIELDS))  # pyright: ignore[reportArgumentType]
     if blind:
         # Only an image's places hold this token, whatever the text is (`data/labels.py`).
         return embeds * (input_ids != objective.llava.config.image_token_index)[..., None]

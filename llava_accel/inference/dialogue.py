@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_accel.data.conversation import IMAGE, Turn
 from llava_accel.data.examples import Encoder
-from llava_accel.data.images import LoadedImage, find_image
+from llava_accel.data.images import check_images, find_image
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.records import Record
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.answering import answer_batch, question_batch
 from llava_accel.inference.origin import Loaded
@@ -40,7 +42,7 @@ class Dialogue:
         self._max_new_tokens = min(max_new_tokens, self._window // 2)
         self._encode = _encoder(recipe, processing, self._window - self._max_new_tokens)
         self._image_reader = build_image_reader(recipe.data, processing)
-        self._shown: dict[str, LoadedImage] = {}
+        self._shown: dict[ImageView, LoadedImage] = {}
         self._waiting: list[str] = []
         self._turns: list[Turn] = []
         self._images: list[str] = []
@@ -91,7 +93,7 @@ class Dialogue:
         if not path.expanduser().is_file():
             raise DataError("missing_image", f"there is no image {str(path)!r}", "Correct the path")
         name = str(path.expanduser().resolve())
-        self._shown[name] = self._image_reader.load(Path(name))
+        check_images([name], whole=True)
         self._waiting.append(name)
 
     def prompt(self, text: str) -> Example:
@@ -127,6 +129,8 @@ class Dialogue:
         stops = frozenset(_stops(example, self._tokenizer.eos_token_id))
         pieces = _Pieces(self._tokenizer, stops, on_text or (lambda text: None))
         objective, longest, device = self._objective, self._max_new_tokens, self._objective.llava.device
+        # Beside a second image the first is seen in another way than alone.
+        self._shown |= {view: self._image_reader.load(view) for view in example.images if view not in self._shown}
         batch, questions = question_batch([example], self._shown, self._image_reader.shape, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=objective.llava.dtype == torch.bfloat16):
             answer_batch(objective, batch, questions, stop_ids=stops, max_new_tokens=longest, on_tokens=pieces.add)
@@ -193,5 +197,4 @@ def _encoder(recipe: Recipe, processing: Processing, max_length: int) -> Encoder
 
 
 def _stops(example: Example, eos_token_id: int | None) -> list[int]:
-    last = int(example.input_ids[example.is_target][-1])
-    return sorted({last, last if eos_token_id is None else int(eos_token_id)})
+    return sorted({example.end_id, example.end_id if eos_token_id is None else int(eos_token_id)})

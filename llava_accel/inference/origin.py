@@ -113,8 +113,9 @@ def with_trained(recipe: Recipe, name: str) -> Recipe:
     tables, kind = recipe.model_dump(), _kind(folder)
     model = tables["model"]
     if kind == "lora":
-        settings = lora_settings(read_json(folder / "adapter_config.json"))
+        settings = lora_settings(folder)
         model |= {"adapter": str(folder), "train": "lora", "lora": model["lora"] | settings | {"targets": "auto"}}
+        model["train_projector"] &= not settings["projector"]
     elif kind == "projector":
         model |= {"projector": str(folder), "adapter": ""}
     else:
@@ -178,4 +179,4 @@ def _settings(folder: Path, kind: Kind, base: str) -> dict[str, object]:
         raise UserError(f"{folder} has no recipe.toml, so it does not say what it was trained on. Name it in --base")
     if kind == "projector":
         return {"base": base, "train": "projector"}
-    return {"base": base, "train": "lora", "lora": lora_settings(read_json(folder / "adapter_config.json"))}
+    return {"base": base, "train": "lora", "lora": lora_settings(folder)}

@@ -94,7 +94,7 @@ def _section(checked: Checked, exif: Exif) -> DataSection:
 
 def _card(checked: Checked, processing: Processing, row: int, exif: Exif) -> LearnedCard:
     encoded = checked.corpus.encode(row)
-    files = encoded.example.images[:_MOST_IMAGES]
+    files = [view.file for view in encoded.example.images[:_MOST_IMAGES]]
     names = encoded.record.images
     return LearnedCard(
         id=encoded.record.id,

@@ -34,7 +34,7 @@ def runs(example: Example, processing: Processing) -> Iterator[Run]:
     kinds = np.where(ids == processing.image_token_id, 2, example.is_target.astype(int))
     for end in [*(np.nonzero(np.diff(kinds))[0] + 1).tolist(), len(ids)]:
         if kinds[start] == 2:
-            yield f"[{processing.num_image_tokens} image tokens]", "image"
+            yield f"[{end - start} image tokens]", "image"
         else:
             text = str(processing.processor.tokenizer.decode(ids[start:end].tolist()))
             yield text, "learned" if kinds[start] == 1 else "given"

@@ -35,6 +35,7 @@ class Meter:
         recipe, accelerator, console = run.recipe, run.accelerator, run.console
         self._folder = Path(recipe.run.output_dir)
         self._accelerator, self._console = accelerator, console
+        self._is_per_token = recipe.train.loss == "tokens"
         self._bar = console.open_bar("train", state.num_steps, state.step)
         self._last_step = state.step
         self._state = state
@@ -74,11 +75,12 @@ class Meter:
 
     def add(self, window: Sequence[Loaded], step: Step) -> None:
         """Add one step of this rank: losses, targets, tokens, examples, and positions with and without a token."""
-        for micro_batch, loss in zip(window, step.losses, strict=True):
+        for micro_batch, loss, divisor in zip(window, step.losses, step.divisors, strict=True):
             names = ("target_weights", "num_tokens", "indices", "subtree_end")
             weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
             counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
-            sums = [loss.double(), weights.sum(), tokens, *counts, *self._of_sources(indices)]
+            loss = loss.double() if self._is_per_token else loss.double() / divisor
+            sums = [loss, weights.sum(), tokens, *counts, *self._of_sources(indices)]
             self._state.unlogged = self._state.unlogged + torch.stack([one.to(self._state.unlogged) for one in sums])
 
     def log(self, state: TrainState, last: Step) -> None:
@@ -95,7 +97,7 @@ class Meter:
         line = {
             "step": state.step,
             "epoch": round(state.epoch, 6),
-            "loss": loss_sum / num_targets,
+            "loss": loss_sum / (num_targets if self._is_per_token else state.step - state.logged_step),
             "learning_rate": rates.get("language_model", next(iter(rates.values()))),
             **({f"learning_rate/{part}": rate for part, rate in rates.items()} if len(rates) > 1 else {}),
             "grad_norm": float(last.grad_norm),
@@ -117,7 +119,8 @@ class Meter:
             state.step - self._last_step,
             f"loss {line['loss']:.4f}  rate {line['learning_rate']:.2e}  {line['tokens_per_s']:,.0f} tokens/s",
         )
-        self._last_step, state.unlogged = state.step, torch.zeros_like(state.unlogged)
+        self._last_step = state.logged_step = state.step
+        state.unlogged = torch.zeros_like(state.unlogged)
 
     def log_eval(self, state: TrainState, found: Evaluation) -> None:
         """Write the line of an evaluation, whose seconds are not the training's."""

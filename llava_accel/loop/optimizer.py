@@ -6,34 +6,54 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import OptimTable
+
+_NORMS = (nn.LayerNorm, LlamaRMSNorm)
+"""What transformers 4.40 knows as ALL_LAYERNORM_LAYERS: other RMS norms, such as Qwen2's, never came into that list."""
 
 
 def parameter_groups(model: nn.Module, optim: OptimTable) -> list[dict[str, object]]:
     """{language model and adapter, projector, vision tower} x {decayed, not decayed}, without empty groups.
 
-    Biases and norms (one dimension) are not decayed. Each group carries its `name` for logs.
+    Each group carries its `name` for logs.
     """
     rates = {
         "language_model": optim.learning_rate,
         "projector": optim.projector_learning_rate,
         "vision_tower": optim.vision_learning_rate,
     }
+    decayed_names = decayed(model, optim.decay)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((part_of(name), name in decayed_names), []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": rates[part],
-            "weight_decay": optim.weight_decay if decayed else 0.0,
-            "name": part if decayed else f"{part} (no decay)",
+            "weight_decay": optim.weight_decay if is_decayed else 0.0,
+            "name": part if is_decayed else f"{part} (no decay)",
         }
-        for (part, decayed), parameters in groups.items()
+        for (part, is_decayed), parameters in groups.items()
     ]
+
+
+def decayed(model: nn.Module, rule: str) -> set[str]:
+    """Names of the parameters that weight decay shrinks.
+
+    Args:
+        rule: The recipe's `optim.decay`. "original" is what `create_optimizer` in LLaVA's llava/train/llava_trainer.py
+            does with `get_parameter_names` of transformers 4.40: everything outside of a norm that this version knows as
+            one and without "bias" in its name.
+    """
+    if rule == "weights":
+        return {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    norms = [name for name, module in model.named_modules() if isinstance(module, _NORMS)]
+    exempt = {f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()}
+    return {name for name, _ in model.named_parameters() if name not in exempt and "bias" not in name}
 
 
 def part_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""One optimizer step over a window of micro-batches: one target count, one synchronisation of gradients, one seed.
+"""One optimizer step over a window of micro-batches: one count, one synchronisation of gradients, one seed.
 
 `train`, `bench` and `plan --probe` all take this step.
 """
@@ -25,6 +25,8 @@ class Step:
 
     losses: list[Float[Tensor, ""]]
     """Summed over the targets of each micro-batch of this rank; detached."""
+    divisors: list[Float[Tensor, ""]]
+    """What each of them is divided by; then their sum over all ranks is the loss of the step."""
     grad_norm: Float[Tensor, ""]
     """Of the whole gradient over all ranks, before it was clipped."""
     learning_rates: dict[str, float]
@@ -48,40 +50,51 @@ def train_step(
     """
     recipe, accelerator = run.recipe, run.accelerator
     seed_step(recipe.run.seed, step, accelerator.process_index)
-    num_targets = count_targets(window, accelerator)
+    divisors = loss_divisors(window, recipe.train.loss, accelerator)
     losses = []
-    for micro_batch in window:
+    for micro_batch, divisor in zip(window, divisors, strict=True):
         with gradient_sync(accelerator, prepared.model, enabled=micro_batch is window[-1]):
             enter("forward")
             loss = prepared.model(**micro_batch, enter=enter)
             enter("backward")
-            # The sum over this micro-batch by the count over the window and all ranks. Every backend averages
-            # gradients over ranks; the last factor makes that average a sum again.
-            accelerator.backward(loss / num_targets * accelerator.num_processes)
+            # Every backend averages gradients over ranks; the last factor makes that average a sum again.
+            accelerator.backward(loss / divisor * accelerator.num_processes)
         losses.append(loss.detach())
     # DeepSpeed has clipped and made its update by now, within the last `backward` above: there, the next lines read the
     # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
     enter("optimizer")
     rates = learning_rates(prepared.optimizer)
     grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
-    if guard.allows(window, losses, num_targets, grad_norm):
+    if guard.allows(window, losses, divisors, grad_norm):
         prepared.optimizer.step()
     prepared.scheduler.step()
     prepared.optimizer.zero_grad()
-    return Step(losses, grad_norm, rates)
+    return Step(losses, divisors, grad_norm, rates)
+
+
+def loss_divisors(window: Sequence[Loaded], loss: str, accelerator: Accelerator) -> list[Float[Tensor, ""]]:
+    """What the summed loss of each micro-batch is divided by. They stay on the device.
+
+    They are 0 only if no record of the window could be loaded; then the loss is 0 / 0, and `UpdateGuard` says so.
+
+    Args:
+        loss: The recipe's `train.loss`: "tokens" divides by the weight of all targets; "micro_batch_mean" by the weight of
+            the micro-batch's own, and by the number of micro-batches with targets over the window and all ranks.
+    """
+    if loss == "tokens":
+        return [count_targets(window, accelerator)] * len(window)
+    weights = [tensor(micro_batch, "target_weights").sum() for micro_batch in window]
+    number = _over_ranks([weight > 0 for weight in weights], accelerator)
+    return [torch.where(weight > 0, weight, 1.0) * number for weight in weights]
 
 
 def count_targets(window: Sequence[Loaded], accelerator: Accelerator) -> Float[Tensor, ""]:
-    """Weight of all targets in the window, over all ranks. With unit weights it is their number.
+    """Weight of all targets in the window, over all ranks. With unit weights it is their number."""
+    return _over_ranks([tensor(micro_batch, "target_weights").sum() for micro_batch in window], accelerator)
 
-    It stays on the device. It is 0 only if no record of the window could be loaded; then the loss is 0 / 0, and
-    `UpdateGuard` says so.
-    """
-    local = sum(
-        (tensor(micro_batch, "target_weights").sum() for micro_batch in window),
-        torch.zeros((), device=accelerator.device),
-    )
-    total = accelerator.reduce(local, reduction="sum")
+
+def _over_ranks(values: Sequence[Tensor], accelerator: Accelerator) -> Float[Tensor, ""]:
+    total = accelerator.reduce(sum(values, torch.zeros((), device=accelerator.device)), reduction="sum")
     assert isinstance(total, Tensor)
     return total
 

@@ -38,7 +38,7 @@ class UpdateGuard:
         self._spikes = Lines(self._folder / "spikes.jsonl", run.console)
 
     def allows(
-        self, window: Sequence[Loaded], losses: Sequence[Tensor], num_targets: Tensor, grad_norm: Tensor
+        self, window: Sequence[Loaded], losses: Sequence[Tensor], divisors: Sequence[Tensor], grad_norm: Tensor
     ) -> bool:
         """Whether the step may update the weights. Every rank must call it.
 
@@ -47,22 +47,22 @@ class UpdateGuard:
 
         Args:
             losses: This rank's, summed over the targets of each micro-batch.
-            num_targets: Of the window, over all ranks.
+            divisors: What these are divided by; all are 0 where the window has no target on any rank.
 
         Raises:
             UserError: it is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
                 window has no target, because every record of it was left out while it was loaded.
         """
         if not math.isfinite(norm := float(grad_norm)):
-            self._refuse(window, float(num_targets), norm)
+            self._refuse(window, norm, has_targets=bool(divisors[0] > 0))
             return False
         if self._recipe.train.spike_factor:
-            self._look_for_spike(window, losses, num_targets)
+            self._look_for_spike(window, losses, divisors)
         return True
 
-    def _refuse(self, window: Sequence[Loaded], num_targets: float, norm: float) -> None:
+    def _refuse(self, window: Sequence[Loaded], norm: float, *, has_targets: bool) -> None:
         state, train = self._state, self._recipe.train
-        if not num_targets:
+        if not has_targets:
             raise UserError(
                 f"step {state.step + 1}: none of its records could be loaded, so there is nothing to learn from. "
                 f"They are listed in {self._folder / 'skipped.txt'}. Mend or remove them"
@@ -85,10 +85,11 @@ class UpdateGuard:
             f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
         )
 
-    def _look_for_spike(self, window: Sequence[Loaded], losses: Sequence[Tensor], num_targets: Tensor) -> None:
-        total = self._accelerator.reduce(torch.stack(list(losses)).double().sum(), reduction="sum")
+    def _look_for_spike(self, window: Sequence[Loaded], losses: Sequence[Tensor], divisors: Sequence[Tensor]) -> None:
+        own = torch.stack(list(losses)).double() / torch.stack(list(divisors))
+        total = self._accelerator.reduce(own.sum(), reduction="sum")
         assert isinstance(total, Tensor)
-        loss, recent = float(total / num_targets), self._state.recent_losses
+        loss, recent = float(total), self._state.recent_losses
         median = statistics.median(recent) if len(recent) >= _MEDIAN_FROM else math.inf
         if loss > self._recipe.train.spike_factor * median:
             (ids, lengths), step = self._samples(window), self._state.step + 1

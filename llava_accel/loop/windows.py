@@ -30,8 +30,11 @@ def train_windows(
 
 def own_windows(run: RunContext, part: Part, order: Order, first: int, last: int) -> Iterator[Window]:
     """Rows of the corpus for this rank's micro-batches of the steps in [first, last)."""
-    rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
-    steps = windows(order, first, last, per_device_batch_size=run.recipe.train.per_device_batch_size, num_ranks=ranks)
+    rank, ranks, train = run.accelerator.process_index, run.accelerator.num_processes, run.recipe.train
+    # Where each micro-batch has its own mean, examples of one length together would weigh differently.
+    keeps_order = train.loss != "tokens" and not order.group_by_length
+    sizes = {"per_device_batch_size": train.per_device_batch_size, "num_ranks": ranks}
+    steps = windows(order, first, last, keeps_order=keeps_order, **sizes)
     return ([part.rows[micro_batch].tolist() for micro_batch in step[rank]] for step in steps)
 
 

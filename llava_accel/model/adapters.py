@@ -7,7 +7,6 @@ to save), original LLaVA's (non_lora_trainables.bin, its own key names), and tho
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -146,14 +145,18 @@ def _fill(
             put(places[name], tensor)
 
 
-def lora_settings(config: Mapping[str, Any]) -> dict[str, object]:
-    """Keys of the recipe's [model.lora] that an adapter_config.json fixes."""
+def lora_settings(folder: Path) -> dict[str, object]:
+    """Keys of the recipe's [model.lora] that an adapter fixes. Only names and adapter_config.json are read."""
+    config, file = read_json(folder / "adapter_config.json"), _first(folder, *_ADAPTER)
+    names = [tensor.name for tensor in read_tensors(file)] if file else []
     initial = str(config.get("init_lora_weights", True)).lower()
     variant = initial if initial.startswith(("pissa", "olora")) else "lora"
     variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else variant
     alpha = config.get("lora_alpha")
     whole = int(alpha) if isinstance(alpha, float) and alpha.is_integer() else alpha
-    return {"rank": config.get("r"), "alpha": whole, "variant": variant, "bias": config.get("bias", "none")}
+    projector = any("multi_modal_projector." in name and ".lora_" in name for name in names)
+    bias = config.get("bias", "none")
+    return {"rank": config.get("r"), "alpha": whole, "variant": variant, "bias": bias, "projector": projector}
 
 
 def _check_config(folder: Path, lora: LoraTable) -> None:
@@ -167,12 +170,13 @@ def _check_config(folder: Path, lora: LoraTable) -> None:
             f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and only LoRA can be continued here. "
             "Merge it into its base with peft, and name the result in model.base"
         )
-    for key, made_with in lora_settings(config).items():
+    for key, made_with in lora_settings(folder).items():
         wanted = getattr(lora, key)
         if wanted != made_with:
+            shown, then = (str(x).lower() if isinstance(x, bool) else repr(x) for x in (wanted, made_with))
             raise UserError(
-                f"model.lora.{key} is {wanted!r}, and the adapter {folder} was made with {made_with!r}. "
-                f"Set model.lora.{key} = {made_with!r} to continue it"
+                f"model.lora.{key} is {shown}, and the adapter {folder} was made with {then}. "
+                f"Set model.lora.{key} = {then} to continue it"
             )
     patterns = [key for key in ("rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
     if patterns:

@@ -102,11 +102,13 @@ def chat_template(name: str, space_after_image: bool) -> str:
     """
     parts = {
         "plain": ["text_of", "plain"],
+        "llava_v1": ["text_of", "system", "v1"],
         "llava_llama_2": ["text_of", "system", "inst"],
         "mistral_instruct": ["text_of", "system", "inst"],
+        "qwen_1_5": ["text_of", "system", "chatml"],
     }.get(name, ["text_of", "system", name])
     lines = [line for part in parts for line in (_TEMPLATES / f"{part}.jinja").read_text().splitlines()]
     template = "".join(map(str.strip, lines))
     template = template.replace("DEFAULT", repr(SYSTEM_PROMPTS[name]))
-    template = template.replace("BETWEEN", "<s>" if name == "llava_llama_2" else "")
+    template = template.replace("BETWEEN", {"llava_llama_2": "<s>", "qwen_1_5": "\\n"}.get(name, ""))
     return template.replace("IMAGE", "<image> " if space_after_image else "<image>")

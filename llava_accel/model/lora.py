@@ -3,20 +3,25 @@
 LoRA targets are full paths. A suffix such as `q_proj` would also hit the vision tower, which has layers of that name.
 """
 
+import copy
 import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from llava_accel.exceptions import UserError
 from llava_accel.families.registry import Llava
 from llava_accel.model.adapters import Put, copy_whole, load_adapter, put_lora, put_rest, read_adapter
-from llava_accel.model.layouts import CONNECTION, LANGUAGE_MODEL, without_peft
+from llava_accel.model.layouts import CONNECTION, LANGUAGE_MODEL, NEWLINE, PEFT_PREFIX, PROJECTOR, without_peft
 from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
+
+_FROM_WEIGHTS = ("pissa", "olora")
+"""Variants that start from the weights, which they change."""
 
 Trainable = Llava | PeftModel
 """A LLaVA, or peft's wrapper around one."""
@@ -38,6 +43,8 @@ def prepare_trainable(model: Llava, recipe: Recipe) -> Trainable:
         targets = find_targets(model, table.lora.targets)
         if adapter and table.lora.targets == "auto":
             targets = adapter.choose(targets)
+        if table.lora.projector:
+            targets += [PROJECTOR + linear for linear in ("linear_1", "linear_2")]
         model.name_or_path = table.base or table.language_model  # peft writes down what the model calls itself
         config = lora_config(table.lora, compact(targets, model), table.base or table.language_model)
         with warnings.catch_warnings():
@@ -108,7 +115,7 @@ def compact(targets: list[str], model: nn.Module) -> str | list[str]:
 
 def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraConfig:
     """peft's own config for the recipe's table; `base` is written into it as the name of the base."""
-    initial = lora.variant if lora.variant in ("pissa", "olora") else True
+    initial = lora.variant if lora.variant in _FROM_WEIGHTS else True
     return LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -125,7 +132,7 @@ def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraCon
 
 def without_starting_values(table: ModelTable) -> ModelTable:
     """The settings with LoRA layers that need no weights to start from, for a model that has none; sizes are the same."""
-    if table.lora.variant not in ("pissa", "olora"):
+    if table.lora.variant not in _FROM_WEIGHTS:
         return table
     return table.model_copy(update={"lora": table.lora.model_copy(update={"variant": "lora"})})
 
@@ -140,20 +147,43 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     Returns:
         The LoRA part as peft saves it (adapter_model.safetensors; empty without LoRA), and the rest that is trained,
         under in-memory names without peft's prefix (non_lora_trainables.safetensors). Projector and newline are always in
-        the rest: they may come from a file other than the base, and an adapter is useless with others.
+        the rest: they may come from a file other than the base, and an adapter is useless with others. Only where PiSSA or
+        OLoRA have changed the projector, it is the base's (`recipe/rules.py`), and peft changes it again when it loads the
+        adapter.
     """
     if not isinstance(model, PeftModel):
         kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         return {}, {name: tensor for name, tensor in state.items() if name in kept or name.startswith(CONNECTION)}
     adapter = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     adapter = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
-    kept = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
-    rest = {
-        without_peft(name): tensor
-        for name, tensor in state.items()
-        if name in kept or without_peft(name).startswith(CONNECTION)
-    }
-    return adapter, rest
+    kept = {name for name, p in model.named_parameters() if p.requires_grad}
+    is_changed = str(model.peft_config["default"].init_lora_weights).startswith(_FROM_WEIGHTS)  # pyright: ignore[reportAttributeAccessIssue]
+    always = (NEWLINE,) if adapts_projector(model) and is_changed else CONNECTION
+    kept |= {name for name in state if name.startswith(tuple(PEFT_PREFIX + each for each in always))}
+    return adapter, {without_peft(name): state[name] for name in state if name in kept and ".lora_" not in name}
+
+
+def adapts_projector(model: PeftModel) -> bool:
+    """Whether there are LoRA layers on the projector."""
+    return any(name.startswith(f"{PEFT_PREFIX}{PROJECTOR}linear_1.lora_") for name, _ in model.named_parameters())
+
+
+def merged_projector(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projector's weights with its LoRA layers folded in, under in-memory names.
+
+    Args:
+        model: May be on the meta device.
+        state: Its weights under its own names.
+    """
+    prefix = PEFT_PREFIX + PROJECTOR
+    projector = copy.deepcopy(model.get_submodule(prefix.removesuffix("."))).to_empty(device="cpu")
+    projector.load_state_dict({n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)})
+    merged: dict[str, Tensor] = {}
+    for name, layer in projector.named_modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)
+            merged |= {f"{PROJECTOR}{name}.{kind}": t for kind, t in layer.get_base_layer().state_dict().items()}
+    return merged
 
 
 def load_trainables(

@@ -1,10 +1,11 @@
 """The module that is trained: a batch in, the summed cross-entropy over its targets out.
 
-Nothing is computed that cannot change the gradient: each image runs through the tower once, padding attends to
+Nothing is computed that cannot change the gradient: each tile runs through the tower once, padding attends to
 nothing that matters, and only the hidden states at target positions reach the last MLP and `lm_head`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
-from transformers import GradientCheckpointingLayer, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import GradientCheckpointingLayer, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -21,6 +22,9 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
+from llava_accel.data.tiling import WHOLE, ImageLayout
+from llava_accel.families.registry import Llava
+from llava_accel.model.merging import merge
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
@@ -37,7 +41,7 @@ class Objective(nn.Module):
     """Wraps a LLaVA, with or without LoRA layers in it.
 
     Args:
-        model: `LlavaForConditionalGeneration`, or peft's model around one.
+        model: A LLaVA, or peft's model around one.
         vocab_size: Rows of `lm_head` that take part in the softmax. Rows after them were added for the image token and
             must not change the loss of a base that never had them.
         compute_dtype: What the forward pass is computed in. With bf16 it runs under autocast, whatever the backend.
@@ -59,6 +63,8 @@ class Objective(nn.Module):
         self.tower_on_every_rank = tower_on_every_rank
         self.features: FeatureWriter | None = None
         """Keeps what a frozen tower computes, for later epochs and runs."""
+        self.tower_batch = 0
+        """Tiles that run through the tower at once; 0 = all of a micro-batch."""
         self.tower_name = ""
         """Tells this tower and its layer from others: see `setup/vision_cache.py`."""
         self.parked: ParkedTower | None = None
@@ -68,10 +74,10 @@ class Objective(nn.Module):
         read_at_positions(self.llava.model.language_model)
 
     @property
-    def llava(self) -> LlavaForConditionalGeneration:
+    def llava(self) -> Llava:
         """The model without peft's wrapper; LoRA layers live inside its modules."""
-        model = self.model if isinstance(self.model, LlavaForConditionalGeneration) else self.model.get_base_model()  # pyright: ignore[reportCallIssue]
-        assert isinstance(model, LlavaForConditionalGeneration)
+        model = self.model if isinstance(self.model, Llava) else self.model.get_base_model()  # pyright: ignore[reportCallIssue]
+        assert isinstance(model, Llava)
         return model
 
     @property
@@ -97,7 +103,7 @@ class Objective(nn.Module):
         position_ids: Int[Tensor, "rows seq"],
         subtree_end: Int[Tensor, "rows seq"],
         branched: bool,
-        pixel_values: Float[Tensor, "images 3 height width"],
+        pixel_values: Float[Tensor, "tiles 3 height width"],
         image_positions: Int[Tensor, "places"],
         image_index: Int[Tensor, "places"],
         target_ids: Int[Tensor, "targets"],
@@ -106,7 +112,8 @@ class Objective(nn.Module):
         read_positions: Int[Tensor, "read"],
         tower_features: Float[Tensor, "cached tokens channels"],
         image_names: UInt8[Tensor, "named digest"],
-        image_order: Int[Tensor, "different"],
+        tile_order: Int[Tensor, "all_tiles"],
+        image_layouts: Sequence[ImageLayout],
         enter: Callable[[str], None] = _ignore,
         **_: Tensor,
     ) -> Float[Tensor, ""]:
@@ -119,7 +126,7 @@ class Objective(nn.Module):
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
             embeds = llava.get_input_embeddings()(input_ids)
             enter("vision")
-            features = self.image_features(pixel_values, tower_features, image_names, image_order)
+            features = self.image_features(pixel_values, tower_features, image_names, tile_order, image_layouts)
             enter("forward")
             embeds = place_features(embeds, features[image_index], image_positions)
             hidden = llava.model.language_model(
@@ -155,14 +162,15 @@ class Objective(nn.Module):
 
     def image_features(
         self,
-        pixel_values: Float[Tensor, "images 3 h w"],
+        pixel_values: Float[Tensor, "tiles 3 h w"],
         tower_features: Float[Tensor, "cached tokens channels"],
         image_names: UInt8[Tensor, "named digest"],
-        order: Int[Tensor, "different"] | None = None,
-    ) -> Float[Tensor, "features tokens2 hidden"]:
-        """Projected features: of `pixel_values`, then of `tower_features`, or in `order` (`Batch.image_order`).
+        order: Int[Tensor, "all_tiles"],
+        layouts: Sequence[ImageLayout],
+    ) -> Float[Tensor, "image_tokens hidden"]:
+        """The image tokens of a batch, as `Batch.image_index` counts them.
 
-        Where there are neither, those of a blank image, so that the graph is the same on every rank.
+        Where there is no image, those of a blank one, so that the graph is the same on every rank.
         """
         projector = self.llava.model.multi_modal_projector
         weight = next(projector.parameters())
@@ -176,33 +184,40 @@ class Objective(nn.Module):
             found = found or [blank]
         found = found or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
         joined = torch.cat([features.to(weight) for features in found])
-        return projector(joined if order is None or len(found) == 1 else joined[order])
+        projected = projector(joined if len(found) == 1 else joined[order])
+        return merge(projected, layouts or [WHOLE], getattr(self.llava.model, "image_newline", None))
 
     def encode(
-        self, pixel_values: Float[Tensor, "images 3 h w"], names: UInt8[Tensor, "named digest"]
-    ) -> Float[Tensor, "images tokens channels"]:
-        """The tower's features, which are kept where there is a cache and the images have names."""
+        self, pixel_values: Float[Tensor, "tiles 3 h w"], names: UInt8[Tensor, "named digest"]
+    ) -> Float[Tensor, "tiles tokens channels"]:
+        """The tower's features, which are kept where there is a cache and the tiles have names."""
         device = self.llava.device
         tower = self.parked.on(device) if self.parked else self.tower
-        features = tower_features(tower, self.llava.config, pixel_values.to(device))
+        features = self._in_parts(partial(tower_features, tower, self.llava.config), pixel_values.to(device))
         if self.features is not None and len(names):
             self.features.put(names, features)
         return features
 
+    def _in_parts(self, encode: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
+        """Few tiles at a time, so that what the tower works with is bounded; for the gradient each part is made again."""
+        size = self.tower_batch or len(tiles)
+        # Ranks that share each weight must run the tower equally often, and have unequal numbers of tiles.
+        if len(tiles) <= size or (self.is_sharded and not self.parked):
+            return encode(tiles)
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in tiles.split(size)])
+
 
 def place_features(
     embeds: Float[Tensor, "rows seq hidden"],
-    features: Float[Tensor, "places tokens hidden"],
+    features: Float[Tensor, "places hidden"],
     positions: Int[Tensor, "places"],
 ) -> Float[Tensor, "rows seq hidden"]:
-    """Put each image's features over the image tokens that begin at its position in the flattened rows."""
+    """Put image tokens at their places in the flattened rows."""
     if not len(positions):
         # The sum of nothing: the graph is the same with and without images, which FSDP orders its reductions by.
         return embeds + features.sum().to(embeds.dtype)
-    rows, seq, hidden = embeds.shape
-    places = positions[:, None] + torch.arange(features.shape[1], device=positions.device)
-    flat = embeds.reshape(rows * seq, hidden)
-    return flat.index_copy(0, places.flatten(), features.flatten(0, 1).to(embeds.dtype)).view(rows, seq, hidden)
+    flat = embeds.flatten(0, 1)
+    return flat.index_copy(0, positions, features.to(embeds.dtype)).view_as(embeds)
 
 
 class LastLayer(GradientCheckpointingLayer):

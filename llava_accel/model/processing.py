@@ -15,7 +15,7 @@ from transformers import (
     PilBackend,
 )
 
-from llava_accel.data.tiling import WHOLE, Tiling
+from llava_accel.data.tiling import Tiling
 from llava_accel.exceptions import UserError
 from llava_accel.families.family import TowerConfig, num_class_tokens
 from llava_accel.model.bases import Base, find_base
@@ -41,7 +41,6 @@ class Processing:
     """
 
     processor: LlavaProcessor
-    num_image_tokens: int
     tiling: Tiling
     image_aspect: str
     image_token_id: int
@@ -110,7 +109,6 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
     )
     return Processing(
         processor=processor,
-        num_image_tokens=tiling.num_tokens(WHOLE),
         tiling=tiling,
         image_aspect=aspect,
         image_token_id=image_token_id,

@@ -17,7 +17,7 @@ from typing import NoReturn
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.conversation import IMAGE, Turn
+from llava_accel.data.conversation import IMAGE, TEMPLATES, Turn
 from llava_accel.data.jinja_template import REFUSALS, ChatTemplate
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base, generation_settings
@@ -82,7 +82,7 @@ def check_template(tokenizer: PreTrainedTokenizerFast, template: str, source: Pa
     if problem := _problem(lambda: _try_template(tokenizer, template)):
         raise UserError(
             f"model.template: the chat template of {source} {problem} for a short conversation. Name one of LLaVA's "
-            "templates instead of 'auto': v1, plain, llava_llama_2, mistral_instruct, chatml"
+            f"templates instead of 'auto': {', '.join(TEMPLATES)}"
         )
 
 

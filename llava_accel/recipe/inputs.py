@@ -6,10 +6,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 _LONGEST_NAME = 100  # characters of a name that is shown
+_OTHER_TEMPLATE_NAMES = {
+    "vicuna_v1": "v1", "chatml_direct": "chatml", "qwen_2": "qwen_1_5", "qwen_2_5": "qwen_1_5",
+}  # fmt: skip
 _MOST_WORKERS = 4  # of "auto"
 _MOST = 10**9  # no run needs more: such a number is a typing error, and would overflow or fill the memory
 Count = Annotated[int, Field(ge=0, le=_MOST)]
@@ -51,6 +64,10 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+def _one_name(template: str) -> str:
+    return _OTHER_TEMPLATE_NAMES.get(template, template)
+
+
 Pattern = Annotated[Text, AfterValidator(_compiles)]
 Patterns = Annotated[tuple[Pattern, ...], Strict(False), Field(min_length=1)]
 
@@ -82,6 +99,9 @@ class LoraTable(Table):
     layer's whole path must match (q_proj alone matches nothing: it would match layers of the vision tower too)."""
     variant: Literal["lora", "rslora", "dora", "pissa", "olora"] = "lora"
     """How the adapter is scaled (rslora), decomposed (dora) or started from the weights (pissa, olora)."""
+    projector: bool = False
+    """Adapt the projector too, at optim.projector_learning_rate, in place of training it in full: train_projector is false
+    then. The adapter is all that was trained, so that vLLM can serve it."""
 
 
 class ModelTable(Table):
@@ -108,8 +128,15 @@ class ModelTable(Table):
     """Train the vision tower too, in full, at optim.vision_learning_rate; possible with any `train`."""
     adapter: str = ""
     """The adapter to start from: a run, a checkpoint, an export, or another folder of PEFT's or original LLaVA's."""
-    template: Literal["v1", "plain", "llava_llama_2", "mistral_instruct", "chatml", "auto"] = "v1"
-    """Conversation template under LLaVA's name; "auto" = the processor's own chat template."""
+    template: Annotated[
+        Literal[
+            "v1", "vicuna_v1", "llava_v1", "plain", "llava_llama_2", "llava_llama_3", "mistral_instruct",
+            "chatml", "chatml_direct", "qwen_1_5", "qwen_2", "qwen_2_5", "auto",
+        ],
+        AfterValidator(_one_name),
+    ] = "v1"  # fmt: skip
+    """Conversation template under LLaVA's name, where vicuna_v1 is v1, chatml_direct chatml, qwen_2 and qwen_2_5 qwen_1_5;
+    "auto" = the processor's own chat template."""
     added_tokens: Annotated[tuple[Text, ...], Strict(False)] = ()
     """Special tokens of the base that texts may hold, such as ["<box>", "<loc_*>"], where * is any characters; all others
     are spelled out."""
@@ -121,6 +148,19 @@ class ModelTable(Table):
     """Run the language model through torch.compile."""
     quantization: QuantizationTable = QuantizationTable()
     lora: LoraTable = LoraTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapted_is_not_trained_in_full(cls, table: Any) -> Any:
+        # Only the default gives way: train_projector = true in the recipe contradicts it, as rules.py says.
+        lora = table.get("lora") if isinstance(table, Mapping) else None
+        adapts = isinstance(lora, Mapping) and lora.get("projector") is True and table.get("train", "lora") == "lora"
+        return {"train_projector": False, **table} if adapts else table
+
+    @property
+    def adapts_projector(self) -> bool:
+        """Whether the adapter has LoRA layers on the projector."""
+        return self.train == "lora" and self.lora.projector
 
 
 class Source(Table):
@@ -194,11 +234,15 @@ class DataTable(Table):
     leads into a nested one."""
     missing_image_mark: Literal["error", "start"] = "error"
     """A record names images and no text has `<image>`: it cannot be used; or they come before its first question."""
-    image_placement: Literal["start", "in_place"] = "start"
-    """Move the image to the start of its turn, as LLaVA does, or leave it where the text has it."""
+    image_placement: Literal["auto", "start", "start_if_single", "in_place"] = "auto"
+    """Move the images to the start of their turn, as LLaVA-1.5 does, or an image that is the only one of its turn, as
+    LLaVA-NeXT and OneVision do, or leave them where the text has them; "auto" = as the base's own code does."""
     answers: Literal["most_frequent", "weighted"] = "most_frequent"
     """Learn each record's last turn as it is; or, where a record has `answers`, learn each of these instead, weighted
     by the share of the annotators who gave it."""
+    labels: Literal["answers", "original"] = "answers"
+    """Learn each answer and the token that ends it; or what LLaVA's own code learns, which is more with the templates
+    llava_llama_3 and qwen_1_5: special tokens and the headers of answers too, and with qwen_1_5 line breaks."""
     share_prefix: bool = False
     """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
     group_by_length: bool = True

@@ -62,8 +62,9 @@ def _parts(recipe: Recipe) -> Iterator[Conflict]:
     if model.language_model and not model.projector and not model.train_projector and model.train != "projector":
         yield (
             "model.train_projector model.projector",
-            "An assembled model starts with a random projector, and this recipe would never train it.",
-            "Set model.projector to a trained one, or model.train_projector = true.",
+            "An assembled model starts with a random projector, and this recipe would never train it in full.",
+            "Set model.projector to a trained one, or model.train_projector = true"
+            f"{' and model.lora.projector = false' if model.adapts_projector else ''}.",
         )
 
 
@@ -87,12 +88,31 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
             "PiSSA decomposes the weights themselves, which PEFT cannot do once they are quantised.",
             'Set model.quantization.bits = 16, or model.lora.variant = "olora" or "lora".',
         )
+    if model.adapts_projector and model.train_projector:
+        yield (
+            "model.lora.projector model.train_projector",
+            "The projector is either adapted or trained in full.",
+            "Set model.train_projector = false to adapt it, or model.lora.projector = false to train it in full.",
+        )
+    if model.adapts_projector and model.lora.variant in ("pissa", "olora") and (model.projector or not model.base):
+        yield (
+            "model.lora.projector model.lora.variant model.projector model.language_model",
+            "PiSSA and OLoRA start from changed weights, which peft computes again from those of the base when it loads "
+            "the adapter, and this projector is not the base's.",
+            'Set model.lora.variant = "lora", or model.lora.projector = false.',
+        )
     if model.adapter and model.train != "lora":
         yield (
             "model.adapter model.train",
             'An adapter can be continued only where one is trained, with model.train = "lora".',
             'Set model.train = "lora"; or merge the adapter first (llava_accel.export --to merged) '
             "and name the result in model.base.",
+        )
+    if recipe.data.labels == "original" and model.template == "auto":
+        yield (
+            "data.labels model.template",
+            "What LLaVA's own code learns depends on its template, and \"auto\" is the base's.",
+            'Set data.labels = "answers", or name the template, such as model.template = "qwen_1_5".',
         )
     if recipe.data.cache_features is True and model.train_vision:
         yield (
@@ -148,16 +168,22 @@ def _switched_off(recipe: Recipe) -> list[tuple[str, str]]:
     """Keys and tables that do nothing in this recipe, each with the reason."""
     model, data, optim, train = recipe.model, recipe.data, recipe.optim, recipe.train
     rate_is_replaced = model.train == "projector" and optim.learning_rate != optim.projector_learning_rate
+    trains_projector = model.train_projector or model.adapts_projector
     is_uncached = data.cache_features is False or model.train_vision
     cases = (
         (model.train != "lora", "model.lora", f'model.train is "{model.train}", not "lora"'),
         (rate_is_replaced, "optim.learning_rate", 'model.train = "projector" uses optim.projector_learning_rate'),
         (model.quantization.bits != 4, "model.quantization.type", "model.quantization.bits is not 4"),
         (model.quantization.bits != 4, "model.quantization.double", "model.quantization.bits is not 4"),
-        (not model.train_projector, "optim.projector_learning_rate", "model.train_projector is false"),
+        (not trains_projector, "optim.projector_learning_rate", "model.train_projector is false"),
         (not model.train_vision, "optim.vision_learning_rate", "model.train_vision is false"),
         (optim.optimizer == "sgd", "optim.betas", 'optim.optimizer is "sgd"'),
         (data.on_bad_record == "error", "data.max_bad", 'data.on_bad_record is "error"'),
+        (
+            model.template not in ("auto", "llava_llama_3", "qwen_1_5"),
+            "data.labels",
+            f"with model.template = {toml_value(model.template)} LLaVA's own code learns the answers alone",
+        ),
         (is_uncached, "data.cache_max_gb", "vision features are not cached"),
         (train.on_nonfinite == "stop", "train.max_nonfinite", 'train.on_nonfinite is "stop"'),
         (train.max_steps > 0, "train.epochs", "train.max_steps decides when the run ends"),

@@ -79,7 +79,10 @@ class OptimTable(Table):
     betas: Annotated[tuple[BelowOne, BelowOne], Strict(False)] = (0.9, 0.999)
     """Decay of Adam's running means of the gradient and of its square."""
     weight_decay: NotNegative = 0.0
-    """Decoupled decay of weight matrices; biases and norms are exempt."""
+    """Decoupled decay of the weights that decay names."""
+    decay: Literal["weights", "original"] = "weights"
+    """What decays: weight matrices only, so neither biases nor norms; or "original": what LLaVA's own trainer takes, also
+    image_newline, class and position embeddings, and the norms of language models other than Llama."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up: to 0 on the last step, or not at all."""
     warmup_fraction: BelowOne = 0.03
@@ -105,6 +108,9 @@ class TrainTable(Table):
     """Examples in a micro-batch on one rank."""
     accumulation_steps: AtLeastOne = 1
     """Micro-batches in a window, that is in one optimizer step, on one rank."""
+    loss: Literal["tokens", "micro_batch_mean"] = "tokens"
+    """What a step's loss is the mean of: all target tokens of its global batch, however that is split; or the means of its
+    micro-batches, as in LLaVA's own training. One without a target counts in neither sum nor number."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite stops the run, or makes no update and is reported."""
     max_nonfinite: Count = 10

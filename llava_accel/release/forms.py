@@ -12,15 +12,17 @@ import torch
 from accelerate.utils import release_memory
 from peft import PeftModel
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
 from llava_accel.checkpoint.model_card import Form, write_model_card
 from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
+from llava_accel.families.registry import Llava
 from llava_accel.inference.dialogue import stop_ids
 from llava_accel.inference.origin import Loaded, Trained, load_trained, with_bits
+from llava_accel.model import layouts
 from llava_accel.model.bases import Base, find_base
 from llava_accel.model.build import load_model
 from llava_accel.model.files import read_weights
@@ -30,7 +32,7 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS
 from llava_accel.recipe import ModelTable, Recipe
 from llava_accel.release import original_llava, verification
-from llava_accel.release.from_files import read_trained
+from llava_accel.release.from_files import FromFiles, read_trained
 from llava_accel.release.merged_model import save_merged, save_peft
 from llava_accel.release.second_copy import NO_PLACE, find_place
 from llava_accel.release.verification import Reference, check_agreement, compare, plain_outputs
@@ -71,7 +73,7 @@ class Job:
         dtype = self.stored if self.device.type == "cuda" else torch.float32
         return load_trained(trained, dtype=dtype, device=self.device)
 
-    def examples(self, processing: Processing) -> tuple[list[Example], dict[str, Tensor]]:
+    def examples(self, processing: Processing) -> tuple[list[Example], dict[ImageView, Tensor]]:
         """Examples to compare on, with their images' pixels: one that needs no data, and some of the recipe's if it is
         still there, the held-out ones before those of training."""
         example, pixels = verification.probe_example(processing)
@@ -82,7 +84,7 @@ class Job:
             corpus = train if held_out is None else held_out
             own = [corpus.encode(row).example for row in range(min(_MOST_EXAMPLES, len(corpus)))]
             read = build_image_reader(self.recipe.data, processing)
-            pixels |= {name: read(name) for each in own for name in each.images}
+            pixels |= {view: read(view) for each in own for view in each.images}
         except (UserError, OSError) as error:
             reason = f"as the recipe's data cannot be read: {error}"
             self.console.line(f"note: verified on a built-in example alone, {reason}")
@@ -90,7 +92,7 @@ class Job:
         return [example, *own], pixels
 
     def reference(
-        self, objective: Objective, processing: Processing, examples: list[Example], pixels: dict[str, Tensor]
+        self, objective: Objective, processing: Processing, examples: list[Example], pixels: dict[ImageView, Tensor]
     ) -> Reference:
         """What a model makes of these examples."""
         side = int(processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
@@ -140,6 +142,11 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
         )
     trained = read_trained(job.trained, job.recipe)
     assert isinstance(trained.model, PeftModel)
+    if _adapts_another_projector(trained):
+        raise UserError(
+            f"{job.trained.folder} adapts a projector that is not the one of {table.base}, and peft would adapt that one. "
+            "Use --to merged"
+        )
     save_peft(folder, trained.model, trained.state, trained.processing)
     if base.layout != "hub":
         job.console.line(
@@ -169,7 +176,7 @@ def _compare_peft(job: Job, folder: Path, base: Base) -> None:
         # peft asks for an attribute that transformers 5 is about to rename.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         again = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
-    assert isinstance(again, LlavaForConditionalGeneration)
+    assert isinstance(again, Llava)
     restored = job.reference(Objective(again, vocab_size).to(job.device), processing, *examples)
     outputs = {"logits": restored.logits, "answers": restored.answers, "counts": {}}
     check_agreement(reference, outputs, name, dtype, job.console)
@@ -272,6 +279,15 @@ def write_llava(job: Job, folder: Path) -> dict[str, Any]:
 Writer = Callable[[Job, Path], dict[str, Any]]
 FORMS: dict[Form, Writer] = {"peft": write_peft, "merged": write_merged, "llava": write_llava}
 """By the values of `--to`."""
+
+
+def _adapts_another_projector(trained: FromFiles) -> bool:
+    """Whether there are LoRA layers on a projector that is not the base's."""
+    return any(
+        not torch.equal(tensor, trained.stored[layouts.without_peft(name)].read().to(tensor.dtype))
+        for name, tensor in trained.state.items()
+        if layouts.PROJECTOR in name and name.endswith(".base_layer.weight")
+    )
 
 
 def _is_own_tower(table: ModelTable, base: Base) -> bool:

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from llava_accel.model.layouts import LANGUAGE_MODEL, NEWLINE, PEFT_PREFIX, TOWER
-from llava_accel.model.lora import Trainable, split_state
+from llava_accel.model.layouts import LANGUAGE_MODEL, NEWLINE, PEFT_PREFIX, PROJECTOR, TOWER
+from llava_accel.model.lora import Trainable, adapts_projector, split_state
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import ADAPTER
 from llava_accel.model.saved_processor import save_processor
@@ -20,21 +20,27 @@ from llava_accel.model.saved_processor import save_processor
 def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], processing: Processing) -> None:
     """Write an adapter that `PeftModel.from_pretrained(base, folder)` alone restores, and the processor.
 
-    The projector, and the vision tower where it was trained, are in it as peft's modules to save.
+    The projector, unless it has LoRA layers, and the vision tower where it was trained, are in it as peft's modules to
+    save.
 
     Args:
         state: The model's weights under its own names; those that only the base has are not read.
     """
     stored, rest = split_state(model, state)
-    modules = ["multi_modal_projector"]
+    config = copy.copy(model.peft_config["default"])
+    assert isinstance(config, LoraConfig)
+    modules, wrapped = ["multi_modal_projector"], (LANGUAGE_MODEL,)
+    if adapts_projector(model):  # then its weights are the base's, but for biases that were trained
+        modules, wrapped = [], (LANGUAGE_MODEL, PROJECTOR)
+        ending = ".weight" if config.bias != "none" else ""
+        rest = {name: t for name, t in rest.items() if not (name.startswith(PROJECTOR) and name.endswith(ending))}
     if any(name.startswith(TOWER) for name in rest):
         modules.append("vision_tower")
         stored |= {name: tensor for name, tensor in state.items() if name.startswith(PEFT_PREFIX + TOWER)}
-    stored |= {_peft_name(name): tensor for name, tensor in rest.items() if not name.startswith((TOWER, NEWLINE))}
-    config = copy.copy(model.peft_config["default"])
-    assert isinstance(config, LoraConfig)
+    others = {name: tensor for name, tensor in rest.items() if not name.startswith((TOWER, NEWLINE))}
+    stored |= {_peft_name(name, wrapped): tensor for name, tensor in others.items()}
     config.inference_mode = True
-    config.modules_to_save = modules
+    config.modules_to_save = modules or None
     config.save_pretrained(str(folder))
     tensors = {name: stored_form(tensor) for name, tensor in stored.items()}
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
@@ -68,8 +74,8 @@ def stored_form(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().cpu()
 
 
-def _peft_name(name: str) -> str:
-    """peft's own name of a weight; a bias of an adapted layer lies inside its wrapper."""
-    if name.startswith(LANGUAGE_MODEL) and name.endswith(".bias"):
+def _peft_name(name: str, wrapped: tuple[str, ...]) -> str:
+    """peft's own name of a weight; a bias of an adapted layer, in what is `wrapped`, lies inside its wrapper."""
+    if name.startswith(wrapped) and name.endswith(".bias"):
         return f"{PEFT_PREFIX}{name.removesuffix('bias')}base_layer.bias"
     return PEFT_PREFIX + name

@@ -18,7 +18,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
 from llava_accel.model.files import read_json, read_tensors, read_weights
-from llava_accel.model.lora import split_state
+from llava_accel.model.lora import adapts_projector, merged_projector, split_state
 from llava_accel.model.processing import Processing, load_image_processor
 from llava_accel.model.save import ADAPTER
 from llava_accel.model.saved_processor import save_tokenizer
@@ -66,6 +66,8 @@ def save_original_adapter(
 ) -> dict[str, Tensor]:
     """Write what LLaVA's LoRA training leaves: adapter, non_lora_trainables.bin and `config` (`original_config`).
 
+    LLaVA puts no LoRA layers on the projector: what they have learnt is folded into its weights.
+
     Args:
         state: The model's weights under its own names; those that only the base has are not read.
 
@@ -76,6 +78,9 @@ def save_original_adapter(
         UserError: the adapter starts from weights that LLaVA's peft would not compute.
     """
     adapter, rest = split_state(model, state)
+    if adapts_projector(model):
+        adapter = {name: tensor for name, tensor in adapter.items() if layouts.PROJECTOR not in name}
+        rest |= merged_projector(model, state)
     peft_config = model.peft_config["default"]
     assert isinstance(peft_config, LoraConfig)
     if peft_config.init_lora_weights is not True:
@@ -197,7 +202,7 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
         "image_aspect_ratio": _ASPECTS[recipe.data.image_aspect],
         "tokenizer_model_max_length": recipe.data.max_length,
         "tune_mm_mlp_adapter": recipe.model.train == "projector",
-        "freeze_mm_mlp_adapter": not recipe.model.train_projector,
+        "freeze_mm_mlp_adapter": not (recipe.model.train_projector or recipe.model.adapts_projector),
     }
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from llava_accel.console.output import Console
-from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import LoadedImage
+from llava_accel.data.tiling import WHOLE, ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.answering import answer_batch, question_batch, target_logits
 from llava_accel.model.bases import find_base
@@ -76,18 +77,18 @@ class Agreement:
         )
 
 
-def probe_example(processing: Processing) -> tuple[Example, dict[str, Tensor]]:
+def probe_example(processing: Processing) -> tuple[Example, dict[ImageView, Tensor]]:
     """An example that needs no data, an image before a text that is mostly its answer; and its image's pixels."""
-    tokenizer, num_image_tokens = processing.processor.tokenizer, processing.num_image_tokens
+    tokenizer, view = processing.processor.tokenizer, ImageView("probe", processing.tiling.num_tokens(WHOLE))
     start = int(tokenizer.bos_token_id is not None)
     words = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
-    ids = np.array([tokenizer.bos_token_id] * start + [processing.image_token_id] * num_image_tokens + list(words))
+    ids = np.array([tokenizer.bos_token_id] * start + [processing.image_token_id] * view.num_tokens + list(words))
     vertical, round_ = Image.linear_gradient("L"), Image.radial_gradient("L")
     image = Image.merge("RGB", (vertical, round_, vertical.transpose(Image.Transpose.ROTATE_90)))
     pixels = processing.processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    is_target = np.arange(len(ids)) > start + num_image_tokens + _PROMPT
-    example = Example(input_ids=ids, is_target=is_target, image_starts=(start,), images=("probe",))
-    return example, {"probe": pixels[0]}
+    is_target = np.arange(len(ids)) > start + view.num_tokens + _PROMPT
+    example = Example(input_ids=ids, is_target=is_target, image_starts=(start,), images=(view,))
+    return example, {view: pixels}
 
 
 def compare(expected: Float[Tensor, "targets vocab"], actual: Float[Tensor, "targets vocab"]) -> Agreement:
@@ -119,7 +120,7 @@ class Reference:
 def take_reference(
     objective: Objective,
     examples: Sequence[Example],
-    pixels: dict[str, Tensor],
+    pixels: Mapping[ImageView, Tensor],
     image_shape: tuple[int, ...],
     device: torch.device,
 ) -> Reference:
@@ -127,14 +128,14 @@ def take_reference(
 
     Args:
         objective: In any mode, which is restored.
-        pixels: By the names that the examples give.
+        pixels: Of every image that the examples show.
     """
     was_training = objective.training
     objective.eval()
     kept = [_last_answer(example, number) for number, example in enumerate(examples)]
-    images = {name: LoadedImage(tensor) for name, tensor in pixels.items()}
+    images = {view: LoadedImage(tensor) for view, tensor in pixels.items()}
     batch, questions = question_batch(kept, images, image_shape, device)
-    stop_ids = frozenset(int(example.input_ids[example.is_target][-1]) for example in examples)
+    stop_ids = frozenset(example.end_id for example in examples)
     answered = answer_batch(objective, batch, questions, stop_ids=stop_ids, max_new_tokens=_MAX_NEW_TOKENS)
     logits = target_logits(objective, batch).cpu()
     objective.train(was_training)
@@ -242,12 +243,12 @@ def _last_answer(example: Example, number: int) -> Example:
     first = example.prompt_length()
     end = min(len(example.input_ids), first + _MOST_TARGETS)
     is_target = example.is_target[:end] & (np.arange(end) >= first)
-    return replace(example, input_ids=example.input_ids[:end], is_target=is_target, index=number)
+    return replace(example, input_ids=example.input_ids[:end], is_target=is_target, is_answer=None, index=number)
 
 
-def _inputs(example: Example, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+def _inputs(example: Example, pixels: Mapping[ImageView, Tensor]) -> dict[str, Tensor]:
     input_ids = torch.from_numpy(example.input_ids)[None]
-    images = {"pixel_values": torch.stack([pixels[name] for name in example.images])} if example.images else {}
+    images = {"pixel_values": torch.cat([pixels[view] for view in example.images])} if example.images else {}
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **images}
 
 
@@ -258,7 +259,7 @@ def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelera
     """
     rows = choose_rows(part.rows, _MOST_EXAMPLES, recipe.run.seed)[:_MOST_EXAMPLES]
     examples = [part.corpus.encode(int(row)).example for row in rows]
-    pixels = {name: part.image_reader(name) for example in examples for name in example.images}
+    pixels = {view: part.image_reader(view) for example in examples for view in example.images}
     with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -17,7 +18,7 @@ from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
-from llava_accel.data.images import ImageReader
+from llava_accel.data.pixels import ImageReader
 from llava_accel.data.row_forms import RowForm
 from llava_accel.data.sampler import Order, image_groups
 from llava_accel.data.split import held_out
@@ -55,16 +56,23 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
     return Encoder(
         processing.processor.tokenizer,
         processing.image_token_id,
-        processing.num_image_tokens,
+        processing.tiling,
         template=recipe.model.template,
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
         answers=recipe.data.answers,
-        image_placement=recipe.data.image_placement,
+        labels=recipe.data.labels,
+        image_placement=image_placement(recipe.data, processing),
         max_length=recipe.data.max_length,
         on_too_long=recipe.data.on_too_long,
         words=processing.words,
         num_rows=processing.vocab_size,
+        exif=recipe.data.exif,
     )
+
+
+def image_placement(data: DataTable, processing: Processing) -> Literal["start", "start_if_single", "in_place"]:
+    """data.image_placement; for "auto" what the code of the base's family does."""
+    return processing.base.family.image_placement if data.image_placement == "auto" else data.image_placement
 
 
 def row_form(data: DataTable) -> RowForm:
@@ -74,7 +82,8 @@ def row_form(data: DataTable) -> RowForm:
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
     """The recipe's image_aspect and exif before the tower's image processor."""
-    return ImageReader(processing.processor.image_processor, processing.square_aspect, data.exif)  # pyright: ignore[reportArgumentType]
+    processor, aspect = processing.processor.image_processor, processing.square_aspect
+    return ImageReader(processor, aspect, data.exif, processing.tiling)  # pyright: ignore[reportArgumentType]
 
 
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
@@ -226,9 +235,9 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     """Everything besides the files that decides what a record becomes."""
     data, processor = recipe.data, processing.processor
     settings = (
-        compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.num_image_tokens,
-        recipe.model.template, processor.chat_template, data.image_placement, data.max_length, data.on_too_long,
-        data.answers, processing.words,
+        compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.tiling,
+        recipe.model.template, processor.chat_template, image_placement(data, processing), data.max_length, data.on_too_long,
+        data.answers, data.labels, data.exif, processing.words,
     )  # fmt: skip
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
 

@@ -103,7 +103,7 @@ def _why_cpu() -> str:
 
 def _trains(model: ModelTable) -> str:
     names = {
-        "lora": f"LoRA of rank {model.lora.rank}",
+        "lora": f"LoRA of rank {model.lora.rank}{', also on the projector' if model.lora.projector else ''}",
         "full": "the language model",
         "projector": "the projector",
     }

@@ -33,6 +33,8 @@ class TrainState:
     """The step of the last evaluation that came to its end."""
     num_lines: int = 0
     """Lines of metrics.jsonl."""
+    logged_step: int = 0
+    """The step of the last of them that is about training."""
     num_nonfinite: int = 0
     """Steps whose update was left out because a loss or gradient was not finite."""
     is_stopped: bool = False

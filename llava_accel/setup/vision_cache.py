@@ -4,8 +4,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.kept_files import cache_folder, store, stored
 
-_FORMAT = 1
+_FORMAT = 2
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
 _NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "num_hidden_layers"}
 
@@ -58,7 +60,7 @@ def attach_features(
     if recipe.data.cache_features == "auto" and not _fits(store, processing, objective, used, limit):
         console.line(
             f"vision features: those of {count_images(used):,} images would take "
-            f"{count_images(used) * record_bytes(processing, objective) / 1e9:,.1f} GB and do not fit in "
+            f"{count_tiles(used) * tile_bytes(processing, objective) / 1e9:,.1f} GB and do not fit in "
             "data.cache_max_gb and on the disk; the tower runs in every step (cache_features = true keeps some)"
         )
         return
@@ -72,31 +74,41 @@ def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str
     """Name of the store: the tower, and all that decides what an image file becomes before it."""
     settings = processing.processor.image_processor.to_dict()
     data = recipe.data
-    text = json.dumps([_FORMAT, tower_name, data.image_aspect, data.exif, settings], sort_keys=True, default=str)
+    seen = [data.image_aspect, data.exif, asdict(processing.tiling)]
+    text = json.dumps([_FORMAT, tower_name, seen, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def count_images(parts: Sequence[Part]) -> int:
     """Different images of the data, at most: images that stand alone and beside others count twice."""
+    return _sum_of_different(parts, "num_images")
+
+
+def count_tiles(parts: Sequence[Part]) -> int:
+    """Squares that the tower sees of these images."""
+    return _sum_of_different(parts, "num_tiles")
+
+
+def _sum_of_different(parts: Sequence[Part], column: Literal["num_images", "num_tiles"]) -> int:
     total = 0
     for roots in {tuple(part.corpus.roots) for part in parts}:  # keys name images below their folders
         same = [part for part in parts if tuple(part.corpus.roots) == roots]
         keys = np.concatenate([part.survey.image_keys[part.rows] for part in same])
-        sizes = np.concatenate([part.survey.num_images[part.rows] for part in same])
+        sizes = np.concatenate([getattr(part.survey, column)[part.rows] for part in same])
         total += int(sizes[np.unique(keys, return_index=True)[1]].sum())
     return total
 
 
-def record_bytes(processing: Processing, objective: Objective) -> int:
-    """Disk for the features of one image."""
+def tile_bytes(processing: Processing, objective: Objective) -> int:
+    """Disk for the features of one tile."""
     item = next(objective.tower.parameters()).element_size()
-    return processing.num_image_tokens * int(processing.base.vision.hidden_size) * item
+    return processing.tiling.tile_tokens * int(processing.base.vision.hidden_size) * item
 
 
 def _fits(store: FeatureStore, processing: Processing, objective: Objective, parts: Sequence[Part], limit: int) -> bool:
     present, root = store.num_bytes(), store.root
     others = sum(file.stat().st_size for file in Path(root).glob("*/*.safetensors")) - present
-    wanted = count_images(parts) * record_bytes(processing, objective)
+    wanted = count_tiles(parts) * tile_bytes(processing, objective)
     free = (1 - _SPARE_DISK) * shutil.disk_usage(root).free
     return wanted <= limit - others and wanted - present <= free
 

@@ -64,7 +64,7 @@ class _Rows(Dataset[tuple[Example, list[Tensor]]]):
 
     def __getitem__(self, place: int) -> tuple[Example, list[Tensor]]:
         example = self._part.corpus.encode(self._rows[place]).example
-        return example, [self._part.image_reader(Path(name)) for name in example.images]
+        return example, [self._part.image_reader(view) for view in example.images]
 
 
 def padded(batch: Sequence[tuple[Example, list[Tensor]]]) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def padded(batch: Sequence[tuple[Example, list[Tensor]]]) -> dict[str, Tensor]:
         ]
     pixels = [image for _, images in batch for image in images]
     found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return found | ({"pixel_values": torch.stack(pixels)} if pixels else {})
+    return found | ({"pixel_values": torch.cat(pixels)} if pixels else {})
 
 
 class PlainTrainer:

@@ -56,7 +56,7 @@ def train(recipe: Recipe) -> str:
         model = load_model(recipe, processing, dtype=torch.float32, device=None).model.train()
     except UserError as error:
         return str(error)
-    image = [processing.image_token_id] * processing.num_image_tokens
+    image = [processing.image_token_id] * processing.tiling.tile_tokens
     ids = torch.tensor([[1, *image, *(token % processing.vocab_size for token in (5, 9, 40, 41))]])
     pixels = torch.rand(1, 3, 56, 56)
     labels = ids.masked_fill(ids == processing.image_token_id, -100)

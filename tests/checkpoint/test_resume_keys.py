@@ -1,4 +1,4 @@
-"""Which keys of the data make another run of a recipe."""
+"""Which keys make another run of a recipe."""
 
 from pathlib import Path
 
@@ -14,10 +14,22 @@ SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
     ("override", "says"),
     [
         ("data.columns.image=photo", 'data.columns.image: not set -> "photo"'),
+        ("data.labels=original", 'data.labels: "answers" -> "original"'),
+        ("data.image_placement=start_if_single", 'data.image_placement: "auto" -> "start_if_single"'),
         ("data.missing_image_mark=start", 'data.missing_image_mark: "error" -> "start"'),
+        ("optim.decay=original", 'optim.decay: "weights" -> "original"'),
+        ("train.loss=micro_batch_mean", 'train.loss: "tokens" -> "micro_batch_mean"'),
     ],
 )
-def test_rows_that_are_read_otherwise_make_another_run(tmp_path: Path, override: str, says: str) -> None:
+def test_another_number_makes_another_run(tmp_path: Path, override: str, says: str) -> None:
     (tmp_path / "r.toml").write_text(SMALLEST)
-    before, now = load_recipe(tmp_path / "r.toml"), load_recipe(tmp_path / "r.toml", [override])
+    before, now = (load_recipe(tmp_path / "r.toml", some, warns=False) for some in ([], [override]))
     assert differences(before, now) == [says] and differences(now, now) == []
+
+
+@pytest.mark.parametrize("key", ["train.per_device_batch_size", "train.accumulation_steps"])
+def test_how_a_batch_is_split_is_free_where_no_number_depends_on_it(tmp_path: Path, key: str) -> None:
+    (tmp_path / "r.toml").write_text(SMALLEST)
+    for loss, expected in (("tokens", []), ("micro_batch_mean", [f"{key}: 2 -> 4"])):
+        before, now = (load_recipe(tmp_path / "r.toml", [f"train.loss={loss}", f"{key}={size}"]) for size in (2, 4))
+        assert differences(before, now) == expected

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.rows import IMAGE, make
+from helpers.rows import IMAGE, LENGTH, make
 from llava_accel.data.collate import Batch, collate
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.pixels import LoadedImage
+from llava_accel.data.tiling import WHOLE, ImageView
 from llava_accel.data.trie import build_row, chain
 
 SHAPE = (3, 2, 2)
-IMAGES = {name: LoadedImage(torch.full(SHAPE, float(number))) for number, name in enumerate("abc")}
+IMAGES = {
+    ImageView(name, LENGTH): LoadedImage(torch.full((1, *SHAPE), float(number))) for number, name in enumerate("abc")
+}
 
 
 def batch_of(*rows, pad_id: int = 0) -> Batch:
@@ -45,10 +48,11 @@ def test_every_image_is_there_once_and_stands_wherever_it_is_used() -> None:
     batch = batch_of(*rows)
     assert batch.pixel_values.shape == (2, *SHAPE)
     names = ["abc"[int(pixels.flatten()[0])] for pixels in batch.pixel_values]
-    used = [names[which] for which in batch.image_index]
-    assert used == ["b", "a", "b"]
+    used = [names[batch.tile_order[which // LENGTH]] for which in batch.image_index[::LENGTH]]
+    assert used == ["b", "a", "b"] and batch.image_layouts == (WHOLE, WHOLE)
+    assert batch.image_index.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
     flat = batch.input_ids.flatten()
-    assert batch.image_positions.tolist() == [0, 8, 11]
+    assert batch.image_positions.tolist() == [0, 1, 2, 8, 9, 10, 11, 12, 13]
     assert (flat[batch.image_positions] == IMAGE).all()
 
 
@@ -81,5 +85,6 @@ def test_an_example_that_is_the_start_of_another_needs_no_branch() -> None:
 
 def test_a_batch_is_a_mapping_of_exactly_the_fields_of_batch() -> None:
     fields = collate([LONG], IMAGES, SHAPE)
+    others = ("branched", "image_layouts")
     assert list(fields) == list(Batch.__dataclass_fields__)
-    assert np.all([isinstance(value, torch.Tensor) for name, value in fields.items() if name != "branched"])
+    assert np.all([isinstance(value, torch.Tensor) for name, value in fields.items() if name not in others])

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from helpers.samples import (
 from llava_accel.data.examples import Encoder
 from llava_accel.data.labels import Labeller
 from llava_accel.data.records import is_blank
+from llava_accel.data.tiling import Tiling
 
 
 def talk(count: int, **fields: object) -> dict[str, object]:
@@ -53,8 +55,9 @@ def test_a_record_of_many_rounds_is_encoded_a_few_times_and_not_once_a_round(
         return label(self, given, *arguments, **named)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(Labeller, "__call__", counted)
-    settings = {"template": "auto", "chat_template": CHATML_PARTS} if auto else {"template": "chatml"}
-    dropping = Encoder(byte_level(), IMAGE_ID, NUM_IMAGE_TOKENS, on_too_long="drop_turns", max_length=500, **settings)  # type: ignore
+    settings: Any = {"template": "auto", "chat_template": CHATML_PARTS} if auto else {"template": "chatml"}
+    tiling = Tiling(56, NUM_IMAGE_TOKENS)
+    dropping = Encoder(byte_level(), IMAGE_ID, tiling, on_too_long="drop_turns", max_length=500, **settings)
     kept = encode(dropping, talk(count))
     assert 400 < len(kept.input_ids) <= 500
     assert len(pieces) <= 3 + math.log2(count) and sum(pieces) < 3 * max(pieces)
@@ -70,7 +73,7 @@ def test_the_turns_that_go_are_counted_with_their_images(tmp_path: Path) -> None
     encoded = data.encode(0)
     assert (encoded.num_turns, encoded.dropped_turns) == (4, 4)
     assert [turn.role for turn in encoded.record.turns] == ["system", "user", "assistant", "user", "assistant"]
-    assert [Path(name).name for name in encoded.example.images] == ["a.png"]
+    assert [Path(view.file).name for view in encoded.example.images] == ["a.png"]
 
 
 BLANK = ["", " ", "\n\t ", "\u00a0", "\u200b\ufeff", "\x00"]

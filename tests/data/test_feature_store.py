@@ -19,7 +19,7 @@ from torch import Tensor
 from llava_accel.data import feature_store
 from llava_accel.data.feature_store import FeatureStore, FeatureWriter, digest
 
-SHAPE = (3, 5)
+SHAPE = (1, 3, 5)
 GIGA = 10**9
 
 
@@ -45,7 +45,7 @@ def write(
     store: FeatureStore, *numbers: int, max_bytes: int = GIGA, dtype: torch.dtype = torch.float32
 ) -> FeatureWriter:
     writer = FeatureWriter(store, max_bytes)
-    writer.put(names(*numbers), torch.stack([record(number, dtype) for number in numbers]))
+    writer.put(names(*numbers), torch.cat([record(number, dtype) for number in numbers]))
     writer.flush()
     return writer
 
@@ -57,6 +57,16 @@ def test_a_record_comes_back_as_it_was_computed(tmp_path: Path, dtype: torch.dty
     assert len(store) == 2 and name(3) not in store
     for number in (1, 2):
         assert present(store, number).dtype == dtype and torch.equal(present(store, number), record(number, dtype))
+
+
+def test_the_tiles_of_an_image_are_one_record(tmp_path: Path) -> None:
+    writer = FeatureWriter(FeatureStore(tmp_path, "tower"), GIGA)
+    writer.put(names(1, 2, 2, 2, 3), torch.cat([record(number) for number in range(5)]))
+    writer.flush()
+    store = FeatureStore(tmp_path, "tower")
+    assert [len(present(store, number)) for number in (1, 2, 3)] == [1, 3, 1]
+    assert torch.equal(present(store, 2), torch.cat([record(number) for number in (1, 2, 3)]))
+    assert digest(b"1") != digest(b"1", is_cut=True)
 
 
 def test_another_tower_has_no_part_in_it(tmp_path: Path) -> None:
@@ -190,11 +200,11 @@ def test_a_process_that_keeps_the_lock_ends_the_keeping_and_not_the_run(
     assert holder.stdout is not None and holder.stdout.readline()
     os.kill(holder.pid, signal.SIGSTOP)
     writer = FeatureWriter(store, GIGA)
-    writer.put(names(1), record(1)[None])
+    writer.put(names(1), record(1))
     since = time.monotonic()
     writer.flush(patience_s=0.3)
     assert time.monotonic() - since < 5 and writer.is_full and "lock" in writer.problem
-    writer.put(names(2), record(2)[None])
+    writer.put(names(2), record(2))
     writer.flush(patience_s=0.3)
     assert capsys.readouterr().err.count("no more are kept") == 1
     holder.kill()

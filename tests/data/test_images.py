@@ -15,7 +15,7 @@ from transformers.image_utils import load_image
 
 from helpers.samples import image_processor
 from llava_accel.data import images
-from llava_accel.data.images import check_header, check_images, decode, find_image
+from llava_accel.data.images import check_images, decode, find_image, image_size
 from llava_accel.sources.problems import DataError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -114,7 +114,7 @@ def png(width: int, height: int) -> bytes:
 def test_a_file_without_a_image_is_refused_by_its_head(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    for look in (check_header, decode):
+    for look in (image_size, decode):
         with pytest.raises(DataError, match=word) as caught:
             look(path)
         assert caught.value.kind == "broken_image" and str(path) in caught.value.problem
@@ -221,7 +221,7 @@ def test_a_image_of_a_format_that_is_not_on_the_list_starts_no_program(
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     noise(20, 10).save(tmp_path / "a.jpg", "EPS")
-    for look in (check_header, decode):
+    for look in (image_size, decode):
         with pytest.raises(DataError, match="its content is PostScript"):
             look(tmp_path / "a.jpg")
     assert not (tmp_path / "ran").exists()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.samples import IMAGE_ID, corpus, image_processor, record, write_images
+from helpers.samples import IMAGE_ID, NUM_IMAGE_TOKENS, corpus, image_processor, record, write_images
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.images import ImageReader
 from llava_accel.data.loader import Loaded, load_windows, where
+from llava_accel.data.pixels import ImageReader
 from llava_accel.data.sampler import Order, Window, windows
 from llava_accel.sources.problems import DataError
 
@@ -78,7 +78,8 @@ def test_the_epochs_of_a_run_come_through_one_loader(data: Corpus) -> None:
 def test_a_image_of_several_records_is_decoded_once_and_stands_in_each(data: Corpus) -> None:
     ((batch,),) = load(data, [[[1, 11, 2, 0]]])
     assert batch["pixel_values"].shape == (2, 3, 56, 56)  # type: ignore[union-attr]
-    assert batch["image_index"].tolist() == [0, 0, 1]  # type: ignore[union-attr]
+    number = NUM_IMAGE_TOKENS
+    assert (batch["image_index"] // number).tolist() == [0] * 2 * number + [1] * number  # type: ignore
     ids, places = batch["input_ids"], batch["image_positions"]
     assert isinstance(ids, torch.Tensor) and (ids.flatten()[places] == IMAGE_ID).all()
 

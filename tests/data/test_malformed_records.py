@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers.samples import CHATML_PARTS, PARITY, byte_level, corpus_of, encoder, image_in, llama, record, write_lines
+from helpers.samples import CHATML_PARTS, PARITY, corpus_of, encoder, fitting, image_in, record, write_lines
 from llava_accel.data.conversation import TEMPLATES
 from llava_accel.data.records import parse_record
 from llava_accel.data.row_forms import RowForm
@@ -127,7 +127,7 @@ columns = st.tuples(
 def test_any_json_is_an_example_or_a_data_error(
     fields: dict[str, object], form: tuple[Any, ...], template: str
 ) -> None:
-    tokenizer = byte_level() if template in ("chatml", "auto") else llama()
+    tokenizer = fitting(template)
     try:
         checked = parse_record(json.dumps(fields).encode(), 1, RowForm(*form))
         encode_any = encoder(tokenizer, template, chat_template=CHATML_PARTS if template == "auto" else None)

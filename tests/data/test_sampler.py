@@ -145,3 +145,11 @@ def test_any_weights_give_an_epoch_of_their_sum(weights: list[float], epoch: int
     counts = np.bincount(np.concatenate([np.zeros(0, dtype=int), *data.epoch(epoch)]), minlength=len(weights))
     assert counts.sum() == data.examples_per_epoch == round(float(repeats.sum()))
     assert (np.abs(counts - repeats) <= 1).all()
+
+
+def test_a_batch_may_keep_its_order() -> None:
+    batch, lengths = np.array([5, 0, 3, 1, 4, 2, 7, 6]), np.arange(8)
+    (rank,) = deal(batch, lengths, per_device_batch_size=2, num_ranks=1, keeps_order=True)
+    assert rank == [[5, 0], [3, 1], [4, 2], [7, 6]]
+    two = deal(batch, lengths, per_device_batch_size=2, num_ranks=2, keeps_order=True)
+    assert sorted(part for own in two for part in own) == sorted(rank)

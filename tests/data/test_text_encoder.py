@@ -21,26 +21,11 @@ from helpers.samples import (
     record,
     texts,
 )
-from llava_accel.data.conversation import TEMPLATES, Piece
+from llava_accel.data.conversation import Piece
 from llava_accel.data.labels import Labeller
 from llava_accel.data.text_encoder import _WORDS, Context, TextEncoder
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
-TOKENIZERS = {
-    "v1": llama(),
-    "plain": llama(legacy=False),
-    "llava_llama_2": llama(),
-    "mistral_instruct": llama(legacy=False),
-    "chatml": byte_level(),
-}
-SURROUNDED = {  # what the template puts around an answer that is learned, besides the end token
-    "v1": "{}",  # the space before it belongs to its first token
-    "plain": "{}\n",
-    "llava_llama_2": "{} ",
-    "mistral_instruct": "{} ",
-    "chatml": "{}",
-}
-assert set(SURROUNDED) == set(TEMPLATES)
 
 
 def end_id(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.rows import Drawn, build, key_paths, keys, make, paths, some
+from helpers.rows import LENGTH, Drawn, build, key_paths, keys, make, paths, some
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import build_row, chain
 
 
@@ -79,19 +80,19 @@ def test_a_chain_is_one_example_with_weight_one() -> None:
     assert row.subtree_end.tolist() == [6] * 6
     assert row.target_positions.tolist() == [3, 4] and row.target_ids.tolist() == [2, 3]
     assert row.target_weights.tolist() == [1.0, 1.0]
-    assert (row.image_starts, row.images, row.indices) == ((1,), ("a",), (7,))
+    assert (row.image_starts, row.images, row.indices) == ((1,), (ImageView("a", LENGTH),), (7,))
 
 
 def test_questions_on_one_image_share_it_and_those_on_another_do_not() -> None:
     questions = [make([1], "a", [5, 6]), make([1], "a", [7]), make([1], "b", [5, 6])]
     row = build_row(questions)
-    assert row.images == ("a", "b")
+    assert [view.file for view in row.images] == ["a", "b"]
     assert len(row) == (1 + 3 + 2 + 1) + (3 + 2)
 
 
 def test_two_images_side_by_side_are_two_images() -> None:
     row = build_row([make("a", "b", [1]), make("a", "a", [1]), make("a", [1])])
-    assert row.images == ("a", "b", "a")
+    assert [view.file for view in row.images] == ["a", "b", "a"]
     assert len(row) == 3 + (3 + 1) + (3 + 1) + 1
 
 

@@ -52,7 +52,9 @@ class Kind(NamedTuple):
     @property
     def template(self) -> str:
         """The conversation template that this tokenizer can write."""
-        return "chatml" if self.tokenizer == "byte" else "v1"
+        if self.tokenizer == "byte":
+            return "qwen_1_5" if self.language_model == "qwen" else "chatml"
+        return "v1"
 
     def forms(self) -> dict[str, str]:
         """Every form of export, with what it says where this kind has no such form, else nothing."""

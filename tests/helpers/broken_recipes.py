@@ -99,7 +99,12 @@ COMBINATIONS: dict[str, list[str]] = {
     "model.train=projector model.train_projector=false": ["model.train", "model.train_projector", "Set"],
     "model.train=full model.quantization.bits=4": ["model.train", "model.quantization.bits", "Set"],
     "model.lora.variant=pissa model.quantization.bits=8": ["model.lora.variant", "model.quantization.bits", "Set"],
+    "model.lora.projector=true model.train_projector=true":
+        ["model.lora.projector", "model.train_projector", "Set"],
+    "model.lora.projector=true model.lora.variant=olora model.projector=p":
+        ["model.lora.variant", "model.projector", "Set"],
     "model.train=full model.adapter=a": ["model.adapter", "model.train", "--to merged"],
+    "data.labels=original model.template=auto": ["data.labels", "model.template", '"qwen_1_5"', "Set"],
     "data.cache_features=true model.train_vision=true": ["data.cache_features", "model.train_vision", "Set"],
     "model.attention=flash_attention_2 data.share_prefix=true": ["model.attention", "data.share_prefix", "Set"],
     "model.attention=flash_attention_2 run.precision=fp32": ["model.attention", "run.precision", "Set"],

@@ -125,5 +125,5 @@ def probe_inputs(processing: Processing) -> dict[str, Tensor]:
     """The image and the text as transformers' forward pass takes them."""
     example, pixels = probe_example(processing)
     input_ids = torch.from_numpy(example.input_ids)[None]
-    images = pixels["probe"][None]
+    images = next(iter(pixels.values()))
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": images}

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from llava_accel.data.labels import Example
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import Row
 
 IMAGE = 99
@@ -21,7 +22,7 @@ def make(*parts: str | list[int], targets: Collection[int] = (), index: int = -1
     for part in parts:
         if isinstance(part, str):
             starts.append(len(ids))
-            images.append(part)
+            images.append(ImageView(part, LENGTH))
         ids += [IMAGE] * LENGTH if isinstance(part, str) else part
     is_target = np.array([place in targets and id != IMAGE for place, id in enumerate(ids)])
     return Example(
@@ -42,8 +43,8 @@ def build(drawn: Drawn) -> list[Example]:
 def keys(example: Example) -> Key:
     """The tokens, with an image's known by their file."""
     result: list[int | tuple[str, int]] = example.input_ids.tolist()
-    for start, name in zip(example.image_starts, example.images, strict=True):
-        result[start : start + LENGTH] = [(name, place) for place in range(LENGTH)]
+    for start, view in zip(example.image_starts, example.images, strict=True):
+        result[start : start + LENGTH] = [(view.file, place) for place in range(LENGTH)]
     return tuple(result)
 
 
@@ -59,7 +60,7 @@ def paths(row: Row) -> list[list[int]]:
 
 def keys_of_tokens(row: Row) -> list[int | tuple[str, int]]:
     result: list[int | tuple[str, int]] = row.input_ids.tolist()
-    for start, name in zip(row.image_starts, row.images, strict=True):
+    for start, (name, *_) in zip(row.image_starts, row.images, strict=True):
         result[start : start + LENGTH] = [(name, place) for place in range(LENGTH)]
     assert IMAGE not in result, "an image's token belongs to no image"
     return result

@@ -19,6 +19,7 @@ from llava_accel.data.images import find_image
 from llava_accel.data.labels import Example
 from llava_accel.data.records import parse_record
 from llava_accel.data.row_forms import RowForm
+from llava_accel.data.tiling import Tiling
 from llava_accel.sources.named import Named
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -103,6 +104,19 @@ def byte_level(add_prefix_space: bool = False, special: bool = True) -> PreTrain
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
 
 
+@cache
+def llama_3() -> PreTrainedTokenizerFast:
+    """A small byte-level tokenizer with Llama 3's special tokens, which puts its BOS before a text by itself."""
+    return PreTrainedTokenizerFast.from_pretrained(PARITY / "next" / "llama3-tokenizer")
+
+
+def fitting(template: str, legacy: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer that has the tokens of a template; `legacy` counts where it is Llama's."""
+    if template == "llava_llama_3":
+        return llama_3()
+    return byte_level() if template in ("chatml", "qwen_1_5", "auto") else llama(legacy)
+
+
 def image_processor() -> CLIPImageProcessorPil:
     """CLIP's own processor for 56 px."""
     return CLIPImageProcessorPil.from_pretrained(PARITY / "clip")
@@ -111,7 +125,7 @@ def image_processor() -> CLIPImageProcessorPil:
 @cache
 def encoder(tokenizer: PreTrainedTokenizerFast | None = None, template: str = "v1", **settings: Any) -> Encoder:
     """An encoder whose images take four tokens."""
-    return Encoder(tokenizer or llama(), IMAGE_ID, NUM_IMAGE_TOKENS, template=template, **settings)
+    return Encoder(tokenizer or llama(), IMAGE_ID, Tiling(56, NUM_IMAGE_TOKENS), template=template, **settings)
 
 
 def record(*texts: str, **fields: object) -> dict[str, object]:

@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from llava_accel.data.collate import collate
-from llava_accel.data.images import LoadedImage
 from llava_accel.data.labels import Example
+from llava_accel.data.pixels import LoadedImage
+from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import Row
 
 VOCABULARY = 97
@@ -25,7 +26,7 @@ IMAGE_ID = 96
 PX, PATCHES = 28, 4
 TOLERANCE = 1e-5
 PIXELS = {name: torch.randn(3, PX, PX, generator=torch.Generator().manual_seed(ord(name))) for name in "abcd"}
-IMAGES = {name: LoadedImage(pixels) for name, pixels in PIXELS.items()}
+IMAGES = {ImageView(name, PATCHES): LoadedImage(pixels[None]) for name, pixels in PIXELS.items()}
 
 
 def make_llava(tower: str = "clip", attention: str = "sdpa") -> LlavaForConditionalGeneration:
@@ -68,7 +69,7 @@ def talk(seed: int, question: int, answer: int, images: str = "", rounds: int = 
         input_ids=np.array(ids),
         is_target=np.array(targets),
         image_starts=tuple(starts),
-        images=tuple(images),
+        images=tuple(ImageView(name, PATCHES) for name in images),
         index=seed,
     )
 
@@ -105,7 +106,7 @@ def full_logits_loss(model: nn.Module, examples: Sequence[Example], weights: Seq
             length = len(example.input_ids)
             ids[row, :length], mask[row, :length] = torch.from_numpy(example.input_ids), 1
             labels[row, :length][example.is_target] = ids[row, :length][example.is_target]
-        images = [PIXELS[name] for example in chosen for name in example.images]
+        images = [PIXELS[view.file] for example in chosen for view in example.images]
         pixels = {"pixel_values": torch.stack(images)} if images else {}
         mean = model(input_ids=ids, attention_mask=mask, labels=labels, **pixels).loss
         total = total + weight * mean * sum(example.num_targets for example in chosen)

@@ -57,7 +57,7 @@ def alone(objective: Objective, example: Example) -> list[int]:
     """What transformers' own loop writes behind one prompt."""
     config = GenerationConfig(max_new_tokens=TOKENS, eos_token_id=2, pad_token_id=0, suppress_tokens=[IMAGE_ID])
     ids = torch.from_numpy(example.input_ids[: example.prompt_length()])[None]
-    pixels = {"pixel_values": torch.stack([PIXELS[name] for name in example.images])} if example.images else {}
+    pixels = {"pixel_values": torch.stack([PIXELS[view.file] for view in example.images])} if example.images else {}
     mask = torch.ones_like(ids)
     answer = objective.llava.generate(  # pyright: ignore[reportAttributeAccessIssue]
         input_ids=ids, attention_mask=mask, generation_config=config, **pixels
@@ -89,7 +89,7 @@ def test_the_loss_of_each_example_is_the_plain_one(objective: Objective) -> None
     for index, losses in zip(questions.indices.tolist(), parts, strict=True):
         example = by_index[index]
         ids = torch.from_numpy(example.input_ids)[None]
-        pixels = {"pixel_values": torch.stack([PIXELS[name] for name in example.images])} if example.images else {}
+        pixels = {"pixel_values": torch.stack([PIXELS[view.file] for view in example.images])} if example.images else {}
         with torch.no_grad():
             logits = objective.llava(input_ids=ids, **pixels).logits[0, :-1]
         targets = torch.from_numpy(example.is_target)[1:]
@@ -98,7 +98,7 @@ def test_the_loss_of_each_example_is_the_plain_one(objective: Objective) -> None
 
 
 def test_a_image_and_its_prefix_run_once_for_all_questions_on_it(objective: Objective) -> None:
-    questions = [example for example in about_one_image() if example.images == ("a",)]
+    questions = [example for example in about_one_image() if [view.file for view in example.images] == ["a"]]
     assert len(questions) == 4
     images: list[int] = []
     watch(objective.tower.get_submodule("encoder.layers.0"), images)

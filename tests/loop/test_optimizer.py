@@ -1,5 +1,6 @@
 """Parameter groups, and a schedule that is counted in optimizer steps."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,31 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 import llava_accel.train as verb
-from helpers.runs import metrics, mixed_records, recipe, write_records
-from llava_accel.loop.optimizer import build_optimizer, build_scheduler, learning_rates, parameter_groups, part_of
+from helpers import toys
+from helpers.runs import PARITY, metrics, mixed_records, recipe, write_records
+from llava_accel.loop.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    decayed,
+    learning_rates,
+    parameter_groups,
+    part_of,
+)
+from llava_accel.model.layouts import to_original
+from llava_accel.model.lora import prepare_trainable
+from llava_accel.model.objective import LastLayer, Objective
 from llava_accel.recipe import OptimTable
 
 RATES = OptimTable(
@@ -44,6 +66,43 @@ def test_each_part_has_its_rate_and_vectors_are_not_decayed() -> None:
         "vision_tower": (1.0, 0.5, 1),
         "vision_tower (no decay)": (1.0, 0.0, 3),
     }
+
+
+def original_model(run: str) -> nn.Module:
+    """The modules of LLaVA's own run of that name, as transformers builds them; sizes are smaller."""
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    pixels: dict[str, Any] = {"image_size": 28, "patch_size": 14}
+    if run == "next_full":
+        text: Any = LlamaConfig(vocab_size=8, num_hidden_layers=2, **sizes)
+        clip = CLIPVisionConfig(num_hidden_layers=3, **sizes, **pixels)
+        return LlavaNextForConditionalGeneration(LlavaNextConfig(text_config=text, vision_config=clip))
+    text = Qwen2Config(vocab_size=8, num_hidden_layers=3, **sizes)
+    tower = SiglipVisionConfig(num_hidden_layers=2, vision_use_head=False, **sizes, **pixels)
+    return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(text_config=text, vision_config=tower))
+
+
+@pytest.mark.parametrize("run", ["next_full", "onevision_full"])
+def test_the_original_rule_decays_what_llavas_own_optimizer_did(run: str) -> None:
+    """parity/original_decay.json: the groups of `LLaVATrainer.create_optimizer`, LLaVA-NeXT df17966, transformers 4.40."""
+    model = original_model(run)
+    found = decayed(model, "original")
+    names = {name: name if name == "model.image_newline" else to_original(name) for name, _ in model.named_parameters()}
+    expected = json.loads((PARITY / "original_decay.json").read_text())[run]
+    assert {names[name] for name in found} == {*expected["decayed"]}
+    assert {other for name, other in names.items() if name not in found} == {*expected["exempt"]}
+
+
+def test_the_original_rule_sees_norms_behind_wrappers_and_decays_the_adapter(tmp_path: Path) -> None:
+    own = recipe(tmp_path, model={"adapter": "", "lora": {"rank": 2}})
+    objective = Objective(prepare_trainable(toys.make_llava(), own), toys.VOCABULARY)
+    assert isinstance(objective.llava.model.language_model.layers[-1], LastLayer)
+    for parameter in objective.parameters():
+        parameter.requires_grad_(True)
+    groups = parameter_groups(objective, RATES.model_copy(update={"decay": "original"}))
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    exempt = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}  # pyright: ignore
+    assert exempt == {name for name in names.values() if "norm" in name or "bias" in name}
+    assert not any("lora_" in name for name in exempt)
 
 
 def test_what_is_frozen_is_in_no_group() -> None:

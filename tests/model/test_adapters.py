@@ -151,6 +151,19 @@ def test_an_adapter_made_with_other_settings_is_refused(
         prepare(**ORIGINAL, adapter=str(copy_adapter(tmp_path / "a", **config)))
 
 
+@pytest.mark.parametrize("projector", [False, True])
+def test_an_adapter_says_whether_it_adapts_the_projector(biased: Path, tmp_path: Path, projector: bool) -> None:
+    lora = {"rank": 4, "alpha": 8, "projector": projector}
+    model = prepare(base=str(biased), lora=lora)
+    random_step(model)
+    save_as_a_checkpoint_does(model, tmp_path / "adapter")
+    again = prepare(base=str(biased), lora=lora, adapter=str(tmp_path / "adapter"))
+    assert torch.equal(logits(again), logits(model))
+    was, then = str(not projector).lower(), str(projector).lower()
+    with pytest.raises(ValueError, match=rf"projector is {was}, .* with {then}\. Set model\.lora\.projector = {then}"):
+        prepare(base=str(biased), lora=lora | {"projector": not projector}, adapter=str(tmp_path / "adapter"))
+
+
 def test_an_adapter_with_a_key_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
     folder = copy_adapter(tmp_path / "a")
     path = folder / "adapter_model.safetensors"

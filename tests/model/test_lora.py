@@ -63,10 +63,11 @@ def test_a_pattern_without_a_layer_is_an_error_with_near_names(llava_folder: Pat
         find_targets(model, [pattern])
 
 
+@pytest.mark.parametrize("projector", [False, True])
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "pissa", "olora"])
-def test_every_variant_starts_at_the_bases_function(llava_folder: Path, variant: str) -> None:
+def test_every_variant_starts_at_the_bases_function(llava_folder: Path, variant: str, projector: bool) -> None:
     base = LlavaForConditionalGeneration.from_pretrained(llava_folder)
-    model = prepare(base=str(llava_folder), lora={"rank": 4, "alpha": 8, "variant": variant})
+    model = prepare(base=str(llava_folder), lora={"rank": 4, "alpha": 8, "variant": variant, "projector": projector})
     torch.testing.assert_close(logits(model), logits(base), rtol=1e-4, atol=1e-4)
     assert isinstance(model, PeftModel)
     config = model.peft_config["default"]
@@ -81,6 +82,7 @@ def test_every_variant_starts_at_the_bases_function(llava_folder: Path, variant:
         ({"train": "projector"}, {"projector"}),
         ({"train": "lora"}, {"LoRA", "projector"}),
         ({"train": "lora", "train_projector": False}, {"LoRA"}),
+        ({"train": "lora", "lora": {"projector": True}}, {"LoRA"}),
         ({"train": "lora", "train_vision": True}, {"LoRA", "projector", "vision tower"}),
         ({"train": "full"}, {"language model", "projector"}),
         ({"train": "full", "train_projector": False}, {"language model"}),
@@ -117,6 +119,8 @@ def test_everything_that_is_trained_has_a_gradient(llava_folder: Path, settings:
         {"train": "lora"},
         {"train": "lora", "lora": {"rank": 4, "alpha": 8, "variant": "dora"}},
         {"train": "lora", "lora": {"rank": 4, "alpha": 8, "bias": "lora_only"}},
+        {"train": "lora", "lora": {"rank": 4, "alpha": 8, "bias": "lora_only", "projector": True, "variant": "dora"}},
+        {"train": "lora", "lora": {"rank": 4, "alpha": 8, "projector": True, "variant": "pissa"}},
         {"train": "lora", "quantization": {"bits": 4}},
         {"train": "full", "train_vision": True},
         {"train": "projector"},

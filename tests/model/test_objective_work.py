@@ -22,7 +22,7 @@ from helpers.toys import (
     watch,
 )
 from llava_accel.data.collate import collate
-from llava_accel.data.images import LoadedImage
+from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.trie import build_row, chain
 from llava_accel.model import objective as objective_file
 from llava_accel.model.objective import Objective
@@ -168,7 +168,7 @@ def test_which_images_are_stored_already_changes_no_bit(llava: LlavaForCondition
     llava.model.vision_tower.requires_grad_(False)
     with torch.no_grad():
         found = objective_file.tower_features(llava.model.vision_tower, llava.config, torch.stack([*PIXELS.values()]))
-    stored = {name: LoadedImage(row) for name, row in zip(PIXELS, found, strict=True) if name in known}
+    stored = {view: LoadedImage(tile[None]) for view, tile in zip(IMAGES, found, strict=True) if view.file in known}
     gradients = []
     for images in (IMAGES, IMAGES | stored):
         llava.zero_grad()
@@ -185,10 +185,11 @@ def test_stored_features_take_the_place_of_pixels(llava: LlavaForConditionalGene
     llava.model.vision_tower.requires_grad_(False)
     with torch.no_grad():
         stored = {
-            name: LoadedImage(
-                objective_file.tower_features(llava.model.vision_tower, llava.config, PIXELS[name][None])[0]
+            view: LoadedImage(
+                objective_file.tower_features(llava.model.vision_tower, llava.config, PIXELS[view.file][None])
             )
-            for name in "ac"
+            for view in IMAGES
+            if view.file in "ac"
         }
     expected = objective(**batch_of(rows))
     objective.parked = ParkedTower(llava)

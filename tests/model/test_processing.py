@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from helpers.tiny import NUM_PATCHES, VOCABULARY, make_clip, make_language_model, make_siglip
 from llava_accel.data.conversation import IMAGE, TEMPLATES, Piece, Turn
-from llava_accel.data.images import ImageReader
+from llava_accel.data.pixels import ImageReader
 from llava_accel.model.processing import Processing, load_processing, num_rows
 from llava_accel.model.saved_processor import save_processor, save_tokenizer
 from llava_accel.recipe import ModelTable
@@ -46,7 +46,7 @@ def test_the_processor_expands_a_image_to_the_models_tokens(parts: Path, llava_f
     processing = processing_of(**bases.get(kind, part))
     batch = processing.processor(images=image(), text="USER: <image>\nHi", return_tensors="pt")  # pyright: ignore[reportCallIssue]
     count = int((batch["input_ids"] == processing.image_token_id).sum())
-    assert count == processing.num_image_tokens == NUM_PATCHES
+    assert count == processing.tiling.tile_tokens == NUM_PATCHES
     assert batch["pixel_values"].shape == (1, 3, 56, 56)
 
 
@@ -66,7 +66,7 @@ def test_weights_are_not_needed(tmp_path: Path) -> None:
     shutil.copytree(PARITY / "clip", tmp_path / "clip")
     for file in tmp_path.glob("*/model.safetensors"):
         file.unlink()
-    assert processing_of(base=tmp_path / "base").num_image_tokens == NUM_PATCHES
+    assert processing_of(base=tmp_path / "base").tiling.tile_tokens == NUM_PATCHES
 
 
 @pytest.mark.parametrize("legacy", [True, False, None])

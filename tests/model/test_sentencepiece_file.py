@@ -9,6 +9,7 @@ from helpers.samples import IMAGE_ID, NUM_IMAGE_TOKENS, encode, record
 from helpers.vocabularies import base_of, own_ids, texts
 from llava_accel.data.examples import Encoder
 from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.data.tiling import Tiling
 from llava_accel.model.saved_processor import save_tokenizer
 from llava_accel.model.tokenizer import load_tokenizer
 
@@ -61,7 +62,7 @@ def test_runs_of_spaces_are_joined_last_of_all(tmp_path: Path) -> None:
 )
 def test_chunks_around_an_image_are_sentencepieces(tmp_path: Path, question: str, before: str, after: str) -> None:
     tokenizer, own = load_tokenizer(base_of("llama", tmp_path))[0], own_ids("llama")
-    encoder = Encoder(tokenizer, IMAGE_ID, NUM_IMAGE_TOKENS, template="v1", image_placement="in_place")
+    encoder = Encoder(tokenizer, IMAGE_ID, Tiling(56, NUM_IMAGE_TOKENS), template="v1", image_placement="in_place")
     turns = record(question, "yes", image="t0.png")
     turns["conversations"].insert(0, {"from": "system", "value": ""})  # type: ignore[attr-defined]
     ids = encode(encoder, turns).input_ids.tolist()

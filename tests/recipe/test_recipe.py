@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava_accel.data.conversation import TEMPLATES, Turn
 from llava_accel.recipe import (
     Recipe,
     RecipeWarning,
@@ -21,6 +22,7 @@ from llava_accel.recipe import (
     recipe_schema,
 )
 from llava_accel.recipe.names import KEYS
+from llava_accel.recipe.rules import unused
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(ROOT.glob("recipes/*.toml"))
@@ -35,8 +37,8 @@ model.quantization.bits=16 model.quantization.type="nf4" model.quantization.doub
 model.lora.rank=128 model.lora.alpha=256 model.lora.dropout=0.05 model.lora.bias="none"
 model.lora.targets="auto" model.lora.variant="lora"
 data.images="" data.eval="" data.eval_fraction=0.0 data.max_length=2048 data.on_too_long="error"
-data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="auto" data.image_placement="start"
-data.answers="most_frequent"
+data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="auto" data.image_placement="auto"
+data.answers="most_frequent" data.labels="answers"
 data.share_prefix=false data.group_by_length=true data.cache_features="auto" data.cache_dir=""
 data.cache_max_gb=50 data.workers="auto"
 optim.learning_rate=2e-4 optim.projector_learning_rate=2e-5 optim.vision_learning_rate=2e-6
@@ -66,6 +68,7 @@ def test_every_key_of_the_contract_exists_with_its_default(smallest: Path) -> No
         assert found == tomllib.loads(f"v = {value}")["v"], key
     added = {"run.name", "model.base", "data.train", "eval.at_start", "eval.train_limit", "checkpoint.verify"}
     added |= {"model.family", "model.added_tokens", "data.exif", "data.columns", "data.missing_image_mark"}
+    added |= {"model.lora.projector", "optim.decay", "train.loss"}
     assert {line.split("=")[0] for line in CONTRACT} | added == set(KEYS)
 
 
@@ -193,3 +196,21 @@ def test_a_key_without_effect_is_a_warning_also_in_the_resolved_recipe(smallest:
     with pytest.warns(RecipeWarning) as again:
         assert load_recipe(smallest) == recipe
     assert [str(warning.message) for warning in again] == [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    ("name", "stands_for"),
+    [("vicuna_v1", "v1"), ("chatml_direct", "chatml"), ("qwen_2", "qwen_1_5"), ("qwen_2_5", "qwen_1_5"), ("v1", "v1")],
+)
+def test_templates_are_known_by_each_of_llavas_names(smallest: Path, name: str, stands_for: str) -> None:
+    assert load_recipe(smallest, [f"model.template={name}"]).model.template == stands_for
+
+
+@pytest.mark.parametrize(
+    ("template", "counts"), [("v1", False), ("chatml", False), ("qwen_1_5", True), ("llava_llama_3", True)]
+)
+def test_original_labels_are_said_to_be_the_answers_where_they_are(smallest: Path, template: str, counts: bool) -> None:
+    said = unused(load_recipe(smallest, [f"model.template={template}", "data.labels=original"], warns=False))
+    assert [line.partition(" has")[0] for line in said] == ([] if counts else ['data.labels = "original"'])
+    marks = {piece.original for piece in TEMPLATES[template]([Turn("user", "q"), Turn("assistant", "a")], False)}
+    assert (marks != {""}) == counts

@@ -48,8 +48,8 @@ class Ready:
     def prompt(self, row: int) -> tuple[Example, dict[str, Tensor]]:
         """A row as transformers takes it, images included."""
         example = self.part.corpus.encode(row).example
-        images = [self.part.image_reader(Path(name)) for name in example.images]
-        return example, {"pixel_values": torch.stack(images)} if images else {}
+        images = [self.part.image_reader(view) for view in example.images]
+        return example, {"pixel_values": torch.cat(images)} if images else {}
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.runs import talk
+from helpers.runs import recipe, talk
 from helpers.verbs import start, write_recipe
+from llava_accel.model.processing import load_processing
+from llava_accel.setup.datasets import survey_key
 
 
 def write(path: Path, *records: dict[str, object]) -> Path:
@@ -96,3 +98,14 @@ def test_train_and_check_read_rows_as_the_recipe_says(folder: Path) -> None:
         assert ended.code == 2 and "Did you mean 'photo'?" in ended.err
     assert start("train", recipe).code == 0
     assert "data.missing_image_mark" in start("check", recipe, "data.missing_image_mark=error").out
+
+
+def test_what_was_read_once_is_read_again_where_other_labels_or_places_of_images_are_asked_for(tmp_path: Path) -> None:
+    settings = [
+        {}, {"image_placement": "start"}, {"labels": "original"}, {"image_placement": "start_if_single"},
+        {"image_placement": "in_place"},
+    ]  # fmt: skip
+    recipes = [recipe(tmp_path, data=each) for each in settings]
+    processing = load_processing(recipes[0].model, "pad")
+    keys = [survey_key(each, processing) for each in recipes]
+    assert keys[0] == keys[1] and len(set(keys)) == 4

@@ -16,7 +16,7 @@ from PIL import Image
 
 from helpers.samples import encoder
 from llava_accel.data.corpus import Corpus, open_sources
-from llava_accel.data.images import check_header, decode
+from llava_accel.data.images import decode, image_size
 from llava_accel.data.records import parse_record
 from llava_accel.prepare import main
 from llava_accel.sources import extraction
@@ -147,9 +147,9 @@ def test_the_pixels_are_those_of_the_file(tmp_path: Path, form: str) -> None:
     for n in range(NUM_ROWS):
         (address,) = data.image_files(n)
         assert read_image(address) == png(n)
-        assert check_header(address) == (30, 20)
+        assert image_size(address) == (30, 20)
         assert np.array_equal(np.asarray(decode(address)), np.asarray(Image.open(io.BytesIO(png(n)))))
-        assert data.encode(n).example.images == (address,)
+        assert [view.file for view in data.encode(n).example.images] == [address]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -9,7 +9,8 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from helpers.samples import image_processor
-from llava_accel.data.images import ImageReader, pad_to_square
+from llava_accel.data.pixels import ImageReader, pad_to_square
+from llava_accel.data.tiling import ImageView
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 BACKGROUND = (122, 116, 104)
@@ -49,7 +50,7 @@ def test_pad_is_clips_own_processor_on_llavas_square(size: tuple[int, int], tmp_
     images = ImageReader(image_processor(), "pad")
     square = Image.fromarray(as_llava_pads(noise(*size)))
     expected = image_processor()(square, return_tensors="pt")["pixel_values"][0]
-    found = images(tmp_path / "a.png")
+    (found,) = images(ImageView(str(tmp_path / "a.png"), 1))
     assert found.dtype == torch.float32 and found.shape == images.shape == (3, 56, 56)
     assert torch.equal(found, expected)
 
@@ -90,7 +91,8 @@ def test_a_reader_turns_images_only_where_it_is_told_to(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     noise(50, 20).save(tmp_path / "a.png", exif=exif)
-    stored, turned = (ImageReader(image_processor(), "stretch", how)(tmp_path / "a.png") for how in ("ignore", "apply"))
+    view = ImageView(str(tmp_path / "a.png"), 1)
+    (stored,), (turned,) = (ImageReader(image_processor(), "stretch", how)(view) for how in ("ignore", "apply"))
     assert torch.equal(
         turned, ImageReader(image_processor(), "stretch").normalise(noise(50, 20).rotate(-90, expand=True))
     )

@@ -1,0 +1,47 @@
+"""From the projected tiles of images to their image tokens, as "spatial_unpad" of LLaVA-NeXT and OneVision makes them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from llava_accel.data.tiling import ImageLayout
+
+
+def merge(
+    tiles: Float[Tensor, "tiles patches hidden"],
+    layouts: Sequence[ImageLayout],
+    newline: Float[Tensor, "hidden"] | None,
+) -> Float[Tensor, "tokens hidden"]:
+    """The tokens of images one after the other.
+
+    Args:
+        tiles: Of these images, one after the other.
+        newline: Ends a row of tokens, and an image of one square; None: there are no such ends.
+    """
+    if newline is None:
+        return tiles.flatten(0, 1)
+    newline = newline.to(tiles)
+    ends = newline[None]
+    tokens: list[Tensor] = []
+    for layout, image in zip(layouts, tiles.split([layout.num_tiles for layout in layouts]), strict=True):
+        tokens += [image[0], _grid(image[1:], layout, newline) if layout.rows else ends]
+    # Strips may have no row that ends: the newline has a gradient on every rank all the same.
+    return torch.cat([*tokens, ends])[:-1]
+
+
+def _grid(
+    tiles: Float[Tensor, "tiles patches hidden"], layout: ImageLayout, newline: Float[Tensor, "hidden"]
+) -> Float[Tensor, "tokens hidden"]:
+    """The part of the map of patches that shows the image, shrunk where it is too large, with a newline after each row."""
+    side, hidden = math.isqrt(tiles.shape[1]), tiles.shape[2]
+    placed = tiles.view(layout.rows, layout.columns, side, side, hidden).permute(4, 0, 2, 1, 3)
+    top, left, height, width = layout.window
+    patches = placed.flatten(3, 4).flatten(1, 2)[:, top : top + height, left : left + width]
+    if layout.size != (height, width):
+        patches = F.interpolate(patches[None], layout.size, mode="bilinear")[0]
+    rows = patches.permute(1, 2, 0)
+    return torch.cat([rows, newline.expand(len(rows), 1, hidden)], dim=1).flatten(0, 1)

@@ -1,0 +1,199 @@
+"""Ids and labels equal those of LLaVA-NeXT's and OneVision's own code, and what it learns besides answers is no answer."""
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+from helpers.samples import IMAGE_ID, PARITY, encode, encoder, fitting, image_in, llama_3, record, spans
+from llava_accel.data.conversation import SYSTEM_PROMPTS, TEMPLATES, Turn
+from llava_accel.data.examples import Encoder
+from llava_accel.data.jinja_template import ChatTemplate
+from llava_accel.data.labels import Example
+from llava_accel.data.questions import ask
+from llava_accel.data.records import parse_record
+from llava_accel.data.trie import chain
+from llava_accel.model.chat_template import chat_template
+from llava_accel.release.verification import _last_answer
+from llava_accel.sources.problems import DataError
+
+NEXT = PARITY / "next"
+IMAGE = 999_999
+GOLDEN: list[dict[str, Any]] = json.loads((NEXT / "labels_golden.json").read_text())
+SENTENCEPIECE = ("v1", "llava_v1", "mistral_instruct", "llava_llama_2")
+BASES = ("next-vicuna", "onevision-qwen")
+OTHERWISE = {
+    # The original writes no end after an empty answer and runs the next question into it, or drops the conversation.
+    **{("next-vicuna", name, id): "ids" for name in SENTENCEPIECE for id in ("empty_answer", "empty_then_more")},
+    # It reads a literal </s> in an answer as the token, counts one round more, and drops the conversation.
+    **{("next-vicuna", name, "ends_with_eos_text"): "ids" for name in (*SENTENCEPIECE, "plain")},
+    # It looks for the words of its template in what people wrote, finds too many, and drops the conversation.
+    **{("next-vicuna", name, "sep_in_text"): "labels" for name in ("v1", "llava_v1")},
+    **{("next-vicuna", name, "inst_in_text"): "labels" for name in ("mistral_instruct", "llava_llama_2")},
+    # It leaves one mark for both images.
+    **{(base, "plain", id): "images" for base in BASES for id in ("two_images", "two_images_inline")},
+    # It refuses captions without an image, and one before whose question there is another answer.
+    **{(base, "plain", id): "taken" for base in BASES for id in ("text_only", "inst_in_text", "gpt_first")},
+}
+"""Rows in which the original loses data or reads words as tokens and this package does not, and what is not the same."""
+
+
+@cache
+def tokenizer(base: str) -> PreTrainedTokenizerFast:
+    kind = LlamaTokenizer if base == "next-vicuna" else AutoTokenizer
+    return kind.from_pretrained(NEXT / base)
+
+
+@cache
+def exact(base: str, template: str, **settings: str) -> Encoder:
+    """As NeXT's code reads a conversation; an image takes one token."""
+    settings = {"labels": "original", "image_placement": "start_if_single"} | settings
+    return Encoder(tokenizer(base), IMAGE, 1, template=template, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def fields(row: dict[str, Any]) -> dict[str, object]:
+    made: dict[str, object] = {"conversations": row["conversations"]}
+    return made | ({"image": [f"t{number}.png" for number in range(row["images"])]} if row["images"] else {})
+
+
+def read(row: dict[str, Any], **settings: str) -> Example:
+    return encode(exact(row["base"], row["version"], **settings), fields(row))
+
+
+def name(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["base"], row["version"], row["id"]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in GOLDEN if name(row) not in OTHERWISE], ids=lambda row: "-".join(name(row))
+)
+def test_ids_and_labels_equal_the_original(row: dict[str, Any]) -> None:
+    if row.get("error"):
+        with pytest.raises(DataError, match="takes one question"):
+            read(row)
+        return
+    example = read(row)
+    assert [-200 if id == IMAGE else id for id in example.input_ids.tolist()] == row["input_ids"]
+    # The first token has a label in the original too, which nothing predicts.
+    assert example.is_target[1:].tolist() == [label != -100 for label in row["labels"]][1:]
+
+
+@pytest.mark.parametrize("row", [row for row in GOLDEN if name(row) in OTHERWISE], ids=lambda row: "-".join(name(row)))
+def test_where_the_original_loses_data_every_answer_is_learned(row: dict[str, Any]) -> None:
+    differs, example, theirs = OTHERWISE[name(row)], read(row), row.get("input_ids", [])
+    ids = [-200 if id == IMAGE else id for id in example.input_ids.tolist()]
+    assert (differs == "taken") == bool(row.get("error"))
+    assert (differs == "labels") == (ids == theirs)
+    if differs == "images":
+        first = theirs.index(-200)
+        assert ids == [*theirs[:first], -200, *theirs[first:]]
+    answers = [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"][row["id"] == "gpt_first" :]
+    words = tokenizer(row["base"]).decode([id for id in ids if id != -200])
+    assert len(spans(example)) == len(answers) and all(answer in words for answer in answers)
+
+
+def test_every_row_is_compared() -> None:
+    assert len(GOLDEN) == 184 and {*OTHERWISE} < {name(row) for row in GOLDEN} and len(OTHERWISE) == 27
+
+
+@pytest.mark.parametrize("version", sorted({row["version"] for row in GOLDEN}))
+def test_both_labels_have_the_same_ids_answers_and_prompt(version: str) -> None:
+    more = set()
+    for row in GOLDEN:
+        if row["version"] == version and not row.get("error"):
+            one, other = read(row), read(row, labels="answers")
+            assert one.input_ids.tolist() == other.input_ids.tolist()
+            assert one.is_answer is not None and other.is_answer is None
+            assert one.is_answer.tolist() == other.is_target.tolist()
+            assert not (other.is_target & ~one.is_target).any()
+            assert (one.prompt_length(), one.end_id) == (other.prompt_length(), other.end_id)
+            more.add(one.num_targets > other.num_targets)
+    assert more == {version in ("qwen_1_5", "llava_llama_3")}
+
+
+@pytest.mark.parametrize("template", ["qwen_1_5", "llava_llama_3"])
+def test_a_question_asks_and_an_export_is_tried_from_the_last_answer_on(template: str) -> None:
+    said = record("One?", "1 or\nmore", "Two?", "2")
+    for labels in ("answers", "original"):
+        encode_record = encoder(fitting(template), template, labels=labels)
+        example = encode(encode_record, said)
+        asked = ask([chain(example)], {0: example}, {0: parse_record(json.dumps(said).encode(), 1)})
+        assert asked.places.tolist() == [example.prompt_length() - 1]
+        assert sorted(asked.stop_ids) == [fitting(template).eos_token_id]
+        tried = _last_answer(example, 0)
+        assert tried.prompt_length() == example.prompt_length() == int(np.argmax(tried.is_target))
+
+
+def test_an_own_system_turn_stands_in_place_of_the_templates() -> None:
+    for template in ("qwen_1_5", "llava_llama_3"):
+        turns = [Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Ho")]
+        texts = [piece.text for piece in TEMPLATES[template](turns, False)]
+        assert any("Be brief." in text for text in texts)
+        assert not any(SYSTEM_PROMPTS[template] in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("said", "start", "single"),
+    [
+        ("Look at <image> here ", "<image>\nLook at  here", "<image>\nLook at  here"),
+        ("Here: <image>", "<image>\nHere:", "<image>\nHere:"),
+        ("<image>Which? ", "<image>\nWhich?", "<image>Which? "),
+        ("<image> or <image>?", "<image>\n<image>\nor ?", "<image> or <image>?"),
+        ("Which?", "Which?", "Which?"),
+    ],
+)
+def test_an_image_moves_as_the_placement_says(said: str, start: str, single: str) -> None:
+    images = [f"t{number}.png" for number in range(said.count("<image>"))]
+    raw = json.dumps(record(f"{said}", "A", "<image>", "B", image=[*images, "t3.png"]))
+    for placement, expected in (("start", start), ("start_if_single", single), ("in_place", said)):
+        pieces = encoder(fitting("qwen_1_5"), "qwen_1_5", image_placement=placement).pieces(
+            parse_record(raw.encode(), 1)
+        )
+        text = "".join("<image>" if piece.kind == "image" else piece.text for piece in pieces)
+        assert f"user\n{expected}<|im_end|>" in text
+
+
+@pytest.mark.parametrize(("base", "template"), [("onevision-qwen", "qwen_1_5"), ("llama3-tokenizer", "llava_llama_3")])
+def test_auto_reads_what_the_named_template_reads(base: str, template: str) -> None:
+    own = tokenizer(base).chat_template
+    assert isinstance(own, str)
+    system = {"from": "system", "value": SYSTEM_PROMPTS[template]}
+    conversation = record("<image>\nWhat is it?", "A cat.", "Sure?", "Yes.", image="t0.png")
+    conversation["conversations"] = [system, *conversation["conversations"]]  # pyright: ignore[reportGeneralTypeIssues]
+    raw = json.dumps(conversation).encode()
+    auto = Encoder(tokenizer(base), IMAGE, 1, template="auto", chat_template=own)
+    named = Encoder(tokenizer(base), IMAGE, 1, template=template)
+    found, expected = (each(parse_record(raw, 1), 0, image_in(PARITY / "images")).example for each in (auto, named))
+    assert found.prompt_length() == expected.prompt_length()
+    length = len(found.input_ids)  # which ends with the answer, without the line break that stands between turns
+    assert found.input_ids.tolist() == expected.input_ids[:length].tolist() and found.end_id == expected.end_id
+    assert found.is_target.tolist() == expected.is_target[:length].tolist() and not expected.is_target[length:].any()
+    assert ChatTemplate(tokenizer(base), own)
+
+
+@pytest.mark.parametrize(("base", "template"), [("onevision-qwen", "qwen_1_5"), ("llama3-tokenizer", "llava_llama_3")])
+def test_the_template_that_is_saved_writes_what_the_language_models_own_writes(base: str, template: str) -> None:
+    messages = [
+        {"role": "system", "content": SYSTEM_PROMPTS[template]},
+        {"role": "user", "content": " What is it?\n"},
+        {"role": "assistant", "content": "A cat. "},
+        {"role": "user", "content": "Sure?"},
+    ]
+    own, ours = (
+        tokenizer(base).apply_chat_template(messages, chat_template=text, tokenize=False, add_generation_prompt=True)
+        for text in (None, chat_template(template, False))
+    )
+    assert isinstance(own, str) and own.removeprefix("<|begin_of_text|>") == ours
+
+
+def test_only_a_token_that_is_a_line_break_alone_is_learned_in_a_question() -> None:
+    example = encode(encoder(fitting("qwen_1_5"), "qwen_1_5", labels="original"), record("a\nb", "c"))
+    (breaks,) = np.nonzero(example.input_ids == fitting("qwen_1_5").convert_tokens_to_ids("Ċ"))
+    assert len(breaks) == 7 and example.is_target[breaks].all()
+    other = encode(encoder(llama_3(), "llava_llama_3", labels="original"), record("a\nb", "c"))
+    (breaks,) = np.nonzero(other.input_ids == llama_3().convert_tokens_to_ids("Ċ"))
+    assert other.is_target[breaks].tolist() == [False] * 5 + [True] * 2
+    assert IMAGE_ID not in example.input_ids
