@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
     from torch.distributed.fsdp import FSDPModule
-    from transformers import LlavaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 _Model = TypeVar("_Model")
 
@@ -186,14 +186,14 @@ def load_model(
     return model
 
 
-def new_projector(config: LlavaConfig) -> nn.Module:
-    """A LLaVA's projector alone, with PyTorch's own initial weights.
+def new_projector(config: PreTrainedConfig) -> nn.Module:
+    """A LLaVA's projector alone, of whatever family, with PyTorch's own initial weights.
 
     Read in transformers 5.23, models/llava/modeling_llava.py: `LlavaMultiModalProjector`. Only whole models are public.
     """
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    return LlavaMultiModalProjector(config)
+    return LlavaMultiModalProjector(config)  # pyright: ignore[reportArgumentType]  those of other families have the same
 
 
 def tower_states(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> Tensor:

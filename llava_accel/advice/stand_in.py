@@ -52,9 +52,10 @@ def choose_name(processing: Processing) -> tuple[str, str]:
     folder, tokenizer = processing.base.folder, processing.processor.tokenizer
     own, _ = choose_template("auto", folder, tokenizer)
     if own is None:
-        is_mistral = processing.base.text.model_type == "mistral"
-        name = "mistral_instruct" if is_mistral else "v1"
-        return name, f"the base has no chat template; this is LLaVA's for {'Mistral' if is_mistral else 'Vicuna'}"
+        base = processing.base
+        return base.family.template(
+            base.text
+        ), f"the base has no chat template; released {base.family.title} has this one"
     if not choose_template("v1", folder, tokenizer)[1]:
         return "v1", "the base's chat template is Vicuna's, as LLaVA-1.5's"
     return "auto", "the base has a chat template of its own"
@@ -62,7 +63,7 @@ def choose_name(processing: Processing) -> tuple[str, str]:
 
 def load_configs(folder: str, template: str = "v1") -> Processing:
     """Tokenizer, image processor and config of a base."""
-    return load_processing(ModelTable.model_validate({"base": folder, "template": template}), "pad")
+    return load_processing(ModelTable.model_validate({"base": folder, "template": template}), "auto")
 
 
 def _write_known(folder: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
 from llava_accel import compat
+from llava_accel.families.registry import Llava
 from llava_accel.model.build import final_config
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
@@ -119,7 +119,8 @@ def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn
     config = copy.deepcopy(final_config(processing))
     table = without_starting_values(recipe.model).model_copy(update={"adapter": ""})
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config).to(dtype)  # pyright: ignore[reportArgumentType]
+        model = processing.base.family.model_class(config).to(dtype)  # pyright: ignore[reportArgumentType]
+        assert isinstance(model, Llava)
         prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     enable_checkpointing(model, recipe.model.gradient_checkpointing)
     lighten_dropout(prepared)

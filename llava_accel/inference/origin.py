@@ -119,7 +119,8 @@ def with_trained(recipe: Recipe, name: str) -> Recipe:
     elif kind == "projector":
         model |= {"projector": str(folder), "adapter": ""}
     else:
-        model |= {"base": str(folder), "language_model": "", "vision_tower": "", "projector": "", "adapter": ""}
+        of_parts = {"language_model": "", "vision_tower": "", "family": "llava"}
+        model |= {"base": str(folder), "projector": "", "adapter": "", **of_parts}
     return make_recipe(tables, name)
 
 

@@ -1,4 +1,4 @@
-"""The base that a recipe's [model] names: layout, folders, one `LlavaConfig` for all, and which bases are refused.
+"""The base that a recipe's [model] names: layout, folders, family, a config of transformers, and which are refused.
 
 Only configs are read here, so what cannot be trained is refused before any weight is touched.
 """
@@ -15,22 +15,30 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     CLIPVisionConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
     PreTrainedConfig,
     SiglipVisionConfig,
 )
 
 from llava_accel.exceptions import UserError
+from llava_accel.families import original
+from llava_accel.families.family import (
+    WHOLE_SQUARES,
+    Canvases,
+    Family,
+    TowerConfig,
+    check_pinpoints,
+    check_square,
+    num_class_tokens,
+    put_canvases,
+)
+from llava_accel.families.llava import LLAVA
+from llava_accel.families.registry import FAMILIES, OTHERS, TITLES, Config, Llava
 from llava_accel.model.files import first_line, read_json, resolve_folder
 from llava_accel.model.limits import blamed, check_numbers, check_sizes
 from llava_accel.recipe import ModelTable
 
 Layout = Literal["hub", "original", "parts"]
 
-_LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llama": "llama", "llava_mistral": "mistral"}
-_NOT_THE_LANGUAGE_MODELS = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "tokenizer_", "use_mm_", "_")
-_NOT_KEPT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache"}
 _UNREADABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 """What the configs of transformers raise for values that they cannot hold; it differs between models."""
 _NO_PARTS = (
@@ -38,7 +46,6 @@ _NO_PARTS = (
 )
 _UNBUILDABLE = (*_UNREADABLE, AssertionError, RuntimeError, ImportError)
 _TOWERS = (CLIPVisionConfig, SiglipVisionConfig)
-TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +54,25 @@ class Base:
 
     `tower` is the folder that the vision tower's weights come from; None if they are in `folder`.
     `tower_overridden` says that it replaces a tower inside the checkpoint. `text` and `vision` are the halves of
-    `config`; `text.vocab_size` is the number of rows on disk.
+    `config`; `text.vocab_size` is the number of rows on disk. `cuts_tower`: the tower's folder has a layer and a head more
+    than the model.
     """
 
     layout: Layout
     folder: Path
     tower: Path | None
     tower_overridden: bool
-    config: LlavaConfig
+    config: Config
+    family: Family = LLAVA
+    cuts_tower: bool = False
+
+    @property
+    def image_aspect(self) -> str:
+        """What `data.image_aspect = "auto"` means: "tiles" where the family cuts images, and this model does."""
+        if not self.family.is_tiled:
+            return "pad"
+        own = getattr(self.config, "image_aspect_ratio", None)
+        return own if own in WHOLE_SQUARES else "tiles"
 
     @property
     def text(self) -> Any:
@@ -74,14 +92,17 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
         weights: False downloads configs and tokenizers only.
 
     Raises:
-        UserError: something is missing, or `LlavaForConditionalGeneration` cannot hold the model.
+        UserError: something is missing, or no model class of transformers can hold the model.
     """
     base = _find(model, weights) if model.base else _parts(model, weights)
-    check_sizes(base.config, base.folder / "config.json", (base.tower or base.folder) / "config.json")
+    file = base.folder / "config.json"
+    check_sizes(base.config, file, (base.tower or base.folder) / "config.json")
+    if base.family.is_tiled:
+        check_square(base.config, str(file))
     return base
 
 
-def empty_model(base: Base, config: LlavaConfig | None = None) -> LlavaForConditionalGeneration:
+def empty_model(base: Base, config: Config | None = None) -> Llava:
     """The base without weights, on the meta device: names and shapes only; UserError if its config describes no model.
 
     Args:
@@ -89,39 +110,49 @@ def empty_model(base: Base, config: LlavaConfig | None = None) -> LlavaForCondit
     """
     try:
         with torch.device("meta"):
-            return LlavaForConditionalGeneration(config or base.config)
+            model = base.family.model_class(config or base.config)
     except _UNBUILDABLE as error:
         raise _unusable(error, *(folder / "config.json" for folder in (base.folder, base.tower) if folder)) from error
+    assert isinstance(model, Llava)
+    return model
 
 
 def _find(model: ModelTable, weights: bool) -> Base:
     folder = resolve_folder(model.base, "model.base", weights=weights)
     raw = _model_config(folder)
-    if _is_original(raw):
+    if original.is_original(raw):
         return _original(model, folder, raw, weights)
-    if raw.get("model_type") != "llava":
+    family, file = FAMILIES.get(str(raw.get("model_type"))), folder / "config.json"
+    if family is None:
         raise _not_a_llava(folder, raw)
-    config = _read_config(folder, raw, lambda: LlavaConfig.from_dict(raw))
+    config = _read_config(folder, raw, lambda: family.config_class.from_dict(raw))
     if not isinstance(config.vision_config, _TOWERS):
-        raise UserError(f"{folder}/config.json: the vision tower is neither CLIP nor SigLIP. Use a LLaVA-1.5 model")
+        raise UserError(f"{file}: the vision tower is neither CLIP nor SigLIP. Use a {family.title} model")
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(
-            f"{folder}/config.json: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
+            f"{file}: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
             "one layer is used here. Use a model with one, such as LLaVA-1.5 (-2)"
         )
     tower = _tower_folder(model.vision_tower, None, weights) if model.vision_tower else None
     if tower:
         config.vision_config = read_tower_config(tower)
-    return Base("hub", folder, tower, bool(tower), config)
+    if family.is_tiled:
+        if raw.get("use_image_newline_parameter", True) is False:
+            raise UserError(f"{file}: use_image_newline_parameter is false. {original.NEEDS_NEWLINE}")
+        _put_pinpoints(config, config.image_grid_pinpoints, family.canvases_of_hub, file)
+        _read_config(folder, raw, lambda: family.most_tiles(config))
+    return Base("hub", folder, tower, bool(tower), config, family)
 
 
-def _is_original(raw: dict[str, Any]) -> bool:
-    return "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral")
+def _put_pinpoints(config: Any, value: object, read: Callable[[Any], Canvases], file: Path) -> None:
+    """Write the canvases that a config's pinpoints mean into a config of transformers; UserError if they mean none."""
+    config.image_grid_pinpoints = check_pinpoints(value, config.vision_config.image_size, str(file))
+    put_canvases(config, read(config))
 
 
 def _is_llava(raw: dict[str, Any]) -> bool:
     """Whether a base with this config is taken, as far as its kind goes."""
-    return _is_original(raw) or raw.get("model_type") == "llava"
+    return original.is_original(raw) or str(raw.get("model_type")) in FAMILIES
 
 
 def _has_tower(raw: dict[str, Any]) -> bool:
@@ -146,65 +177,65 @@ def generation_settings(base: Base) -> dict[str, Any]:
     return read_json(path) if os.path.lexists(path) else {}
 
 
-def num_class_tokens(vision: TowerConfig) -> int:
-    """Positions before the patches in a tower's output: CLIP's class token, none in SigLIP."""
-    return 1 if isinstance(vision, CLIPVisionConfig) else 0
-
-
-def num_patches(vision: TowerConfig) -> int:
-    """Patches of one image."""
-    side, patch = vision.image_size, vision.patch_size
-    assert isinstance(side, int) and isinstance(patch, int), "CLIP's and SigLIP's images are squares"
-    return (side // patch) ** 2
-
-
 def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: bool) -> Base:
-    _check_original(folder, raw)
-    kind = _LANGUAGE_MODELS.get(str(raw.get("model_type")))
+    file = folder / "config.json"
+    family = original.check(raw, str(file))
+    kind = original.LANGUAGE_MODELS.get(str(raw.get("model_type")))
     if kind is None:
         raise UserError(
-            f"{folder}/config.json: model_type {raw.get('model_type')!r} is not a LLaVA on Llama or "
-            "Mistral. Use a LLaVA-1.5 model"
+            f"{file}: model_type {raw.get('model_type')!r} is not a LLaVA on Llama, Mistral or Qwen. Use a LLaVA-1.5 model"
         )
-    kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
-    if not kept.get("rope_scaling"):
-        kept.pop("rope_scaling", None)
+    kept = original.language_model(raw)
     text = _read_config(folder, raw, lambda: AutoConfig.for_model(kind, **kept))
     if model.vision_tower:
         tower = _tower_folder(model.vision_tower, None, weights)
     else:
         name = raw.get("mm_vision_tower")
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{folder}/config.json does not name an mm_vision_tower. Set model.vision_tower")
+            raise UserError(f"{file} does not name an mm_vision_tower. Set model.vision_tower")
         tower = _tower_folder(name, folder, weights)
-    layer = raw.get("mm_vision_select_layer")
-    config = _llava_config(
-        text,
-        read_tower_config(tower),
-        layer=-2 if layer is None else layer,
-        keep_class_token=raw.get("mm_vision_select_feature") == "cls_patch",
-    )
-    return Base("original", folder, tower, bool(model.vision_tower), config)
+    vision, layer = read_tower_config(tower), raw.get("mm_vision_select_layer")
+    cuts_tower = isinstance(vision, SiglipVisionConfig)
+    if cuts_tower:
+        # LLaVA's own code deletes a SigLIP's last layer and its head, and takes what then is last, whatever the config says.
+        vision.num_hidden_layers, vision.vision_use_head, layer = vision.num_hidden_layers - 1, False, -1
+    keeps_class_token = raw.get("mm_vision_select_feature") == "cls_patch"
+    config = _llava_config(family, text, vision, -2 if layer is None else layer, keeps_class_token)
+    if family.is_tiled:
+        aspect, side = original.square_aspect(raw), config.vision_config.image_size
+        pinpoints = original.pinpoints(raw, side)
+        if aspect:
+            config.image_aspect_ratio = aspect
+            pinpoints = pinpoints or [list(canvas) for canvas in family.released(side)]
+        else:
+            config.vision_aspect_ratio = raw["image_aspect_ratio"]
+        _put_pinpoints(config, pinpoints, lambda config: tuple((w, h) for w, h in config.image_grid_pinpoints), file)
+    return Base("original", folder, tower, bool(model.vision_tower), config, family, cuts_tower)
 
 
 def _parts(model: ModelTable, weights: bool) -> Base:
     folder = resolve_folder(model.language_model, "model.language_model", weights=weights)
     raw = _model_config(folder)
     if _has_tower(raw):
-        if _is_original(raw):
-            _check_original(folder, raw)  # else it could not be named in model.base either
+        if original.is_original(raw):
+            original.check(raw, str(folder / "config.json"))  # else it could not be named in model.base either
         kind = raw.get("model_type")
         remedy = "Name it in model.base" if _is_llava(raw) else f"Name a language model alone here. {_NO_PARTS}"
         raise UserError(
             f"model.language_model: {folder} holds a model with a vision tower of its own ({kind!r}). {remedy}"
         )
-    tower = _tower_folder(model.vision_tower, None, weights)
-    return Base("parts", folder, tower, False, _llava_config(_auto_config(folder), read_tower_config(tower)))
+    tower, family = _tower_folder(model.vision_tower, None, weights), FAMILIES[model.family]
+    config = _llava_config(family, _auto_config(folder), read_tower_config(tower))
+    if family.is_tiled:
+        put_canvases(config, family.released(config.vision_config.image_size))
+    return Base("parts", folder, tower, False, config, family)
 
 
-def _llava_config(text: Any, vision: TowerConfig, layer: int = -2, keep_class_token: bool = False) -> LlavaConfig:
+def _llava_config(
+    family: Family, text: Any, vision: TowerConfig, layer: int = -2, keep_class_token: bool = False
+) -> Any:
     drop_class_token = num_class_tokens(vision) > 0 and not keep_class_token
-    return LlavaConfig(
+    return family.config_class(
         vision_config=vision,
         text_config=text,
         vision_feature_layer=layer,
@@ -261,43 +292,16 @@ def _unusable(error: Exception, *files: Path) -> UserError:
     return UserError(f"{problem}. Copy the config.json that belongs to the weights")
 
 
-def _check_original(folder: Path, raw: dict[str, Any]) -> None:
-    """Refuse the variants of the original that the model class of transformers has no place for."""
-    place = f"{folder}/config.json"
-    kind = raw.get("mm_projector_type", "linear")
-    if kind != "mlp2x_gelu":
-        raise UserError(
-            f"{place}: mm_projector_type is {kind!r}, and LlavaForConditionalGeneration can only hold two layers with "
-            "GELU (mlp2x_gelu). Use a LLaVA-1.5 model, or train a new projector: name the language model that this one was "
-            "made from, such as lmsys/vicuna-7b-v1.5, in model.language_model, and its vision tower in model.vision_tower"
-        )
-    tiles = raw.get("mm_patch_merge_type", "flat")
-    if tiles != "flat" or "anyres" in str(raw.get("image_aspect_ratio", "")):
-        raise UserError(
-            f"{place}: this model cuts an image into tiles (mm_patch_merge_type {tiles!r}, image_aspect_ratio "
-            f"{raw.get('image_aspect_ratio')!r}), as LLaVA-1.6 does, and here an image is one square. Use a LLaVA-1.5 model"
-        )
-    if raw.get("mm_vision_select_feature") not in (None, "patch", "cls_patch"):
-        raise UserError(
-            f"{place}: mm_vision_select_feature is {raw['mm_vision_select_feature']!r}, and LLaVA knows 'patch' and "
-            "'cls_patch'. Use a LLaVA-1.5 model"
-        )
-    if raw.get("mm_use_im_start_end"):
-        raise UserError(
-            f"{place}: mm_use_im_start_end puts tokens around images, which no template does. Use LLaVA-1.5"
-        )
-    if raw.get("mm_resampler_type"):
-        raise UserError(f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} is not in LLaVA-1.5. Use LLaVA-1.5")
-
-
 def _not_a_llava(folder: Path, raw: dict[str, Any]) -> UserError:
     kind = raw.get("model_type")
     if kind is None:
         problem = "does not name a model_type, so it is not a LLaVA's. Copy the model's own config.json"
-    elif isinstance(kind, str) and kind.startswith("llava"):
-        problem = f"says {kind!r}, and only LLaVA-1.5 is trained here. Name one (model_type llava or llava_llama)"
+    elif isinstance(kind, str) and (kind.startswith("llava") or kind.lower() in OTHERS):
+        known = f" ({OTHERS[kind.lower()]})" if kind.lower() in OTHERS else ""
+        names = ", ".join([*FAMILIES, "llava_llama, llava_mistral or llava_qwen"])
+        problem = f"says {kind!r}{known}, and {TITLES} is trained here. Name one (model_type {names})"
     elif _has_tower(raw):
-        problem = f"says {kind!r}, another kind of model with a vision tower. Name a LLaVA-1.5 here. {_NO_PARTS}"
+        problem = f"says {kind!r}, another kind of model with a vision tower. Name a {TITLES} here. {_NO_PARTS}"
     else:
         problem = (
             f"says {kind!r}, which is not a LLaVA. To build one on it, name it in model.language_model, and a CLIP or "

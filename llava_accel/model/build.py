@@ -1,15 +1,16 @@
-"""Load a LLaVA, or assemble one, as transformers' `LlavaForConditionalGeneration`."""
+"""Load a LLaVA, or assemble one, as the model class that transformers has for its family."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from llava_accel import compat
 from llava_accel.exceptions import UserError
-from llava_accel.model import weights
+from llava_accel.families.registry import Config, Llava
+from llava_accel.model import layouts, weights
 from llava_accel.model.bases import find_base, generation_settings
 from llava_accel.model.memory import quantization_config
 from llava_accel.model.processing import Processing
@@ -29,7 +30,7 @@ class LoadedModel:
     the vision tower if it was left on disk: then `model` does not hold one.
     """
 
-    model: LlavaForConditionalGeneration
+    model: Llava
     vocab_size: int
     fingerprint: str
     notes: list[str]
@@ -64,16 +65,20 @@ def load_model(
     if is_fresh:
         state |= weights.fresh_projector(base, recipe.run.seed)
         notes.append(f"The projector is new: random weights from seed {recipe.run.seed}.")
+    if base.family.is_tiled and layouts.NEWLINE not in stored:
+        state |= weights.fresh_newline(base, recipe.run.seed)
+        notes.append(f"image_newline is new: random numbers from seed {recipe.run.seed}.")
     if leave_tower:
         state |= weights.tower_stand_ins(stored, dtype)
     model = compat.load_model(
-        LlavaForConditionalGeneration,
+        base.family.model_class,
         final_config(processing),
         state,
         dtype=dtype,
         quantization_config=quantization_config(recipe.model.quantization, dtype),
         attn_implementation=attention(recipe.model.attention),
     )
+    assert isinstance(model, Llava)
     compat.keep_storage_format(model)
     tower = ParkedTower(model, weights.tower_part(stored)) if leave_tower else None
     if processing.num_rows > base.text.vocab_size:
@@ -89,14 +94,20 @@ def load_model(
     return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes, tower)
 
 
-def final_config(processing: Processing) -> LlavaConfig:
+def final_config(processing: Processing) -> Config:
     """The config of the model in memory and of merged exports: with the image token, and the grown vocabulary.
 
-    `scored_vocab_size` (present where it differs from the rows) tells a later run which rows enter the softmax.
+    `scored_vocab_size` (present where it differs from the rows) tells a later run which rows enter the softmax, and
+    `image_aspect_ratio` (where a model that could cut images sees squares) how an image becomes one.
     """
-    config = LlavaConfig.from_dict(processing.base.config.to_dict())
+    family = processing.base.family
+    config = family.config_class.from_dict(processing.base.config.to_dict())
+    assert isinstance(config, Config)
     config.image_token_index = processing.image_token_id
-    config.image_seq_length = processing.tiling.tile_tokens
+    if hasattr(config, "image_seq_length"):
+        config.image_seq_length = processing.tiling.tile_tokens
+    if family.is_tiled:
+        config.image_aspect_ratio = processing.image_aspect
     text = config.text_config
     assert isinstance(text, PreTrainedConfig)
     text.vocab_size = processing.num_rows

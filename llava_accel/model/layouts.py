@@ -1,6 +1,6 @@
 """Names of weights in the three layouts of LLaVA models, and the maps between them. No tensor is touched.
 
-* **memory**: what `LlavaForConditionalGeneration` of transformers 5 calls its parameters. Adapters carry these names.
+* **memory**: what the model classes of transformers 5 call their parameters. Adapters carry these names.
 * **hub**: what the models of llava-hf hold on disk, and what transformers still writes.
 * **original**: what LLaVA's own code writes.
 
@@ -10,8 +10,10 @@
 | `lm_head.*` | `language_model.lm_head.*` | `lm_head.*` |
 | `model.multi_modal_projector.linear_{1,2}.*` | `multi_modal_projector.linear_{1,2}.*` | `model.mm_projector.{0,2}.*` |
 | `model.vision_tower.*` | `vision_tower.vision_model.*` | `model.vision_tower.vision_tower.vision_model.*` |
+| `model.image_newline` | `image_newline` | `model.image_newline` |
 
-The three sets of prefixes do not overlap except for `lm_head`, which is the same, so `to_memory` needs no hint.
+The three sets of prefixes do not overlap except for `lm_head` and the newline, which are the same, so `to_memory` needs
+no hint.
 """
 
 from llava_accel.exceptions import UserError
@@ -23,12 +25,18 @@ LANGUAGE_MODEL = "model.language_model."
 PROJECTOR = "model.multi_modal_projector."
 TOWER = "model.vision_tower."
 """What the in-memory names of the three parts begin with; `lm_head` is a part of its own."""
+NEWLINE = "model.image_newline"
+"""In-memory name of what ends a row of image tokens, in models that cut images into tiles."""
+CONNECTION = (PROJECTOR, NEWLINE)
+"""What stands between tower and language model: an adapter is useless with another one, and it may not be the base's."""
 
 _LINEAR = {"0": "linear_1", "2": "linear_2"}
 _INDEX = {linear: index for index, linear in _LINEAR.items()}
 
 # Longest prefix first: `model.` alone is the original's language model.
 _TO_MEMORY = (
+    (NEWLINE, NEWLINE),
+    ("image_newline", NEWLINE),  # hub
     ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),  # original
     ("model.vision_tower.vision_model.", "model.vision_tower."),  # memory, before transformers 5
     ("model.vision_tower.", "model.vision_tower."),
@@ -43,12 +51,14 @@ _TO_MEMORY = (
     ("model.", "model.language_model."),  # original
 )
 _TO_HUB = (
+    (NEWLINE, "image_newline"),
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
 _TO_ORIGINAL = (
+    (NEWLINE, NEWLINE),
     ("model.language_model.", "model."),
     ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
     ("lm_head.", "lm_head."),
@@ -63,8 +73,8 @@ def is_harmless(name: str) -> bool:
 
 
 def to_memory(name: str) -> str:
-    """The in-memory name of a base weight in any of the three layouts; UserError if `LlavaForConditionalGeneration` has
-    no module that can hold it."""
+    """The in-memory name of a base weight in any of the three layouts; UserError if no model class of
+    transformers has a module that can hold it."""
     if name.startswith("model.mm_projector."):
         return PROJECTOR + projector_part(name)
     return _replace_prefix(name, _TO_MEMORY)
@@ -114,6 +124,13 @@ def projector_part(name: str) -> str:
             f"{name!r} is not a weight of a two-layer projector (mlp2x_gelu). Name the file that stage 1 of LLaVA-1.5 made"
         )
     return f"{_LINEAR.get(linear, linear)}.{kind}"
+
+
+def connection_to_memory(name: str) -> str:
+    """The in-memory name of a weight in a projector's file, which may hold a newline too; UserError as `projector_part`."""
+    if name.rpartition(".")[2] == "image_newline":
+        return NEWLINE
+    return PROJECTOR + projector_part(name)
 
 
 def adapter_to_memory(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from transformers import LlavaConfig
 
 from llava_accel.exceptions import UserError
+from llava_accel.families.registry import Config
 
 _WHOLE = {
     "vocab_size": (1, 2**22), "hidden_size": (1, 2**17), "intermediate_size": (1, 2**20), "head_dim": (1, 2**14),
@@ -87,7 +88,7 @@ def check_length(settings: Mapping[str, Any], file: Path) -> None:
         raise UserError(f"{file}: model_max_length is {_shown(value)}, and must be a number of tokens. {_REMEDY}")
 
 
-def check_sizes(config: LlavaConfig, file: Path, tower_file: Path) -> None:
+def check_sizes(config: Config, file: Path, tower_file: Path) -> None:
     """Compare what must fit each other, once transformers has put in what the files leave out.
 
     Args:

@@ -12,22 +12,22 @@ from collections.abc import Iterable, Mapping
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
 from llava_accel.exceptions import UserError
+from llava_accel.families.registry import Llava
 from llava_accel.model.adapters import Put, copy_whole, load_adapter, put_lora, put_rest, read_adapter
-from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR, without_peft
+from llava_accel.model.layouts import CONNECTION, LANGUAGE_MODEL, NEWLINE, PEFT_PREFIX, PROJECTOR, without_peft
 from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
 _FROM_WEIGHTS = ("pissa", "olora")
 """Variants that start from the weights, which they change."""
 
-Trainable = LlavaForConditionalGeneration | PeftModel
+Trainable = Llava | PeftModel
 """A LLaVA, or peft's wrapper around one."""
 
 
-def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> Trainable:
+def prepare_trainable(model: Llava, recipe: Recipe) -> Trainable:
     """Freeze the model, then add and unfreeze what the recipe trains; continue from its adapter if it names one.
 
     Trainable parameters become fp32 whatever the type of the frozen ones: bf16 loses an update of 1e-3 of a weight.
@@ -56,6 +56,8 @@ def prepare_trainable(model: LlavaForConditionalGeneration, recipe: Recipe) -> T
     elif table.train == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
+        if isinstance(newline := getattr(model.model, "image_newline", None), nn.Parameter):
+            newline.requires_grad_(True)
     if table.train_projector or table.train == "projector":
         model.model.multi_modal_projector.requires_grad_(True)
     if table.train_vision:
@@ -144,18 +146,20 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
 
     Returns:
         The LoRA part as peft saves it (adapter_model.safetensors; empty without LoRA), and the rest that is trained,
-        under in-memory names without peft's prefix (non_lora_trainables.safetensors). The projector is always in the
-        rest: it may come from a file other than the base, and an adapter is useless with another one. Only where PiSSA
-        or OLoRA have changed it, it is the base's (`recipe/rules.py`), and peft changes it again when it loads the adapter.
+        under in-memory names without peft's prefix (non_lora_trainables.safetensors). Projector and newline are always in
+        the rest: they may come from a file other than the base, and an adapter is useless with others. Only where PiSSA or
+        OLoRA have changed the projector, it is the base's (`recipe/rules.py`), and peft changes it again when it loads the
+        adapter.
     """
     if not isinstance(model, PeftModel):
         kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return {}, {name: tensor for name, tensor in state.items() if name in kept or name.startswith(PROJECTOR)}
+        return {}, {name: tensor for name, tensor in state.items() if name in kept or name.startswith(CONNECTION)}
     adapter = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     adapter = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
     kept = {name for name, p in model.named_parameters() if p.requires_grad}
-    if not (adapts_projector(model) and str(model.peft_config["default"].init_lora_weights).startswith(_FROM_WEIGHTS)):  # pyright: ignore[reportAttributeAccessIssue]
-        kept |= {name for name in state if name.startswith(PEFT_PREFIX + PROJECTOR)}
+    is_changed = str(model.peft_config["default"].init_lora_weights).startswith(_FROM_WEIGHTS)  # pyright: ignore[reportAttributeAccessIssue]
+    always = (NEWLINE,) if adapts_projector(model) and is_changed else CONNECTION
+    kept |= {name for name in state if name.startswith(tuple(PEFT_PREFIX + each for each in always))}
     return adapter, {without_peft(name): state[name] for name in state if name in kept and ".lora_" not in name}
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
-from transformers import GradientCheckpointingLayer, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import GradientCheckpointingLayer, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -23,6 +23,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.data.tiling import WHOLE, ImageLayout
+from llava_accel.families.registry import Llava
 from llava_accel.model.merging import TileMerger
 from llava_accel.model.tower import ParkedTower, tower_features
 
@@ -40,7 +41,7 @@ class Objective(nn.Module):
     """Wraps a LLaVA, with or without LoRA layers in it.
 
     Args:
-        model: `LlavaForConditionalGeneration`, or peft's model around one.
+        model: A LLaVA, or peft's model around one.
         vocab_size: Rows of `lm_head` that take part in the softmax. Rows after them were added for the image token and
             must not change the loss of a base that never had them.
         compute_dtype: What the forward pass is computed in. With bf16 it runs under autocast, whatever the backend.
@@ -75,10 +76,10 @@ class Objective(nn.Module):
         read_at_positions(self.llava.model.language_model)
 
     @property
-    def llava(self) -> LlavaForConditionalGeneration:
+    def llava(self) -> Llava:
         """The model without peft's wrapper; LoRA layers live inside its modules."""
-        model = self.model if isinstance(self.model, LlavaForConditionalGeneration) else self.model.get_base_model()  # pyright: ignore[reportCallIssue]
-        assert isinstance(model, LlavaForConditionalGeneration)
+        model = self.model if isinstance(self.model, Llava) else self.model.get_base_model()  # pyright: ignore[reportCallIssue]
+        assert isinstance(model, Llava)
         return model
 
     @property

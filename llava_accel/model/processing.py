@@ -17,7 +17,8 @@ from transformers import (
 
 from llava_accel.data.tiling import Tiling
 from llava_accel.exceptions import UserError
-from llava_accel.model.bases import Base, TowerConfig, find_base, num_class_tokens, num_patches
+from llava_accel.families.family import TowerConfig, num_class_tokens
+from llava_accel.model.bases import Base, find_base
 from llava_accel.model.chat_template import choose_template
 from llava_accel.model.files import first_line
 from llava_accel.model.limits import check_pixels
@@ -33,18 +34,31 @@ ROWS_MULTIPLE = 64
 class Processing:
     """All that turns records into inputs, and what the inputs demand of the model.
 
+    `processor` makes a square what the tower takes, and `processor_files` are what transformers' processor of the base's
+    family has in its files beside that. `image_aspect` is "tiles", or how an image becomes a square.
     `vocab_size` is the number of `lm_head` rows that take part in the softmax, `num_rows` the number that there are.
     `words` are the added tokens that a text may hold, `notes` lines for the console.
     """
 
     processor: LlavaProcessor
     tiling: Tiling
+    image_aspect: str
     image_token_id: int
     vocab_size: int
     num_rows: int
     base: Base
     words: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def square_aspect(self) -> str:
+        """How an image becomes a square that is not cut: as LLaVA's own code has it, also where one stands beside others."""
+        return "pad" if self.image_aspect == "tiles" else self.image_aspect
+
+    @property
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """See `Family.processor_files`."""
+        return self.base.family.processor_files(self.base.config)
 
     @property
     def added_ids(self) -> list[int]:
@@ -57,7 +71,7 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
 
     Args:
         model: The recipe's [model].
-        image_aspect: `data.image_aspect`; the saved processor pads, crops or stretches by itself as training does.
+        image_aspect: `data.image_aspect`; the saved processor cuts, pads, crops or stretches by itself as training does.
 
     Raises:
         UserError: a part is missing, or parts do not fit together.
@@ -81,9 +95,11 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
     vocab_size = base.config.to_dict().get("scored_vocab_size") or on_disk
     words = allow_tokens(tokenizer, model.added_tokens, token)
     refuse_tokens_without_rows(tokenizer, base, vocab_size)
+    aspect = base.image_aspect if image_aspect == "auto" else image_aspect
+    tiling = base.family.tiling(base.config, aspect)
     template, more = choose_template(model.template, base.folder, tokenizer)
     processor = LlavaProcessor(
-        image_processor=load_image_processor(base.tower or base.folder, vision, image_aspect),
+        image_processor=load_image_processor(base.tower or base.folder, vision, aspect),
         tokenizer=tokenizer,
         patch_size=vision.patch_size,
         num_additional_image_tokens=num_class_tokens(vision),
@@ -91,10 +107,10 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
         chat_template=template,
         image_token=token,
     )
-    dropped = 1 if base.config.vision_feature_select_strategy == "default" else 0
     return Processing(
         processor=processor,
-        tiling=Tiling(int(vision.image_size), num_patches(vision) + num_class_tokens(vision) - dropped),  # pyright: ignore[reportArgumentType]
+        tiling=tiling,
+        image_aspect=aspect,
         image_token_id=image_token_id,
         vocab_size=vocab_size,
         num_rows=num_rows(on_disk, 0 if base.layout == "hub" else len(tokenizer)),
@@ -139,8 +155,8 @@ def load_image_processor(folder: Path, vision: TowerConfig, image_aspect: str) -
         )
     if image_aspect == "pad":
         return LlavaImageProcessorPil(**settings, do_pad=True)
-    if image_aspect == "stretch":
-        return CLIPImageProcessorPil(**settings | {"size": square, "do_center_crop": False})
+    if image_aspect in ("stretch", "tiles"):
+        return CLIPImageProcessorPil(**settings | {"size": square, "crop_size": square, "do_center_crop": False})
     assert image_aspect == "crop", image_aspect
     crop = {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True}
     return CLIPImageProcessorPil(**settings | crop)

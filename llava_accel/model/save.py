@@ -1,7 +1,7 @@
 """What a checkpoint and an export hold besides the optimizer: everything that inference needs, loadable without us.
 
 LoRA and stage 1: `adapter_config.json`, `adapter_model.safetensors` (LoRA only), `non_lora_trainables.safetensors`.
-Full: a model folder for `LlavaForConditionalGeneration.from_pretrained`. Always the processor with its chat template, and
+Full: a model folder for `from_pretrained` of transformers' model class. Always the processor with its chat template, and
 `llava_accel.json` with base, fingerprint, template and vocabulary.
 """
 
@@ -46,7 +46,7 @@ def save_model(
         state: What `is_saved` names of its state dict, gathered from all ranks.
     """
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    save_processor(folder, processing.processor)
+    save_processor(folder, processing.processor, processing.processor_files)
     facts = {
         "base": recipe.model.base or recipe.model.language_model,
         "base_layout": processing.base.layout,
@@ -72,9 +72,13 @@ def save_model(
 
 def is_saved(objective: Objective, recipe: Recipe) -> Callable[[str], bool]:
     """Which of the objective's weights, by name, `save_model` needs: all of a model that is trained in full, else the
-    trained ones and the projector."""
+    trained ones, the projector and the newline."""
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
-    return lambda name: recipe.model.train == "full" or name in trained or ".multi_modal_projector." in name
+    return lambda name: (
+        recipe.model.train == "full"
+        or name in trained
+        or layouts.without_peft(name.removeprefix(_PREFIX)).startswith(layouts.CONNECTION)
+    )
 
 
 def load_saved(folder: Path, objective: Objective, put: Put = copy_whole) -> None:

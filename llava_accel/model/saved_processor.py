@@ -1,6 +1,7 @@
 """Processor and tokenizer as files that transformers 4 and 5 read alike: the same ids, the same pixels."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ _OF_THIS_START = ("backend", "is_local", "local_files_only", "name_or_path")
 """What transformers 5 writes of how a tokenizer was loaded."""
 
 
-def save_processor(folder: Path, processor: LlavaProcessor) -> None:
+def save_processor(
+    folder: Path, processor: LlavaProcessor, files: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Write a processor with its tokenizer, image processor and chat template; `from_pretrained` restores each.
 
     transformers 5 puts the image processor's settings inside the processor's own, where version 4 does not look.
+
+    Args:
+        files: `Processing.processor_files`. transformers can make processors for videos, which those of some families hold,
+            only where torchvision is installed; and it writes no more of them.
     """
     processor.save_pretrained(folder)
     path = folder / "processor_config.json"
     _write(path, {key: value for key, value in read_json(path).items() if key != "image_processor"})
     processor.image_processor.save_pretrained(folder)
     _mend_tokenizer(folder, processor.tokenizer)
+    for name, settings in (files or {}).items():
+        _write(folder / name, {**read_json(folder / name), **settings})
 
 
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -3,23 +3,24 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llava_accel import compat
+from llava_accel.families.registry import Config, Llava
 from llava_accel.model.weights import Stored
 
 
-def num_tower_layers(config: LlavaConfig) -> int:
-    """Layers of the tower that its selected features depend on; LLaVA takes those of the last but one."""
+def num_tower_layers(config: Config) -> int:
+    """Layers of the tower that its selected features depend on; LLaVA takes those of the last but one of a whole tower."""
     layer, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     assert isinstance(layer, int)
     return layer if layer >= 0 else depth + 1 + layer
 
 
-def used_tower_parameters(tower: nn.Module, config: LlavaConfig) -> dict[str, nn.Parameter]:
+def used_tower_parameters(tower: nn.Module, config: Config) -> dict[str, nn.Parameter]:
     """The tower's parameters that its selected features depend on, by their names in it.
 
-    LLaVA takes the last layer but one: what comes after it gets no gradient, and ranks would wait for it for ever.
+    What comes after the selected layer gets no gradient, and ranks would wait for it for ever.
     """
     depth = len(tower.encoder.layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     unused = [f"encoder.layers.{number}." for number in range(num_tower_layers(config), depth)]
@@ -28,7 +29,7 @@ def used_tower_parameters(tower: nn.Module, config: LlavaConfig) -> dict[str, nn
 
 
 def tower_features(
-    tower: nn.Module, config: LlavaConfig, pixel_values: Float[Tensor, "images 3 height width"]
+    tower: nn.Module, config: Config, pixel_values: Float[Tensor, "images 3 height width"]
 ) -> Float[Tensor, "images tokens channels"]:
     """Hidden states of the vision tower at the layer that the config selects, in the tower's type.
 
@@ -49,7 +50,7 @@ class ParkedTower:
         stored: The tower's weights on disk, by their names in it, where the model was loaded without them.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, stored: Stored | None = None) -> None:
+    def __init__(self, model: Llava, stored: Stored | None = None) -> None:
         module = model.model.vision_tower
         assert isinstance(module, PreTrainedModel)
         model.model.vision_tower = nn.Module()

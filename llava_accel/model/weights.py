@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from llava_accel import compat
 from llava_accel.exceptions import UserError
+from llava_accel.families.original import NEEDS_NEWLINE
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base, empty_model
 from llava_accel.model.files import StoredTensor, is_finite, read_tensors, read_weights
-from llava_accel.model.layouts import PROJECTOR, TOWER
+from llava_accel.model.layouts import NEWLINE, PROJECTOR, TOWER
 from llava_accel.sources.problems import some
 
 Stored = dict[str, StoredTensor]
@@ -39,12 +40,16 @@ def gather(base: Base, projector: Path | None) -> Stored:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(TOWER)}
         for tensor in read_weights(base.tower):
             _put(stored, tensor, layouts.tower_to_memory)
+        if base.cuts_tower:
+            cut = (f"{TOWER}encoder.layers.{base.vision.num_hidden_layers}.", f"{TOWER}head.")
+            stored = {name: tensor for name, tensor in stored.items() if not name.startswith(cut)}
     if base.config.tie_word_embeddings:  # saved by some although it is the embedding
         stored.pop("lm_head.weight", None)
     if projector:
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(PROJECTOR)}
+        given: Stored = {}
         for tensor in read_tensors(projector):
-            _put(stored, tensor, lambda name: PROJECTOR + layouts.projector_part(name))
+            _put(given, tensor, layouts.connection_to_memory)
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(PROJECTOR)} | given
     return stored
 
 
@@ -58,6 +63,7 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     if base.config.tie_word_embeddings:
         del expected["lm_head.weight"]
     optional = {name for name in expected if fresh_projector and name.startswith(PROJECTOR)}
+    optional |= {NEWLINE} if base.layout == "parts" else set()
     wrong = [
         f"{name} is {tensor.shape} in {tensor.file} and {expected[name]} in the model"
         for name, tensor in stored.items()
@@ -75,6 +81,7 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     if missing:
         where = base.tower if base.tower and missing[0].startswith(TOWER) else base.folder
         remedy = "name a trained one in model.projector" if missing[0].startswith(PROJECTOR) else "download it again"
+        remedy = NEEDS_NEWLINE if missing == [NEWLINE] else remedy
         raise UserError(f"{where} lacks {len(missing)} weights: {some(missing)}. It is not complete: {remedy}")
     left = sorted(stored.keys() - expected.keys())
     if left:
@@ -140,6 +147,13 @@ def fresh_projector(base: Base, seed: int) -> dict[str, object]:
         torch.manual_seed(seed)
         projector = compat.new_projector(base.config)
     return {layouts.to_hub(PROJECTOR + name): tensor for name, tensor in projector.state_dict().items()}
+
+
+def fresh_newline(base: Base, seed: int) -> dict[str, object]:
+    """A random newline for the state dict, as LLaVA's own code starts it: as large as an embedding."""
+    width = int(base.text.hidden_size)
+    newline = torch.randn(width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+    return {layouts.to_hub(NEWLINE): newline}
 
 
 def fingerprint(stored: Mapping[str, StoredTensor], base: Base) -> str:

@@ -114,6 +114,9 @@ class ModelTable(Table):
     """Folder or hub id of a language model, to assemble a LLaVA model from parts."""
     vision_tower: str = ""
     """Folder or hub id of a CLIP model: a part to assemble, or the tower used in place of the base's."""
+    family: Literal["llava", "llava_next", "llava_onevision"] = "llava"
+    """What to assemble from parts, under transformers' names: a LLaVA-1.5, or a LLaVA-NeXT or OneVision, which cut images
+    into tiles."""
     projector: str = ""
     """A trained projector: a file (mm_projector.bin or .safetensors), a folder with one, or a run of stage 1; empty = the
     base's, or a random one for parts."""
@@ -224,8 +227,9 @@ class DataTable(Table):
     """A record that cannot be used stops the run; or is left out, counted, and listed in the run folder."""
     max_bad: Share = 0.001
     """Share of the records that "skip" may leave out before the run stops after all."""
-    image_aspect: Literal["pad", "crop", "stretch"] = "pad"
-    """How an image becomes square: padded with the mean colour (LLaVA-1.5), cropped, or stretched."""
+    image_aspect: Literal["auto", "pad", "crop", "stretch"] = "auto"
+    """How an image becomes square: padded with the mean colour, cropped, or stretched. "auto" = as the base: LLaVA-1.5 pads,
+    LLaVA-NeXT and OneVision cut it into tiles, which the others keep them from."""
     exif: Literal["ignore", "apply"] = "ignore"
     """Read images as they are stored, as LLaVA does, or turn them as their EXIF says, as most programs show them."""
     columns: dict[ColumnName, Text] = {}

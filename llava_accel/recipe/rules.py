@@ -53,6 +53,12 @@ def _parts(recipe: Recipe) -> Iterator[Conflict]:
             "The recipe does not name a whole model.",
             f"Set {whole}, or another; or model.language_model and model.vision_tower to assemble one.",
         )
+    if model.base and model.family != "llava":
+        yield (
+            "model.base model.family",
+            "A whole model is of the family that its config names; only one of parts can be of another.",
+            "Remove model.family; or model.base, and name model.language_model and model.vision_tower.",
+        )
     if model.language_model and not model.projector and not model.train_projector and model.train != "projector":
         yield (
             "model.train_projector model.projector",

@@ -12,7 +12,6 @@ import torch
 from accelerate.utils import release_memory
 from peft import PeftModel
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
 from llava_accel.checkpoint.model_card import Form, write_model_card
@@ -20,6 +19,7 @@ from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
+from llava_accel.families.registry import Llava
 from llava_accel.inference.dialogue import stop_ids
 from llava_accel.inference.origin import Loaded, Trained, load_trained, with_bits
 from llava_accel.model import layouts
@@ -176,7 +176,7 @@ def _compare_peft(job: Job, folder: Path, base: Base) -> None:
         # peft asks for an attribute that transformers 5 is about to rename.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         again = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
-    assert isinstance(again, LlavaForConditionalGeneration)
+    assert isinstance(again, Llava)
     restored = job.reference(Objective(again, vocab_size).to(job.device), processing, *examples)
     outputs = {"logits": restored.logits, "answers": restored.answers, "counts": {}}
     check_agreement(reference, outputs, name, dtype, job.console)

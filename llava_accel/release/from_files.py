@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
+from llava_accel.families.registry import Llava
 from llava_accel.inference.origin import Trained, fingerprint_note
 from llava_accel.model import layouts, weights
 from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter
-from llava_accel.model.bases import find_base
+from llava_accel.model.bases import empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import read_tensors
 from llava_accel.model.lora import Trainable, language_model_linears, prepare_trainable, without_starting_values
@@ -64,8 +64,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         values[id(parameter)] = value
         parameter.requires_grad_(True)  # whatever the recipe says: it was trained
 
-    with torch.device("meta"):
-        model: Trainable = LlavaForConditionalGeneration(final_config(processing)).requires_grad_(False)
+    model: Trainable = empty_model(base, final_config(processing)).requires_grad_(False)
     if trained.kind == "lora":
         # What is read in the scope of the meta device has no numbers.
         adapter = read_adapter(str(trained.folder), recipe.model.lora)
@@ -75,7 +74,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         put_rest(model, _read_rest(find_projector(str(trained.folder))), str(trained.folder), keep)
     parameters = {layouts.without_peft(name): parameter for name, parameter in model.named_parameters()}
     trains_tower = any(name.startswith(layouts.TOWER) and p.requires_grad for name, p in parameters.items())
-    parts = (layouts.PROJECTOR, *([layouts.TOWER] if trains_tower else []))
+    parts = (*layouts.CONNECTION, *([layouts.TOWER] if trains_tower else []))
     for name, parameter in parameters.items():
         is_needed = trained.kind == "model" or name.startswith(parts)
         if is_needed and id(parameter) not in values and name in stored:
@@ -85,7 +84,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
     return FromFiles(model, processing, state, stored, fingerprint, [note] if note else [])
 
 
-def _adapted(model: LlavaForConditionalGeneration, adapter: Adapter, recipe: Recipe) -> PeftModel:
+def _adapted(model: Llava, adapter: Adapter, recipe: Recipe) -> PeftModel:
     """The model with LoRA layers where the adapter has them, and with its settings."""
     table = without_starting_values(recipe.model)
     chosen = tuple(map(re.escape, adapter.choose(language_model_linears(model))))

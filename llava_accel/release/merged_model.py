@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from llava_accel.model.layouts import LANGUAGE_MODEL, PEFT_PREFIX, PROJECTOR, TOWER
+from llava_accel.model.layouts import LANGUAGE_MODEL, NEWLINE, PEFT_PREFIX, PROJECTOR, TOWER
 from llava_accel.model.lora import Trainable, adapts_projector, split_state
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import ADAPTER
@@ -37,13 +37,14 @@ def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], proce
     if any(name.startswith(TOWER) for name in rest):
         modules.append("vision_tower")
         stored |= {name: tensor for name, tensor in state.items() if name.startswith(PEFT_PREFIX + TOWER)}
-    stored |= {_peft_name(name, wrapped): tensor for name, tensor in rest.items() if not name.startswith(TOWER)}
+    others = {name: tensor for name, tensor in rest.items() if not name.startswith((TOWER, NEWLINE))}
+    stored |= {_peft_name(name, wrapped): tensor for name, tensor in others.items()}
     config.inference_mode = True
     config.modules_to_save = modules or None
     config.save_pretrained(str(folder))
     tensors = {name: stored_form(tensor) for name, tensor in stored.items()}
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
-    save_processor(folder, processing.processor)
+    save_processor(folder, processing.processor, processing.processor_files)
 
 
 def save_merged(
@@ -65,7 +66,7 @@ def save_merged(
         half.name_or_path = ""  # a folder of this machine
     merged.generation_config.eos_token_id = sorted(set(stop_ids))
     merged.save_pretrained(folder)
-    save_processor(folder, processing.processor)
+    save_processor(folder, processing.processor, processing.processor_files)
 
 
 def stored_form(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BitsAndBytesConfig, GenerationConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 
 
 def compute(path: Path) -> None:
@@ -37,14 +37,14 @@ def _load(job: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, int]]]:
     folder, dtype = Path(job["folder"]), getattr(torch, job["dtype"])
     kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": job["device"]}}
     if not job["base"]:
-        return LlavaForConditionalGeneration.from_pretrained(folder, **kwargs), {}
+        return AutoModelForImageTextToText.from_pretrained(folder, **kwargs), {}
     if job["quantization"]:
         keys = {
             key: getattr(torch, value) if key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage") else value
             for key, value in job["quantization"].items()
         }
         kwargs["quantization_config"] = BitsAndBytesConfig(**keys)
-    model: Any = LlavaForConditionalGeneration.from_pretrained(job["base"], **kwargs)
+    model: Any = AutoModelForImageTextToText.from_pretrained(job["base"], **kwargs)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # it would round the scales of the 4-bit weights

@@ -61,7 +61,7 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
         answers=recipe.data.answers,
         labels=recipe.data.labels,
-        image_placement=image_placement(recipe.data),
+        image_placement=image_placement(recipe.data, processing),
         max_length=recipe.data.max_length,
         on_too_long=recipe.data.on_too_long,
         words=processing.words,
@@ -70,9 +70,9 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
     )
 
 
-def image_placement(data: DataTable) -> Literal["start", "start_if_single", "in_place"]:
-    """data.image_placement; for "auto" what LLaVA-1.5's code does."""
-    return "start" if data.image_placement == "auto" else data.image_placement
+def image_placement(data: DataTable, processing: Processing) -> Literal["start", "start_if_single", "in_place"]:
+    """data.image_placement; for "auto" what the code of the base's family does."""
+    return processing.base.family.image_placement if data.image_placement == "auto" else data.image_placement
 
 
 def row_form(data: DataTable) -> RowForm:
@@ -82,7 +82,8 @@ def row_form(data: DataTable) -> RowForm:
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
     """The recipe's image_aspect and exif before the tower's image processor."""
-    return ImageReader(processing.processor.image_processor, data.image_aspect, data.exif, processing.tiling)  # pyright: ignore[reportArgumentType]
+    processor, aspect = processing.processor.image_processor, processing.square_aspect
+    return ImageReader(processor, aspect, data.exif, processing.tiling)  # pyright: ignore[reportArgumentType]
 
 
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
@@ -190,7 +191,7 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
         )
     if survey.num_vanished:
         said.append(
-            f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as with LLaVA's own code: the "
+            f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as with LLaVA itself: the "
             "model sees them squeezed into a square alone. Crop them, or paste them onto a wider canvas"
         )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
@@ -240,7 +241,7 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     data, processor = recipe.data, processing.processor
     settings = (
         compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.tiling,
-        recipe.model.template, processor.chat_template, image_placement(data), data.max_length, data.on_too_long,
+        recipe.model.template, processor.chat_template, image_placement(data, processing), data.max_length, data.on_too_long,
         data.answers, data.labels, data.exif, processing.words,
     )  # fmt: skip
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:20]

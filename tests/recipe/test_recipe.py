@@ -37,7 +37,7 @@ model.quantization.bits=16 model.quantization.type="nf4" model.quantization.doub
 model.lora.rank=128 model.lora.alpha=256 model.lora.dropout=0.05 model.lora.bias="none"
 model.lora.targets="auto" model.lora.variant="lora"
 data.images="" data.eval="" data.eval_fraction=0.0 data.max_length=2048 data.on_too_long="error"
-data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="pad" data.image_placement="auto"
+data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="auto" data.image_placement="auto"
 data.answers="most_frequent" data.labels="answers"
 data.share_prefix=false data.group_by_length=true data.cache_features="auto" data.cache_dir=""
 data.cache_max_gb=50 data.workers="auto"
@@ -67,7 +67,7 @@ def test_every_key_of_the_contract_exists_with_its_default(smallest: Path) -> No
             found = found[part]
         assert found == tomllib.loads(f"v = {value}")["v"], key
     added = {"run.name", "model.base", "data.train", "eval.at_start", "eval.train_limit", "checkpoint.verify"}
-    added |= {"model.added_tokens", "data.exif", "data.columns", "data.missing_image_mark"}
+    added |= {"model.family", "model.added_tokens", "data.exif", "data.columns", "data.missing_image_mark"}
     added |= {"model.lora.projector", "optim.decay", "train.loss"}
     assert {line.split("=")[0] for line in CONTRACT} | added == set(KEYS)
 
