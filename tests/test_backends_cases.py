@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import curves
 from helpers.jobs import ENGINES, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
-from helpers.runs import PARITY, distance, metrics, mixed_records, write_records
+from helpers.runs import PARITY, distance, losses, metrics, mixed_records, write_records
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,19 @@ def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine
     settings = trains("lora", train_vision=True, gradient_checkpointing=True)
     settings["optim"] = {"vision_learning_rate": 1e-3}
     assert difference(lab.run(engine, 2, 4, **settings), lab.reference(**settings)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["next_full", "onevision_full", "next_lora_accum"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tiles_train_as_in_the_originals_own_code_under_every_engine(lab: Lab, engine: str, name: str) -> None:
+    curve = curves.settings(name)
+    split = ("per_device_batch_size", "accumulation_steps")
+    curve["train"] = {key: value for key, value in curve["train"].items() if key not in split} | {"max_steps": 20}
+    curve["data"] |= {"train": str(curves.records(name))}
+    run = lab.run(engine, 2, 2 if name.endswith("accum") else 1, **curve)
+    assert losses(run) == pytest.approx([step["loss"] for step in curves.reference(name)], abs=curves.LOSS_TOLERANCE)
+    # Sums in another order: where a gradient is little more than its rounding, Adam makes a step of that.
+    assert curves.furthest(run, name) < (2 * curves.WEIGHT_TOLERANCE, "")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

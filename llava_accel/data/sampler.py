@@ -57,6 +57,7 @@ class Order:
         lengths: Tokens of every example that can be used; its indices are what the order deals out.
         seed: The run's seed.
         global_batch_size: Examples of one step over all ranks and micro-batches.
+        shuffle: Draw a new order for each epoch, in place of the order of the data.
         group_by_length: Put examples of similar length into the same step.
         repeats: How often each example occurs in an epoch (data.train weights); fractions are drawn again each epoch.
         groups: Examples of equal number stay together and share their prefix; None keeps none together. A group is cut
@@ -66,6 +67,7 @@ class Order:
     lengths: Int[np.ndarray, "examples"]
     seed: int
     global_batch_size: int
+    shuffle: bool = True
     group_by_length: bool = True
     repeats: np.ndarray | None = None
     groups: Int[np.ndarray, "examples"] | None = None
@@ -114,9 +116,10 @@ class Order:
 
     def _shuffled(self, population: np.ndarray, random: np.random.Generator) -> np.ndarray:
         if self.groups is None:
-            return random.permutation(population)
-        places = random.permutation(self._members.max() + 1)[self._members[population]]
-        return population[np.argsort(places, kind="stable")]
+            return random.permutation(population) if self.shuffle else population
+        groups = self._members.max() + 1
+        places = random.permutation(groups) if self.shuffle else np.arange(groups)
+        return population[np.argsort(places[self._members[population]], kind="stable")]
 
     def _population(self, random: np.random.Generator) -> Int[np.ndarray, "examples"]:
         indices = np.arange(len(self.lengths))

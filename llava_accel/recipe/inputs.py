@@ -248,6 +248,8 @@ class DataTable(Table):
     llava_llama_3 and qwen_1_5: special tokens and the headers of answers too, and with qwen_1_5 line breaks."""
     share_prefix: bool = False
     """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
+    shuffle: bool = True
+    """Draw a new order of the records for each epoch; false = that of the files, with data.group_by_length = false."""
     group_by_length: bool = True
     """Fill a batch with examples of nearly equal length: less padding."""
     cache_features: Literal["auto"] | bool = "auto"

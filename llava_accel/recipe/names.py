@@ -24,6 +24,7 @@ OTHER_NAMES = {
     "lora_alpha": "model.lora.alpha", "lora_r": "model.lora.rank", "target_modules": "model.lora.targets",
     "data_path": "data.train", "image_folder": "data.images", "image_aspect_ratio": "data.image_aspect",
     "model_max_length": "data.max_length", "group_by_modality_length": "data.group_by_length",
+    "disable_shuffling": "data.shuffle", "dataset_shuffle": "data.shuffle",
     "lr": "optim.learning_rate", "mm_projector_lr": "optim.projector_learning_rate",
     "lr_scheduler_type": "optim.schedule", "warmup_ratio": "optim.warmup_fraction",
     "num_train_epochs": "train.epochs", "gradient_accumulation_steps": "train.accumulation_steps",

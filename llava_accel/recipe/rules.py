@@ -114,6 +114,12 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
             "What LLaVA's own code learns depends on its template, and \"auto\" is the base's.",
             'Set data.labels = "answers", or name the template, such as model.template = "qwen_1_5".',
         )
+    if recipe.data.group_by_length and not recipe.data.shuffle:
+        yield (
+            "data.shuffle data.group_by_length",
+            "Records either keep the order of their files, or come with those of their length.",
+            "Set data.group_by_length = false to keep the order, or data.shuffle = true.",
+        )
     if recipe.data.cache_features is True and model.train_vision:
         yield (
             "data.cache_features model.train_vision",

@@ -255,6 +255,7 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
         lengths=part.survey.lengths[part.rows],
         seed=recipe.run.seed,
         global_batch_size=train.per_device_batch_size * train.accumulation_steps * num_ranks,
+        shuffle=recipe.data.shuffle,
         group_by_length=recipe.data.group_by_length,
         repeats=part.corpus.weights[part.rows] if is_weighted else None,
         groups=image_groups(part.survey.image_keys[part.rows]) if recipe.data.share_prefix else None,

@@ -45,7 +45,7 @@ OTHERWISE = {
 @cache
 def tokenizer(base: str) -> PreTrainedTokenizerFast:
     kind = LlamaTokenizer if base == "next-vicuna" else AutoTokenizer
-    return kind.from_pretrained(NEXT / base)
+    return kind.from_pretrained(NEXT / "bases" / base if base in BASES else NEXT / base)
 
 
 @cache

@@ -39,7 +39,7 @@ model.lora.targets="auto" model.lora.variant="lora"
 data.images="" data.eval="" data.eval_fraction=0.0 data.max_length=2048 data.on_too_long="error"
 data.on_bad_record="error" data.max_bad=0.001 data.image_aspect="auto" data.image_placement="auto"
 data.answers="most_frequent" data.labels="answers"
-data.share_prefix=false data.group_by_length=true data.cache_features="auto" data.cache_dir=""
+data.share_prefix=false data.shuffle=true data.group_by_length=true data.cache_features="auto" data.cache_dir=""
 data.cache_max_gb=50 data.workers="auto"
 optim.learning_rate=2e-4 optim.projector_learning_rate=2e-5 optim.vision_learning_rate=2e-6
 optim.optimizer="adamw" optim.betas=[0.9,0.999] optim.weight_decay=0.0 optim.schedule="cosine"
