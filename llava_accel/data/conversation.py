@@ -202,6 +202,11 @@ def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
     return [BOS, *images, Piece("text", f"{answer}\n", supervised=True)]
 
 
+_SPECIAL = re.compile(r"(<\|.*?\|>)")
+_CHATML = "<|im_start|>ROLE\nTEXT<|im_end|>"
+_LLAMA_3 = "<|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|>"
+
+
 def _headed(
     turns: Sequence[Turn],
     has_images: bool,
@@ -213,6 +218,9 @@ def _headed(
     strips: bool = False,
 ) -> list[Piece]:
     """Each turn between a header that names its role and a token that ends it.
+
+    An answer is a text of its own, as generation sees it; one that begins with a line break is the only kind that LLaVA's
+    code tokenises otherwise, together with its header.
 
     Args:
         form: Of a turn.
@@ -248,9 +256,6 @@ def _frame(form: str, role: Role, original: Original | None) -> tuple[list[Piece
     return front, header, [piece(part, ends=True) for part in _SPECIAL.split(after) if part]
 
 
-_SPECIAL = re.compile(r"(<\|.*?\|>)")
-_CHATML = "<|im_start|>ROLE\nTEXT<|im_end|>"
-_LLAMA_3 = "<|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|>"
 TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
     "v1": partial(_v1, template="v1"),
     "llava_v1": partial(_v1, template="llava_v1"),
