@@ -78,6 +78,9 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
         if base:
             changes |= {"base": base, "language_model": ""}
             changes |= {"vision_tower": ""} if recipe.model.language_model else {}  # a part then; else an override
+    if kind == "lora" and recipe.model.lora.projector:  # whose LoRA layers an export for LLaVA has folded into it
+        projector = lora_settings(folder)["projector"]
+        changes["lora"] = recipe.model.lora.model_copy(update={"projector": projector})
     changes |= {"template": template} if template else {}
     recipe = with_bits(recipe, bits or (16 if kind == "model" else recipe.model.quantization.bits))
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
