@@ -39,6 +39,7 @@ class Family:
         image_placement: `data.image_placement` of its own code.
         grids: Columns and rows of the canvases of released models, in the original's order; none: images are not cut.
         most_tiles: `Tiling.most_tiles`, from a config; ValueError where that makes no sense.
+        counts_images: Whether transformers' model is told how many images a record has, and sees several as squares.
         processor: transformers' names of its processor and its image processor.
         processor_settings: What the processor's file has that a LLaVA-1.5's has not, from a config.
         original_aspect: `image_aspect_ratio` in the original's config, from a config.
@@ -53,6 +54,7 @@ class Family:
     image_placement: Literal["start", "start_if_single"] = "start"
     grids: Canvases = ()
     most_tiles: Callable[[Any], int] = lambda config: 0
+    counts_images: bool = False
     processor: tuple[str, str] = ("LlavaProcessor", "")
     processor_settings: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     original_aspect: Callable[[Any], str] = lambda config: "pad"
@@ -61,6 +63,13 @@ class Family:
     def is_tiled(self) -> bool:
         """Whether its models cut images, and have a newline."""
         return bool(self.grids)
+
+    def image_aspect(self, config: Any) -> str:
+        """What `data.image_aspect = "auto"` means for a base: "tiles" where it cuts images."""
+        if not self.is_tiled:
+            return "pad"
+        own = getattr(config, "image_aspect_ratio", None)
+        return own if own in WHOLE_SQUARES else "tiles"
 
     def released(self, side: int) -> Canvases:
         """Width and height of the canvases that released models have, for tiles of another side."""

@@ -29,6 +29,7 @@ ONEVISION = Family(
     image_placement="start_if_single",
     grids=tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7)),
     most_tiles=_most_tiles,
+    counts_images=True,
     processor=("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor"),
     processor_settings=lambda config: {
         "num_image_tokens": (config.vision_config.image_size // config.vision_config.patch_size) ** 2,

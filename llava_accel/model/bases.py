@@ -22,7 +22,6 @@ from transformers import (
 from llava_accel.exceptions import UserError
 from llava_accel.families import original
 from llava_accel.families.family import (
-    WHOLE_SQUARES,
     Canvases,
     Family,
     TowerConfig,
@@ -68,11 +67,8 @@ class Base:
 
     @property
     def image_aspect(self) -> str:
-        """What `data.image_aspect = "auto"` means: "tiles" where the family cuts images, and this model does."""
-        if not self.family.is_tiled:
-            return "pad"
-        own = getattr(self.config, "image_aspect_ratio", None)
-        return own if own in WHOLE_SQUARES else "tiles"
+        """See `Family.image_aspect`."""
+        return self.family.image_aspect(self.config)
 
     @property
     def text(self) -> Any:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 
+_OF_TOKENS = ("input_ids", "attention_mask")
+
 
 def compute(path: Path) -> None:
     """Write logits, answers and the counts of loaded weights to the file that the job names."""
@@ -71,7 +73,7 @@ def _num_loaded(model: nn.Module, stored: dict[str, torch.Tensor]) -> int:
 
 
 def _answer(model: Any, given: dict[str, torch.Tensor], length: int, job: dict[str, Any]) -> list[int]:
-    prompt = {name: tensor[:, :length] if name != "pixel_values" else tensor for name, tensor in given.items()}
+    prompt = {name: tensor[:, :length] if name in _OF_TOKENS else tensor for name, tensor in given.items()}
     stops, longest, never = job["stop_ids"], job["max_new_tokens"], job["never"]
     config = GenerationConfig(
         do_sample=False, max_new_tokens=longest, eos_token_id=stops, pad_token_id=stops[0], suppress_tokens=never

@@ -24,7 +24,7 @@ from transformers import BitsAndBytesConfig
 from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.data.pixels import LoadedImage
-from llava_accel.data.tiling import WHOLE, ImageView
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.answering import answer_batch, question_batch, target_logits
 from llava_accel.model.bases import find_base
@@ -33,6 +33,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.release import plain_inference
+from llava_accel.release.plain_images import plain_images
 from llava_accel.release.second_copy import NO_PLACE, Place, find_place
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, resolve_precision, whole_root
@@ -51,6 +52,9 @@ _MAX_NEW_TOKENS = 8
 _LOOK_S = 0.2  # between two looks at whether this process was asked to end
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
+
+
+NOT_ALIKE = "transformers' model sees none of the images that it would be compared on as they were seen in training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +82,28 @@ class Agreement:
 
 
 def probe_example(processing: Processing) -> tuple[Example, dict[ImageView, Tensor]]:
-    """An example that needs no data, an image before a text that is mostly its answer; and its image's pixels."""
-    tokenizer, view = processing.processor.tokenizer, ImageView("probe", processing.tiling.num_tokens(WHOLE))
-    start = int(tokenizer.bos_token_id is not None)
-    words = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
-    ids = np.array([tokenizer.bos_token_id] * start + [processing.image_token_id] * view.num_tokens + list(words))
+    """An example that needs no data, an image before a text that is mostly its answer; and its image's pixels.
+
+    Without the image where transformers' model would cut it, and the model was trained on whole squares.
+    """
+    tokenizer, tiling = processing.processor.tokenizer, processing.tiling
     vertical, round_ = Image.linear_gradient("L"), Image.radial_gradient("L")
     image = Image.merge("RGB", (vertical, round_, vertical.transpose(Image.Transpose.ROTATE_90)))
-    pixels = processing.processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    is_target = np.arange(len(ids)) > start + view.num_tokens + _PROMPT
-    example = Example(input_ids=ids, is_target=is_target, image_starts=(start,), images=(view,))
-    return example, {view: pixels}
+    if tiling.canvases:
+        image = image.resize((2 * tiling.side, tiling.side * 3 // 2))  # larger than a tile, and no shape of a canvas
+    views = tiling.views(["probe"], lambda _: image.size)
+    if processing.base.family.is_tiled and not tiling.canvases:
+        views = ()
+    squares = tiling.cut(image) if tiling.canvases else [image]
+    pixels = {
+        view: processing.processor.image_processor(squares, return_tensors="pt")["pixel_values"] for view in views
+    }
+    start, num_tokens = int(tokenizer.bos_token_id is not None), sum(view.num_tokens for view in views)
+    words = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
+    ids = np.array([tokenizer.bos_token_id] * start + [processing.image_token_id] * num_tokens + list(words))
+    is_target = np.arange(len(ids)) > start + num_tokens + _PROMPT
+    example = Example(input_ids=ids, is_target=is_target, image_starts=(start,) * len(views), images=views)
+    return example, pixels
 
 
 def compare(expected: Float[Tensor, "targets vocab"], actual: Float[Tensor, "targets vocab"]) -> Agreement:
@@ -124,24 +139,32 @@ def take_reference(
     image_shape: tuple[int, ...],
     device: torch.device,
 ) -> Reference:
-    """What the model makes of the examples. Ranks that share each weight must all call it, inside `whole_root`.
+    """What the model makes of those examples whose images transformers' model sees alike. Ranks that share each weight must
+    all call it, inside `whole_root`.
 
     Args:
         objective: In any mode, which is restored.
         pixels: Of every image that the examples show.
     """
+    shown = [(example, plain_images(example.images, pixels, objective.llava.config)) for example in examples]
+    alike = [(example, images) for example, images in shown if images is not None]
+    if not alike:
+        return Reference(inputs=[], logits=torch.empty(0, 0), answers=[], stop_ids=[], vocab_size=0, never=[])
     was_training = objective.training
     objective.eval()
-    kept = [_last_answer(example, number) for number, example in enumerate(examples)]
+    kept = [_last_answer(example, number) for number, (example, _) in enumerate(alike)]
     images = {view: LoadedImage(tensor) for view, tensor in pixels.items()}
     batch, questions = question_batch(kept, images, image_shape, device)
-    stop_ids = frozenset(example.end_id for example in examples)
+    stop_ids = frozenset(example.end_id for example, _ in alike)
     answered = answer_batch(objective, batch, questions, stop_ids=stop_ids, max_new_tokens=_MAX_NEW_TOKENS)
     logits = target_logits(objective, batch).cpu()
     objective.train(was_training)
     image_token_id, num_rows = int(objective.llava.config.image_token_index), objective.llava.lm_head.out_features
     return Reference(
-        inputs=[(_inputs(example, pixels), torch.from_numpy(np.nonzero(example.is_target)[0] - 1)) for example in kept],
+        inputs=[
+            (_inputs(example, taken), torch.from_numpy(np.nonzero(example.is_target)[0] - 1))
+            for example, (_, taken) in zip(kept, alike, strict=True)
+        ],
         logits=logits,
         answers=answered.ids,
         stop_ids=sorted(stop_ids),
@@ -246,9 +269,8 @@ def _last_answer(example: Example, number: int) -> Example:
     return replace(example, input_ids=example.input_ids[:end], is_target=is_target, is_answer=None, index=number)
 
 
-def _inputs(example: Example, pixels: Mapping[ImageView, Tensor]) -> dict[str, Tensor]:
+def _inputs(example: Example, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
     input_ids = torch.from_numpy(example.input_ids)[None]
-    images = {"pixel_values": torch.cat([pixels[view] for view in example.images])} if example.images else {}
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **images}
 
 
@@ -275,6 +297,9 @@ def verify(reference: Reference, export: Path, run: RunContext, interruption: In
     recipe, console = run.recipe, run.console
     if reason := _not_plain(recipe):
         console.line(f"{export}: not verified in a process with transformers and peft alone, as {reason}")
+        return
+    if not reference.inputs:
+        console.line(f"{export}: not verified in a process with transformers and peft alone, as {NOT_ALIKE}")
         return
     dtype = resolve_precision(recipe.run.precision, run.accelerator.device)
     base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)
