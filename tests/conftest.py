@@ -8,11 +8,14 @@
 - `slow` marks what trains for long or starts processes. `-m "not slow"` is the fast subset of `launch/test.sh --fast`.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -20,6 +23,32 @@ import pytest
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn() -> Iterator[Any]:
+    """Reports have frames in place of their plots: drawing takes longer than all else that a short run does.
+
+    Yields what draws, None where no test imports it. Tests of the pages ask for `plots`.
+    """
+    plots = sys.modules.get("llava_accel.pages.plots")
+    if plots is None:
+        yield None
+        return
+    from markupsafe import Markup
+
+    def framed(title: str, height: float, draw: object) -> Markup:
+        return Markup('<svg role="img" aria-label="{}"></svg>').format(title)
+
+    original = plots.drawn
+    with patch.object(plots, "drawn", framed):
+        yield original
+
+
+@pytest.fixture
+def plots(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with their plots."""
+    monkeypatch.setattr("llava_accel.pages.plots.drawn", drawn)
 
 
 @pytest.fixture
@@ -149,6 +178,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if group(item) in LONGEST_FIRST:
             item.add_marker("slow")
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Take the libraries out of garbage collection: each run ends with one, which would go through all they hold."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Give them back: hypothesis, where it is imported as late as this, looks for what is held."""
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

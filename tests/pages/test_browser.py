@@ -32,7 +32,7 @@ _FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> Iterator[dict[str, Path]]:
     """A report with a hostile record in it, and a comparison of two runs."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
