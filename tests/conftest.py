@@ -117,19 +117,23 @@ def tower_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="session")
 def lora_run(tmp_path_factory: pytest.TempPathFactory, llava_folder: Path) -> Path:
     """A run of LoRA on that base, two steps long."""
-    from helpers.exported import fine_tune
+    from helpers.exported import fine_tune, prove_here
 
-    return fine_tune(tmp_path_factory.mktemp("lora"), model={"base": str(llava_folder)}, checkpoint={"verify": True})
+    with pytest.MonkeyPatch.context() as patched:
+        prove_here(patched)
+        model = {"base": str(llava_folder)}
+        return fine_tune(tmp_path_factory.mktemp("lora"), model=model, checkpoint={"verify": True})
 
 
 @pytest.fixture(scope="session")
 def lora_exports(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That run in each form of `llava_accel.export`."""
-    from helpers.exported import export
+    from helpers.exported import export, prove_here
 
     folder = tmp_path_factory.mktemp("exports")
-    with pytest.MonkeyPatch.context() as patch:
-        return {form: export(patch, lora_run, form, folder / form) for form in ("peft", "merged", "llava")}
+    with pytest.MonkeyPatch.context() as patched:
+        prove_here(patched)
+        return {form: export(patched, lora_run, form, folder / form) for form in ("peft", "merged", "llava")}
 
 
 @pytest.fixture(scope="session")

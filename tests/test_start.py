@@ -182,11 +182,14 @@ def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code(
+def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code_and_its_line_is_kept(
     number: signal.Signals, code: int, started: Callable[..., Started]
 ) -> None:
-    training = started()
+    training = started("optim.learning_rate=1e-3")
     ranks = training.wait_for_steps()
+    kept = json.loads((training.run / "environment.json").read_text())["command"]
+    profile = "--profile launch/ddp.yaml --num-processes 2"
+    assert kept == f"llava-accel train {training.run.parent}/recipe.toml optim.learning_rate=1e-3 {profile}"
     os.killpg(training.process.pid, number)  # as a terminal does
     ended_with, output = training.end()
     assert ended_with == code, output
