@@ -158,7 +158,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports"}
 """Fixtures that take long to make, and the group of the tests that use them: one process makes each once."""
-LONGEST_FIRST = ("engines", "launch", "interrupted", "exports")
+LONGEST_FIRST = (
+    "engines", "launch", "interrupted", "test_start", "test_interruption", "test_matrix", "test_plan", "test_init",
+    "exports", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
+)  # fmt: skip
+"""Groups of a minute and more: one of them at the end would leave the other process without work."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -179,7 +183,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
-        if group(item) in LONGEST_FIRST:
+        if group(item) in ("launch", *SHARED.values()):
             item.add_marker("slow")
     items.sort(key=rank)
 
