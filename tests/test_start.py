@@ -173,7 +173,10 @@ def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
         all_started.append(Started(tmp_path, data, *overrides))
         return all_started[-1]
 
+    # A shell lets what it starts in the background ignore it, and so would all that is started here.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield start
+    signal.signal(signal.SIGINT, handler)
     for each in all_started:
         if each.process.poll() is None:
             each.process.terminate()
