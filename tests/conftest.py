@@ -8,11 +8,14 @@
 - `slow` marks what trains for long or starts processes. `-m "not slow"` is the fast subset of `launch/test.sh --fast`.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -20,6 +23,32 @@ import pytest
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn() -> Iterator[Any]:
+    """Reports have frames in place of their plots: drawing takes longer than all else that a short run does.
+
+    Yields what draws, None where no test imports it. Tests of the pages ask for `plots`.
+    """
+    plots = sys.modules.get("llava_accel.pages.plots")
+    if plots is None:
+        yield None
+        return
+    from markupsafe import Markup
+
+    def framed(title: str, height: float, draw: object) -> Markup:
+        return Markup('<svg role="img" aria-label="{}"></svg>').format(title)
+
+    original = plots.drawn
+    with patch.object(plots, "drawn", framed):
+        yield original
+
+
+@pytest.fixture
+def plots(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with their plots."""
+    monkeypatch.setattr("llava_accel.pages.plots.drawn", drawn)
 
 
 @pytest.fixture
@@ -88,19 +117,23 @@ def tower_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="session")
 def lora_run(tmp_path_factory: pytest.TempPathFactory, llava_folder: Path) -> Path:
     """A run of LoRA on that base, two steps long."""
-    from helpers.exported import fine_tune
+    from helpers.exported import fine_tune, prove_here
 
-    return fine_tune(tmp_path_factory.mktemp("lora"), model={"base": str(llava_folder)}, checkpoint={"verify": True})
+    with pytest.MonkeyPatch.context() as patched:
+        prove_here(patched)
+        model = {"base": str(llava_folder)}
+        return fine_tune(tmp_path_factory.mktemp("lora"), model=model, checkpoint={"verify": True})
 
 
 @pytest.fixture(scope="session")
 def lora_exports(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That run in each form of `llava_accel.export`."""
-    from helpers.exported import export
+    from helpers.exported import export, prove_here
 
     folder = tmp_path_factory.mktemp("exports")
-    with pytest.MonkeyPatch.context() as patch:
-        return {form: export(patch, lora_run, form, folder / form) for form in ("peft", "merged", "llava")}
+    with pytest.MonkeyPatch.context() as patched:
+        prove_here(patched)
+        return {form: export(patched, lora_run, form, folder / form) for form in ("peft", "merged", "llava")}
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +158,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports"}
 """Fixtures that take long to make, and the group of the tests that use them: one process makes each once."""
-LONGEST_FIRST = ("engines", "launch", "interrupted", "exports")
+LONGEST_FIRST = (
+    "engines", "launch", "interrupted", "test_start", "test_interruption", "test_matrix", "test_plan", "test_init",
+    "exports", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
+)  # fmt: skip
+"""Groups of a minute and more: one of them at the end would leave the other process without work."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -146,9 +183,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
-        if group(item) in LONGEST_FIRST:
+        if group(item) in ("launch", *SHARED.values()):
             item.add_marker("slow")
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Take the libraries out of garbage collection: each run ends with one, which would go through all they hold."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Give them back: hypothesis, where it is imported as late as this, looks for what is held."""
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

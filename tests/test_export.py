@@ -76,6 +76,7 @@ def test_merged_export_generates_sanely(lora_exports: dict[str, Path]) -> None:
 def test_quantised_run_is_merged_into_16_bits_and_measured_against_both(
     tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prove_here(monkeypatch)
     model = {"base": str(llava_folder), "quantization": {"bits": 4}}
     run = fine_tune(tmp_path, model=model, checkpoint={"verify": True})
     proved = capsys.readouterr().out

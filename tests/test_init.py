@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from helpers.runs import PARITY, metrics, talk, write_records
+from helpers.traces import trace_once
 from helpers.verbs import Ended, assert_refused, start
+from llava_accel.advice import sizing
 from llava_accel.recipe import Recipe, load_recipe
 
 BASE = str(PARITY.parents[1] / "llava_accel" / "quickstart" / "base")
@@ -19,9 +21,10 @@ LONG = "a red square stands on the left of two blue circles"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a user: a folder of one's own, and a cache."""
+    """As a user: a folder of one's own, and a cache. Records of the same lengths are traced once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sizing, "trace_step", trace_once)
 
 
 def write_images(folder: str, count: int) -> None:
@@ -157,6 +160,7 @@ def test_records_that_a_base_cannot_hold_are_left_out(llava_folder: Path) -> Non
     assert_refused(init("--data", data, "--force", base=str(llava_folder)), ["the base takes 512. Shorten the records"])
 
 
+@pytest.mark.slow
 def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     ended = init("--data", write_data(40), "--gpu", "24", base="")

@@ -15,6 +15,7 @@ import torch
 
 import llava_accel.train as verb
 from helpers.interrupted import STEPS, assert_same_run, checkpoints, newest, settings, train
+from helpers.jobs import Lab, launch_command
 from helpers.runs import PARITY, Tables, metrics, tables, talk, trained, write_records
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
@@ -204,25 +205,21 @@ def test_a_scheduler_that_signals_every_process_of_the_job(data: Path, tmp_path:
     assert len(checkpoints(tmp_path / "run")) >= 1
 
 
-def test_one_of_two_ranks_is_asked_and_both_save_and_end(data: Path, tmp_path: Path) -> None:
+def test_one_of_two_ranks_is_asked_and_both_save_and_end(lab: Lab, data: Path, tmp_path: Path) -> None:
     """And what they go on to is what two ranks that nothing interrupted come to."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    profile = ["--config_file", "launch/ddp.yaml", "--num_processes", "2", "--main_process_port", "0"]
-    sizes = {"per_device_batch_size": 1}
-    for name in ("whole", "broken"):
-        (tmp_path / name).mkdir()
-        file = _file(tmp_path / name, _long(tmp_path / name, data, **sizes))
-        process = _launched([*launcher, *profile, "-m", "llava_accel.train", file])
-        if name == "broken":
-            _wait_for_steps(tmp_path / name / "run", 3)
-            os.kill(_rank(process.pid, 1), signal.SIGUSR1)
-        output, _ = process.communicate(timeout=120)
-        assert ("SIGUSR1: ended at step" in output) == (name == "broken"), output
-        assert (process.returncode == 0) == (name == "whole"), output
-    again = _launched([*launcher, *profile, "-m", "llava_accel.train", str(tmp_path / "broken" / "recipe.toml")])
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0 and "resumed from" in output, output
-    assert_same_run(tmp_path / "broken" / "run", tmp_path / "whole" / "run")
+    whole, broken = (_long(tmp_path / name, data, per_device_batch_size=1) for name in ("whole", "broken"))
+    (tmp_path / "broken").mkdir()
+    file = _file(tmp_path / "broken", broken)
+    process = _launched([*launch_command("ddp", 2), "-m", "llava_accel.train", file])
+    _wait_for_steps(tmp_path / "broken" / "run", 3)
+    os.kill(_rank(process.pid, 1), signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert "SIGUSR1: ended at step" in output and process.returncode != 0, output
+    taken = metrics(tmp_path / "broken" / "run")
+    again = lab.train("ddp", 2, broken)
+    assert metrics(again)[: len(taken)] == taken, "with their times: no step is taken twice"
+    assert len(metrics(again)) > len(taken)
+    assert_same_run(again, lab.train("ddp", 2, whole))
 
 
 def _rank(launcher: int, rank: int) -> int:

@@ -1,8 +1,6 @@
 """The same data, base and settings give LLaVA's own losses and weights (tests/parity was made by LLaVA's own code)."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers.runs import PARITY, losses, metrics, recipe, tables, trained
-from llava_accel.recipe.toml import to_toml
+from helpers.runs import PARITY, losses, metrics, recipe, trained
+from helpers.verbs import start, write_recipe
 from llava_accel.train import train
 
 STEPS = 20
@@ -39,11 +37,8 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of LoRA, trained by the command that users type."""
     folder = tmp_path_factory.mktemp("lora")
-    file = folder / "recipe.toml"
-    file.write_text(to_toml(tables(folder)))
-    command = [sys.executable, "-m", "llava_accel.train", str(file), f"train.epochs={STEPS}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PARITY.parents[1])
-    assert done.returncode == 0, done.stderr
+    ended = start("train", str(write_recipe(folder)), f"train.epochs={STEPS}")
+    assert ended.code == 0, ended.err
     return folder / "run"
 
 

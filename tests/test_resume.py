@@ -63,11 +63,17 @@ def test_a_cut_off_line_of_metrics_is_written_anew(data: Path, whole: Path, tmp_
     assert_same_run(train(settings(tmp_path, data)), whole)
 
 
+@pytest.fixture(scope="module")
+def broken_off(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that broke off behind step 7."""
+    return train_until(settings(tmp_path_factory.mktemp("broken_off"), data), 7)
+
+
 @pytest.mark.parametrize("manifest", ["{}", "[]", "null", "", "{", "\x00\x00"])
 def test_a_manifest_that_seals_nothing_is_passed_over_with_a_word(
-    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], manifest: str
+    data: Path, whole: Path, broken_off: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], manifest: str
 ) -> None:
-    run = train_until(settings(tmp_path, data), 7)
+    run = Path(shutil.copytree(broken_off, tmp_path / "run"))
     (run / "checkpoints" / "step-000006" / "manifest.json").write_text(manifest)
     shutil.rmtree(run / "checkpoints" / "step-000006" / "engine")
     assert_same_run(train(settings(tmp_path, data)), whole)
@@ -76,9 +82,9 @@ def test_a_manifest_that_seals_nothing_is_passed_over_with_a_word(
 
 
 def test_lines_that_a_power_cut_took_are_said_and_the_others_stay(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, broken_off: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train_until(settings(tmp_path, data), 7)
+    run = Path(shutil.copytree(broken_off, tmp_path / "run"))
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:2]))
     train(settings(tmp_path, data))

@@ -153,6 +153,7 @@ def assert_harmless(text: str) -> None:
     assert bad == set(), f"{bad!r} reached the terminal"
 
 
+@pytest.mark.usefixtures("plots")
 def test_hostile_data_and_tokens_leave_no_trace(
     evil: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

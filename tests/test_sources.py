@@ -86,11 +86,17 @@ def numbers(folder: Path, path: Path) -> tuple[list[dict[str, Any]], dict[str, T
     return without_times(metrics(folder / "run")), trained(folder / "run" / "export")
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Of the data as files."""
+    folder = tmp_path_factory.mktemp("plain")
+    return numbers(folder, _files(folder))
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_a_run_has_the_numbers_of_the_same_data_as_files(tmp_path: Path, form: str) -> None:
-    plain, other = tmp_path / "plain", tmp_path / "other"
-    plain.mkdir()
-    other.mkdir()
-    expected, given = numbers(plain, _files(plain)), numbers(other, FORMS[form](other))
+def test_a_run_has_the_numbers_of_the_same_data_as_files(
+    tmp_path: Path, expected: tuple[list[dict[str, Any]], dict[str, Tensor]], form: str
+) -> None:
+    given = numbers(tmp_path, FORMS[form](tmp_path))
     assert given[0] == expected[0]
     assert all(torch.equal(given[1][name], weight) for name, weight in expected[1].items())

@@ -173,7 +173,10 @@ def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
         all_started.append(Started(tmp_path, data, *overrides))
         return all_started[-1]
 
+    # A shell lets what it starts in the background ignore it, and so would all that is started here.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield start
+    signal.signal(signal.SIGINT, handler)
     for each in all_started:
         if each.process.poll() is None:
             each.process.terminate()
@@ -182,11 +185,14 @@ def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code(
+def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code_and_its_line_is_kept(
     number: signal.Signals, code: int, started: Callable[..., Started]
 ) -> None:
-    training = started()
+    training = started("optim.learning_rate=1e-3")
     ranks = training.wait_for_steps()
+    kept = json.loads((training.run / "environment.json").read_text())["command"]
+    profile = "--profile launch/ddp.yaml --num-processes 2"
+    assert kept == f"llava-accel train {training.run.parent}/recipe.toml optim.learning_rate=1e-3 {profile}"
     os.killpg(training.process.pid, number)  # as a terminal does
     ended_with, output = training.end()
     assert ended_with == code, output

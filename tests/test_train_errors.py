@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 import llava_accel.train as verb
 from helpers.runs import (
     PARITY,
-    command,
     losses,
     metrics,
     mixed_records,
@@ -35,15 +34,14 @@ pytestmark = pytest.mark.slow
 # What the user can mend ends with one message and exit code 2.
 
 
-def test_a_data_error_ends_the_command_with_one_message(tmp_path: Path) -> None:
+def test_a_data_error_ends_the_command_with_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     records = mixed_records(3)
     records[1]["conversations"] = [{"from": "human", "value": "<image>\nWhat?"}]
     file = tmp_path / "recipe.toml"
     file.write_text(to_toml(tables(tmp_path, write_records(tmp_path / "data.json", records))))
-    done = command(file)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr + done.stdout
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    message = _message(capsys, monkeypatch, str(file))
     assert "data.json, row 2 (id 'r1')" in message
     assert not (tmp_path / "run" / "checkpoints").exists()
 

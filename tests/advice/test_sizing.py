@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from helpers.runs import PARITY, mixed_records, write_records
+from helpers.traces import trace_once
 from llava_accel.advice import sizing
 from llava_accel.advice.sizing import Card, Fit, find_card, size
 from llava_accel.advice.stand_in import load_configs
 from llava_accel.data.corpus import Corpus, open_sources
-from llava_accel.estimate.trace import trace_step
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import make_recipe
@@ -21,6 +21,12 @@ from llava_accel.sources.named import Named
 @pytest.fixture(scope="module")
 def processing(llava_folder: Path) -> Processing:
     return load_configs(str(llava_folder))
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trace for all cards: it is of the same rows."""
+    monkeypatch.setattr(sizing, "trace_step", trace_once)
 
 
 def fit(folder: Path, processing: Processing, gigabytes: float, most: int = 64, is_gpu: bool = True) -> Fit:
@@ -77,7 +83,7 @@ def test_a_step_is_traced_once_for_both_numbers_of_bits(
 
     def noting(recipe: object, *rest: object) -> object:
         traced.append(recipe.model.gradient_checkpointing)  # pyright: ignore[reportAttributeAccessIssue]
-        return trace_step(recipe, *rest)  # pyright: ignore[reportArgumentType]
+        return trace_once(recipe, *rest)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(sizing, "trace_step", noting)
     fit(tmp_path, processing, 24.0)

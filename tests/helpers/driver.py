@@ -13,7 +13,9 @@ import os
 import sys
 import time
 import traceback
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +26,9 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 import llava_accel.train as train_module
 from llava_accel.loop import finish
+from llava_accel.model import chat_template, trial
 from llava_accel.recipe import make_recipe
+from llava_accel.setup import run_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import mutants
@@ -67,6 +71,10 @@ def main(folder: Path, parent: int) -> None:
     # A run takes its process group down at the end, and a second one would wait for it at the same store for ever.
     PartialState.destroy_process_group = lambda self, group=None: None
     finish.report_end = lambda *_: None  # half of the time of so short a run
+    run_folder.version = cache(run_folder.version)
+    # What was found good stays so: no job changes a base.
+    _once(trial, "check_tokenizer", 0)
+    _once(chat_template, "check_template", 1)  # of the template and its source: the tokenizer is read anew for each job
     gc.freeze()  # of the libraries: collecting what a job has left is quick then
     number = 0
     while (job := _wait_for(folder / f"{number:04d}.json", parent)) is not None:
@@ -81,6 +89,18 @@ def main(folder: Path, parent: int) -> None:
         number += 1
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _once(module: ModuleType, name: str, first: int) -> None:
+    """Let a check that says nothing be made once for its arguments from the first on."""
+    check, passed = getattr(module, name), set[tuple[object, ...]]()
+
+    def checked(*arguments: object) -> None:
+        if arguments[first:] not in passed:
+            check(*arguments)
+            passed.add(arguments[first:])
+
+    setattr(module, name, checked)
 
 
 def _wait_for(path: Path, parent: int) -> dict[str, Any] | None:

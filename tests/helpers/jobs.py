@@ -110,6 +110,13 @@ class Lab:
         """The traceback of every rank of a run that fails."""
         return self._run(profile, ranks, micro_batches, "", "", changes)[1]
 
+    def train(self, profile: str, ranks: int, tables: Tables) -> Path:
+        """The folder of a run of other tables."""
+        job = {"name": tables["run"]["name"], "profile": profile, "tables": tables, "mutant": ""}
+        errors = self._do(ranks, job)
+        assert not errors, "\n".join(errors)
+        return Path(tables["run"]["output_dir"])
+
     def reference(self, **changes: Any) -> Path:
         """One process with one micro-batch a window."""
         return self.run("cpu", 1, 1, **changes)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
@@ -32,18 +33,19 @@ _FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> dict[str, Path]:
     """A report with a hostile record in it, and a comparison of two runs."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
         write_run(folder, hostile=True, overfits=True, num_steps=150, num_questions=42),
         write_run(folder, name="other", seed=5, skill=0.5, hostile=True, num_steps=150, num_questions=42),
     ]
-    return {
-        "report": write_report(runs[0]),
-        "comparison": write_comparison(runs, folder / "comparison.html"),
-        "check": check_page(folder / "data"),
-    }
+    with patch("llava_accel.pages.plots.drawn", drawn):
+        return {
+            "report": write_report(runs[0]),
+            "comparison": write_comparison(runs, folder / "comparison.html"),
+            "check": check_page(folder / "data"),
+        }
 
 
 def check_page(folder: Path) -> Path:

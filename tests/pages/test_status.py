@@ -135,12 +135,14 @@ def test_a_start_that_is_refused_leaves_the_note_of_the_run_that_goes_on(
     lock.release()
 
 
+@pytest.mark.usefixtures("plots")
 @pytest.mark.slow
 def test_the_report_shows_the_data_and_the_mix_that_was_trained_on(tmp_path: Path, settings: dict[str, Any]) -> None:
     other = write_records(tmp_path / "other.json", [talk(n, f"Q{n}", "always <b>so</b>") for n in range(3)])
     sources = [{"path": settings["data"]["train"]}, {"path": str(other), "weight": 3.0}]
     settings["data"] |= {"train": sources}
     settings["train"] = {"per_device_batch_size": 2}
+    settings["eval"]["every"] = 1000
     verb.train(make_recipe(settings))
     run = read_run(tmp_path / "run")
     assert details.source_rows(run) == [("data.json", 9, 0.5, 0.5), ("other.json", 3, 0.5, 0.5)]

@@ -35,6 +35,7 @@ def words(page: Path) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_verb_writes_the_page_into_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_the_verb_writes_the_page_into_the_run_folder(
     assert (run / "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_page_says_what_came_of_the_run_and_how_to_repeat_it(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=100, overfits=True, optim={"learning_rate": 1e-4})
     text = words(write_report(run))
@@ -59,6 +61,7 @@ def test_the_page_says_what_came_of_the_run_and_how_to_repeat_it(tmp_path: Path)
     assert "llava-accel train recipes/okvqa_qlora.toml optim.learning_rate=1e-4" in text
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=50, num_questions=30)
     other = write_run(tmp_path, num_steps=50, num_questions=30, name="other", seed=9, skill=0.1)
@@ -69,6 +72,7 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
         assert html.count("data:image/jpeg;base64,") == html.count("<img") > 10
 
 
+@pytest.mark.usefixtures("plots")
 def test_text_of_the_data_is_never_markup(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=50, num_questions=20, hostile=True)
     html = write_report(run).read_text(encoding="utf-8")
@@ -122,6 +126,7 @@ def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path)
     assert "2 folders" in show("0.png", [root, tmp_path / "more"]).problem
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_comparison_says_who_is_ahead_and_where_they_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +142,7 @@ def test_a_comparison_says_who_is_ahead_and_where_they_differ(
         write_comparison([strong, strong], page)
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_run_without_held_out_data_has_a_report_too(tmp_path: Path) -> None:
     run = write_run(tmp_path, evaluations=False, num_steps=30, data={"eval": ""}, eval={"metric": "loss"})
     text = words(write_report(run))
@@ -164,6 +170,7 @@ def test_what_is_wrong_with_a_run_folder_is_said(
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_run_writes_its_report_at_each_evaluation_and_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

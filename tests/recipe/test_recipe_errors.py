@@ -143,29 +143,30 @@ def test_any_value_of_any_key_is_a_recipe_or_a_readable_refusal(
 
 
 def _seconds(action: Callable[[], object]) -> float:
-    since = time.perf_counter()
+    """Of this process: the machine may be busy."""
+    since = time.process_time()
     action()
-    return time.perf_counter() - since
+    return time.process_time() - since
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        SMALLEST + "".join(f"k{n} = 1\n" for n in range(80_000)),
-        SMALLEST + "[more]\n" + "".join(f"k{n} = 1\n" for n in range(80_000)),
-        SMALLEST + "".join(f"[t{n}]\n" for n in range(80_000)),
-        SMALLEST.replace('"t.jsonl"', "[" + "3," * 100_000 + "]"),
+        SMALLEST + "".join(f"k{n} = 1\n" for n in range(20_000)),
+        SMALLEST + "[more]\n" + "".join(f"k{n} = 1\n" for n in range(20_000)),
+        SMALLEST + "".join(f"[t{n}]\n" for n in range(20_000)),
+        SMALLEST.replace('"t.jsonl"', "[" + "3," * 25_000 + "]"),
         SMALLEST + "a." * 100_000 + "b = 1\n",
         SMALLEST + "a." * 4000 + "b = 1\n",
         SMALLEST + "k" * 900_000 + " = 1\n",
-        SMALLEST + "[model.lora]\ntargets = [" + "'('," * 100_000 + "]",
+        SMALLEST + "[model.lora]\ntargets = [" + "'('," * 25_000 + "]",
     ],
     ids=["keys", "keys of a table", "tables", "sources", "a very deep key", "a deep key", "a long key", "patterns"],
 )
 def test_a_recipe_with_very_much_in_it_is_refused_in_seconds_and_in_few_lines(tmp_path: Path, content: str) -> None:
     (tmp_path / "recipe.toml").write_text(content)
     said = []
-    assert _seconds(lambda: said.append(refusal(tmp_path / "recipe.toml"))) < 30
+    assert _seconds(lambda: said.append(refusal(tmp_path / "recipe.toml"))) < 7
     assert len(said[0]) < 20_000 and said[0].count("\n") < 200
 
 

@@ -9,13 +9,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, probe
+from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, probe, prove_here
 from helpers.runs import PARITY, recipe
 from helpers.tiny import make_clip, make_language_model
 from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _proved_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    prove_here(monkeypatch)
 
 
 def test_adapter_of_the_original_comes_back_as_the_original_wrote_it(

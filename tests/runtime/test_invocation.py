@@ -1,13 +1,9 @@
 """The line that is kept of a start is one that a person can paste."""
 
-import json
 import sys
-from pathlib import Path
 
 import pytest
 
-from helpers.runs import command, tables
-from llava_accel.recipe.toml import to_toml
 from llava_accel.runtime import invocation
 from llava_accel.runtime.invocation import launcher_words, line_of, typed_line
 
@@ -56,12 +52,3 @@ def test_tokens_are_not_written() -> None:
     line = line_of([*words, "model.base=a/hf_abcdefghij"])
     assert "abc" not in line and "123456" not in line and "eval.max_new_tokens=4" in line
     assert "HF_TOKEN=..." in line and "hf_..." in line
-
-
-@pytest.mark.slow
-def test_a_run_keeps_the_line_that_started_its_processes(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text(to_toml(tables(tmp_path, train={"max_steps": 1})))
-    done = command(tmp_path / "r.toml", "--num-processes", "2", "optim.learning_rate=1e-3")
-    assert done.returncode == 0, done.stderr
-    kept = json.loads((tmp_path / "run" / "environment.json").read_text())["command"]
-    assert kept == f"llava-accel train {tmp_path}/r.toml --num-processes 2 optim.learning_rate=1e-3"

@@ -194,11 +194,16 @@ class _Small:
         monkeypatch.setattr(held_out, "answer_batch", limited)
 
 
+@pytest.fixture(scope="module")
+def expected(ready: Ready) -> Evaluation:
+    """With memory enough."""
+    return ready.evaluate(blind_limit=3)
+
+
 @pytest.mark.parametrize("room", [1, 2, 3])
 def test_out_of_memory_halves_the_batches_and_every_answer_stays(
-    ready: Ready, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+    ready: Ready, expected: Evaluation, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    expected = ready.evaluate(blind_limit=3)
     memory = _Small(monkeypatch, room)
     found = ready.evaluate(blind_limit=3)
     assert [row["prediction"] for row in found.predictions] == [row["prediction"] for row in expected.predictions]
