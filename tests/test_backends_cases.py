@@ -77,7 +77,7 @@ def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine
 @pytest.mark.parametrize("name", ["next_full", "onevision_full", "next_lora_accum"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tiles_train_as_in_the_originals_own_code_under_every_engine(lab: Lab, engine: str, name: str) -> None:
-    curve = curves.settings(name)
+    curve: dict[str, Any] = curves.settings(name)
     split = ("per_device_batch_size", "accumulation_steps")
     curve["train"] = {key: value for key, value in curve["train"].items() if key not in split} | {"max_steps": 20}
     curve["data"] |= {"train": str(curves.records(name))}

@@ -43,6 +43,6 @@ def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
     assert found.pair == 12 * width * text.num_hidden_layers
     assert found.target == 4 * width * processing.num_rows
     assert found.projector == 6 * (vision.hidden_size * width + width * width) * processing.tiling.tile_tokens
-    work = Work.of_examples(np.array([3, 5]), targets=2, images=1, encoded=0)
+    work = Work.of_examples(np.array([3, 5]), targets=2, tiles=1, encoded=0)
     by_target = 2 * (found.target + found.read)
     assert found.of(work) == 8 * found.token + 21 * found.pair + by_target + found.projector

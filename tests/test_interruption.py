@@ -20,6 +20,7 @@ from helpers.runs import PARITY, Tables, metrics, tables, talk, trained, write_r
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
 from llava_accel.data.pixels import ImageReader
+from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import SIGNALS, Interrupted
 from llava_accel.loop import step as step_file
 from llava_accel.recipe import make_recipe
@@ -114,11 +115,11 @@ def test_a_signal_ends_the_wait_for_data(
 ) -> None:
     load, calls = ImageReader.load, iter(range(1000))
 
-    def hanging(self: ImageReader, path: Path) -> Any:
+    def hanging(self: ImageReader, view: ImageView) -> Any:
         if next(calls) == 5:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
             time.sleep(60)
-        return load(self, path)
+        return load(self, view)
 
     unwatched = settings(tmp_path, data, data={"eval": "", "cache_features": False})
     with monkeypatch.context() as patch:

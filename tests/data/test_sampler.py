@@ -1,6 +1,7 @@
 """The order is a pure function of (seed, epoch): a step sees the same examples on any machine, from any start."""
 
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_ranks_have_equal_work_over_a_window() -> None:
 @pytest.mark.parametrize("first", [0, 1, 5, 6, 7, 11, 12, 17])
 def test_resuming_at_any_step_gives_the_same_tail(first: int) -> None:
     data = order(45, repeats=np.full(45, 1.3))
-    sizes = {"per_device_batch_size": 2, "num_ranks": 2}
+    sizes: Any = {"per_device_batch_size": 2, "num_ranks": 2}
     whole = list(windows(data, 0, 18, **sizes))
     assert len(whole) == 18
     assert list(windows(data, first, 18, **sizes)) == whole[first:]

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from torch import Tensor, nn
 
 from helpers.runs import PARITY, recipe
 from llava_accel.console.command_line import start
@@ -115,7 +114,7 @@ def without_us(
 
 
 @torch.no_grad()
-def probe(model: LlavaForConditionalGeneration, processing: Processing) -> Tensor:
+def probe(model: nn.Module, processing: Processing) -> Tensor:
     """(positions, vocabulary) Logits of an image and a text through transformers' own forward pass, in fp32."""
     logits = model.eval()(**probe_inputs(processing), use_cache=False).logits
     return logits[0, :, : processing.vocab_size].float()

@@ -23,6 +23,7 @@ from helpers.toys import (
     watch,
 )
 from llava_accel.data.labels import Example
+from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record
 from llava_accel.data.trie import share_rows
@@ -39,7 +40,7 @@ def objective() -> Objective:
     return Objective(make_llava(), VOCABULARY)
 
 
-def asked(examples: Sequence[Example], max_length: int = 999) -> tuple[dict[str, Tensor | bool], Questions]:
+def asked(examples: Sequence[Example], max_length: int = 999) -> tuple[Loaded, Questions]:
     """The batch of some examples, and what it asks."""
     by_index = {example.index: example for example in examples}
     rows = share_rows(examples, max_length)

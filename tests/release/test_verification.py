@@ -40,7 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def reference(lora_run: Path) -> Reference:
     loaded = load_trained(find_trained(str(lora_run / "export")), dtype=torch.float32, device=CPU)
     example, pixels = probe_example(loaded.processing)
-    return take_reference(loaded.objective, [example], pixels, tuple(pixels["probe"].shape), CPU)
+    return take_reference(loaded.objective, [example], pixels, tuple(next(iter(pixels.values())).shape[1:]), CPU)
 
 
 def changed(source: Path, folder: Path, change: Any) -> Path:
