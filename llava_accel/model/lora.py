@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from llava_accel.exceptions import UserError
@@ -180,7 +180,7 @@ def merged_projector(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str,
     projector.load_state_dict({n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)})
     merged: dict[str, Tensor] = {}
     for name, layer in projector.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, BaseTunerLayer):
             layer.merge(safe_merge=True)
             merged |= {f"{PROJECTOR}{name}.{kind}": t for kind, t in layer.get_base_layer().state_dict().items()}
     return merged
