@@ -52,8 +52,8 @@ def test_a_next_adapter_leaves_as_peft_merged_and_llava(
     next_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prove_here(monkeypatch)
-    export(monkeypatch, next_run, "peft", tmp_path / "peft")
-    assert "3 of 3 answers are the same" in capsys.readouterr().out
+    export(monkeypatch, next_run, "peft", tmp_path / "peft", "--compare")
+    assert "4 of 4 answers are the same" in capsys.readouterr().out
     merged = export(monkeypatch, next_run, "merged", tmp_path / "merged")
     assert "answers are the same" in capsys.readouterr().out
     config = json.loads((merged / "config.json").read_text())
