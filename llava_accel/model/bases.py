@@ -65,10 +65,9 @@ class Base:
     family: Family = LLAVA
     cuts_tower: bool = False
 
-    @property
-    def image_aspect(self) -> str:
-        """See `Family.image_aspect`."""
-        return self.family.image_aspect(self.config)
+    def image_aspect(self, wanted: str) -> str:
+        """What `data.image_aspect` means here: "tiles", or how an image becomes one square."""
+        return self.family.image_aspect(self.config) if wanted == "auto" else wanted
 
     @property
     def text(self) -> Any:

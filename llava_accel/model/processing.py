@@ -95,7 +95,7 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
     vocab_size = base.config.to_dict().get("scored_vocab_size") or on_disk
     words = allow_tokens(tokenizer, model.added_tokens, token)
     refuse_tokens_without_rows(tokenizer, base, vocab_size)
-    aspect = base.image_aspect if image_aspect == "auto" else image_aspect
+    aspect = base.image_aspect(image_aspect)
     tiling = base.family.tiling(base.config, aspect)
     template, more = choose_template(model.template, base.folder, tokenizer)
     processor = LlavaProcessor(

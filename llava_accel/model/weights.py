@@ -40,9 +40,9 @@ def gather(base: Base, projector: Path | None) -> Stored:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(TOWER)}
         for tensor in read_weights(base.tower):
             _put(stored, tensor, layouts.tower_to_memory)
-        if base.cuts_tower:
-            cut = (f"{TOWER}encoder.layers.{base.vision.num_hidden_layers}.", f"{TOWER}head.")
-            stored = {name: tensor for name, tensor in stored.items() if not name.startswith(cut)}
+    if base.cuts_tower:
+        cut = (f"{TOWER}encoder.layers.{base.vision.num_hidden_layers}.", f"{TOWER}head.")
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(cut)}
     if base.config.tie_word_embeddings:  # saved by some although it is the embedding
         stored.pop("lm_head.weight", None)
     if projector:

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from llava_accel.exceptions import UserError
+from llava_accel.families.family import num_class_tokens
+from llava_accel.families.original import ASPECTS, CLASSES
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base
 from llava_accel.model.files import read_json, read_tensors, read_weights
@@ -22,6 +24,7 @@ from llava_accel.model.lora import adapts_projector, merged_projector, split_sta
 from llava_accel.model.processing import Processing, load_image_processor
 from llava_accel.model.save import ADAPTER
 from llava_accel.model.saved_processor import save_tokenizer
+from llava_accel.model.tower import num_tower_layers
 from llava_accel.recipe import Recipe
 from llava_accel.release.merged_model import stored_form
 
@@ -34,18 +37,19 @@ _TOKENIZER_FILES = (
 TOWER_FOLDER = "vision_tower"
 _CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 _CLIP_L_336_SIZES = (1024, 24, 14, 336)
-_CLASSES = {"llama": ("llava_llama", "LlavaLlamaForCausalLM"), "mistral": ("llava_mistral", "LlavaMistralForCausalLM")}
+_SIGLIP = "google/siglip-so400m-patch14-384"
+_SIGLIP_SIZES = (1152, 26, 14, 384)
+"""Width, layers that are used, and pixels of a patch and of an image, of the only SigLIP in LLaVA's own code."""
 _TEXT_KEYS = (
     "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
     "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "pad_token_id", "pretraining_tp", "rms_norm_eps", "sliding_window", "tie_word_embeddings",
-    "vocab_size",
+    "use_sliding_window", "max_window_layers", "vocab_size",
 )  # fmt: skip
 _SAME_FOR_ALL = {
-    "mm_projector_type": "mlp2x_gelu", "mm_patch_merge_type": "flat", "mm_use_im_start_end": False,
-    "mm_use_im_patch_token": False, "use_mm_proj": True, "use_cache": True,
+    "mm_projector_type": "mlp2x_gelu", "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "use_mm_proj": True,
+    "use_cache": True,
 }  # fmt: skip
-_ASPECTS = {"pad": "pad", "crop": "square"}  # LLaVA's "square" is CLIP's own resize and crop
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def save_original_adapter(
 
 def save_original_projector(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     """Write what LLaVA's stage 1 leaves: mm_projector.bin and config.json."""
-    kept = {name: stored_form(tensor) for name, tensor in state.items() if name.startswith(layouts.PROJECTOR)}
+    kept = {name: stored_form(tensor) for name, tensor in state.items() if name.startswith(layouts.CONNECTION)}
     torch.save({layouts.to_original(name): tensor for name, tensor in kept.items()}, folder / "mm_projector.bin")
     _write_json(folder / "config.json", config)
     return kept
@@ -192,43 +196,58 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
     origin, recipe = source.origin, source.recipe
     original = origin.folder / "config.json" if origin and origin.layout == "original" else None
     config = read_json(original) if original else _from_transformers(source.base)
-    if recipe.data.image_aspect not in _ASPECTS:
+    base, aspect = source.base, source.base.image_aspect(recipe.data.image_aspect)
+    if aspect not in ASPECTS:
         raise UserError(
-            f"data.image_aspect = {recipe.data.image_aspect!r}: LLaVA's own code pads or crops an image and does not "
-            "stretch it. Use --to merged or --to peft"
+            f"data.image_aspect = {aspect!r}: LLaVA's own code pads or crops an image and does not stretch it. Use "
+            "--to merged or --to peft"
         )
-    return config | {
-        "mm_vision_tower": tower,
-        "image_aspect_ratio": _ASPECTS[recipe.data.image_aspect],
-        "tokenizer_model_max_length": recipe.data.max_length,
-        "tune_mm_mlp_adapter": recipe.model.train == "projector",
-        "freeze_mm_mlp_adapter": not (recipe.model.train_projector or recipe.model.adapts_projector),
-    }
+    # LLaVA's own code reads the weights of a tower that lie in the model only if it was told that the tower was trained.
+    kept_inside = {} if isinstance(base.vision, CLIPVisionConfig) else {"unfreeze_mm_vision_tower": True}
+    return (
+        config
+        | base.family.original_keys(base.config, ASPECTS[aspect])
+        | kept_inside
+        | {
+            "mm_vision_tower": tower,
+            "tokenizer_model_max_length": recipe.data.max_length,
+            "tune_mm_mlp_adapter": recipe.model.train == "projector",
+            "freeze_mm_mlp_adapter": not (recipe.model.train_projector or recipe.model.adapts_projector),
+        }
+    )
 
 
 def place_tower(folder: Path, tower: Callable[[], Mapping[str, Tensor]], source: Source) -> str:
     """Value of mm_vision_tower, and the tower itself in `folder` where no name leads to it.
 
-    LLaVA's own code always takes the tower from the place that mm_vision_tower names, never from the checkpoint.
+    LLaVA's own code takes a CLIP from the place that mm_vision_tower names. It makes a SigLIP by its name alone, and then
+    takes the weights that lie in the model, if any.
 
     Args:
         tower: Gives its weights by their names in it.
 
     Raises:
-        UserError: the tower is not a CLIP.
+        UserError: LLaVA's own code cannot have this tower.
     """
     base, origin, recipe, vision = source.base, source.origin, source.recipe, source.base.vision
-    if not isinstance(vision, CLIPVisionConfig):
-        raise UserError(f"LLaVA's own code has no {vision.model_type!r} tower, only CLIP. Use --to merged or --to peft")
     named = recipe.model.vision_tower
     if not named and origin and origin.layout == "original":
         named = str(read_json(origin.folder / "config.json").get("mm_vision_tower", ""))
-    sizes = (vision.hidden_size, vision.num_hidden_layers, vision.patch_size, vision.image_size)
+    is_clip = isinstance(vision, CLIPVisionConfig)
+    num_layers = vision.num_hidden_layers if is_clip else num_tower_layers(base.config)
+    sizes = (vision.hidden_size, num_layers, vision.patch_size, vision.image_size)
     if not named and sizes == _CLIP_L_336_SIZES:
         named = _CLIP_L_336
     is_local = Path(named).expanduser().is_dir() or bool(origin and (origin.folder.parent / named).is_dir())
     if named and not recipe.model.train_vision and not (source.is_whole and is_local):
         return named
+    if not is_clip:
+        if sizes != _SIGLIP_SIZES or (recipe.model.train_vision and not source.is_whole):
+            raise UserError(
+                f"LLaVA's own code has one SigLIP tower, {_SIGLIP}, and takes a trained one from a whole model alone. Use "
+                "--to merged or --to peft; a merged model with a tower of that size can then be exported --to llava"
+            )
+        return _SIGLIP
     place = folder / TOWER_FOLDER
     place.mkdir()
     tensors = {f"vision_model.{name}": stored_form(tensor) for name, tensor in tower().items()}
@@ -242,18 +261,19 @@ def place_tower(folder: Path, tower: Callable[[], Mapping[str, Tensor]], source:
 
 def _from_transformers(base: Base) -> dict[str, Any]:
     text, config = base.text, base.config
-    if text.model_type not in _CLASSES:
+    if text.model_type not in CLASSES:
         raise UserError(
-            f"LLaVA's own code has no {text.model_type!r} language model, only Llama and Mistral. Use --to merged"
+            f"LLaVA's own code has no {text.model_type!r} language model, only Llama, Mistral and Qwen2. Use --to merged"
         )
     if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
         raise UserError(
             "LLaVA's own projector (mlp2x_gelu) has GELU and biases, and this projector does not. Use --to merged"
         )
+    keeps_class_token = config.vision_feature_select_strategy == "full" and num_class_tokens(base.vision) > 0
     known = text.to_dict()
     rope = dict(known.get("rope_parameters") or {})
     theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
-    model_type, architecture = _CLASSES[text.model_type]
+    model_type, architecture = CLASSES[text.model_type]
     return {
         **{key: known[key] for key in _TEXT_KEYS if key in known},
         "rope_theta": theta,
@@ -262,7 +282,7 @@ def _from_transformers(base: Base) -> dict[str, Any]:
         "architectures": [architecture],
         "torch_dtype": str(text.dtype or torch.float16).removeprefix("torch."),
         "mm_hidden_size": base.vision.hidden_size,
-        "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
+        "mm_vision_select_layer": config.vision_feature_layer if isinstance(base.vision, CLIPVisionConfig) else -2,
+        "mm_vision_select_feature": "cls_patch" if keeps_class_token else "patch",
         **_SAME_FOR_ALL,
     }

@@ -59,8 +59,7 @@ class Kind(NamedTuple):
     def forms(self) -> dict[str, str]:
         """Every form of export, with what it says where this kind has no such form, else nothing."""
         no_adapter = "is not one folder" if self.layout == "parts" else ""
-        no_llava = "no 'siglip_vision_model' tower" if self.tower == "siglip" else ""
-        no_llava = no_llava or ("no 'qwen2' language model" if self.language_model == "qwen" else "")
+        no_llava = "one SigLIP tower" if self.tower == "siglip" else ""
         return {"peft": no_adapter, "merged": "", "llava": no_llava}
 
 
