@@ -73,8 +73,7 @@ def attach_features(
 def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str:
     """Name of the store: the tower, and all that decides what an image file becomes before it."""
     settings = processing.processor.image_processor.to_dict()
-    data = recipe.data
-    seen = [data.image_aspect, data.exif, asdict(processing.tiling)]
+    seen = [processing.image_aspect, recipe.data.exif, asdict(processing.tiling)]
     text = json.dumps([_FORMAT, tower_name, seen, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
