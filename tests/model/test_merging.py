@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_convert
 
 from data.test_tiling import kit
 from llava_accel.data.tiling import WHOLE, ImageLayout
@@ -54,7 +55,7 @@ def test_a_whole_square_ends_with_a_newline_and_one_of_llava_1_5_does_not() -> N
 def test_the_newline_has_a_gradient_even_where_a_strip_has_no_row() -> None:
     merger = TileMerger(nn.Parameter(NEWLINE))
     vanished = ImageLayout(rows=1, columns=3, window=(2, 0, 0, 12), size=(0, 12))
-    tokens = merger(torch.randn(4, 16, 2), [vanished])
+    tokens = merger(torch.randn(4, 16, 2), default_convert([vanished]))  # as it comes out of a loader
     assert len(tokens) == 16
     tokens.sum().backward()
     assert merger.newline.grad is not None and torch.equal(merger.newline.grad, torch.zeros(2))
