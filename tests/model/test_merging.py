@@ -53,9 +53,10 @@ def test_a_whole_square_ends_with_a_newline_and_one_of_llava_1_5_does_not() -> N
 
 
 def test_the_newline_has_a_gradient_even_where_a_strip_has_no_row() -> None:
-    merger = TileMerger(nn.Parameter(NEWLINE))
+    newline = nn.Parameter(NEWLINE)
+    merger = TileMerger(newline)
     vanished = ImageLayout(rows=1, columns=3, window=(2, 0, 0, 12), size=(0, 12))
     tokens = merger(torch.randn(4, 16, 2), default_convert([vanished]))  # as it comes out of a loader
     assert len(tokens) == 16
     tokens.sum().backward()
-    assert merger.newline.grad is not None and torch.equal(merger.newline.grad, torch.zeros(2))
+    assert newline.grad is not None and torch.equal(newline.grad, torch.zeros(2))
