@@ -24,8 +24,8 @@ from llava_accel.advice.proposal import (
     Seen,
     global_batch,
     held_out_share,
+    largest,
     length_keys,
-    longest,
     propose,
     shares_images,
 )
@@ -113,7 +113,7 @@ def fit_base(
         )
         trial = _trial(named, folder, template[0], length_keys(seen))
         corpus = _corpus(trial, processing, sources["data.train"])
-        fit = size(trial, processing, corpus, longest(seen), card, global_batch(findings)[0])
+        fit = size(trial, processing, corpus, largest(seen), card, global_batch(findings)[0])
     return seen, fit, assumed
 
 

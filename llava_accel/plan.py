@@ -1,6 +1,7 @@
 """What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.
 
-No weight is loaded: the model is built on PyTorch's meta device, and the longest records of the data decide.
+No weight is loaded: the model is built on PyTorch's meta device. The longest records of the data decide, or those whose
+images have most tiles.
 """
 
 from llava_accel.console.command_line import start
@@ -21,8 +22,9 @@ from llava_accel.data.sampler import deal
 from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, trace_answers
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
-from llava_accel.estimate.trace import Moment, build_meta, trace_layouts
-from llava_accel.estimate.worst_case import load_largest, planned_dtype
+from llava_accel.estimate.trace import Moment, build_meta
+from llava_accel.estimate.worst_case import layouts as image_layouts
+from llava_accel.estimate.worst_case import load_largest, num_tiles, num_tokens, planned_dtype, trace_worst
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
@@ -58,8 +60,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     dtype = planned_dtype(recipe.run.precision, on_gpu)
     model = build_meta(recipe, processing, dtype)
     weights = count_weights(model, recipe)
-    batch = worst_batch(recipe, training)
-    moments = trace_layouts(recipe, processing, batch, dtype)
+    batch, moments = trace_worst(recipe, processing, worst_batches(recipe, training), dtype)
     plans = [plan_for(layout, weights, recipe, moments[layout.divides_weights], on_gpu) for layout in layouts(ranks)]
     console.line(
         f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "
@@ -83,14 +84,25 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     return plans
 
 
-def worst_batch(recipe: Recipe, part: Part) -> Loaded:
-    """The largest micro-batch: what a rank must be able to hold.
+def worst_batches(recipe: Recipe, part: Part) -> list[Loaded]:
+    """What a rank must be able to hold: the largest micro-batch, and the one with most tiles where that has more.
 
-    It is that of the longest records. Where records share prefixes it is not, as those of an image come together: then
-    it is the largest of the first epoch's micro-batches that have most tokens.
+    An image of many tiles may have fewer tokens than another, as LLaVA-OneVision shrinks their map.
     """
-    size = recipe.train.per_device_batch_size
-    longest = part.rows[np.argsort(-part.survey.lengths[part.rows], kind="stable")]
+    longest = worst_batch(recipe, part)
+    most_tiled = worst_batch(recipe, part, by_tiles=True)
+    return [longest, most_tiled] if num_tiles(most_tiled) > num_tiles(longest) else [longest]
+
+
+def worst_batch(recipe: Recipe, part: Part, by_tiles: bool = False) -> Loaded:
+    """The largest micro-batch, by tokens or by tiles.
+
+    It is that of the largest records. Where records share prefixes it is not, as those of an image come together: then
+    it is the largest of the first epoch's micro-batches whose records have most.
+    """
+    size, survey = recipe.train.per_device_batch_size, part.survey
+    sizes = survey.num_tiles if by_tiles else survey.lengths
+    longest = part.rows[np.lexsort((-survey.lengths[part.rows], -sizes[part.rows]))]
     candidates = [longest[:size]]
     if recipe.data.share_prefix:
         order = build_order(recipe, part, 1)
@@ -99,8 +111,8 @@ def worst_batch(recipe: Recipe, part: Part) -> Loaded:
             for batch in order.epoch(0)
             for micro_batch in deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=1)[0]
         ]
-        candidates = sorted(dealt, key=lambda rows: -int(part.survey.lengths[rows].sum()))[:_CANDIDATES]
-    return load_largest(recipe, part.corpus, part.image_reader, candidates)
+        candidates = sorted(dealt, key=lambda rows: -int(sizes[rows].sum()))[:_CANDIDATES]
+    return load_largest(recipe, part.corpus, part.image_reader, candidates, num_tiles if by_tiles else num_tokens)
 
 
 def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
@@ -149,8 +161,9 @@ def _show_memory(console: Console, plans: list[Plan], batch: Loaded) -> None:
         [f"{plan.layout.name} x {plan.layout.ranks}", *(f"{value(plan) / unit:,.2f}" for value in kinds.values())]
         for plan in plans
     ]
-    shape = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
-    title = f"{name} on one rank at the moment of its peak, for the longest batch of this data ({shape})"
+    what = "tiles" if any(layout.rows for layout in image_layouts(batch)) else "images"
+    shape = f"{ids.shape[0]:,} rows of {ids.shape[1]:,} tokens, {num_tiles(batch):,} {what}"
+    title = f"{name} on one rank at the moment of its peak, for the worst batch of this data ({shape})"
     console.table(title, ["", *kinds], rows)
 
 

@@ -1,6 +1,7 @@
 """`llava-accel init`: from data to a recipe that loads, is checked and trains, whatever the data are."""
 
 import json
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from helpers.runs import PARITY, metrics, talk, write_records
+from helpers.tiled import KIT
 from helpers.traces import trace_once
 from helpers.verbs import Ended, assert_refused, start
 from llava_accel.advice import sizing
@@ -243,3 +245,21 @@ def test_the_recipe_trains() -> None:
     assert ended.code == 0, ended.err
     assert [line["step"] for line in metrics(Path("runs/mine")) if "loss" in line] == [1]
     assert "exact_match" in (Path("runs/mine") / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("name", "template"), [("next-vicuna", "v1"), ("onevision-qwen", "qwen_1_5")])
+def test_a_tiled_base_has_its_template_and_room_for_its_tiles(name: str, template: str) -> None:
+    data = write_data(24)
+    Image.new("RGB", (222, 222)).save("data/images/3.png")
+    recipe = made("--data", data, base=str(KIT / name))
+    assert recipe.model.template == template and recipe.data.image_placement == "auto"
+    tiles = recipe.data.max_length
+    checked = start("check", "mine.toml")
+    assert checked.code == 0, checked.err
+    refused = start("check", "mine.toml", "data.max_length=80")
+    (needed,) = re.findall(r"data\.max_length = (\d+) takes all of them", refused.out)
+    assert (
+        refused.code == 1
+        and 80 < int(needed) <= tiles
+        and "of them of images, exceed data.max_length = 80" in refused.out
+    )

@@ -1,6 +1,7 @@
 """What is planned is what a run takes, without a weight being loaded."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import llava_accel.train as verb
 from gpu.figures import make_base, make_data
-from helpers.runs import mixed_records, recipe, write_records
+from helpers.runs import PARITY, mixed_records, recipe, talk, write_records
+from helpers.tiled import KIT
+from helpers.verbs import start
 from llava_accel import plan as plan_file
 from llava_accel.console.output import Console
 from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
@@ -195,3 +198,21 @@ def test_logits_in_parts_take_the_memory_of_a_part(tmp_path: Path, monkeypatch: 
     assert parts <= 4 * row * 4 and len(targets) > 16
     whole, parts = (max(moment.by_rows for moment in moments) for moments in found)
     assert parts < whole - row * len(targets)
+
+
+RECIPES = PARITY.parents[1] / "recipes"
+TILED = sorted([*RECIPES.glob("next_*.toml"), *RECIPES.glob("onevision_*.toml")])
+
+
+@pytest.mark.parametrize("path", TILED, ids=lambda path: path.stem)
+def test_each_recipe_of_a_tiled_base_is_planned_with_a_small_one(path: Path, tmp_path: Path) -> None:
+    images = PARITY / "next" / "images"
+    records = [talk(n, "What?", "Red", image.name) for n, image in enumerate(sorted(images.glob("*.png")))]
+    data = {"train": write_records(tmp_path / "data.json", records), "images": images}
+    data |= {"eval_fraction": 0.5, "cache_dir": tmp_path}
+    base = KIT / ("next-vicuna" if path.stem.startswith("next_") else "onevision-qwen")
+    ended = start("plan", str(path), f"model.base={base}", *(f"data.{key}={value}" for key, value in data.items()))
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.out.split())
+    assert re.search(r"rows of \d+ tokens, \d+ tiles", said)
+    assert "evaluation: questions that are answered" in said

@@ -11,6 +11,11 @@ import pytest
 from helpers.runs import PARITY
 from helpers.verbs import assert_refused, start
 from llava_accel import recipes
+from llava_accel.data.tiling import Tiling
+from llava_accel.families.next import NEXT
+from llava_accel.families.onevision import ONEVISION
+from llava_accel.recipe import load_recipe
+from llava_accel.recipe.rules import unused
 
 ROOT = PARITY.parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -98,3 +103,32 @@ def test_a_wheel_holds_them(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )
     assert printed.stdout.split() == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_can_be_used_as_it_is_and_no_key_is_in_vain(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert unused(recipe) == []
+    assert recipe.run.name == path.stem
+
+
+TILED = [path for path in FILES if path.stem.startswith(("next_", "onevision_"))]
+
+
+@pytest.mark.parametrize("path", TILED, ids=lambda path: path.stem)
+def test_the_longest_images_of_tiled_bases_fit(path: Path) -> None:
+    family, side = (NEXT, 336) if path.stem.startswith("next_") else (ONEVISION, 384)
+    patches = (side // 14) ** 2
+    tiling = Tiling(side, patches, family.released(side), True, 9 if family is ONEVISION else 0)
+    sizes = [(672, 672), (1061, 1296), (2304, 2304)]
+    longest = max(tiling.num_tokens(tiling.layout(*size)) for size in sizes)
+    assert longest == (2928 if family is NEXT else 8765)
+    recipe = load_recipe(path)
+    assert recipe.data.max_length >= longest + 1000
+    assert recipe.optim.max_grad_norm == 1.0 and recipe.optim.warmup_fraction == 0.03
+    if recipe.model.train == "full":
+        optim = recipe.optim
+        assert recipe.model.train_vision and recipe.model.train_projector
+        assert (optim.learning_rate, optim.projector_learning_rate, optim.vision_learning_rate) == (1e-5, 1e-5, 2e-6)
+    else:
+        assert (recipe.model.lora.rank, recipe.model.lora.alpha) == (128, 256)

@@ -77,6 +77,8 @@ class Lengths:
     tokens: Int[np.ndarray, "rows"]
     answer_tokens: Int[np.ndarray, "rows"]
     """Of the last answer and its end."""
+    tiles: Int[np.ndarray, "rows"]
+    """Squares that the vision tower sees."""
     errors: tuple[DataError, ...]
 
 
@@ -143,7 +145,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
     longest = np.argsort(-findings.sizes, kind="stable")[:_LONGEST]
     spread = np.linspace(0, len(findings.rows) - 1, min(_SPREAD, len(findings.rows))).astype(int)
     places = np.unique(np.concatenate([longest, spread]))
-    rows, tokens, answer_tokens, errors = [], [], [], []
+    rows, tokens, answer_tokens, tiles, errors = [], [], [], [], []
     for row in findings.rows[places].tolist():
         try:
             found = corpus.encode(row)
@@ -154,6 +156,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
         rows.append(row)
         tokens.append(found.length)
         answer_tokens.append(_last_run(found.example.is_target))
+        tiles.append(sum(view.layout.num_tiles for view in found.example.images))
     if len(errors) >= len(places) / 2:
         note = f" {len(errors):,} of {len(places):,} records that were looked at cannot be used"
         raise errors[0].with_note(note)
@@ -161,6 +164,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
         rows=np.array(rows),
         tokens=np.array(tokens),
         answer_tokens=np.array(answer_tokens),
+        tiles=np.array(tiles),
         errors=tuple(errors),
     )
 

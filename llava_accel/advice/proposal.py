@@ -83,8 +83,8 @@ def held_out_share(findings: Findings) -> tuple[float, str]:
     return share, f"no --eval: about {round(share * groups):,} of {groups:,} {what} are held out, whole"
 
 
-def longest(seen: Seen) -> np.ndarray:
-    """The tokenised rows that the base takes, the longest first.
+def largest(seen: Seen) -> list[np.ndarray]:
+    """The tokenised rows that the base takes, the longest first; and with most tiles first, where those are others.
 
     Raises:
         UserError: it takes none of them.
@@ -96,7 +96,9 @@ def longest(seen: Seen) -> np.ndarray:
             f"the shortest of {len(order):,} records has {seen.lengths.tokens.min():,} tokens, images included, and the "
             f"base takes {seen.window:,}. Shorten the records, or name another base with --base"
         )
-    return seen.lengths.rows[fitting]
+    rows, tiles = seen.lengths.rows, seen.lengths.tiles
+    tiled = fitting[np.argsort(-tiles[fitting], kind="stable")]
+    return [rows[fitting], rows[tiled]] if tiles[tiled[0]] > tiles[fitting[0]] else [rows[fitting]]
 
 
 def length_keys(seen: Seen) -> list[Key]:

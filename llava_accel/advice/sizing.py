@@ -11,9 +11,8 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded
 from llava_accel.estimate.peak_memory import CONTEXT_BYTES, USABLE, Layout, Plan, count_weights, plan_for
-from llava_accel.estimate.trace import Moment, build_meta, trace_step
+from llava_accel.estimate.trace import Moment, build_meta, highest, trace_step
 from llava_accel.estimate.worst_case import load_largest, planned_dtype
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
@@ -61,7 +60,7 @@ def size(
     tables: Mapping[str, Mapping[str, Any]],
     processing: Processing,
     corpus: Corpus,
-    longest: Int[ndarray, "rows"],
+    largest: Sequence[Int[ndarray, "rows"]],
     card: Card,
     most: int,
 ) -> Fit:
@@ -70,14 +69,14 @@ def size(
     Args:
         tables: Of a recipe; what is chosen here is not in it.
         corpus: With the recipe's encoder.
-        longest: The rows that take most.
+        largest: The rows that may take most, those that do first: by tokens, and by tiles.
         most: Largest micro-batch that is of use.
 
     Raises:
         UserError: nothing fits.
         DataError: an image of the longest rows cannot be read.
     """
-    planner = _Planner(tables, processing, corpus, longest, card)
+    planner = _Planner(tables, processing, corpus, largest, card)
     wanted = min(_WANTED, most)
     bits, planned = 16, planner.plan(16, True)
     if planner.rows(planned) < wanted:
@@ -102,13 +101,14 @@ class _Planner:
         tables: Mapping[str, Mapping[str, Any]],
         processing: Processing,
         corpus: Corpus,
-        longest: Int[ndarray, "rows"],
+        largest: Sequence[Int[ndarray, "rows"]],
         card: Card,
     ) -> None:
         self._tables, self._processing, self._card = tables, processing, card
         recipe = self._recipe(16, True)
-        rows = longest[[number % len(longest) for number in range(_TRACED)]]
-        self._batch: Loaded = load_largest(recipe, corpus, build_image_reader(recipe.data, processing), [rows])
+        reader = build_image_reader(recipe.data, processing)
+        first = [rows[[number % len(rows) for number in range(_TRACED)]] for rows in largest]
+        self._batches = [load_largest(recipe, corpus, reader, [rows]) for rows in first]
         self._dtype = planned_dtype(recipe.run.precision, card.is_gpu)
         self._moments: dict[bool, Sequence[Moment]] = {}
 
@@ -120,7 +120,8 @@ class _Planner:
         if _least(planned) > self._card.gigabytes * 1e9:
             return planned
         if checkpoints not in self._moments:
-            self._moments[checkpoints] = trace_step(recipe, self._processing, self._batch, self._dtype, False)
+            traced = [trace_step(recipe, self._processing, batch, self._dtype, False) for batch in self._batches]
+            self._moments[checkpoints] = highest(moment for moments in traced for moment in moments)
         # In the second micro-batch of a window all gradients of the first are there.
         moments = (replace(moment, gradients=planned.gradients) for moment in self._moments[checkpoints])
         return replace(planned, moments=tuple(moments))

@@ -51,13 +51,15 @@ def choose_name(processing: Processing) -> tuple[str, str]:
     """`model.template` for a base, and why."""
     folder, tokenizer = processing.base.folder, processing.processor.tokenizer
     own, _ = choose_template("auto", folder, tokenizer)
+    base = processing.base
+    name = base.family.template(base.text) if base.family.is_tiled or own is None else "v1"
     if own is None:
-        base = processing.base
-        return base.family.template(
-            base.text
-        ), f"the base has no chat template; released {base.family.title} has this one"
-    if not choose_template("v1", folder, tokenizer)[1]:
-        return "v1", "the base's chat template is Vicuna's, as LLaVA-1.5's"
+        return name, f"the base has no chat template; released {base.family.title} has this one"
+    if not choose_template(name, folder, tokenizer)[1]:
+        whose = (
+            "Vicuna's, as LLaVA-1.5's" if name == "v1" else f"of this form; released {base.family.title} was trained so"
+        )
+        return name, f"the base's chat template is {whose}"
     return "auto", "the base has a chat template of its own"
 
 

@@ -116,8 +116,11 @@ class Encoder:
         if length > self._max_length:
             raise DataError(
                 "too_long",
-                f"{length} tokens, image tokens included, exceed data.max_length = {self._max_length}",
-                "Raise data.max_length, shorten the record, or set data.on_too_long to drop_turns or skip",
+                f"{length:,} tokens, {sum(view.num_tokens for view in images):,} of them of images, exceed "
+                f"data.max_length = {self._max_length}",
+                f"Raise data.max_length to {length} or more, shorten the record, or set data.on_too_long to drop_turns or "
+                "skip",
+                tokens=length,
             )
         return encoded
 

@@ -47,7 +47,7 @@ def check(raw: dict[str, Any], place: str) -> Family:
     if kind != "mlp2x_gelu":
         raise UserError(
             f"{place}: mm_projector_type is {kind!r}, and LlavaForConditionalGeneration can only hold two layers with "
-            "GELU (mlp2x_gelu). Use a LLaVA-1.5 model, or train a new projector: name the language model that this one was "
+            f"GELU (mlp2x_gelu). Use {TITLES}, or train a new projector: name the language model that this one was "
             "made from, such as lmsys/vicuna-7b-v1.5, in model.language_model, and its vision tower in model.vision_tower"
         )
     merge, aspect = raw.get("mm_patch_merge_type") or "flat", str(raw.get("image_aspect_ratio") or "square")
@@ -65,12 +65,10 @@ def check(raw: dict[str, Any], place: str) -> Family:
     if raw.get("mm_vision_select_feature") not in (None, "patch", "cls_patch"):
         raise UserError(
             f"{place}: mm_vision_select_feature is {raw['mm_vision_select_feature']!r}, and LLaVA knows 'patch' and "
-            "'cls_patch'. Use a LLaVA-1.5 model"
+            f"'cls_patch'. Use {TITLES}"
         )
     if raw.get("mm_use_im_start_end"):
-        raise UserError(
-            f"{place}: mm_use_im_start_end puts tokens around images, which no template does. Use LLaVA-1.5"
-        )
+        raise UserError(f"{place}: mm_use_im_start_end puts tokens around images, which no template does. Use {TITLES}")
     if raw.get("mm_resampler_type"):
         raise UserError(
             f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} is in no {TITLES}: it pools what the tower gives, as "

@@ -35,6 +35,8 @@ def summarise(console: Console, checked: Checked) -> None:
     _show_answers(console, checked)
     for kind, (count, said) in errors.items():
         _show_some(console, kind, said, count)
+    if too_long := [error.tokens for error in checked.survey.errors.values() if error.tokens]:
+        console.line(f"  too_long: data.max_length = {max(too_long)} takes all of them")
     first = [str(repeated_id(checked.corpus, row, known)) for row, known in repeated[:_SHOWN_REPEATS]]
     _show_some(console, "duplicate_id", first, len(repeated))
 

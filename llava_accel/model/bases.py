@@ -126,7 +126,7 @@ def _find(model: ModelTable, weights: bool) -> Base:
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(
             f"{file}: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
-            "one layer is used here. Use a model with one, such as LLaVA-1.5 (-2)"
+            "one layer is used here. Use a model with one, such as LLaVA-1.5 and LLaVA-NeXT (-2)"
         )
     tower = _tower_folder(model.vision_tower, None, weights) if model.vision_tower else None
     if tower:
@@ -178,7 +178,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     kind = original.LANGUAGE_MODELS.get(str(raw.get("model_type")))
     if kind is None:
         raise UserError(
-            f"{file}: model_type {raw.get('model_type')!r} is not a LLaVA on Llama, Mistral or Qwen. Use a LLaVA-1.5 model"
+            f"{file}: model_type {raw.get('model_type')!r} is not a LLaVA on Llama, Mistral or Qwen. Use one that is"
         )
     kept = original.language_model(raw)
     text = _read_config(folder, raw, lambda: AutoConfig.for_model(kind, **kept))

@@ -121,7 +121,7 @@ def projector_part(name: str) -> str:
     linear, _, kind = bare.removeprefix(prefix).partition(".")
     if _LINEAR.get(linear, linear) not in _INDEX or kind not in ("weight", "bias"):
         raise UserError(
-            f"{name!r} is not a weight of a two-layer projector (mlp2x_gelu). Name the file that stage 1 of LLaVA-1.5 made"
+            f"{name!r} is not a weight of a two-layer projector (mlp2x_gelu). Name the file that stage 1 of LLaVA made"
         )
     return f"{_LINEAR.get(linear, linear)}.{kind}"
 
@@ -168,5 +168,5 @@ def _replace_prefix(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
             return new + name.removeprefix(old)
     raise UserError(
         f"{name!r} is not a weight of a LLaVA model: it does not begin with one of {[old for old, _ in prefixes]}. "
-        "Name a LLaVA-1.5 model, or take the weight out of the file"
+        "Name another LLaVA model, or take the weight out of the file"
     )

@@ -46,7 +46,7 @@ def _grid(
     placed = tiles.view(layout.rows, layout.columns, side, side, hidden).permute(4, 0, 2, 1, 3)
     top, left, height, width = layout.window
     patches = placed.flatten(3, 4).flatten(1, 2)[:, top : top + height, left : left + width]
-    if layout.size != (height, width):
+    if tuple(layout.size) != (height, width):  # a data loader hands tuples over as lists
         patches = F.interpolate(patches[None], layout.size, mode="bilinear")[0]
     rows = patches.permute(1, 2, 0)
     return torch.cat([rows, ends.expand(len(rows), 1, hidden)], dim=1).flatten(0, 1)

@@ -149,6 +149,8 @@ def refuse_bad(data: DataTable, survey: Survey) -> None:
         return
     first, total = bad[0], len(survey.lengths)
     others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
+    if longest := max(error.tokens for error in bad):
+        others += f"; data.max_length = {longest} takes all that are too long"
     if data.on_bad_record == "error":
         raise first.with_note(
             f'{others}. `llava-accel check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'

@@ -21,6 +21,7 @@ class DataError(UserError):
         problem: What is wrong, with the offending value.
         remedy: What the user can do.
         file, row, id: Where it is; `row` counts from 1, as editors do. Filled in by `at`.
+        tokens: Of a record that is too long.
     """
 
     kind: Kind
@@ -29,6 +30,7 @@ class DataError(UserError):
     file: str = ""
     row: int | None = None
     id: str | None = None
+    tokens: int = 0
 
     def at(self, file: str, row: int, record_id: str | None) -> "DataError":
         """The same error with its place, for code that works on a record without knowing where it came from."""
@@ -48,7 +50,7 @@ class DataError(UserError):
 
     def __reduce__(self) -> tuple[type["DataError"], tuple[str | int | None, ...]]:
         # Exceptions pickle through `args`, which a dataclass does not fill; loader workers send errors by pickle.
-        return DataError, (self.kind, self.problem, self.remedy, self.file, self.row, self.id)
+        return DataError, (self.kind, self.problem, self.remedy, self.file, self.row, self.id, self.tokens)
 
 
 def quoted(text: object, limit: int = 80) -> str:

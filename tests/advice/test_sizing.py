@@ -39,7 +39,7 @@ def fit(folder: Path, processing: Processing, gigabytes: float, most: int = 64, 
     sources = open_sources([Named(str(path), str(PARITY / "images"))], folder / "cache")
     corpus = Corpus(sources, build_encoder(make_recipe(tables), processing))
     lengths = np.array([corpus.encode(row).length for row in range(len(corpus))])
-    return size(tables, processing, corpus, np.argsort(-lengths), Card(gigabytes, "a card", is_gpu), most)
+    return size(tables, processing, corpus, [np.argsort(-lengths)], Card(gigabytes, "a card", is_gpu), most)
 
 
 def test_a_card_that_holds_all_saves_nothing(tmp_path: Path, processing: Processing) -> None:

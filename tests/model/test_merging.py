@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_convert
 
 from data.test_tiling import kit
 from llava_accel.data.tiling import WHOLE, ImageLayout
@@ -55,7 +56,7 @@ def test_the_newline_has_a_gradient_even_where_a_strip_has_no_row() -> None:
     newline = nn.Parameter(NEWLINE)
     merger = TileMerger(newline)
     vanished = ImageLayout(rows=1, columns=3, window=(2, 0, 0, 12), size=(0, 12))
-    tokens = merger(torch.randn(4, 16, 2), [vanished])
+    tokens = merger(torch.randn(4, 16, 2), default_convert([vanished]))  # as it comes out of a loader
     assert len(tokens) == 16
     tokens.sum().backward()
     assert newline.grad is not None and torch.equal(newline.grad, torch.zeros(2))
