@@ -72,7 +72,7 @@ class Ready:
             [[list(rows)]],
             workers=0,
             device=device,
-            on_error=pytest.fail,
+            on_error=lambda error: pytest.fail(str(error)),
             share_up_to=share_up_to,
             pack=pack,
         )
