@@ -19,6 +19,9 @@ from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import Row, share_rows
 from llava_accel.sources.problems import DataError
 
+USUAL_LENGTH = 2048
+"""Tokens of a prompt up to which a batch holds as many rows as it may have questions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
@@ -42,7 +45,8 @@ def image_batches(
     """Rows of the data in batches of at most `size`, those on the same images side by side.
 
     The longest come first, so that a batch that does not fit into memory fails at once; neighbours are of nearly equal
-    length. More questions on an image than `size` become several batches.
+    length. More questions on an image than `size` become several batches, and prompts beyond `USUAL_LENGTH` become
+    batches of fewer rows: those of images in many tiles are over ten times as long as others.
 
     Args:
         lengths, image_keys: See `Survey`; of these rows.
@@ -53,12 +57,15 @@ def image_batches(
     order = np.lexsort((groups, -longest[groups]))
     edges = np.nonzero(np.diff(groups[order]))[0] + 1
     batches: list[list[int]] = []
-    for group in np.split(rows[order], edges):
+    room = 0  # rows, each with the prefix of its questions, that the last batch can still take
+    for group in np.split(order, edges):
         for start in range(0, len(group), size):
-            part = group[start : start + size].tolist()
-            if not batches or len(batches[-1]) + len(part) > size:
+            part = rows[group[start : start + size]].tolist()
+            if not room or len(batches[-1]) + len(part) > size:
                 batches.append([])
+                room = max(1, size * USUAL_LENGTH // int(longest[groups[group[0]]]))
             batches[-1] += part
+            room -= 1
     return batches
 
 

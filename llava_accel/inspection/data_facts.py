@@ -49,11 +49,12 @@ class Share:
 def numbers(checked: Checked) -> dict[str, str]:
     """What there is, by name; without the errors."""
     survey = checked.survey
-    shown = int(survey.num_images.sum())
+    shown, tiles = int(survey.num_images.sum()), int(survey.num_tiles.sum())
     rows = {
         "records": f"{len(survey.lengths):,}",
         "usable": f"{len(survey.usable):,}",
         "images": f"{shown:,} shown, {checked.num_pictures:,} different" if shown else "0",
+        **({"tiles of images shown": f"{tiles:,}"} if tiles > shown else {}),
         "turns": f"{int(survey.num_turns.sum()):,}",
         "turns dropped to fit": f"{survey.num_dropped_turns:,}",
         "targets": f"{int(survey.num_targets.sum()):,}" if checked.processing else "not tokenised",

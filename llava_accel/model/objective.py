@@ -133,7 +133,7 @@ class Objective(nn.Module):
             embeds = place_features(embeds, features[image_index], image_positions)
             hidden = llava.model.language_model(
                 inputs_embeds=embeds,
-                attention_mask=attention_mask(subtree_end, self._kernel, embeds.dtype) if branched else None,
+                attention_mask=attention_mask(subtree_end, self._kernel, self.compute_dtype) if branched else None,
                 position_ids=position_ids,
                 use_cache=False,
                 read_positions=read_positions,
@@ -272,8 +272,8 @@ def read_at_positions(language_model: nn.Module) -> None:
 
 def attention_mask(
     subtree_end: Int[Tensor, "rows seq"], kernel: str, dtype: torch.dtype
-) -> Bool[Tensor, "rows 1 seq seq"] | Float[Tensor, "rows 1 seq seq"] | BlockMask:
-    """`forest_mask` as the kernel takes it: sdpa as booleans, flex_attention as blocks, eager as what it adds to scores.
+) -> Float[Tensor, "rows 1 seq seq"] | BlockMask:
+    """`forest_mask` as the kernel takes it: flex_attention as blocks, the others as what they add to scores.
 
     Args:
         kernel: transformers' name of it.
@@ -283,9 +283,8 @@ def attention_mask(
     if kernel == "flex_attention":
         return forest_blocks(subtree_end)
     mask = forest_mask(subtree_end)
-    if kernel == "sdpa":
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    # Of booleans sdpa makes this in every layer, and keeps each for the backward pass.
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask.logical_not_(), -torch.inf)
 
 
 def forest_mask(subtree_end: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows 1 seq seq"]:

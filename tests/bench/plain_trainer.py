@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -21,6 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from llava_accel.console.output import Console
 from llava_accel.data.labels import Example
 from llava_accel.data.sampler import Window
+from llava_accel.data.tiling import ImageLayout
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.measurement.probe import Job, first_windows, peak_of, standing, with_own_folders
 from llava_accel.model.build import load_model
@@ -68,7 +70,7 @@ class _Rows(Dataset[tuple[Example, list[Tensor]]]):
 
 
 def padded(batch: Sequence[tuple[Example, list[Tensor]]]) -> dict[str, Tensor]:
-    """What a usual collator makes: `input_ids`, `attention_mask`, `labels` [rows, seq], `pixel_values`."""
+    """What a usual collator makes: `input_ids`, `attention_mask`, `labels` [rows, seq], and the fields of images."""
     seq = max(len(example.input_ids) for example, _ in batch)
     ids, mask = (torch.zeros((len(batch), seq), dtype=torch.int64) for _ in range(2))
     labels = torch.full_like(ids, _IGNORED)
@@ -80,7 +82,19 @@ def padded(batch: Sequence[tuple[Example, list[Tensor]]]) -> dict[str, Tensor]:
         ]
     pixels = [image for _, images in batch for image in images]
     found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    layouts = [view.layout for example, _ in batch for view in example.images]
+    if any(layout.rows for layout in layouts):
+        return found | _tiles(pixels, layouts)
     return found | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+
+
+def _tiles(pixels: Sequence[Tensor], layouts: Sequence[ImageLayout]) -> dict[str, Tensor]:
+    """As transformers takes images that are cut: each padded to the most tiles. All must fill their canvas."""
+    most, side = max(map(len, pixels)), pixels[0].shape[-1]
+    assert all(layout.window[:2] == (0, 0) and layout.rows for layout in layouts)
+    sizes = [[layout.rows * side, layout.columns * side] for layout in layouts]
+    padded = [F.pad(image, (0, 0) * 3 + (0, most - len(image))) for image in pixels]
+    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
 
 
 class PlainTrainer:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,13 @@ def asked(image: str, question: str = "Q", answer: str = "A") -> dict[str, objec
 def test_a_copy_under_another_name_is_no_different_image(images: Path) -> None:
     rows = [asked("a.png"), asked("copy of a.png"), asked("b.png"), asked("a.png", "another"), record("Q", "A")]
     assert numbers(checked(images, "data.train", rows))["images"] == "4 shown, 2 different"
+
+
+def test_tiles_are_told_where_images_are_cut(images: Path) -> None:
+    whole = checked(images, "data.train", [asked("a.png"), asked("b.png")])
+    assert not [name for name in numbers(whole) if "tiles" in name]
+    cut = replace(whole, survey=replace(whole.survey, num_tiles=np.array([5, 3], dtype=np.int32)))
+    assert numbers(cut)["tiles of images shown"] == "8"
 
 
 def test_an_image_of_several_sets_is_one_image(images: Path) -> None:
