@@ -220,7 +220,8 @@ class DataTable(Table):
     eval_fraction: BelowOne = 0.0
     """Share of train held out for evaluation, split by image so that no image is on both sides."""
     max_length: AtLeastOne = 2048
-    """Longest example, in tokens, image tokens included (576 an image with CLIP-L/14 at 336 px)."""
+    """Longest example, in tokens, image tokens included: 576 an image with LLaVA-1.5, up to 2,928 with LLaVA-NeXT, and 8,765
+    or so with OneVision."""
     on_too_long: Literal["error", "drop_turns", "skip"] = "error"
     """A longer example stops the run, loses whole turns at its end, or is left out; the last two are counted."""
     on_bad_record: Literal["error", "skip"] = "error"

@@ -59,7 +59,8 @@ class Kind(NamedTuple):
     def forms(self) -> dict[str, str]:
         """Every form of export, with what it says where this kind has no such form, else nothing."""
         no_adapter = "is not one folder" if self.layout == "parts" else ""
-        no_llava = "one SigLIP tower" if self.tower == "siglip" else ""
+        # A tower that has a name is left where it is.
+        no_llava = "one SigLIP tower" if self.tower == "siglip" and self.layout == "hub" else ""
         return {"peft": no_adapter, "merged": "", "llava": no_llava}
 
 
