@@ -48,6 +48,12 @@ def made(data: Path, tmp_path: Path) -> Callable[..., Recipe]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _features_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast the machine: a second pass finds what the first has computed."""
+    monkeypatch.setattr(feature_store, "_FIRST_WAIT", 0.0)
+
+
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts images that are decoded and that run through the tower."""

@@ -30,7 +30,7 @@ from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
 _SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
-_LONGEST_WAIT = 30.0  # seconds
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _HEADER_BYTES = 220  # of a record and its checksum in a file's header, at most
 _PATIENCE_S, _PATIENCE_AT_END_S = 30.0, 2.0  # with a process that keeps the lock; writing a file takes about a second
 _UNFINISHED = re.compile(r"[0-9a-f]{32}\.safetensors\.[0-9a-f]{32}\.tmp")
@@ -154,7 +154,7 @@ class FeatureWriter:
         self._waiting: dict[bytes, Tensor] = {}
         self._waiting_bytes = 0
         # The first files come soon, so that a second pass over little data finds them; later ones are larger.
-        self._pause, self._since = 0.5, time.monotonic()
+        self._pause, self._since = _FIRST_WAIT, time.monotonic()
         self.is_full = False
         """Whether nothing more is kept."""
         self.problem = ""

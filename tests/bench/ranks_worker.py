@@ -22,6 +22,8 @@ from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
 
+_LONGEST_S = 240.0
+
 
 def compare_ranks(recipe: Recipe, profiles: Sequence[Path], processes: int, steps: int, rounds: int) -> dict[str, dict]:
     """Time the first steps of a recipe under each profile, and print them beside those of one process.
@@ -76,10 +78,21 @@ def _launch(recipe: Recipe, launcher: list[str], processes: int, threads: int, s
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join(paths),
         }
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f"{' '.join(command[:8])} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        output = _output(command, environment)
+        if not (folder / "measured.json").exists():
+            raise ValueError(f"{' '.join(command[:8])} failed:\n{output[-3000:]}")
         return json.loads((folder / "measured.json").read_text())
+
+
+def _output(command: list[str], environment: dict[str, str]) -> str:
+    """What a launch prints. It is ended after a while: gloo has hung in its own end, when all was measured."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            return process.communicate(timeout=_LONGEST_S)[0]
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a launcher ends its ranks then
+            return process.communicate()[0]
 
 
 def measure(folder: Path, steps: int, rounds: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from helpers.samples import IMAGE_ID, PARITY, encode, encoder, fitting, image_in, llama_3, record, spans
 from llava_accel.data.conversation import SYSTEM_PROMPTS, TEMPLATES, Turn
@@ -44,7 +44,7 @@ OTHERWISE = {
 
 @cache
 def tokenizer(base: str) -> PreTrainedTokenizerFast:
-    kind = LlamaTokenizer if base == "next-vicuna" else AutoTokenizer
+    kind = LlamaTokenizer if base == "next-vicuna" else PreTrainedTokenizerFast
     return kind.from_pretrained(NEXT / "bases" / base if base in BASES else NEXT / base)
 
 
