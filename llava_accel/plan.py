@@ -23,8 +23,14 @@ from llava_accel.estimate.answers import fitting, largest_questions, plan_answer
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
 from llava_accel.estimate.trace import Moment, build_meta
-from llava_accel.estimate.worst_case import layouts as image_layouts
-from llava_accel.estimate.worst_case import load_largest, num_tiles, num_tokens, planned_dtype, trace_worst
+from llava_accel.estimate.worst_case import (
+    image_layouts,
+    load_largest,
+    num_tiles,
+    num_tokens,
+    planned_dtype,
+    trace_worst,
+)
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe

@@ -156,7 +156,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
         rows.append(row)
         tokens.append(found.length)
         answer_tokens.append(_last_run(found.example.is_target))
-        tiles.append(sum(view.layout.num_tiles for view in found.example.images))
+        tiles.append(found.example.num_tiles)
     if len(errors) >= len(places) / 2:
         note = f" {len(errors):,} of {len(places):,} records that were looked at cannot be used"
         raise errors[0].with_note(note)

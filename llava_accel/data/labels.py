@@ -46,6 +46,11 @@ class Example:
     def num_targets(self) -> int:
         return int(np.count_nonzero(self.is_target))
 
+    @property
+    def num_tiles(self) -> int:
+        """Squares that the vision tower sees of its images."""
+        return sum(view.layout.num_tiles for view in self.images)
+
     def prompt_length(self) -> int:
         """Tokens before the last answer: what a model is given when it has to answer by itself."""
         positions = self._answers()

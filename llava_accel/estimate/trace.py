@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_accel import compat
-from llava_accel.families.registry import Llava
+from llava_accel.model.bases import empty_model
 from llava_accel.model.build import final_config
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
@@ -119,8 +119,7 @@ def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn
     config = copy.deepcopy(final_config(processing))
     table = without_starting_values(recipe.model).model_copy(update={"adapter": ""})
     with torch.device("meta"):
-        model = processing.base.family.model_class(config).to(dtype)  # pyright: ignore[reportArgumentType]
-        assert isinstance(model, Llava)
+        model = empty_model(processing.base, config).to(dtype)  # pyright: ignore[reportArgumentType]
         prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     enable_checkpointing(model, recipe.model.gradient_checkpointing)
     lighten_dropout(prepared)

@@ -33,7 +33,7 @@ def num_tokens(batch: Loaded) -> int:
     return tensor(batch, "input_ids").numel()
 
 
-def layouts(batch: Loaded) -> Sequence[ImageLayout]:
+def image_layouts(batch: Loaded) -> Sequence[ImageLayout]:
     """Of its different images."""
     found = batch["image_layouts"]
     assert isinstance(found, Sequence)
@@ -42,7 +42,7 @@ def layouts(batch: Loaded) -> Sequence[ImageLayout]:
 
 def num_tiles(batch: Loaded) -> int:
     """Squares that the vision tower sees."""
-    return sum(layout.num_tiles for layout in layouts(batch))
+    return sum(layout.num_tiles for layout in image_layouts(batch))
 
 
 def load_largest(

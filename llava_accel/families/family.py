@@ -135,14 +135,9 @@ def num_tokens(config: Any) -> int:
     return (vision.image_size // vision.patch_size) ** 2 + num_class_tokens(vision) - dropped
 
 
-def as_lists(canvases: Canvases) -> list[list[int]]:
-    """Canvases as transformers' configs hold them: (height, width)."""
-    return [[height, width] for width, height in canvases]
-
-
 def put_canvases(config: Any, canvases: Canvases) -> None:
-    """Write them into a config of transformers, such that it says how to read them."""
-    config.image_grid_pinpoints = as_lists(canvases)
+    """Write them into a config of transformers as it reads them, (height, width), such that it says so."""
+    config.image_grid_pinpoints = [[height, width] for width, height in canvases]
     setattr(config, _ORDER, _HEIGHT_WIDTH)
 
 

@@ -60,8 +60,8 @@ def check(raw: dict[str, Any], place: str) -> Family:
             f"{TITLES} see an image: 'flat' with 'pad' or 'square', or 'spatial_unpad' with 'anyres', 'anyres_max_9', 'pad' "
             "or 'square'. Use such a model"
         )
-    if fitting[0].is_tiled and raw.get("use_image_newline_parameter", True) is False:
-        raise UserError(f"{place}: use_image_newline_parameter is false. {NEEDS_NEWLINE}")
+    if fitting[0].is_tiled:
+        check_newline(raw, place)
     if raw.get("mm_vision_select_feature") not in (None, "patch", "cls_patch"):
         raise UserError(
             f"{place}: mm_vision_select_feature is {raw['mm_vision_select_feature']!r}, and LLaVA knows 'patch' and "
@@ -81,6 +81,12 @@ NEEDS_NEWLINE = (
     "A model that cuts images ends each row of their tokens with a newline that it has learned (image_newline). Name a "
     "released model, or one that was converted with it"
 )
+
+
+def check_newline(raw: dict[str, Any], place: str) -> None:
+    """UserError where the config of a model that cuts images, of whatever layout, says that it has no newline."""
+    if raw.get("use_image_newline_parameter", True) is False:
+        raise UserError(f"{place}: use_image_newline_parameter is false. {NEEDS_NEWLINE}")
 
 
 def pinpoints(raw: dict[str, Any], side: int) -> object:

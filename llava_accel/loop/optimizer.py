@@ -51,8 +51,8 @@ def decayed(model: nn.Module, rule: str) -> set[str]:
     """
     if rule == "weights":
         return {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    norms = [name for name, module in model.named_modules() if isinstance(module, _NORMS)]
-    exempt = {f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()}
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _NORMS)]
+    exempt = {f"{norm}.{name}" for norm, module in norms for name, _ in module.named_parameters()}
     return {name for name, _ in model.named_parameters() if name not in exempt and "bias" not in name}
 
 

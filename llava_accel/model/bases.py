@@ -132,8 +132,7 @@ def _find(model: ModelTable, weights: bool) -> Base:
     if tower:
         config.vision_config = read_tower_config(tower)
     if family.is_tiled:
-        if raw.get("use_image_newline_parameter", True) is False:
-            raise UserError(f"{file}: use_image_newline_parameter is false. {original.NEEDS_NEWLINE}")
+        original.check_newline(raw, str(file))
         _put_pinpoints(config, config.image_grid_pinpoints, family.canvases_of_hub, file)
         _read_config(folder, raw, lambda: family.most_tiles(config))
     return Base("hub", folder, tower, bool(tower), config, family)

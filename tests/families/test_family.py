@@ -6,7 +6,7 @@ import pytest
 from transformers import LlavaNextConfig
 
 from llava_accel.data.tiling import WHOLE
-from llava_accel.families.family import as_lists, check_pinpoints, put_canvases
+from llava_accel.families.family import check_pinpoints, put_canvases
 from llava_accel.families.llava import LLAVA
 from llava_accel.families.next import NEXT
 from llava_accel.families.onevision import ONEVISION
@@ -37,7 +37,9 @@ def test_what_is_written_is_read_back() -> None:
         put_canvases(config, canvases)
         again = NEXT.config_class.from_dict(config.to_dict())
         assert NEXT.canvases_of_hub(again) == canvases == NEXT.tiling(again, "tiles").canvases
-        assert NEXT.processor_files(again)["preprocessor_config.json"]["image_grid_pinpoints"] == as_lists(canvases)
+        assert NEXT.processor_files(again)["preprocessor_config.json"]["image_grid_pinpoints"] == [
+            [h, w] for w, h in canvases
+        ]
         assert NEXT.original_keys(again, "tiles")["image_grid_pinpoints"] == [list(each) for each in canvases]
 
 
