@@ -19,7 +19,8 @@ class Peer:
     """A trainer that we are compared with.
 
     `left_out`: requirements that only its web pages, its evaluations or its GPU kernels import. `more`: what it needs and
-    does not name. `prompt`: how its prompt differs from that of LLaVA-1.5.
+    does not name. `stubs`: modules that it imports and does not use for a LLaVA; an empty one stands in.
+    `prompt`: how its prompt differs from ours. `settings`: for its step file alone.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Peer:
     step: str
     left_out: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    stubs: tuple[str, ...] = ()
     prompt: str = "the same"
     settings: tuple[tuple[str, str], ...] = ()
 
@@ -41,13 +43,19 @@ PEERS = {
         settings=(("template", "llava1_5_hf"),),
     ),
     "trl": Peer("TRL 1.16.0", "trl==1.16.0", "step_trl.py", more=("peft", "pillow")),
-    "llama-factory": Peer("LLaMA-Factory 0.9.5", "llamafactory==0.9.5", "step_llama_factory.py", left_out=("gradio",)),
+    "llama-factory": Peer(
+        "LLaMA-Factory 0.9.5",
+        "llamafactory==0.9.5",
+        "step_llama_factory.py",
+        left_out=("gradio",),
+        stubs=("torchaudio",),
+    ),
     "llava": Peer(
         "LLaVA's own code (llava-torch 1.2.2)",
         "llava-torch==1.2.2.post1",
         "step_llava.py",
         left_out=("bitsandbytes", "gradio", "gradio-client", "httpx", "scikit-learn", "timm", "einops-exts"),
-        more=("protobuf",),
+        more=("protobuf", "pillow"),
     ),
 }
 
@@ -56,7 +64,7 @@ def python_of(peer: Peer, cache: Path) -> Path:
     """The interpreter of a peer's environment, which is made if it is not there."""
     folder = cache / peer.package.replace("==", "-")
     python, done = folder / "bin" / "python", folder / "made.json"
-    wanted = json.dumps([TORCH, peer.package, peer.left_out, peer.more])
+    wanted = json.dumps([TORCH, peer.package, peer.left_out, peer.more, peer.stubs])
     if not (done.is_file() and done.read_text() == wanted):
         print(f"making {folder}", flush=True)
         _run("python3", "-m", "venv", "--clear", str(folder))
@@ -66,6 +74,8 @@ def python_of(peer: Peer, cache: Path) -> Path:
         asked = f"import importlib.metadata as m, json; print(json.dumps(m.requires({name_of(peer)!r})))"
         needed = requirements(json.loads(_run(str(python), "-c", asked)), peer)
         _install(python, "-c", str(folder / "constraints.txt"), *needed)
+        for name in peer.stubs:
+            (next(folder.glob("lib/python*/site-packages")) / f"{name}.py").touch()
         done.write_text(wanted)
     return python
 

@@ -16,7 +16,7 @@ def main() -> None:
     examples = [
         {
             "messages": [
-                {"role": "user", "content": f"<image>\n{row['question']}"},
+                {"role": "user", "content": f"<image> \n{row['question']}"},
                 {"role": "assistant", "content": row["answer"]},
             ],
             "images": [row["image"]],

@@ -4,14 +4,20 @@ import json
 from pathlib import Path
 
 from swift import sft_main  # pyright: ignore[reportMissingImports]
+from swift.callbacks import callbacks_map  # pyright: ignore[reportMissingImports]
 
 from bench.peer_steps.gate import Gate, as_flags, common_arguments
 from bench.peer_steps.turnstile import Turnstile, rows, settings
 
 PLUGIN = """
-from swift.callbacks import callbacks_map
 from swift.template import TemplateMeta, register_template
 from swift.template.templates.llava import LlavaHfTemplate
+
+
+class Template(LlavaHfTemplate):
+    def replace_tag(self, media_type, index, inputs):
+        return ["<image> \\n"]
+
 
 register_template(
     TemplateMeta(
@@ -20,17 +26,16 @@ register_template(
         prompt=["USER: {{QUERY}} ASSISTANT:"],
         chat_sep=["</s>"],
         suffix=["</s>"],
-        system_prefix=["<s>{{SYSTEM}} "],
-        template_cls=LlavaHfTemplate,
+        system_prefix=["<s> {{SYSTEM}} "],
+        template_cls=Template,
     )
 )
 """
+"""Spaces that LLaVA's own code makes by tokenising what stands before and after an image apart."""
 
 
 def main() -> None:
     given, turnstile = settings(), Turnstile()
-    from swift.callbacks import callbacks_map  # pyright: ignore[reportMissingImports]
-
     callbacks_map["gate"] = lambda args, trainer: Gate(turnstile)
     folder = Path(given["out"])
     folder.mkdir()

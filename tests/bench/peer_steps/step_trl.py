@@ -15,8 +15,8 @@ def main() -> None:
     given, turnstile = settings(), Turnstile()
     examples = [
         {
-            "prompt": [{"role": "user", "content": row["question"]}],
-            "completion": [{"role": "assistant", "content": row["answer"]}],
+            "prompt": f"<s> {given['system']} USER: <image> \n{row['question']} ASSISTANT:",
+            "completion": f" {row['answer']}</s>",
             "images": [row["image"]],
         }
         for row in rows()
