@@ -144,7 +144,7 @@ def _time(run: History) -> Tile:
     return Tile("Time", duration(training + evaluating), note)
 
 
-def _interval(measured: Mapping[str, float], key: str) -> str:
+def _interval(measured: Mapping[str, Any], key: str) -> str:
     low, high = (measured.get(f"{end}_{key}") for end in ("low", "high"))
     return (
         "" if low is None or high is None else f", {percent(low)} to {percent(high)} in 95{PERCENT} of draws of images"

@@ -232,7 +232,7 @@ def _commonest(answers: Sequence[Judged], metric: str) -> list[Judged]:
     return [each._replace(prediction=text) for each in answers]
 
 
-def with_interval(measured: Mapping[str, float], name: str) -> str:
+def with_interval(measured: Mapping[str, Any], name: str) -> str:
     """A score in percent, with half the width of its 95 % interval where that is known: "61.2 ± 2.1 %"."""
     low, high = (measured.get(f"{end}_{name}") for end in ("low", "high"))
     margin = "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
