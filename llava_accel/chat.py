@@ -139,6 +139,10 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
             dialogue.show(path)
         images = "image is" if len(paths) == 1 else f"{len(paths)} images are"
         print(f"(the {images} part of the next question)")
+        if dialogue.sees_whole_squares:
+            print(
+                "(beside others an image is seen as one small square, as in training; /reset lets it be seen in detail)"
+            )
     elif command == "/system":
         dialogue.use_system(rest)
         since = "from the next conversation on; /reset starts it" if dialogue.has_begun else "from here on"
