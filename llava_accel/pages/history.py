@@ -10,7 +10,8 @@ from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
-from llava_accel.scoring.held_out import FILE, main_score
+from llava_accel.scoring.held_out import FILE
+from llava_accel.scoring.metrics import main_score
 from llava_accel.setup.figures import FIGURES
 from llava_accel.setup.run_folder import ENDED
 from llava_accel.setup.state import TrainState
@@ -83,7 +84,7 @@ class History:
         if how == "error":
             return Status("failed", f"ended by an error at {place}: {detail}")
         if how is None and self.is_held:
-            return Status("running", f"running: {place}, when this page was written")
+            return Status("running", f"running: {place}, when this page was written; llava-accel report writes it anew")
         if how is None and self.num_steps is None:
             return None
         if how == "patience" or (self.is_stopped and self.num_steps and self.step < self.num_steps):
