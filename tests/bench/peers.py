@@ -3,16 +3,16 @@
     OMP_NUM_THREADS=2 python tests/bench/peers.py NAME... [--questions 1 | 9] [--batch 8] [--rounds 5] [--out FILE.json]
 
 NAME is "all" or some of peer_steps/environments.py. An environment is made for each of them from the package registry
-(once, 2 GB each, in ~/.cache/llava_accel/peers). Then all load the same weights (those of eighty_million.py), pictures,
-questions and answers, each in its own process and through its own Trainer and collator, and take a step in turn:
-batch, trained layers (LoRA on all linear layers of the language model, and the whole projector), fp32, AdamW and clipping
-are the same, and nothing is evaluated, saved or logged. A training set is one batch, so that no order of rows matters.
+(once, 2 GB each, in ~/.cache/llava_accel/peers). Each loads the same weights (those of eighty_million.py), pictures,
+questions and answers in its own process, and goes through its own Trainer and collator; each in turn takes steps beside
+ours, a step of one after a step of the other. Batch, trained layers (LoRA on all linear layers of the language model, and
+the whole projector), fp32, AdamW and clipping are the same, and nothing is evaluated, saved or logged. A training set is
+one batch, so that no order of rows matters.
 The first three steps of each are not timed: their losses are compared.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,10 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.eighty_million import QUICKSTART, SIDE, make_base
 from bench.peer_steps.environments import PEERS, Peer, python_of
+from bench.peer_steps.stepper import TESTS, Stepper, tail
 from llava_accel.data.conversation import SYSTEM_PROMPTS
 
-TESTS = Path(__file__).parents[1]
-STEPS = TESTS / "bench" / "peer_steps"
 NUM_LOSSES = 3
 SAME = 2e-4
 """How far first losses may be apart: most peers round theirs to four digits."""
@@ -86,177 +85,104 @@ def rewrite_tokenizer(folder: Path) -> None:
 
 
 @dataclass
-class Stepper:
-    """One trainer in its own process."""
+class Pair:
+    """What was measured of a peer and, in the same rounds, of ours: seconds on the clock and on all cores of each step."""
 
-    title: str
-    prompt: str
-    process: subprocess.Popen[str]
-    log: Path
-    facts: dict[str, Any] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    peak_mib: float = 0.0
-
-    @classmethod
-    def start(
-        cls, title: str, prompt: str, python: Path, step: str, settings: Mapping[str, str], *paths: Path
-    ) -> "Stepper":
-        """Start it, with modules from `paths`. What it prints goes to a file beside its output."""
-        log = Path(settings["out"]).with_suffix(".log")
-        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-        with log.open("w") as lines:
-            process = subprocess.Popen(
-                [str(python), str(STEPS / step), json.dumps(settings)],
-                env=os.environ | offline | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=lines,
-                text=True,
-                cwd=log.parent,
-            )
-        return cls(title, prompt, process, log)
-
-    def is_ready(self) -> bool:
-        """Wait until all is loaded; False if it has ended instead."""
-        self.facts = self.read() or {}
-        return bool(self.facts)
-
-    def read(self) -> dict[str, Any] | None:
-        """Its next line; None where it has ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def step(self, word: str) -> dict[str, Any]:
-        """Let one step through."""
-        assert self.process.stdin is not None
-        print(word, file=self.process.stdin, flush=True)
-        found = self.read()
-        if found is None:
-            raise RuntimeError(f"{self.title} has ended in a step:\n{tail(self.log)}")
-        self.peak_mib = max(self.peak_mib, found["peak_mib"])
-        return found
-
-    def stop(self) -> None:
-        """End it; nothing is saved."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
+    theirs: Stepper
+    ours: Stepper
+    step: list[tuple[float, float]] = field(default_factory=list)
+    cold: list[tuple[float, float]] = field(default_factory=list)
+    """Ours with features computed."""
+    warm: list[tuple[float, float]] = field(default_factory=list)
+    """Ours with features kept."""
 
 
-def tail(log: Path) -> str:
-    """The end of what a process printed."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+def take_turns(ours: Stepper, theirs: Stepper, rounds: int) -> Pair:
+    """A step of each in turn, so often. Every other round begins with ours."""
+    pair = Pair(theirs, ours)
+    for number in range(rounds):
+        turns = [(theirs, "step", pair.step), (ours, "cold", pair.cold), (ours, "warm", pair.warm)]
+        for stepper, word, found in turns if number % 2 else turns[1:] + turns[:1]:
+            line = stepper.step(word)
+            found.append((line["seconds"], line["cpu_seconds"]))
+    return pair
 
 
-def start_all(peers: Mapping[str, Peer], cache: Path, folder: Path, settings: Mapping[str, str]) -> dict[str, Stepper]:
-    """Ours, as "ours", and those peers that get ready; of another the reason is printed, and it is left out.
+def ratios(pair: Pair) -> dict[str, list[float]]:
+    """A peer's seconds over ours of the same round."""
+    return {
+        f"{kind}_{name}": [theirs[clock] / own[clock] for theirs, own in zip(pair.step, mine, strict=True)]
+        for clock, kind in enumerate(("wall", "cpu"))
+        for name, mine in (("cold", pair.cold), ("warm", pair.warm))
+    }
+
+
+def report(pair: Pair) -> dict[str, Any]:
+    """Print what was found of a peer, and return it for a file."""
+    theirs, ours, found = pair.theirs, pair.ours, ratios(pair)
+    is_same = abs(theirs.losses[0] - ours.losses[0]) <= SAME * ours.losses[0]
+    print(f"{theirs.title}: prompt: {theirs.prompt}; first loss {'the same' if is_same else 'DIFFERS'}")
+    for title, stepper, times in (
+        ("theirs", theirs, pair.step),
+        ("ours, features computed", ours, pair.cold),
+        ("ours, features kept", ours, pair.warm),
+    ):
+        print(
+            f"  {title}: {_spread([wall for wall, _ in times])} s, {_spread([cpu for _, cpu in times])} CPU s, peak "
+            f"{stepper.peak_mib:,.0f} MiB, losses {', '.join(f'{loss:.4f}' for loss in stepper.losses)}"
+        )
+    memory = ours.peak_mib / theirs.peak_mib
+    print(
+        f"  ours is {_spread(found['wall_cold'])} x as fast with features computed, {_spread(found['wall_warm'])} x with "
+        f"features kept; in CPU seconds {_spread(found['cpu_cold'])} x and {_spread(found['cpu_warm'])} x; "
+        f"{memory:.2f} x the memory",
+        flush=True,
+    )
+    sides = {
+        name: {"prompt": one.prompt, "peak_mib": one.peak_mib, "losses": one.losses, **one.facts}
+        for name, one in (("theirs", theirs), ("ours", ours))
+    }
+    times = {"step": pair.step, "cold": pair.cold, "warm": pair.warm}
+    medians = {name: median(values) for name, values in found.items()}
+    return {
+        "title": theirs.title,
+        "same_first_loss": is_same,
+        "memory": memory,
+        "ratios": medians,
+        "seconds_and_cpu_seconds": times,
+        **sides,
+    }
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def compare(
+    peers: Mapping[str, Peer], cache: Path, folder: Path, settings: Mapping[str, str], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Ours beside one peer after another; of one that does not get ready the reason is printed.
+
+    Two are in memory at a time.
 
     Raises:
-        RuntimeError: Our own does not get ready.
+        RuntimeError: Our own does not get ready, or one ended in a step.
     """
     own = {**settings, "out": str(folder / "ours")}
-    found = {
-        "ours": Stepper.start("llava_accel", "the same", Path(sys.executable), "step_ours.py", own, TESTS, TESTS.parent)
-    }
+    ours = Stepper.start("llava_accel", "the same", Path(sys.executable), "step_ours.py", own, TESTS, TESTS.parent)
+    if not ours.is_ready():
+        raise RuntimeError(f"our own step did not get ready:\n{tail(ours.log)}")
+    ours.warm_up("cold", "warm", "warm")
     for name, peer in peers.items():
-        own = {**settings, "out": str(folder / name), **dict(peer.settings)}
-        found[name] = Stepper.start(peer.title, peer.prompt, python_of(peer, cache), peer.step, own, TESTS)
-    ready = {name: stepper for name, stepper in found.items() if stepper.is_ready()}
-    for name in found.keys() - ready.keys():
-        print(f"{found[name].title}: not measured. It ended with\n{tail(found[name].log)}", flush=True)
-    if "ours" not in ready:
-        raise RuntimeError("our own step did not get ready")
-    return ready
-
-
-@dataclass
-class Row:
-    """What a table says of one trainer: ours has two, with one process."""
-
-    stepper: Stepper
-    title: str
-    word: str
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-
-
-def take_turns(steppers: Mapping[str, Stepper], rounds: int) -> list[Row]:
-    """The losses of the first steps of each, then a step of each in turn, so often."""
-    for name, stepper in steppers.items():
-        words = ["cold", "warm", "warm"] if name == "ours" else ["step"] * NUM_LOSSES
-        stepper.losses = [stepper.step(word)["loss"] for word in words]
-    rows = [Row(stepper, stepper.title, "step") for name, stepper in steppers.items() if name != "ours"]
-    ours = steppers["ours"]
-    rows = [
-        Row(ours, "llava_accel, features computed", "cold"),
-        Row(ours, "llava_accel, features kept", "warm"),
-        *rows,
-    ]
-    for number in range(rounds):
-        for row in turned(rows, number):
-            found = row.stepper.step(row.word)
-            row.seconds.append(found["seconds"])
-            row.cpu_seconds.append(found["cpu_seconds"])
-    return rows
-
-
-def turned(rows: Sequence[Row], number: int) -> Iterator[Row]:
-    """Each round begins with another row, but our warm step follows our cold one."""
-    places = [place for place in range(len(rows)) if place != 1]
-    start = number % len(places)
-    for place in [*places[start:], *places[:start]]:
-        yield rows[place]
-        if place == 0:
-            yield rows[1]
-
-
-def ratios(rows: Sequence[Row], row: Row) -> list[list[float]]:
-    """A peer's seconds over ours of the same round: features computed, features kept."""
-    return [[theirs / ours for theirs, ours in zip(row.seconds, own.seconds, strict=True)] for own in rows[:2]]
-
-
-def report(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Print what was found, and return it for a file."""
-    ours, found = rows[0].stepper, []
-    for row in rows:
-        stepper = row.stepper
-        line: dict[str, Any] = {
-            "title": row.title,
-            "prompt": stepper.prompt,
-            "seconds": row.seconds,
-            "cpu_seconds": row.cpu_seconds,
-            "median_seconds": median(row.seconds),
-            "median_cpu_seconds": median(row.cpu_seconds),
-            "peak_mib": stepper.peak_mib,
-            "losses": stepper.losses,
-            **stepper.facts,
-        }
-        text = (
-            f"{row.title}: {line['median_seconds']:.2f} s ({min(row.seconds):.2f} to {max(row.seconds):.2f}), "
-            f"{line['median_cpu_seconds']:.2f} CPU s, peak {stepper.peak_mib:,.0f} MiB, losses "
-            f"{', '.join(f'{loss:.4f}' for loss in stepper.losses)}"
-        )
-        if stepper is not ours:
-            cold, warm = ratios(rows, row)
-            is_same = abs(stepper.losses[0] - ours.losses[0]) <= SAME * ours.losses[0]
-            line |= {
-                "ratio_cold": median(cold),
-                "ratio_warm": median(warm),
-                "ratio_memory": ours.peak_mib / stepper.peak_mib,
-                "same_first_loss": is_same,
-            }
-            text += (
-                f"; ours is {median(cold):.2f} x ({min(cold):.2f} to {max(cold):.2f}) with features computed, "
-                f"{median(warm):.2f} x ({min(warm):.2f} to {max(warm):.2f}) with features kept, in "
-                f"{line['ratio_memory']:.2f} x the memory; first loss {'the same' if is_same else 'DIFFERS'}; "
-                f"prompt: {stepper.prompt}"
-            )
-        print(text, flush=True)
-        found.append(line)
-    return found
+        given = {**settings, "out": str(folder / name), **dict(peer.settings)}
+        theirs = Stepper.start(peer.title, peer.prompt, python_of(peer, cache), peer.step, given, TESTS)
+        if theirs.is_ready():
+            theirs.warm_up(*["step"] * NUM_LOSSES)
+            yield report(take_turns(ours, theirs, rounds))
+        else:
+            print(f"{peer.title}: not measured. It ended with\n{tail(theirs.log)}", flush=True)
+        theirs.stop()
+    ours.stop()
 
 
 def main() -> None:
@@ -294,14 +220,12 @@ def main() -> None:
             "share_prefix": "true" if arguments.questions > 1 else "false",
             "code": arguments.llava_code,
         }
-        steppers = start_all(peers, arguments.cache, folder, settings)
-        rows = take_turns(steppers, arguments.rounds)
-        for stepper in steppers.values():
-            stepper.stop()
-    found = report(rows)
-    if arguments.out:
-        given = {name: getattr(arguments, name) for name in ("questions", "batch", "rounds", "dropout")}
-        arguments.out.write_text(json.dumps({"arguments": given, "rows": found}, indent=1) + "\n")
+        found = []
+        for line in compare(peers, arguments.cache, folder, settings, arguments.rounds):
+            found.append(line)
+            if arguments.out:
+                given = {name: getattr(arguments, name) for name in ("questions", "batch", "rounds", "dropout")}
+                arguments.out.write_text(json.dumps({"arguments": given, "peers": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
