@@ -33,7 +33,6 @@ from helpers.runs import (
 from helpers.tiny import VOCABULARY, make_llava, task_base
 from helpers.verbs import start
 from llava_accel import bench as bench_verb
-from llava_accel.evaluate import evaluate_recipe
 from llava_accel.exceptions import UserError
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.model import objective
@@ -155,7 +154,7 @@ def spoilt(folder: Path, how: str) -> Seen:
 
 def live(folder: Path, train_what: str, *, on_device: bool) -> Life:
     """A run with evaluations and checkpoints that is broken off before its end, goes on from its first step, and is
-    exported and proven; then it is evaluated, exported in another form, and asked a question."""
+    exported and proven; what LoRA made is then exported in another form, and asked a question."""
     keys: Keys = {
         "run": {"precision": "fp32"},
         "model": {"train": train_what},
@@ -182,8 +181,7 @@ def live(folder: Path, train_what: str, *, on_device: bool) -> Life:
         waits = waits + train(wanted, on_device=on_device).waits
         number = answered
         with on(on_device):
-            evaluate_recipe(wanted, None)
-            ended = {verb: start(verb, *arguments) for verb, arguments in _verbs(run).items()}
+            ended = {name: start(name, *words) for name, words in _verbs(run).items() if train_what == "lora"}
     lines = without_times(metrics(run))
     found = predictions(run / "predictions" / f"step-{STEPS:06d}.jsonl")[0]
     return Life(lines, found, said.getvalue(), waits, number, {v: (e.code, e.out, e.err) for v, e in ended.items()})
