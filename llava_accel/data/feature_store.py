@@ -150,7 +150,7 @@ class FeatureWriter:
     def __init__(self, store: FeatureStore, max_bytes: int) -> None:
         self._store = store
         self._max_bytes = max_bytes
-        self._arriving: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
+        self._arriving: list[tuple[Tensor, Tensor, torch.Event | None]] = []
         self._waiting: dict[bytes, Tensor] = {}
         self._waiting_bytes = 0
         # The first files come soon, so that a second pass over little data finds them; later ones are larger.
@@ -171,7 +171,7 @@ class FeatureWriter:
         if self.is_full:
             return
         on_cpu = [value.detach().to("cpu", non_blocking=True) for value in (names, features)]
-        event = torch.cuda.Event() if features.is_cuda else None
+        event = None if features.device.type == "cpu" else torch.Event(features.device)
         if event is not None:
             event.record()
         self._arriving.append((on_cpu[0], on_cpu[1], event))

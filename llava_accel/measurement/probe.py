@@ -65,8 +65,8 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
 
 def living_bytes(device: torch.device) -> int:
     """Bytes of all tensors on a device: on a GPU by its allocator, on a CPU of those that Python knows."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return torch.accelerator.memory_allocated(device)
     gc.collect()
     storages = {}
     for found in gc.get_objects():
@@ -82,12 +82,12 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
 
     On a GPU the allocator counts; on a CPU, where nothing does, every allocation is recorded.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        before = torch.accelerator.memory_allocated(device)
         run()
-        return standing_bytes + torch.cuda.max_memory_allocated(device) - before
+        return standing_bytes + torch.accelerator.max_memory_allocated(device) - before
     return standing_bytes + max(accumulate(compat.allocations(run), initial=0))
 
 
