@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llava_accel.advice.published import DEFAULT, published_config, whole_name
+from llava_accel.advice.known_sizes import DEFAULT, published_config, whole_name
 from llava_accel.exceptions import UserError
 from llava_accel.model.chat_template import choose_template
 from llava_accel.model.files import resolve_folder

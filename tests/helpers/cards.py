@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava_accel.advice.cards import CARDS, largest_batches
-from llava_accel.advice.published import published_config, whole_name
+from llava_accel.advice.known_sizes import published_config, whole_name
 from llava_accel.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.advice.published import published_config, whole_name
+from llava_accel.advice.known_sizes import published_config, whole_name
 from llava_accel.advice.stand_in import known_template, load_configs, with_known_base, write_known
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import empty_model
