@@ -29,11 +29,11 @@ from llava_accel.estimate.peak_memory import (
     MIB,
     USABLE,
     Plan,
-    copy_bytes,
     count_weights,
     layouts,
     plan_for,
     unit_of,
+    verified_bytes,
 )
 from llava_accel.estimate.remedies import backend_of, checkpointing, fewer_bits, smaller_state
 from llava_accel.estimate.trace import Moment, build_meta
@@ -91,7 +91,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     if held_out is not None:
         _show_evaluation(console, recipe, plans, trace_evaluation(recipe, processing, held_out, dtype), gpu_gb)
     if recipe.checkpoint.verify:
-        console.line(_verification(copy_bytes(weights, recipe, dtype), gpu_gb))
+        console.line(_verification(verified_bytes(weights, recipe, dtype), gpu_gb))
     if probe:
         planned = next(each for each in plans if each.layout.name == profile.layout)
         measured = measure_step(run, processing, training.corpus, batch)

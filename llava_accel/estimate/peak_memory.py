@@ -82,7 +82,7 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
     )
 
 
-def copy_bytes(weights: Weights, recipe: Recipe, dtype: torch.dtype) -> int:
+def verified_bytes(weights: Weights, recipe: Recipe, dtype: torch.dtype) -> int:
     """What a second copy of the finished model takes to be compared with it: weights, and room to compute a few examples."""
     trained = weights.trained * (dtype.itemsize if recipe.model.train == "full" else 4)
     return weights.frozen_bytes + weights.quantised_bytes + trained + SPARE_BYTES

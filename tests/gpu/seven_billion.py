@@ -71,7 +71,7 @@ def make_base(folder: Path, tiny: bool, weights: bool = True) -> Path:
 
 def make_data(folder: Path, num_questions: int, a_image: int, side: int) -> Path:
     """Images of noise with questions of 15 words and answers of ten."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chance, pixels = random.Random(0), np.random.default_rng(0)
     records = []
     for number in range(num_questions):
