@@ -20,7 +20,7 @@ _MOST_SHOWN = 50  # problems; to look for what was meant takes a moment for each
 _EXPECTED = {
     "int_type": "a whole number", "float_type": "a number", "finite_number": "a finite number",
     "bool_type": "true or false", "string_type": "text in quotes", "string_too_short": "text that is not empty",
-    "tuple_type": "a list", "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
+    "tuple_type": "a list", "list_type": "a list", "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
     "model_type": "a table",
     "greater_than_equal": "at least {ge:,.12g}", "greater_than": "more than {gt:,.12g}",
     "less_than_equal": "at most {le:,.12g}", "less_than": "less than {lt:,.12g}",
@@ -139,7 +139,7 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
         remedy = f"Write numbers, true and false without quotes. {remedy}"
     elif types == {"string_type"} and not isinstance(value, Mapping | list):
         remedy = f"Put it in quotes: `{name} = {toml_value(str(value))}`."
-    elif "tuple_type" in types and isinstance(value, str):
+    elif types & {"tuple_type", "list_type"} and isinstance(value, str):
         remedy = f"Write it as a list: `{name} = {toml_value([value])}`."
     elif "model_type" in types:
         remedy = 'Write it as {path = "..."}.' if key.endswith("]") else f"Write its keys under [{key}]."
