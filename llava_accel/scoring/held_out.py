@@ -99,7 +99,8 @@ def answer(
     loaded = zip(batches, load(batches, recipe.data.num_workers), strict=True)
     with whole_root(objective):
         for asked, answered in _in_turn(loaded, compute, lambda rows: next(load([rows], 0)), at_once, bar):
-            sums += torch.stack([answered.losses.double().sum(), sums.new_tensor(len(answered.losses))])
+            loss_sum = answered.losses.double().sum()
+            sums += torch.stack([loss_sum, torch.full_like(loss_sum, len(answered.losses))])
             losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
             for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
