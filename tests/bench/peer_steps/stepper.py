@@ -70,9 +70,10 @@ class Stepper:
 
     def stop(self) -> None:
         """End it; nothing is saved."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def tail(log: Path) -> str:
