@@ -58,7 +58,7 @@ def test_compiled_layers_are_refused_where_weights_are_gathered(
     profile = Profile(backend, {"FSDP_VERSION": "2", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
     changed = recipe(tmp_path, model={"compile": True})
     if refused:
-        with pytest.raises(ValueError, match=r"model\.compile = true does not work with .*Set false"):
+        with pytest.raises(ValueError, match=r"model\.compile = true is not supported with .*Set false"):
             profile.check(changed, "no")
     else:
         profile.check(changed, "no")
