@@ -93,8 +93,8 @@ class Profile:
             return
         if recipe.model.compile and self.layout in ("fsdp2", "zero3", "zero3_offload"):
             yield (
-                f"model.compile = true is not supported with {self.title}, which gathers each layer's weights as the layer runs. "
-                "Set false, or launch with launch/ddp.yaml or launch/zero2.yaml"
+                f"model.compile = true is not supported with {self.title}, which gathers each layer's weights as it "
+                "runs. Set false, or launch with launch/ddp.yaml or launch/zero2.yaml"
             )
         if recipe.model.quantization.bits == 8:
             yield (
