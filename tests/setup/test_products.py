@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 import llava_accel.train as verb
@@ -27,6 +27,20 @@ def _as_before() -> Iterator[None]:
     use_matmul("native")
 
 
+class Ranks(Accelerator):
+    """The first of several ranks, which are given what the others found."""
+
+    def __init__(self, device: str, errors: tuple[float, ...]) -> None:
+        self._device, self._others = torch.device(device), errors[1:]
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, torch.tensor(self._others, dtype=tensor.dtype)])
+
+
 def checkpoint(folder: Path, **facts: str) -> Path:
     (folder / "engine").mkdir(parents=True)
     (folder / "engine" / "progress.json").write_text(json.dumps(facts))
@@ -43,14 +57,9 @@ def chosen(
     **run: Any,
 ) -> str:
     """What the first of some ranks computes with, each of which has found its own error."""
-
-    def gather(own: Tensor) -> Tensor:
-        return torch.cat([own, torch.tensor(errors[1:], dtype=torch.float64)])
-
     monkeypatch.setattr(products, "onednn_error", lambda: errors[0])
-    accelerator = SimpleNamespace(device=torch.device(device), gather=gather)
-    settings = recipe(folder, run=run)
-    choose_matmul(RunContext(settings, cast("Any", accelerator), Console(True)), width, source)
+    context = RunContext(recipe(folder, run=run), Ranks(device, errors), Console(True))
+    choose_matmul(context, width, source)
     return matmul_in_use()
 
 
