@@ -12,7 +12,6 @@ from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.meter import Meter
 from llava_accel.model.objective import Objective
-from llava_accel.pages.write import report_end
 from llava_accel.release.verification import reference_outputs, verify
 from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import release
@@ -51,6 +50,9 @@ def finish(
         Interrupted: the run was asked to end, and has saved.
         UserError: it could not be saved, or its export does not load elsewhere as what was trained.
     """
+    # Here, as what draws takes a second to import, and no first step is to wait for it.
+    from llava_accel.pages.write import report_end
+
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(prepared.model)
     assert isinstance(objective, Objective)
