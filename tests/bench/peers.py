@@ -66,6 +66,9 @@ def make_bases(folder: Path) -> dict[str, str]:
     export = [sys.executable, "-m", "llava_accel", "export", str(base), "--to", "llava", "--out", str(original)]
     subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
     rewrite_tokenizer(original)
+    config = json.loads((original / "config.json").read_text())
+    config["mm_vision_tower"] = str(original / config["mm_vision_tower"])  # looked for from where a process stands
+    (original / "config.json").write_text(json.dumps(config))
     return {"base": str(base), "original_base": str(original), "original_tower": str(original / "vision_tower")}
 
 

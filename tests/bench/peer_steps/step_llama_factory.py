@@ -1,4 +1,4 @@
-"""LLaMA-Factory's `llamafactory-cli train`, with its template for LLaVA-1.5."""
+"""LLaMA-Factory's `llamafactory-cli train`, with its template for LLaVA-1.5, which by itself begins without `<s>`."""
 
 import json
 from pathlib import Path
@@ -19,6 +19,7 @@ def main() -> None:
                 {"role": "user", "content": f"<image> \n{row['question']}"},
                 {"role": "assistant", "content": row["answer"]},
             ],
+            "system": f"<s> {given['system']}",
             "images": [row["image"]],
         }
         for row in rows()
@@ -27,7 +28,7 @@ def main() -> None:
     described = {
         "file_name": "data.json",
         "formatting": "sharegpt",
-        "columns": {"messages": "messages", "images": "images"},
+        "columns": {"messages": "messages", "system": "system", "images": "images"},
         "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
     }
     (folder / "dataset_info.json").write_text(json.dumps({"rows": described}))
