@@ -16,6 +16,7 @@ from llava_accel.data.loader import Loaded, tensor
 from llava_accel.loop.optimizer import learning_rates
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.runtime.context import Prepared, RunContext
+from llava_accel.runtime.engines import take_loss_scale, unscale_gradients
 from llava_accel.setup.state import seed_step
 
 
@@ -49,27 +50,52 @@ def train_step(
         enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
     """
     recipe, accelerator = run.recipe, run.accelerator
-    seed_step(recipe.run.seed, step, accelerator.process_index)
     divisors = loss_divisors(window, recipe.train.loss, accelerator)
-    losses = []
-    for micro_batch, divisor in zip(window, divisors, strict=True):
-        with gradient_sync(accelerator, prepared.model, enabled=micro_batch is window[-1]):
-            enter("forward")
-            loss = prepared.model(**micro_batch, enter=enter)
-            enter("backward")
-            # Every backend averages gradients over ranks; the last factor makes that average a sum again.
-            accelerator.backward(loss / divisor * accelerator.num_processes)
-        losses.append(loss.detach())
-    # DeepSpeed has clipped and made its update by now, within the last `backward` above: there, the next lines read the
-    # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
-    enter("optimizer")
-    rates = learning_rates(prepared.optimizer)
-    grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
+    while True:  # once, but for fp16: see loss_scale.py
+        seed_step(recipe.run.seed, step, accelerator.process_index)
+        factor = take_loss_scale(accelerator, prepared.optimizer, guard.loss_scale.value)
+        losses = backward_passes(accelerator, prepared.model, window, divisors, factor, enter)
+        # DeepSpeed has clipped and made its update by now, within the last backward pass: there, the next lines read the
+        # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
+        enter("optimizer")
+        rates = learning_rates(prepared.optimizer)
+        unscale_gradients(prepared.optimizer, factor)
+        grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
+        if not guard.loss_scale.repeats(losses, float(grad_norm)):
+            break
+        prepared.optimizer.zero_grad()
     if guard.allows(window, losses, divisors, grad_norm):
         prepared.optimizer.step()
     prepared.scheduler.step()
     prepared.optimizer.zero_grad()
     return Step(losses, divisors, grad_norm, rates)
+
+
+def backward_passes(
+    accelerator: Accelerator,
+    model: nn.Module,
+    window: Sequence[Loaded],
+    divisors: Sequence[Tensor],
+    factor: float,
+    enter: Callable[[str], None],
+) -> list[Float[Tensor, ""]]:
+    """The losses of the window's micro-batches, with their gradients summed up in the model.
+
+    Args:
+        divisors: What each loss is divided by.
+        factor: What each is multiplied by for its gradient.
+        enter: Told each phase that begins.
+    """
+    losses = []
+    for micro_batch, divisor in zip(window, divisors, strict=True):
+        with gradient_sync(accelerator, model, enabled=micro_batch is window[-1]):
+            enter("forward")
+            loss = model(**micro_batch, enter=enter)
+            enter("backward")
+            # Every backend averages gradients over ranks; the number of processes makes that average a sum again.
+            accelerator.backward(loss / divisor * (accelerator.num_processes * factor))
+        losses.append(loss.detach())
+    return losses
 
 
 def loss_divisors(window: Sequence[Loaded], loss: str, accelerator: Accelerator) -> list[Float[Tensor, ""]]:

@@ -22,18 +22,23 @@ from torch.optim.lr_scheduler import LRScheduler
 from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
+from llava_accel.model.precision import PRECISIONS, computed_in, precision_name
 from llava_accel.recipe import Recipe
 from llava_accel.runtime import fsdp2, zero
 from llava_accel.runtime.context import Prepared
+from llava_accel.runtime.determinism import set_determinism
 from llava_accel.runtime.devices import computes_bf16, find_device
 from llava_accel.runtime.launch_profile import read_profile
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 where the device computes in it, else fp32: a CPU without it is about 70 times slower in bf16."""
-    if precision == "auto":
-        return torch.bfloat16 if computes_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    """ "auto" is bf16 where the device computes in it, else fp16; on a CPU fp32, as one without bf16 is about 70 times
+    slower in it."""
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if computes_bf16(device) else torch.float16
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -43,9 +48,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         UserError: the profile contradicts the recipe, or asks for what cannot work; key, value and remedy are named.
     """
     profile = read_profile()
+    set_determinism(recipe.run.deterministic)
     device = find_device(wants_cpu=profile.wants_cpu)
     dtype, on_cpu = resolve_precision(recipe.run.precision, device), device.type == "cpu"
-    profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
+    profile.check(recipe, "no" if dtype == torch.float32 else precision_name(dtype))
     if on_cpu:
         zero.use_cpu()
     engine_plugin = zero.configured_plugin(recipe, on_cpu=on_cpu) if profile.backend == "deepspeed" else None
@@ -145,8 +151,27 @@ def release(prepared: Prepared, parked: nn.Module | None) -> None:
 
 def autocast(recipe: Recipe, accelerator: Accelerator) -> torch.autocast:
     """The precision of forward passes outside the loop: the recipe's, whatever the engine."""
-    dtype = resolve_precision(recipe.run.precision, accelerator.device)
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    return computed_in(resolve_precision(recipe.run.precision, accelerator.device), accelerator.device)
+
+
+def take_loss_scale(accelerator: Accelerator, optimizer: AcceleratedOptimizer, scale: float) -> float:
+    """What losses are to be multiplied by, for the loss scale of the next backward passes: 1 where the engine does it.
+
+    DeepSpeed makes its update within the last backward pass, so it multiplies, and divides before it clips, itself.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return scale
+    zero.set_loss_scale(optimizer.optimizer, scale)
+    return 1.0
+
+
+def unscale_gradients(optimizer: AcceleratedOptimizer, factor: float) -> None:
+    """Divide gradients by what the losses were multiplied by, a power of two."""
+    if factor != 1.0:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1 / factor)
 
 
 def whole_root(objective: Objective) -> AbstractContextManager[None]:

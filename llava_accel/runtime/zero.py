@@ -86,6 +86,14 @@ def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
     zero["reduce_bucket_size"] = min(trained, int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)))
 
 
+def set_loss_scale(optimizer: Any, scale: float) -> None:
+    """Let DeepSpeed's optimizer multiply losses by this; it divides gradients by it before it clips them.
+
+    In its fp32 mode the scale is a plain number, which DeepSpeed never changes.
+    """
+    optimizer.loss_scale = scale
+
+
 def zero_stage(accelerator: Accelerator) -> int:
     """1, 2 or 3."""
     assert accelerator.deepspeed_plugin is not None

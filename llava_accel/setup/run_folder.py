@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from llava_accel.exceptions import Interrupted, UserError
+from llava_accel.model.precision import precision_name
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.devices import device_name
@@ -169,7 +170,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
         "device": str(device) if device.type == "cpu" else device_name(device),
         "backend": str(accelerator.distributed_type.value),
         "num_processes": accelerator.num_processes,
-        "mixed_precision": "bf16" if dtype == torch.bfloat16 else "no",
+        "mixed_precision": "no" if dtype == torch.float32 else precision_name(dtype),
         "git_commit": _git_commit(),
     }
 

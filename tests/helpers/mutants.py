@@ -14,6 +14,7 @@ import llava_accel.train as train_module
 from bench.traffic import Traffic
 from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
+from llava_accel.setup.state import TrainState
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
 _count = step_module.count_targets
@@ -112,7 +113,21 @@ def note_state_dicts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Accelerator, "get_state_dict", noting)
 
 
-NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic, note_state_dicts)}
+def loss_scale_too_high(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: the first step in fp16 overflows until the scale has come down."""
+    made = TrainState.of
+
+    def high(*arguments: Any, **named: Any) -> TrainState:
+        state = made(*arguments, **named)
+        state.loss_scale = 2.0**28
+        return state
+
+    patch.setattr(TrainState, "of", high)
+
+
+NOTES: dict[str, _Patch] = {
+    note.__name__: note for note in (note_images, note_traffic, note_state_dicts, loss_scale_too_high)
+}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (
