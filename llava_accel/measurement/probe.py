@@ -160,6 +160,7 @@ class Job:
         begun = time.perf_counter()
         for window in meter.waited(load_with(meter.enter)):
             step = train_step(self.run, self.prepared, window, state.step, guard, meter.enter)
+            assert step is not None, "nothing asks a bench to end"
             state.step += 1
             meter.add(window, step)
             if is_due(state.step, recipe.log.every, state.num_steps):

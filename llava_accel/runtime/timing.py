@@ -57,10 +57,14 @@ class Phases:
         """The phase that began last."""
         return self._marks[-1][0] if self._marks else self._phase
 
-    def take(self) -> dict[str, float]:
-        """Seconds of each of `PHASES` since the last call. Waits for the device."""
+    def take(self, *, waits: bool = False) -> dict[str, float]:
+        """Seconds of each of `PHASES` since the last call.
+
+        Args:
+            waits: Wait for the device. Else what it has not come to yet counts for the next call.
+        """
         self.enter(self.now)
-        if self._marks:
+        if waits and self._marks:
             self._marks[-1][1].synchronize()
             self._read()
         seconds = {phase: self._seconds[phase] for phase in PHASES}
