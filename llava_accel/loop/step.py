@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llava_accel.data.collate import collate
 from llava_accel.data.loader import Loaded, moved, tensor
@@ -170,4 +171,6 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, max_grad_norm: fl
     assert accelerator.sync_gradients, "a window was left before its last micro-batch: the step would do nothing"
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
     assert norm is not None
-    return torch.as_tensor(norm, device=accelerator.device).detach()
+    # Of sharded gradients the norm is a sum over ranks that nobody has formed yet.
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=accelerator.device)
+    return whole.detach()
