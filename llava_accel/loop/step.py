@@ -12,14 +12,13 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from llava_accel.data.collate import collate
 from llava_accel.data.loader import Loaded, moved, tensor
 from llava_accel.loop.optimizer import learning_rates
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.runtime.context import Prepared, RunContext
-from llava_accel.runtime.engines import take_loss_scale, unscale_gradients
+from llava_accel.runtime.engines import take_loss_scale, unscale_gradients, whole_value
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.state import seed_step
 
@@ -171,6 +170,4 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, max_grad_norm: fl
     assert accelerator.sync_gradients, "a window was left before its last micro-batch: the step would do nothing"
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
     assert norm is not None
-    # Of sharded gradients the norm is a sum over ranks that nobody has formed yet.
-    whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=accelerator.device)
-    return whole.detach()
+    return whole_value(torch.as_tensor(norm, device=accelerator.device).detach())
