@@ -145,9 +145,8 @@ class Objective(nn.Module):
             read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
             loss = self._cross_entropy(read[target_reads], target_ids, target_weights)
             # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
-            return loss + 0.0 * features.sum(
-                dtype=torch.float32
-            )  # in fp16 a sum may be infinite, and 0 times it no number
+            # In fp16 the sum may be infinite, and 0 times that is no number.
+            return loss + 0.0 * features.sum(dtype=torch.float32)
 
     def _cross_entropy(
         self,
