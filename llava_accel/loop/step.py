@@ -98,13 +98,7 @@ def backward_passes(
     factor: float,
     enter: Callable[[str], None],
 ) -> list[Float[Tensor, ""]]:
-    """The losses of the window's micro-batches, with their gradients summed up in the model.
-
-    Args:
-        divisors: What each loss is divided by.
-        factor: What each is multiplied by for its gradient.
-        enter: Told each phase that begins.
-    """
+    """The losses of the window's micro-batches; their gradients, of loss / divisor x factor, are summed up in the model."""
     losses = []
     for micro_batch, divisor in zip(window, divisors, strict=True):
         with gradient_sync(accelerator, model, enabled=micro_batch is window[-1]):

@@ -43,6 +43,9 @@ class RunTable(Table):
     deterministic: bool = False
     """Only kernels that add up in a fixed order, so that a run on a GPU can be repeated bit for bit on the same one; slower.
     On a CPU it is so anyway. Without it order and data are the same, bits need not be."""
+    matmul: Literal["auto", "native"] = "auto"
+    """fp32 products on a CPU: "auto" = oneDNN's where a probe finds them exact and layers are wide enough to gain, or
+    "native"."""
     resume: Text = "auto"
     """"auto" = the newest complete checkpoint of this run, "never", or a checkpoint folder."""
 

@@ -32,8 +32,10 @@ from llava_accel.runtime.launch_profile import read_profile
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 where the device computes in it, else fp16; on a CPU fp32, as one without bf16 is about 70 times
-    slower in it."""
+    """ "auto" is bf16 where an accelerator computes in it and fp16 where it does not; on a CPU fp32, which is exact.
+
+    Of CPUs some are faster in bf16 and most are far slower: `setup/opening.py` says which one this is.
+    """
     if precision != "auto":
         return PRECISIONS[precision]
     if device.type == "cpu":
