@@ -283,14 +283,23 @@ def partition(parameter: nn.Parameter, init: Any) -> None:
     init._convert_to_zero_parameters([parameter])
 
 
-def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, int] | None:
-    """Of a weight that was partitioned: its shape over all ranks, and how many numbers each rank holds, with filling.
+def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, Tensor] | None:
+    """Of a weight that was partitioned: its shape over all ranks, and this rank's part, flat, with filling at the end.
 
     Read in deepspeed 0.19, runtime/zero/partition_parameters.py: `ds_shape` and `ds_tensor`. Nothing public tells.
     """
     if "ds_id" not in vars(parameter):
         return None
-    return parameter.ds_shape, parameter.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
+    return parameter.ds_shape, parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def fragment_of(parameter: nn.Parameter) -> tuple[int, Mapping[str, Tensor]] | None:
+    """Where in a weight, flattened, the part begins whose moments this rank of ZeRO-2 keeps, and those; None without one.
+
+    Read in deepspeed 0.19, utils/tensor_fragment.py: `tensor_fragment`. The public `safe_get_*` gather them.
+    """
+    fragment: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    return None if fragment is None else (fragment.lp_fragment_address.start, fragment.optim_fragment)
 
 
 def flat_partitions(optimizer: Any) -> list[Tensor]:

@@ -80,12 +80,18 @@ engine.step()
 if stage == 2:
     compat.link_moments(optimizer)
 from deepspeed.utils import safe_get_full_optimizer_state
+
+def fragment(parameter):
+    start, found = compat.fragment_of(parameter)
+    return [start, found["exp_avg"].numel()]
+
 flat = compat.flat_partitions(optimizer)
 moments = [safe_get_full_optimizer_state(parameter, "exp_avg") for parameter in (first, second)]
 print(json.dumps({
     "shm": build_shm_op() is None,
     "left": left,
-    "parts": [part and [list(part[0]), part[1]] for part in map(compat.partition_of, (first, second))],
+    "parts": [part and [list(part[0]), part[1].numel()] for part in map(compat.partition_of, (first, second))],
+    "fragments": [stage == 2 and fragment(parameter) for parameter in (first, second)],
     "flat": [tensor.numel() for tensor in flat],
     "keys": sorted(optimizer.optimizer.state[flat[0]]),
     "moments": [moment is not None and list(moment.shape) for moment in moments],
@@ -135,6 +141,12 @@ def test_the_optimizer_updates_one_flat_tensor_for_each_group(
     found = zero(stage)
     assert len(found["flat"]) == 2 and found["flat"][0] >= 15 and found["flat"][1] >= 5
     assert found["keys"] == ["exp_avg", "exp_avg_sq", "step"]
+
+
+@pytest.mark.slow
+@contract(compat.fragment_of)
+def test_zero_2_tells_which_moments_are_this_ranks(zero: Callable[[int], dict[str, Any]]) -> None:
+    assert zero(2)["fragments"] == [[0, 15], [0, 5]]
 
 
 @pytest.mark.slow
