@@ -22,6 +22,7 @@ from llava_accel.data.sampler import deal
 from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, trace_answers
 from llava_accel.estimate.flops import Work, costs
 from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
+from llava_accel.estimate.saved import checkpoint_line
 from llava_accel.estimate.trace import Moment, build_meta
 from llava_accel.estimate.worst_case import (
     image_layouts,
@@ -74,6 +75,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     )
     _show_steps(console, recipe, processing, training, model)
     _show_memory(console, plans, batch)
+    console.line(checkpoint_line(weights, recipe, accelerator.num_processes))
     if gpu_gb is not None:
         for each in plans:
             console.line(verdict(each, gpu_gb, recipe.train.per_device_batch_size))

@@ -133,6 +133,12 @@ def test_a_partitioned_weight_tells_its_shape_and_its_part(zero: Callable[[int],
 
 
 @pytest.mark.slow
+@contract(compat.fragment_of)
+def test_zero_2_tells_which_moments_are_this_ranks(zero: Callable[[int], dict[str, Any]]) -> None:
+    assert zero(2)["fragments"] == [[0, 15], [0, 5]]
+
+
+@pytest.mark.slow
 @contract(compat.flat_partitions)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_optimizer_updates_one_flat_tensor_for_each_group(
@@ -141,12 +147,6 @@ def test_the_optimizer_updates_one_flat_tensor_for_each_group(
     found = zero(stage)
     assert len(found["flat"]) == 2 and found["flat"][0] >= 15 and found["flat"][1] >= 5
     assert found["keys"] == ["exp_avg", "exp_avg_sq", "step"]
-
-
-@pytest.mark.slow
-@contract(compat.fragment_of)
-def test_zero_2_tells_which_moments_are_this_ranks(zero: Callable[[int], dict[str, Any]]) -> None:
-    assert zero(2)["fragments"] == [[0, 15], [0, 5]]
 
 
 @pytest.mark.slow

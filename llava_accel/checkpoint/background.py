@@ -25,7 +25,7 @@ class Background:
         """Whether there is work that is not done."""
         return not self._last.done()
 
-    def start(self, work: Callable[[], None]) -> None:
+    def start(self, work: Callable[[], object]) -> None:
         """Do some work as soon as what was given before is done. If that raised, so does this."""
         before, done = self._last, futures.Future[None]()
 

@@ -75,7 +75,7 @@ class Measured:
         verb.train_step = self._timed_step  # pyright: ignore[reportAttributeAccessIssue]
         store.commit = self._noted_commit
         measured = self
-        store.Checkpoints.save = lambda checkpoints, enter: measured._timed_save(checkpoints, enter)
+        store.Checkpoints.save = lambda checkpoints, enter: measured._timed_save(checkpoints, enter)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _timed_step(self, run: Any, prepared: Any, *rest: Any) -> Any:
         self._prepared = prepared
@@ -106,15 +106,17 @@ class Measured:
         self.found["written_s"] = round(time.perf_counter() - self._begun, 1)
 
     def _save_by_dcp(self) -> bool:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict import get_state_dict
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         weights, moments = get_state_dict(self._prepared.model, self._prepared.optimizer.optimizer)
-        whole = dcp.HuggingFaceStorageWriter(
+        whole = HuggingFaceStorageWriter(
             str(self._folder / "weights"), save_distributed=True, enable_consolidation=True
         )
-        dcp.save(weights, storage_writer=whole)
-        dcp.save(moments, storage_writer=dcp.FileSystemWriter(str(self._folder / "moments"), sync_files=False))
+        save(weights, storage_writer=whole)
+        save(moments, storage_writer=FileSystemWriter(str(self._folder / "moments"), sync_files=False))
         return True
 
     def lines(self) -> dict[str, float | int]:

@@ -24,38 +24,50 @@ pytestmark = pytest.mark.slow
 BEHIND = {"checkpoint": {"every": 2, "background": True}}
 
 
-@contextmanager
-def held_back(monkeypatch: pytest.MonkeyPatch, name: str, until: int) -> Iterator[list[int]]:
-    """The folder `name` is written, but does not get its name before step `until` has begun; the steps begun so far."""
-    commit, begun, gate = store.commit, list[int](), threading.Event()
+def on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
-    def held(unfinished: Path, target: Path, **settings: Any) -> None:
-        if target.name == name:
-            assert threading.current_thread() is not threading.main_thread()
-            assert gate.wait(60)
+
+def noting_threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each folder gets its name on the main thread, as it happens."""
+    seen: list[bool] = []
+    commit = store.commit
+
+    def noted(unfinished: Path, target: Path, **settings: Any) -> None:
+        seen.append(on_main_thread())
         commit(unfinished, target, **settings)
 
-    def noted(seed: int, step: int, rank: int) -> None:
-        begun.append(step)
-        if step == until:
-            gate.set()
-        seed_step(seed, step, rank)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "commit", held)
-        patch.setattr(step_file, "seed_step", noted)
-        yield begun
+    monkeypatch.setattr(store, "commit", noted)
+    return seen
 
 
 def said(captured: pytest.CaptureFixture[str]) -> str:
     return " ".join(captured.readouterr().out.split())
 
 
-def test_a_run_that_saves_behind_its_steps_is_the_same_run(
+def test_what_is_written_behind_a_step_is_what_was_before_it(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with held_back(monkeypatch, "step-000002", 3):
+    write, settled, gate = store.write, store.Checkpoints.settled, threading.Event()
+    held: list[str] = []
+
+    def held_back(folder: Path, *arguments: Any, **settings: Any) -> Any:
+        if not on_main_thread():
+            assert gate.wait(60)
+            held.append(folder.name.partition(".")[0])
+        return write(folder, *arguments, **settings)
+
+    def let_go(self: store.Checkpoints) -> bool:
+        gate.set()
+        done = settled(self)
+        gate.clear()
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", held_back)
+        patch.setattr(store.Checkpoints, "settled", let_go)
         run = train(settings(tmp_path, data, **BEHIND))
+    assert held == [f"step-{step:06d}" for step in (2, 3, 4, 6, 8)], "each when the next one is due, or the run is over"
     assert_same_run(run, whole)
     assert checkpoints(run) == checkpoints(whole)
     for name in ("best", "checkpoints/step-000006"):
@@ -67,7 +79,7 @@ def test_a_second_save_waits_for_the_first(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[str, str]] = []
-    save, commit = store.Checkpoints.save, store.commit
+    commit = store.commit
 
     def slow(unfinished: Path, target: Path, **settings: Any) -> None:
         seen.append(("begins", target.name))
@@ -78,7 +90,6 @@ def test_a_second_save_waits_for_the_first(
     monkeypatch.setattr(store, "_SILENCE_S", 0.01)
     monkeypatch.setattr(store, "commit", slow)
     train(settings(tmp_path, data, eval={"every": 1000, "at_start": False}, **BEHIND))
-    assert save is store.Checkpoints.save
     assert [what for what, _ in seen] == ["begins", "ends"] * (len(seen) // 2)
     assert "waiting for the last one" in said(capsys)
 
@@ -137,7 +148,7 @@ def test_whoever_presses_ctrl_c_twice_does_not_wait(
     monkeypatch.setattr(store, "commit", lambda *_, **__: gate.wait(60))
 
     def pressed(seed: int, step: int, rank: int) -> None:
-        if step == 3:
+        if step == 2:
             raise KeyboardInterrupt
         seed_step(seed, step, rank)
 
@@ -195,35 +206,23 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_of_the_run(
 def test_where_there_is_no_memory_for_a_copy_training_waits_and_it_is_said_once(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    threads: set[bool] = set()
-    commit = store.commit
-    monkeypatch.setattr(
-        store,
-        "commit",
-        lambda *a, **k: (threads.add(threading.current_thread() is threading.main_thread()), commit(*a, **k)),
-    )
+    on_main = noting_threads(monkeypatch)
     monkeypatch.setattr(store, "free_main_memory", lambda: 1000)
     run = train(settings(tmp_path, data, **BEHIND))
-    assert said(capsys).count("there is no main memory for a copy") == 1 and threads == {True}
+    assert said(capsys).count("there is no main memory for a copy") == 1 and all(on_main)
     assert_same_run(run, whole)
 
 
 @pytest.mark.parametrize(
-    ("background", "worth", "goes_behind"), [("auto", 1, True), ("auto", 1 << 40, False), (False, 1, False)]
+    ("background", "worth", "on_main"), [("auto", 1, False), ("auto", 1 << 40, True), (False, 1, True)]
 )
 def test_auto_takes_large_checkpoints_alone(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool | str, worth: int, goes_behind: bool
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool | str, worth: int, on_main: bool
 ) -> None:
-    seen: list[bool] = []
-    commit = store.commit
+    seen = noting_threads(monkeypatch)
     monkeypatch.setattr(store, "WORTH_IT", worth)
-    monkeypatch.setattr(
-        store,
-        "commit",
-        lambda *a, **k: (seen.append(threading.current_thread() is not threading.main_thread()), commit(*a, **k)),
-    )
     train_until(settings(tmp_path, data, checkpoint={"every": 2, "background": background}), 3)
-    assert seen == [goes_behind]
+    assert seen and set(seen) == {on_main}
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 3]
 
 

@@ -3,7 +3,7 @@
 import errno
 import json
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,10 +60,9 @@ def written(target: Path, of_ranks: Sequence[Files], threads: int = 2) -> Path:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("share", [divided, by_rows])
 def test_what_ranks_write_together_is_what_safetensors_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, share: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, share: Callable[[Tensor, int, int], Share]
 ) -> None:
     monkeypatch.setattr(tensor_files, "_CHUNK_BYTES", 24)
-    assert callable(share)
     of_ranks = [{"x.safetensors": {n: share(t, rank, ranks) for n, t in TENSORS.items()}} for rank in range(ranks)]
     folder = written(tmp_path / "saved", of_ranks)
     found = load_file(folder / "x.safetensors")
@@ -140,7 +139,9 @@ def test_many_tensors_become_several_files_with_an_index(tmp_path: Path) -> None
     files, index = into_files(shares, "model{suffix}.safetensors", 100)
     assert index is not None and len(files) > 1
     folder = written(tmp_path / "saved", [files])
-    for name, file in dict(index["weight_map"]).items():  # pyright: ignore[reportArgumentType, reportCallIssue]
+    places = index["weight_map"]
+    assert isinstance(places, dict) and places.keys() == TENSORS.keys()
+    for name, file in places.items():
         assert torch.equal(load_file(folder / file)[name], TENSORS[name])
     (one,), none = into_files(shares, "model{suffix}.safetensors", 10_000)
     assert one == "model.safetensors" and none is None
