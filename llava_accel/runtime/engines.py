@@ -217,11 +217,9 @@ def optimizer_shares(
     accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
 ) -> Iterator[tuple[str, str, Share]]:
     """(parameter, key, this rank's share) of everything that the optimizer keeps. Nothing is gathered or copied."""
-    engine, rank, ranks = _engine(accelerator), accelerator.process_index, accelerator.num_processes
-    for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
-        if parameter.requires_grad:
-            for key, share in engine.moment_shares(parameter, optimizer.optimizer, rank, ranks):
-                yield name, key, share
+    trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
+    ranks = accelerator.process_index, accelerator.num_processes
+    yield from _engine(accelerator).moment_shares(trained, optimizer.optimizer, *ranks)
 
 
 def _engine(accelerator: Accelerator) -> ModuleType:

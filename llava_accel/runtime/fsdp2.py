@@ -1,6 +1,6 @@
 """FSDP2: sharding by PyTorch's own `fully_shard`, and whole tensors out of the shards. See backend.py."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -78,14 +78,15 @@ def weight_share(tensor: Tensor, rank: int, ranks: int) -> Share:
 
 
 def moment_shares(
-    parameter: nn.Parameter, optimizer: torch.optim.Optimizer, rank: int, ranks: int
-) -> Iterator[tuple[str, Share]]:
-    """This rank's share of what `moments` yields whole; nothing is gathered."""
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, int):
-            yield f"{key}:int", divided(torch.tensor(value), rank, ranks)
-        elif isinstance(value, Tensor):
-            yield key, weight_share(value, rank, ranks)
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, rank: int, ranks: int
+) -> Iterator[tuple[str, str, Share]]:
+    """(name, key, this rank's share) of what `moments` yields whole; nothing is gathered."""
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, int):
+                yield name, f"{key}:int", divided(torch.tensor(value), rank, ranks)
+            elif isinstance(value, Tensor):
+                yield name, key, weight_share(value, rank, ranks)
 
 
 def put_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, key: str, value: Tensor) -> None:

@@ -6,7 +6,7 @@ engine, and the forward pass is under autocast. Its own bf16 mode would round wh
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,23 +138,24 @@ def weight_share(parameter: nn.Parameter, rank: int, ranks: int) -> Share:
     return _part_of(partition[0], partition[1], rank)
 
 
-def moment_shares(parameter: nn.Parameter, optimizer: Any, rank: int, ranks: int) -> Iterator[tuple[str, Share]]:
-    """This rank's share of what `moments` yields whole; nothing is gathered."""
+def moment_shares(
+    parameters: Mapping[str, nn.Parameter], optimizer: Any, rank: int, ranks: int
+) -> Iterator[tuple[str, str, Share]]:
+    """(name, key, this rank's share) of what `moments` yields whole; nothing is gathered."""
     from deepspeed.utils import safe_get_local_optimizer_state
 
-    flat, partition = compat.flat_partitions(optimizer)[0], compat.partition_of(parameter)
-    if not partition:
-        compat.link_moments(optimizer)
-    for key, value in optimizer.optimizer.state[flat].items():
-        if not isinstance(value, Tensor):
-            continue
-        if value.shape != flat.shape:
-            yield key, divided(value, rank, ranks)
-        elif partition:
-            yield key, _part_of(partition[0], safe_get_local_optimizer_state(parameter, key), rank)  # pyright: ignore[reportArgumentType]
-        else:
-            start, found = compat.fragment_of(parameter) or (0, {key: value[:0]})
-            yield key, Share(value.dtype, parameter.shape, start, found[key])
+    flat, is_partitioned = compat.flat_partitions(optimizer)[0], any(map(compat.partition_of, parameters.values()))
+    fragment = None if is_partitioned else compat.link_moments(optimizer)
+    kept = {key: value for key, value in optimizer.optimizer.state[flat].items() if isinstance(value, Tensor)}
+    for name, parameter in parameters.items():
+        start, found = fragment(parameter) if fragment else (0, {})
+        for key, value in kept.items():
+            if value.shape != flat.shape:
+                yield name, key, divided(value, rank, ranks)
+            elif partition := compat.partition_of(parameter):
+                yield name, key, _part_of(partition[0], safe_get_local_optimizer_state(parameter, key), rank)  # pyright: ignore[reportArgumentType]
+            else:
+                yield name, key, Share(value.dtype, parameter.shape, start, found.get(key, value[:0]))
 
 
 def _part_of(shape: torch.Size, part: Tensor, rank: int) -> Share:

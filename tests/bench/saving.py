@@ -5,7 +5,7 @@
 
 A JSON line for each rank. "save_s" is what training waits, "save_cpu_s" the processor's time in it, "written_s" is when the
 checkpoint has its name, and "save_mib" is what the process takes in between on top of what it has before. "step_s" is the
-median of the steps before, "step_behind_s" that of the steps that begin while the checkpoint is being written. With --dcp
+median of the steps before, "step_behind_s" that of the first ones after, behind which it may be written. With --dcp
 torch.distributed.checkpoint writes instead: weights into safetensors files by rank, joined into whole ones, moments into its
 own form; nothing is hashed, flushed or read back. Not part of the suite: a checkpoint takes 5.8 GB of disk.
 """
@@ -62,8 +62,8 @@ def recipe(base: Path, folder: Path, background: bool | None) -> Recipe:
 class Measured:
     """Times and peaks of one run: it saves at one step, takes a few more, and is ended."""
 
-    def __init__(self, folder: Path, *, dcp: bool) -> None:
-        self._peak, self._folder, self._dcp = Peak(), folder, dcp
+    def __init__(self, folder: Path, *, dcp: bool, behind: bool) -> None:
+        self._peak, self._folder, self._dcp, self._is_behind = Peak(), folder, dcp, behind
         self._step, self._save, self._commit = verb.train_step, store.Checkpoints.save, store.commit
         self._before: list[float] = []
         self._behind: list[float] = []
@@ -79,10 +79,10 @@ class Measured:
 
     def _timed_step(self, run: Any, prepared: Any, *rest: Any) -> Any:
         self._prepared = prepared
-        is_behind, since = bool(self._begun) and "written_s" not in self.found, time.perf_counter()
+        is_behind, since = bool(self._begun), time.perf_counter()
         step = self._step(run, prepared, *rest)
         (self._behind if is_behind else self._before).append(time.perf_counter() - since)
-        if len(self._behind) + len(self._before) == SAVED_AT + STEPS_BEHIND:
+        if len(self._behind) == STEPS_BEHIND:
             self.found["behind_mib"] = self._peak.take()["own"] - self._own
             raise Done
         return step
@@ -99,6 +99,8 @@ class Measured:
         self.found["save_cpu_s"] = round(time.process_time() - cpu, 1)
         self.found["save_mib"] = self._peak.take()["own"] - self._own
         self.found["step_s"] = round(median(self._before), 2)
+        if not self._is_behind:
+            raise Done
         return saved
 
     def _noted_commit(self, *arguments: Any, **named: Any) -> None:
@@ -137,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.gettempdir()) / f"saving-{os.environ.get('MASTER_PORT', '0')}"
     folder.mkdir(exist_ok=True)
-    measured = Measured(folder, dcp=arguments.dcp)
+    measured = Measured(folder, dcp=arguments.dcp, behind=bool(arguments.background))
     measured.install()
     try:
         verb.train(recipe(arguments.base, folder, arguments.background))
