@@ -306,9 +306,9 @@ def flat_partitions(optimizer: Any) -> list[Tensor]:
 def link_moments(optimizer: Any) -> Callable[[Any], tuple[int, Mapping[str, Tensor]]]:
     """Let ZeRO-2 look its moments up again: it does so after the update of its first group, when the others have none.
 
-    Returns what tells where in a weight, flattened, this rank's moments begin, and those; none where it keeps none.
     Read in deepspeed 0.19, runtime/zero/stage_1_and_2.py: `_lazy_init_hp_params_optimizer_state`; utils/tensor_fragment.py:
-    `tensor_fragment`. The public `safe_*` see what was looked up, and gather it.
+    `tensor_fragment`. The public `safe_*` see what was looked up, and gather it. Returns what tells where in a weight,
+    flattened, this rank's moments begin, and those; none where it keeps none.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
