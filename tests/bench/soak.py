@@ -182,9 +182,12 @@ def kill(process: Run) -> None:
     """All processes of the group, none of which can do anything about it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        while True:  # what waits for the disk ends later than the leader
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
     except ProcessLookupError:
         return
-    process.wait()
 
 
 def first_sign(process: Run, recipe: Path, since: float) -> None:
