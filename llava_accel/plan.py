@@ -87,6 +87,11 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     _show_steps(console, recipe, processing, training, model)
     _show_memory(console, plans, batch)
     console.line(checkpoint_line(weights, recipe, accelerator.num_processes))
+    if recipe.model.compile:
+        console.line(
+            "model.compile: the activations are those of layers that are not compiled; what compiled ones keep is known "
+            "once they run"
+        )
     if gpu_gb is not None:
         for each in plans:
             console.line(verdict(each, gpu_gb, recipe))
