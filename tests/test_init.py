@@ -167,7 +167,8 @@ def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     ended = init("--data", write_data(40), "--gpu", "24", base="")
     assert ended.code == 0, ended.err
-    assert "assumed: llava-hf/llava-1.5-7b-hf is not on this machine" in ended.out
+    assert "assumed: the published sizes of llava-hf/llava-1.5-7b-hf" in ended.out
+    assert "llava-hf/llava-1.5-7b-hf is not on this machine" in ended.out
     recipe, text = load_recipe("mine.toml"), Path("mine.toml").read_text()
     assert recipe.model.base == "llava-hf/llava-1.5-7b-hf" and "# no --base:" in text and "# assumed: " in text
     assert recipe.data.max_length >= 576, "an image has 576 tokens"

@@ -31,9 +31,8 @@ def find_configs(base: str, spare: Path) -> tuple[str, str]:
     except UserError:
         if Path(base).is_absolute() or base.startswith((".", "~")) or base.count("/") != 1:
             raise
-    return str(
-        spare
-    ), f"{base} is not on this machine, and the hub has no such model within reach; {write_known(base, spare)}"
+    missing = f"{base} is not on this machine, and the hub has no such model within reach"
+    return str(spare), f"{write_known(base, spare)}; {missing}"
 
 
 def write_known(base: str, folder: Path) -> str:

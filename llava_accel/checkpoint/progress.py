@@ -21,9 +21,10 @@ from torch import Tensor
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import resolve_precision
+from llava_accel.setup.products import matmul_of
 from llava_accel.setup.state import TrainState
+from llava_accel.storage.run_weights import PROGRESS
 
-PROGRESS = "progress.json"
 _FILE_BYTES = 2 << 30
 _SEPARATOR = "//"
 _T = TypeVar("_T")
@@ -63,6 +64,7 @@ def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state
         "global_batch_size": global_batch_size(recipe, accelerator),
         "optimizer": recipe.optim.optimizer,
         "precision": str(resolve_precision(recipe.run.precision, accelerator.device)),
+        "matmul": matmul_of(accelerator.device),
         "written_by": {"engine": accelerator.distributed_type.value, "num_processes": accelerator.num_processes},
     }
     (folder / PROGRESS).write_text(json.dumps(facts, indent=2) + "\n")

@@ -49,6 +49,9 @@ class RunTable(Table):
     """Seed of the order, the dropout and the new weights."""
     precision: Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_no_fp16)] = "auto"
     """"auto" = bf16 where the device has it, else fp32."""
+    matmul: Literal["auto", "native"] = "auto"
+    """fp32 products on a CPU: "auto" = oneDNN's where a probe finds them exact and layers are wide enough to gain, or
+    "native"."""
     resume: Text = "auto"
     """"auto" = the newest complete checkpoint of this run, "never", or a checkpoint folder."""
 

@@ -30,7 +30,10 @@ from llava_accel.runtime.launch_profile import read_profile
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 where the device computes in it, else fp32: a CPU without it is about 70 times slower in bf16."""
+    """ "auto" is bf16 where an accelerator computes in it, else fp32, which is exact.
+
+    Of CPUs some are faster in bf16 and most are far slower: `setup/opening.py` says which one this is.
+    """
     if precision == "auto":
         return torch.bfloat16 if computes_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32

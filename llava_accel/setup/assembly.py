@@ -9,6 +9,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from llava_accel import compat
+from llava_accel.kernels.compiled import compile_layers, require_compiler
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.files import resolve_folder
@@ -21,6 +22,7 @@ from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import load_device, place, resolve_precision
+from llava_accel.setup.products import choose_matmul
 from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
 from llava_accel.storage.kept_files import cache_folder
 
@@ -41,6 +43,8 @@ def build_objective(
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     if not console.is_terminal:
         disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
+    if recipe.model.compile:
+        require_compiler(accelerator.device)
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
     may_leave = may_park(recipe) and not (recipe.model.adapter and has_tower(recipe.model.adapter))
     loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
@@ -48,11 +52,14 @@ def build_objective(
     model = prepare_trainable(loaded.model, recipe)
     for note in (*loaded.notes, *_origins(recipe, loaded.fingerprint)):
         console.line(note)
+    choose_matmul(run, loaded.model.config.get_text_config().hidden_size, source)
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
     lighten_dropout(model)
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
     console.pairs("weights", describe_weights(summary))
     objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision, recipe.model.tower_batch)
+    if recipe.model.compile:
+        compile_layers(objective.llava.model.language_model)
     if source:
         load_saved(source, objective)
     if may_park(recipe):
