@@ -189,7 +189,7 @@ def read(task: Check, name: str, corpus: Corpus, processing: Processing | None) 
     with task.console.bar(f"reading {name}", len(corpus)) as bar:
         return survey_records(
             corpus,
-            workers=task.recipe.data.num_workers,
+            workers=task.recipe.data.num_readers,
             decode=True,
             progress=bar.advance,
             watched=watched(processing) if processing else (),

@@ -36,6 +36,7 @@ from llava_accel.estimate.peak_memory import (
     verified_bytes,
 )
 from llava_accel.estimate.remedies import backend_of, checkpointing, fewer_bits, smaller_state
+from llava_accel.estimate.saved import checkpoint_line
 from llava_accel.estimate.trace import Moment, build_meta
 from llava_accel.estimate.worst_case import (
     image_layouts,
@@ -48,6 +49,7 @@ from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.devices import bf16_remark
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.scoring.held_out import most_at_once
@@ -83,8 +85,11 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
         f"{weights.total:,} weights, {weights.trained:,} of them trained ({weights.trained / weights.total:.2%}), "
         f"computed in {str(dtype).removeprefix('torch.')}"
     )
+    if not on_gpu and (remark := bf16_remark(recipe.run.precision)):
+        console.line(remark)
     _show_steps(console, recipe, processing, training, model)
     _show_memory(console, plans, batch)
+    console.line(checkpoint_line(weights, recipe, accelerator.num_processes))
     if recipe.model.compile:
         console.line(
             "model.compile: the activations are those of layers that are not compiled; what compiled ones keep is known "

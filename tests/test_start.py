@@ -49,6 +49,16 @@ def ended(*commands: list[str]) -> list[tuple[int, str, list[str]]]:
     return json.loads(done.stdout)
 
 
+def test_what_draws_is_not_imported_before_the_first_step() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, llava_accel.train; print('matplotlib' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert said.stdout == "False\n", said.stderr
+
+
 def test_every_verb_is_in_the_list() -> None:
     files = {path.stem for path in (ROOT / "llava_accel").glob("*.py")}
     assert {*VERBS, "prepare"} == set(SUMMARIES) == files - {"__init__", "__main__", "exceptions", "compat"}

@@ -14,11 +14,11 @@ from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
 from llava_accel.storage.run_weights import complete_checkpoints
 
 # Free to change: where things are read (the checkpoint knows the data by content) and written, what is shown and kept, how
-# fast it goes, and when a run gives up.
+# fast it goes (run.matmul within fp32's rounding, which is said), and when a run gives up.
 _SPLIT = {"train.per_device_batch_size", "train.accumulation_steps"}
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
-    "run.name", "run.output_dir", "run.resume", "model.gradient_checkpointing", "model.tower_batch",
+    "run.name", "run.output_dir", "run.resume", "run.matmul", "model.gradient_checkpointing", "model.tower_batch",
     "data.train", "data.images", "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",

@@ -12,8 +12,7 @@ from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.meter import Meter
 from llava_accel.model.objective import Objective
-from llava_accel.pages.write import report_end
-from llava_accel.release.verification import reference_outputs, verify
+from llava_accel.release.verification import reference_outputs, standing_by, verify
 from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
@@ -51,12 +50,15 @@ def finish(
         Interrupted: the run was asked to end, and has saved.
         UserError: it could not be saved, or its export does not load elsewhere as what was trained.
     """
+    # Here, as what draws takes a second to import, and no first step is to wait for it.
+    from llava_accel.pages.write import report_end
+
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(prepared.model)
     assert isinstance(objective, Objective)
     received = interruption.agreed(accelerator)
     # Before the first step there is nothing to save: the next start evaluates the base again.
-    if (state.step or not received) and not checkpoints.save(meter.enter):
+    if (state.step or not received) and not (checkpoints.save(meter.enter) and checkpoints.settled()):
         raise UserError(f"run.output_dir: {folder} has no checkpoint of step {state.step}, for the reason above")
     meter.enter("saving")
     if received:
@@ -70,35 +72,38 @@ def finish(
             f"{received.name}: ended at step {state.step} of {state.num_steps}; the same command goes on from here"
         )
         raise Interrupted(received)
-    step = checkpoints.take_best()
-    checkpoints.export(folder / "export", step)
-    training, held_out = parts
-    if recipe.eval.train_limit:
-        meter.enter("evaluation")
-        with left_out_without_memory("eval.train_limit", console):
-            at_once = AtOnce(questions_at_once(run, checkpoints.processing, training))
-            score_training(run, prepared.model, training, checkpoints.processing.processor.tokenizer, at_once)
-    reference = None
-    if recipe.checkpoint.verify:
-        with left_out_without_memory("checkpoint.verify", console):
-            reference = reference_outputs(recipe, objective, held_out or training, accelerator)
-    objective.flush_features()
-    meter.close()
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
-    show_times(meter.seconds, console)
-    show_evaluations(folder, state, console)
-    show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
-    write_end(folder, "finished" if state.step >= state.num_steps else "patience")
-    report_end(recipe, state, console)
-    release(prepared, objective.parked.module if objective.parked else None)
-    if reference:
-        verify(reference, folder / "export", run, interruption)
-    which = f"step {step:,}" + (f", the best by eval.metric = {recipe.eval.metric}" if step == state.best_step else "")
-    console.line(f"{'adapter' if recipe.model.train == 'lora' else 'weights'}: {folder / 'export'} ({which})")
-    if recipe.model.train != "projector":
-        console.line(f"next: llava-accel chat --adapter {folder}")
+    with standing_by(run) as process:
+        step = checkpoints.take_best()
+        checkpoints.export(folder / "export", step)
+        training, held_out = parts
+        if recipe.eval.train_limit:
+            meter.enter("evaluation")
+            with left_out_without_memory("eval.train_limit", console):
+                at_once = AtOnce(questions_at_once(run, checkpoints.processing, training))
+                score_training(run, prepared.model, training, checkpoints.processing.processor.tokenizer, at_once)
+        reference = None
+        if recipe.checkpoint.verify:
+            with left_out_without_memory("checkpoint.verify", console):
+                reference = reference_outputs(recipe, objective, held_out or training, accelerator)
+        objective.flush_features()
+        meter.close()
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return
+        show_times(meter.seconds, console)
+        show_evaluations(folder, state, console)
+        show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
+        write_end(folder, "finished" if state.step >= state.num_steps else "patience")
+        report_end(recipe, state, console)
+        release(prepared, objective.parked.module if objective.parked else None)
+        if reference:
+            verify(reference, folder / "export", run, interruption, process)
+        which = f"step {step:,}" + (
+            f", the best by eval.metric = {recipe.eval.metric}" if step == state.best_step else ""
+        )
+        console.line(f"{'adapter' if recipe.model.train == 'lora' else 'weights'}: {folder / 'export'} ({which})")
+        if recipe.model.train != "projector":
+            console.line(f"next: llava-accel chat --adapter {folder}")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.memory_guard import evaluation_explained
 from llava_accel.loop.meter import Meter
-from llava_accel.pages.write import report_evaluation, say_overfitting
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.signals import Interruption
 from llava_accel.scoring.best import is_better, read_lines
@@ -146,6 +145,9 @@ class Validation:
 
     def _report(self, state: TrainState, meter: Meter) -> None:
         if self._part is not None and self._run.accelerator.is_main_process:
+            # Here, as what draws takes a second to import, and no first step is to wait for it.
+            from llava_accel.pages.write import report_evaluation, say_overfitting
+
             say_overfitting(self._run.recipe, self._run.console)
             report_evaluation(self._run.recipe, state, meter.trackers, self._run.console)
         meter.enter("other")

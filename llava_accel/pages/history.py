@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
@@ -17,7 +16,7 @@ from llava_accel.setup.run_folder import ENDED
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.folder_lock import is_held
 from llava_accel.storage.jsonl import read_json_lines
-from llava_accel.storage.run_weights import complete_checkpoints
+from llava_accel.storage.run_weights import PROGRESS, complete_checkpoints
 
 Prediction = dict[str, Any]
 _OF_SOURCE = "num_examples/"

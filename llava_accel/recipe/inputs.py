@@ -23,6 +23,7 @@ _LONGEST_NAME = 100  # characters of a name that is shown
 _OTHER_TEMPLATE_NAMES = {
     "vicuna_v1": "v1", "chatml_direct": "chatml", "qwen_2": "qwen_1_5", "qwen_2_5": "qwen_1_5",
 }  # fmt: skip
+_MOST_READERS = 16
 _MOST_WORKERS = 4  # of "auto"
 _MOST = 10**9  # no run needs more: such a number is a typing error, and would overflow or fill the memory
 Count = Annotated[int, Field(ge=0, le=_MOST)]
@@ -285,5 +286,14 @@ class DataTable(Table):
         if self.workers != "auto":
             return self.workers
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, as the launcher says
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(_MOST_WORKERS, cores // ranks)
+        return min(_MOST_WORKERS, _num_cores() // ranks)
+
+    @property
+    def num_readers(self) -> int:
+        """Processes that read all data through while everything else waits for it: one a core, none without workers."""
+        return min(_MOST_READERS, _num_cores()) if self.workers else 0
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

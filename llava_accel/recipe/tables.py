@@ -49,6 +49,9 @@ class RunTable(Table):
     """Seed of the order, the dropout and the new weights."""
     precision: Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_no_fp16)] = "auto"
     """"auto" = bf16 where the device has it, else fp32."""
+    matmul: Literal["auto", "native"] = "auto"
+    """fp32 products on a CPU: "auto" = oneDNN's where a probe finds them exact and layers are wide enough to gain, or
+    "native"."""
     resume: Text = "auto"
     """"auto" = the newest complete checkpoint of this run, "never", or a checkpoint folder."""
 
@@ -176,6 +179,8 @@ class CheckpointTable(Table):
     """Number of newest checkpoints that are kept, besides the best."""
     best: bool = True
     """Also keep the checkpoint with the best eval.metric; needs evaluation data."""
+    background: Literal["auto"] | bool = "auto"
+    """Write checkpoints while the next steps run, which takes a copy in main memory; "auto" = large ones, if it has room."""
     verify: bool = True
     """Load the finished export in a process with transformers and peft alone, and compare its outputs. This loads the
     base once more."""

@@ -1,4 +1,6 @@
-"""Loads an export with transformers and peft alone and computes with it: run as a program, `plain_inference.py JOB.json`.
+"""Loads an export with transformers and peft alone and computes with it: run as a program that reads the job's path.
+
+It may be started before there is a job: the libraries take seconds. Where no path comes, it ends.
 
 Nothing of this package is imported here: whoever is given the export does not have it. `verification.py` compares.
 """
@@ -83,5 +85,6 @@ def _answer(model: Any, given: dict[str, torch.Tensor], length: int, job: dict[s
 
 
 if __name__ == "__main__":
-    compute(Path(sys.argv[1]))
+    if named := sys.stdin.readline().rstrip("\n"):
+        compute(Path(named))
     assert not any(name.startswith("llava_accel") for name in sys.modules)

@@ -1,14 +1,12 @@
 """Whether an export is what was trained: both models' logits and answers for a few examples, one of them without data."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from llava_accel.model.memory import quantization_config
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
-from llava_accel.release import plain_inference
+from llava_accel.release.other_process import computed, other_process
 from llava_accel.release.plain_images import plain_images
 from llava_accel.release.second_copy import NO_PLACE, Place, find_place
 from llava_accel.runtime.context import RunContext
@@ -49,7 +47,6 @@ _PROMPT = 8  # tokens
 _MOST_EXAMPLES = 3
 _MOST_TARGETS = 64  # of one example: a row of logits is as long as the vocabulary
 _MAX_NEW_TOKENS = 8
-_LOOK_S = 0.2  # between two looks at whether this process was asked to end
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
 
@@ -181,6 +178,7 @@ def plain_outputs(
     base: str = "",
     quantization: BitsAndBytesConfig | None = None,
     is_asked: Callable[[], bool] = bool,
+    process: subprocess.Popen[str] | None = None,
 ) -> dict[str, Any] | None:
     """What a process with transformers and peft alone makes of the examples: "logits", "answers" and "counts".
 
@@ -188,6 +186,7 @@ def plain_outputs(
         folder: The export.
         base: Folder or hub id of what an adapter is loaded on; empty where the export is a whole model.
         is_asked: Whether this process has been asked to end.
+        process: One of `other_process`; without it one is started.
 
     Returns:
         None where that process was stopped because this one was asked to end, or was killed: for want of memory, mostly.
@@ -206,7 +205,8 @@ def plain_outputs(
             "max_new_tokens": _MAX_NEW_TOKENS, "num_threads": torch.get_num_threads(),
         }  # fmt: skip
         Path(work, "job.json").write_text(json.dumps(job))
-        done = _start(Path(work, "job.json"), is_asked)
+        with nullcontext(process) if process else other_process() as computer:
+            done = computed(Path(work, "job.json"), computer, is_asked)
         if done is None or done.returncode == -signal.SIGKILL or "OutOfMemoryError" in done.stderr:
             return None
         if done.returncode or not out.is_file():
@@ -240,27 +240,6 @@ def check_agreement(
     return agreement
 
 
-def _start(job: Path, is_asked: Callable[[], bool]) -> subprocess.CompletedProcess[str] | None:
-    # This process's environment without what a launcher says of ranks: the other process is alone.
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    names = {key for key in os.environ if key in ranks or key.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
-    environment = {key: value for key, value in os.environ.items() if key not in names}
-    # -P: the program's own folder holds modules of ours, which must not be found.
-    command = [sys.executable, "-P", plain_inference.__file__, str(job)]
-    # In a session of its own: a terminal sends Ctrl-C to all others, and this process decides what that means.
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as process:
-        try:
-            while not is_asked():
-                with suppress(subprocess.TimeoutExpired):
-                    _, said = process.communicate(timeout=_LOOK_S)
-                    return subprocess.CompletedProcess(command, process.returncode, "", said)
-            return None
-        finally:
-            process.kill()
-
-
 def _last_answer(example: Example, number: int) -> Example:
     """The example with its last answer as its only one, or the beginning of that."""
     first = example.prompt_length()
@@ -286,10 +265,28 @@ def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelera
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 
 
-def verify(reference: Reference, export: Path, run: RunContext, interruption: Interruption) -> None:
+@contextmanager
+def standing_by(run: RunContext) -> Iterator[subprocess.Popen[str] | None]:
+    """Around the end of a run: the process that `verify` will need, which imports its libraries meanwhile; None where it
+    will need none. It takes nothing of a GPU before it has a job."""
+    is_needed = run.recipe.checkpoint.verify and run.accelerator.is_main_process and not _not_plain(run.recipe)
+    with other_process() if is_needed else nullcontext() as process:
+        yield process
+
+
+def verify(
+    reference: Reference,
+    export: Path,
+    run: RunContext,
+    interruption: Interruption,
+    process: subprocess.Popen[str] | None = None,
+) -> None:
     """Load the export in another process, and compare. For the main process, after `engines.release`.
 
     Where the run is asked to end meanwhile, or memory holds no second copy, it is left out with a word: all else is done.
+
+    Args:
+        process: What `standing_by` gave.
 
     Raises:
         UserError: it does not load, or does not compute the same.
@@ -311,7 +308,13 @@ def verify(reference: Reference, export: Path, run: RunContext, interruption: In
     since = time.perf_counter()
     quantization = quantization_config(recipe.model.quantization, place.dtype)
     outputs = plain_outputs(
-        reference, export, place, base=base, quantization=quantization, is_asked=lambda: interruption.is_asked
+        reference,
+        export,
+        place,
+        base=base,
+        quantization=quantization,
+        is_asked=lambda: interruption.is_asked,
+        process=process,
     )
     if outputs is None:
         reason = "this run was asked to end" if interruption.is_asked else "the memory was too small after all"

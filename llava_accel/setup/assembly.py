@@ -22,6 +22,7 @@ from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import load_device, place, resolve_precision
+from llava_accel.setup.products import choose_matmul
 from llava_accel.setup.vision_cache import may_cache, may_park, name_tower
 from llava_accel.storage.kept_files import cache_folder
 
@@ -51,6 +52,7 @@ def build_objective(
     model = prepare_trainable(loaded.model, recipe)
     for note in (*loaded.notes, *_origins(recipe, loaded.fingerprint)):
         console.line(note)
+    choose_matmul(run, loaded.model.config.get_text_config().hidden_size, source)
     enable_checkpointing(loaded.model, recipe.model.gradient_checkpointing)
     lighten_dropout(model)
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)

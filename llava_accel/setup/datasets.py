@@ -142,7 +142,7 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
 
     def read() -> Survey:
         with console.bar("read data", len(corpus)) as bar:
-            return survey(corpus, workers=recipe.data.num_workers, decode=False, progress=bar.advance)
+            return survey(corpus, workers=recipe.data.num_readers, decode=False, progress=bar.advance)
 
     result = cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), read)
     refuse_bad(recipe.data, result)

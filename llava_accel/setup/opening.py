@@ -10,7 +10,7 @@ from llava_accel.data.sampler import Order
 from llava_accel.recipe import Recipe
 from llava_accel.recipe.inputs import ModelTable
 from llava_accel.runtime.context import RunContext
-from llava_accel.runtime.devices import device_name, why_cpu
+from llava_accel.runtime.devices import bf16_remark, device_name, why_cpu
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.setup.datasets import Part
@@ -45,6 +45,8 @@ def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | 
     run.console.pairs(f"run {recipe.run.name}", facts)
     if run.accelerator.device.type == "cpu":
         run.console.line(f"training on the CPU because {why_cpu(wants_cpu=read_profile().wants_cpu)}")
+        if remark := bf16_remark(recipe.run.precision):
+            run.console.line(remark)
 
 
 def _data(figures: Mapping[str, Any], part: Part) -> str:

@@ -3,13 +3,17 @@
 The best checkpoint where the run keeps one, else its export, else its newest checkpoint.
 """
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from llava_accel.exceptions import UserError
 from llava_accel.storage.atomic import is_ours
 
 _MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
+PROGRESS = "progress.json"
+"""In the engine folder of a checkpoint: where its run stood, and what its steps are made of."""
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
@@ -46,3 +50,9 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step-"))
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """Where a checkpoint's run stood, and what its steps are made of; empty if the folder holds weights alone."""
+    file = checkpoint / "engine" / PROGRESS
+    return json.loads(file.read_text()) if file.is_file() else {}

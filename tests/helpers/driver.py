@@ -25,8 +25,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 import llava_accel.train as train_module
-from llava_accel.loop import finish
 from llava_accel.model import chat_template, trial
+from llava_accel.pages import write
 from llava_accel.recipe import make_recipe
 from llava_accel.setup import run_folder
 
@@ -70,7 +70,7 @@ def main(folder: Path, parent: int) -> None:
     rank = os.environ.get("RANK", "0")
     # A run takes its process group down at the end, and a second one would wait for it at the same store for ever.
     PartialState.destroy_process_group = lambda self, group=None: None
-    finish.report_end = lambda *_: None  # half of the time of so short a run
+    write.report_end = lambda *_: None  # half of the time of so short a run
     run_folder.version = cache(run_folder.version)
     # What was found good stays so: no job changes a base.
     _once(trial, "check_tokenizer", 0)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ def export(monkeypatch: pytest.MonkeyPatch, source: Path | str, to: str, out: Pa
 def prove_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in this process what the proof of an export does in another: it takes less time to start."""
 
-    def compute(job: Path, _is_asked: Any) -> subprocess.CompletedProcess[str]:
+    def compute(job: Path, _process: None, _is_asked: Any) -> subprocess.CompletedProcess[str]:
         plain_inference.compute(job)
         return subprocess.CompletedProcess([], 0, "", "")
 
-    monkeypatch.setattr(proof, "_start", compute)
+    monkeypatch.setattr(proof, "other_process", nullcontext)
+    monkeypatch.setattr(proof, "computed", compute)
 
 
 def logits(path: Path | str, **options: Any) -> Tensor:

@@ -3,9 +3,12 @@
 import gc
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from helpers.exported import CPU, prove_here
 from helpers.runs import PARITY, recipe, write_records
 from llava_accel.console.output import Console
 from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.loop import finish
 from llava_accel.recipe import Recipe
 from llava_accel.release import plain_inference
 from llava_accel.release import verification as verify
+from llava_accel.release.other_process import other_process
 from llava_accel.release.second_copy import Place
 from llava_accel.release.verification import Reference, check_agreement, plain_outputs, probe_example, take_reference
 from llava_accel.runtime.signals import Interruption
@@ -141,19 +146,50 @@ def test_ctrl_c_leaves_the_verification_out_and_keeps_the_run(
     program, interruption = Path(two_steps.run.output_dir).parent / "waits.py", Interruption()
     program.write_text(waits)
     monkeypatch.setattr(plain_inference, "__file__", str(program))
-    start = verify._start
+    compute = verify.computed
 
-    def interrupted(job: Path, is_asked: Callable[[], bool]) -> Any:
+    def interrupted(job: Path, process: subprocess.Popen[str], is_asked: Callable[[], bool]) -> Any:
         threading.Timer(1.0, lambda: interruption._note(signal.SIGINT, None)).start()
-        return start(job, is_asked)
+        return compute(job, process, is_asked)
 
-    monkeypatch.setattr(verify, "_start", interrupted)
+    monkeypatch.setattr(verify, "computed", interrupted)
     since = time.monotonic()
     state = verb.train(two_steps, interruption)
     assert time.monotonic() - since < 60
     said, run = capsys.readouterr().out, Path(two_steps.run.output_dir)
     assert "not verified, as this run was asked to end. It is complete" in said and "next: llava-accel chat" in said
     assert state.step == 2 and (run / "report.html").is_file() and (run / "export" / ADAPTER).is_file()
+
+
+def test_the_other_process_starts_before_the_last_answers_are_made(
+    two_steps: Recipe, monkeypatch: pytest.MonkeyPatch, here: None
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def watched() -> Iterator[subprocess.Popen[str]]:
+        events.append("started")
+        with subprocess.Popen([sys.executable, "-c", ""], text=True) as process:
+            yield process
+        events.append("ended")
+
+    def noted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (events.append(name), work(*args))[1]
+
+    monkeypatch.setattr(verify, "other_process", watched)
+    monkeypatch.setattr(finish, "score_training", noted("answers", finish.score_training))
+    monkeypatch.setattr(verify, "computed", noted("job", lambda *_: None))
+    verb.train(two_steps.model_copy(update={"eval": two_steps.eval.model_copy(update={"train_limit": 1})}))
+    assert events == ["started", "answers", "job", "ended"]
+    verb.train(two_steps.model_copy(update={"checkpoint": two_steps.checkpoint.model_copy(update={"verify": False})}))
+    assert events[4:] == []
+
+
+def test_the_other_process_ends_without_a_job_and_with_the_block() -> None:
+    with other_process() as waiting, other_process() as unneeded:
+        waiting.communicate("")
+        assert waiting.returncode == 0
+    assert unneeded.returncode == -signal.SIGKILL
 
 
 def test_a_run_frees_its_weights_before_the_second_copy_is_made(

@@ -1,10 +1,20 @@
 """Which device a run computes on, and what is said where it is the CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from llava_accel.runtime import devices
-from llava_accel.runtime.devices import computes_bf16, device_name, find_device, total_bytes, why_cpu
+from llava_accel.runtime.devices import (
+    bf16_on_cpu,
+    bf16_remark,
+    computes_bf16,
+    device_name,
+    find_device,
+    total_bytes,
+    why_cpu,
+)
 
 CPU = torch.device("cpu")
 
@@ -64,3 +74,38 @@ def test_an_accelerator_that_cannot_do_what_a_run_asks_is_refused_in_its_own_wor
 
 def test_a_cpu_is_asked_for_nothing() -> None:
     assert (device_name(CPU), total_bytes(CPU), computes_bf16(CPU)) == ("CPU", 0, False)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "is_native"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni\n", False),
+        ("Features\t: fp asimd bf16\n", None),
+        (None, None),
+    ],
+)
+def test_a_cpu_says_whether_it_multiplies_bf16(tmp_path: Path, cpuinfo: str | None, is_native: bool | None) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}processor\t: 1\n")
+    assert bf16_on_cpu(tmp_path / "cpuinfo") == is_native
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_native", "said"),
+    [
+        ("auto", True, 'run.precision = "bf16"'),
+        ("auto", False, ""),
+        ("fp32", True, ""),
+        ("bf16", True, ""),
+        ("bf16", False, "about 70 times as long"),
+        ("bf16", None, ""),
+    ],
+)
+def test_what_bf16_means_on_a_cpu_is_said_where_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, precision: str, is_native: bool | None, said: str
+) -> None:
+    monkeypatch.setattr(devices, "bf16_on_cpu", lambda: is_native)
+    remark = bf16_remark(precision)
+    assert said in remark and bool(remark) == bool(said)
