@@ -173,6 +173,8 @@ class CheckpointTable(Table):
     """Number of newest checkpoints that are kept, besides the best."""
     best: bool = True
     """Also keep the checkpoint with the best eval.metric; needs evaluation data."""
+    background: Literal["auto"] | bool = "auto"
+    """Write checkpoints while the next steps run, which takes a copy in main memory; "auto" = large ones, if it has room."""
     verify: bool = True
     """Load the finished export in a process with transformers and peft alone, and compare its outputs. This loads the
     base once more."""

@@ -7,6 +7,7 @@ the same: what differs is done here, before the first step.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from llava_accel.runtime.context import Prepared
 from llava_accel.runtime.determinism import set_determinism
 from llava_accel.runtime.devices import computes_bf16, find_device
 from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.storage.tensor_files import Share
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -228,12 +230,33 @@ def gathered_optimizer_state(
 
     Every rank must take every item.
     """
-    engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
+    engine = _engine(accelerator)
     for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
         if parameter.requires_grad:
             for key, value in engine.moments(parameter, optimizer.optimizer):
                 if accelerator.is_main_process:
                     yield name, key, value.detach().cpu()
+
+
+def weight_shares(accelerator: Accelerator, model: nn.Module) -> dict[str, Share]:
+    """This rank's share of every weight, by name. Nothing is gathered or copied: it is not to be changed."""
+    engine, rank, ranks = _engine(accelerator), accelerator.process_index, accelerator.num_processes
+    parameters = accelerator.unwrap_model(model).named_parameters()  # pyright: ignore[reportAttributeAccessIssue]
+    return {name: engine.weight_share(parameter, rank, ranks) for name, parameter in parameters}
+
+
+def optimizer_shares(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
+) -> Iterator[tuple[str, str, Share]]:
+    """(parameter, key, this rank's share) of everything that the optimizer keeps. Nothing is gathered or copied."""
+    trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
+    ranks = accelerator.process_index, accelerator.num_processes
+    yield from _engine(accelerator).moment_shares(trained, optimizer.optimizer, *ranks)
+
+
+def _engine(accelerator: Accelerator) -> ModuleType:
+    """What knows how weights and moments are divided."""
+    return zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
 
 
 def load_optimizer_state(
@@ -244,7 +267,7 @@ def load_optimizer_state(
 ) -> None:
     """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine; UserError if
     they belong to other weights."""
-    engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
+    engine = _engine(accelerator)
     parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
     for name, key, value in moments:
         if name not in parameters or (value.ndim and value.shape != engine.whole_shape(parameters[name])):

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +40,7 @@ SKIPPED = "skipped.txt"
 
 Ending = Literal["finished", "patience", "signal", "error"]
 _locks: list[FolderLock] = []
+_before_release: list[Callable[[], None]] = []
 _opened: list[Path] = []
 """Folders whose run has begun: one that is refused before leaves what an earlier run has noted."""
 
@@ -58,8 +59,15 @@ def folders_released() -> Iterator[None]:
         raise
     finally:
         _opened.clear()
+        while _before_release:
+            _before_release.pop()()
         while _locks:
             _locks.pop().release()
+
+
+def before_release(work: Callable[[], None]) -> None:
+    """Let `folders_released` do this first, however the run ends: it is what still writes to its folder."""
+    _before_release.append(work)
 
 
 def write_end(folder: Path, how: Ending, detail: str = "") -> None:
