@@ -23,13 +23,10 @@ _Model = TypeVar("_Model")
 
 
 def count_up(key: str) -> int:
-    """Add 1 to a number that all ranks share, and return it. No rank waits for another.
+    """Add 1 to a number that all ranks share, and return it; RuntimeError if the process that keeps it has ended.
 
     Read in torch 2.13, distributed/distributed_c10d.py: `_get_default_store`. `init_process_group` makes the store
-    through which ranks find each other, and nothing public returns it.
-
-    Raises:
-        RuntimeError: the process that keeps the number has ended.
+    through which ranks find each other, and nothing public returns it. No rank waits for another.
     """
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -278,20 +275,19 @@ def partition(parameter: nn.Parameter, init: Any) -> None:
     """Leave each rank its part of a weight, as ZeRO-3 does.
 
     Read in deepspeed 0.19, runtime/zero/partition_parameters.py: `Init._convert_to_zero_parameters`. The public
-    `Init(module=...)`, of which `init` is one, takes all weights of a module at once, and writes to where they are, which
-    may be a mapped file.
+    `Init(module=...)`, of which `init` is one, takes a whole module, and writes to where it is: into a mapped file.
     """
     init._convert_to_zero_parameters([parameter])
 
 
-def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, int] | None:
-    """Of a weight that was partitioned: its shape over all ranks, and how many numbers each rank holds, with filling.
+def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, Tensor] | None:
+    """Of a weight that was partitioned: its shape over all ranks, and this rank's part, flat, with filling at the end.
 
     Read in deepspeed 0.19, runtime/zero/partition_parameters.py: `ds_shape` and `ds_tensor`. Nothing public tells.
     """
     if "ds_id" not in vars(parameter):
         return None
-    return parameter.ds_shape, parameter.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
+    return parameter.ds_shape, parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def flat_partitions(optimizer: Any) -> list[Tensor]:
@@ -307,14 +303,18 @@ def flat_partitions(optimizer: Any) -> list[Tensor]:
     return optimizer.single_partition_of_fp32_groups
 
 
-def link_moments(optimizer: Any) -> None:
+def link_moments(optimizer: Any) -> Callable[[Any], tuple[int, Mapping[str, Tensor]]]:
     """Let ZeRO-2 look its moments up again: it does so after the update of its first group, when the others have none.
 
-    Read in deepspeed 0.19, runtime/zero/stage_1_and_2.py: `_lazy_init_hp_params_optimizer_state`. The public `safe_*`
-    see what was looked up, and nothing public looks again.
+    Read in deepspeed 0.19, runtime/zero/stage_1_and_2.py: `_lazy_init_hp_params_optimizer_state`; utils/tensor_fragment.py:
+    `tensor_fragment`. The public `safe_*` see what was looked up, and gather it. Returns what tells where in a weight,
+    flattened, this rank's moments begin, and those; none where it keeps none.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
+    return lambda p: (
+        (p._hp_mapping.lp_fragment_address.start, p._hp_mapping.optim_fragment) if p._hp_mapping else (0, {})
+    )
 
 
 def keep_storage_format(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, say_own_metrics, write_predictions
 from llava_accel.scoring.metrics import by_type, check_metric
@@ -31,6 +32,7 @@ from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
 
 
+@determinism_explained()
 def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     """Evaluate the recipe's model, with `model.adapter` if it names one, on its evaluation data.
 

@@ -36,6 +36,7 @@ from llava_accel.estimate.peak_memory import (
     verified_bytes,
 )
 from llava_accel.estimate.remedies import backend_of, checkpointing, fewer_bits, smaller_state
+from llava_accel.estimate.saved import checkpoint_line
 from llava_accel.estimate.trace import Moment, build_meta
 from llava_accel.estimate.worst_case import (
     image_layouts,
@@ -88,6 +89,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
         console.line(remark)
     _show_steps(console, recipe, processing, training, model)
     _show_memory(console, plans, batch)
+    console.line(checkpoint_line(weights, recipe, accelerator.num_processes))
     if recipe.model.compile:
         console.line(
             "model.compile: the activations are those of layers that are not compiled; what compiled ones keep is known "

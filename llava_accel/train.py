@@ -27,6 +27,7 @@ from llava_accel.loop.windows import train_windows
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.scoring.held_out import say_own_metrics
@@ -41,6 +42,7 @@ from llava_accel.setup.vision_cache import attach_features
 
 
 @folders_released()
+@determinism_explained()
 def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     """Run one fine-tuning job, from a recipe to an adapter that can be used.
 

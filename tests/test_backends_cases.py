@@ -135,6 +135,21 @@ def test_a_step_without_a_finite_norm_makes_no_update(lab: Lab, engine: str) -> 
     assert distance(_smaller(ours), _smaller(theirs)) < TOLERANCE
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fp16_that_overflows_is_computed_again_under_every_engine(lab: Lab, engine: str) -> None:
+    in_fp16: dict[str, Any] = {"run": {"precision": "fp16"}}
+    run = lab.run(engine, 2, 2, mutant="loss_scale_too_high", **in_fp16)
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5] and lines[0]["num_overflows"] >= 2
+    assert all(line["loss_scale"] == 2.0 ** (28 - line["num_overflows"]) for line in lines)
+    assert not (run / "nonfinite.jsonl").exists()
+    exact = lab.reference(**trains("lora"))
+    assert losses(run) == pytest.approx(losses(exact), rel=2e-3)
+    assert [line["grad_norm"] for line in lines] == pytest.approx([o["grad_norm"] for o in metrics(exact)], rel=2e-2)
+    assert [line["learning_rate"] for line in lines] == [line["learning_rate"] for line in metrics(exact)]
+    assert 1e-6 < difference(run, exact) < 2e-2
+
+
 def _smaller(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """In fp64: the squares of weights of this size have no place in fp32."""
     return {name: tensor.double() for name, tensor in tensors.items()}

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, trains, weights
+from llava_accel.storage.atomic import is_complete
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +71,32 @@ def test_a_checkpoint_is_resumed_by_another_engine_and_by_another_number_of_rank
     source, reference = checkpoint(lab, engine), lab.reference(**trains("lora"))
     assert difference(lab.run(NEXT[engine], 2, 4, **resumed(source)), reference) < TOLERANCE
     assert difference(lab.run("cpu", 1, 1, **resumed(source)), reference) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_whole_model_is_written_by_all_ranks_behind_the_steps_and_resumed_by_others(lab: Lab, engine: str) -> None:
+    settings = {**trains("full"), "checkpoint": {**SAVED["checkpoint"], "background": True}}
+    run = lab.run(engine, 2, 4, mutant="note_saves", **settings)
+    noted = [[json.loads(line) for line in (run / f"saves-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
+    written = [[line["written"] for line in lines if line.get("behind")] for lines in noted]
+    assert len(written[0]) == len(written[1]) == 2, "at steps 3 and 5; the export is not written behind"
+    assert all(0.9 < one / other < 1.1 for one, other in zip(*written, strict=True))
+    sent = sum(line.get("sent", 0) for lines in noted for line in lines)
+    assert 0 < sent < 0.05 * sum(map(sum, written)), "names, and no tensor"
+    source, reference = run / "checkpoints" / "step-000003", lab.reference(**trains("full"))
+    assert is_complete(source)
+    assert difference(run, reference) < TOLERANCE
+    assert difference(lab.run(NEXT[engine], 2, 4, **trains("full"), **resumed(source)), reference) < TOLERANCE
+    assert difference(lab.run("cpu", 1, 1, **trains("full"), **resumed(source)), reference) < TOLERANCE
+    again = weights(lab.run(engine, 2, 4, **trains("full"), **resumed(source)) / "export")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights(run / "export").items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_whole_model_of_one_process_is_resumed_by_two(lab: Lab, engine: str) -> None:
+    source = lab.reference(**trains("full"), **SAVED) / "checkpoints" / "step-000003"
+    run = lab.run(engine, 2, 2, **trains("full"), **resumed(source))
+    assert difference(run, lab.reference(**trains("full"))) < TOLERANCE
 
 
 @pytest.mark.parametrize("engine", ENGINES)

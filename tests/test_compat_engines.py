@@ -78,14 +78,15 @@ engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=torch.opti
 engine.backward(engine(torch.ones(1, 3)).sum())
 engine.step()
 if stage == 2:
-    compat.link_moments(optimizer)
+    linked = [compat.link_moments(optimizer)(parameter) for parameter in (first, second)]
 from deepspeed.utils import safe_get_full_optimizer_state
 flat = compat.flat_partitions(optimizer)
 moments = [safe_get_full_optimizer_state(parameter, "exp_avg") for parameter in (first, second)]
 print(json.dumps({
     "shm": build_shm_op() is None,
     "left": left,
-    "parts": [part and [list(part[0]), part[1]] for part in map(compat.partition_of, (first, second))],
+    "parts": [part and [list(part[0]), part[1].numel()] for part in map(compat.partition_of, (first, second))],
+    "fragments": [[start, found["exp_avg"].numel()] for start, found in (linked if stage == 2 else ())],
     "flat": [tensor.numel() for tensor in flat],
     "keys": sorted(optimizer.optimizer.state[flat[0]]),
     "moments": [moment is not None and list(moment.shape) for moment in moments],
@@ -141,6 +142,7 @@ def test_the_optimizer_updates_one_flat_tensor_for_each_group(
 @contract(compat.link_moments)
 def test_zero_2_finds_the_moments_of_all_groups(zero: Callable[[int], dict[str, Any]]) -> None:
     assert zero(2)["moments"] == [[5, 3], [1, 5]]
+    assert zero(2)["fragments"] == [[0, 15], [0, 5]]
 
 
 # bitsandbytes and the hub

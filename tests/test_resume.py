@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,10 +159,10 @@ def test_an_unfinished_checkpoint_is_ignored(
 ) -> None:
     commit = checkpoint.commit
 
-    def dying(unfinished: Path, target: Path) -> None:
+    def dying(unfinished: Path, target: Path, **settings: Any) -> None:
         if target.name == "step-000004":
             raise Killed
-        commit(unfinished, target)
+        commit(unfinished, target, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "commit", dying)

@@ -160,7 +160,7 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
 
 
 def _precision(card: Card) -> str:
-    return "bf16 where the GPU has it, else fp32" if card.is_gpu else "fp32 here, bf16 on a GPU that has it"
+    return "bf16 where the GPU has it, else fp16" if card.is_gpu else "fp32 here, bf16 on a GPU that has it"
 
 
 def _bits(fit: Fit, card: Card) -> str:

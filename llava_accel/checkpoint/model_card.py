@@ -155,4 +155,5 @@ def _quantization(recipe: Recipe | None) -> list[str]:
     if table.bits == 8:
         return ["load_in_8bit=True"]
     code, scales = f'bnb_4bit_quant_type="{table.type}"', f"bnb_4bit_use_double_quant={table.double}"
-    return ["load_in_4bit=True", code, scales, 'bnb_4bit_compute_dtype="bfloat16"']
+    dtype = "float16" if recipe.run.precision == "fp16" else "bfloat16"
+    return ["load_in_4bit=True", code, scales, f'bnb_4bit_compute_dtype="{dtype}"']

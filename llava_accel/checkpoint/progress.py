@@ -1,21 +1,18 @@
 """The part of a checkpoint that only training needs: optimizer state and position, whole, for any backend and any ranks.
 
-`progress.json` holds the position, `optimizer-00001.safetensors` and so on every tensor of the optimizer state in full
-under `PARAMETER//KEY`, however the backend had divided it. The schedule is a function of the step and is not stored.
+`progress.json` holds the position, `optimizer.safetensors`, or several such files, every tensor of the optimizer state in
+full under `PARAMETER//KEY`, however the backend had divided it. The schedule is a function of the step and is not stored.
 """
 
 import json
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.scheduler import AcceleratedScheduler
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_accel.exceptions import UserError
@@ -24,28 +21,21 @@ from llava_accel.runtime.engines import resolve_precision
 from llava_accel.setup.products import matmul_of
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.run_weights import PROGRESS
+from llava_accel.storage.tensor_files import Files, Share, into_files
 
 _FILE_BYTES = 2 << 30
 _SEPARATOR = "//"
-_T = TypeVar("_T")
 
 
-def write_optimizer_state(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
-    """Write (parameter, key, whole tensor) into files of about 2 GiB, so that no more is held at once."""
-    held: dict[str, Tensor] = {}
-    number = 1
-    for name, key, tensor in tensors:
-        held[f"{name}{_SEPARATOR}{key}"] = tensor.contiguous()
-        if sum(tensor.nbytes for tensor in held.values()) >= _FILE_BYTES:
-            save_file(held, folder / f"optimizer-{number:05d}.safetensors")
-            held, number = {}, number + 1
-    if held:
-        save_file(held, folder / f"optimizer-{number:05d}.safetensors")
+def optimizer_files(shares: Iterable[tuple[str, str, Share]]) -> Files:
+    """The files of (parameter, key, share of the tensor), each of about 2 GiB."""
+    named = {f"{name}{_SEPARATOR}{key}": share for name, key, share in shares}
+    return into_files(named, "optimizer{suffix}.safetensors", _FILE_BYTES)[0]
 
 
 def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-    """What `write_optimizer_state` wrote, one tensor at a time."""
-    for path in sorted(folder.glob("optimizer-*.safetensors")):
+    """What such files hold, one tensor at a time, and mapped: what is not looked at is not read."""
+    for path in sorted(folder.glob("optimizer*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for entry in file.keys():
                 name, _, key = entry.partition(_SEPARATOR)
@@ -126,13 +116,3 @@ def advance(scheduler: AcceleratedScheduler, steps: int) -> None:
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for _ in range(steps):
             scheduler.step()
-
-
-@contextmanager
-def all_taken(items: Iterator[_T]) -> Iterator[Iterator[_T]]:
-    """Take what is left of `items` on the way out, whatever happened: the other ranks take part in every one of them."""
-    try:
-        yield items
-    finally:
-        for _ in items:
-            pass

@@ -18,7 +18,8 @@ from llava_accel.storage.run_weights import complete_checkpoints
 _SPLIT = {"train.per_device_batch_size", "train.accumulation_steps"}
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
-    "run.name", "run.output_dir", "run.resume", "run.matmul", "model.gradient_checkpointing", "model.tower_batch",
+    "run.name", "run.output_dir", "run.resume", "run.deterministic", "run.matmul",
+    "model.gradient_checkpointing", "model.tower_batch",
     "data.train", "data.images", "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",
@@ -46,12 +47,20 @@ def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None)
             the recipe has changed in a way that makes another run of it.
     """
     source = _find(recipe, say)
-    if source is not None and (changed := differences(load_recipe(source / "recipe.toml", warns=False), recipe)):
+    if source is None:
+        return None
+    before = load_recipe(source / "recipe.toml", warns=False)
+    if changed := differences(before, recipe):
         raise UserError(
             f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
             + "\n  ".join(changed)
             + '\nSet these back, start from the beginning with run.resume="never" (which removes its checkpoints), or give '
             "the run another run.name. To start from its weights alone, set model.adapter"
+        )
+    if before.run.deterministic != recipe.run.deterministic:
+        now = "true" if recipe.run.deterministic else "false"
+        say(
+            f"run.deterministic is {now} from {source.name} on, and was not before: other kernels add up in another order"
         )
     return source
 

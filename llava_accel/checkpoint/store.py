@@ -1,33 +1,37 @@
 """Checkpoints: complete or not there at all, enough to resume from and to use as they are.
 
 A folder `checkpoints/step-000100` holds the usable weights (`model/save.py`) and, under `engine/`, moments and position
-(`progress.py`). It is written beside its place, flushed, listed with hashes in `manifest.json`, read back, and then
-renamed. Tensors are gathered by all ranks, one at a time, and written by the main process alone.
+(`progress.py`). It is written beside its place, hashed as it is written, flushed, listed in `manifest.json`, read back, and
+then renamed. That may go on while the next steps run: then all that they change is copied first.
 """
 
+import errno
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import torch
+import torch.distributed
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from llava_accel.checkpoint import progress
+from llava_accel.checkpoint.background import SHARE_OF_FREE, WORTH_IT, Background, free_main_memory
+from llava_accel.checkpoint.contents import Contents
 from llava_accel.checkpoint.model_card import describe
 from llava_accel.exceptions import UserError
 from llava_accel.model.build import LoadedModel
-from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.save import is_saved, load_saved, save_model, step_saved
-from llava_accel.recipe import dump_recipe
+from llava_accel.model.save import load_saved, step_saved
 from llava_accel.runtime.context import Prepared, RunContext
-from llava_accel.runtime.engines import (
-    gathered_optimizer_state,
-    gathered_weights,
-    load_optimizer_state,
-    weight_setter,
-)
+from llava_accel.runtime.engines import load_optimizer_state, weight_setter
+from llava_accel.setup.run_folder import before_release
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.atomic import (
     MANIFEST,
@@ -37,9 +41,26 @@ from llava_accel.storage.atomic import (
     is_complete,
     is_of_the_disk,
     is_ours,
+    known_pieces,
     recover,
 )
 from llava_accel.storage.run_weights import complete_checkpoints, step_of
+from llava_accel.storage.tensor_files import Chunk, Pieces, copied, write
+
+_THREADS = 8  # of each process, that hash and write
+_THREADS_BEHIND = 2  # while steps are computed
+_SILENCE_S = 5.0
+_PATIENCE_S = 600.0
+_LONGEST_WRITE = timedelta(hours=6)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """A folder without its tensors, the name that it will have, and what this rank writes into it."""
+
+    folder: Path
+    target: Path
+    parts: list[Chunk]
 
 
 class Checkpoints:
@@ -55,10 +76,18 @@ class Checkpoints:
     ) -> None:
         self._recipe, self._accelerator, self._console = run.recipe, run.accelerator, run.console
         self._model, self._optimizer, self._scheduler = prepared.model, prepared.optimizer, prepared.scheduler
-        self._loaded, self.processing, self._state = loaded, processing, state
+        self.processing, self._state = processing, state
+        self._contents = Contents(run, prepared, loaded, processing)
         self._run = Path(run.recipe.run.output_dir)
         self._folder = self._run / "checkpoints"
         self._saved_step = self._failed_step = -1
+        self._problem = ""  # of the last write, on the main process
+        self._background, self._is_behind, self._has_told = Background(), False, False
+        self._ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # Its own connections: steps send over the others at the same time.
+        several = self._contents.is_divided and self._accelerator.num_processes > 1
+        self._group: Any = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WRITE) if several else None
+        before_release(self._end)
 
     def save(self, enter: Callable[[str], None]) -> bool:
         """Write a checkpoint of this step unless there is one. Every rank must call it.
@@ -67,39 +96,36 @@ class Checkpoints:
             enter: Told the phase that begins (`runtime/timing.py`).
 
         Returns:
-            Whether there is one now. Where the disk is full or the folder cannot be written, the reason is printed, and
-            the run and its older checkpoints stay as they are.
+            Whether there is one now, or is being written (`settled`). Where the disk is full or the folder cannot be
+            written, the reason is printed, and the run and its older checkpoints stay as they are.
         """
         if self._state.step in (self._saved_step, self._failed_step):
             return self._saved_step == self._state.step
         enter("saving")
-        target = self._folder / f"step-{self._state.step:06d}"
-        with self._failing_softly(target) as problem:
-            sums = self._accelerator.gather(self._state.unlogged[None])
-            assert isinstance(sums, Tensor)
-            weights = self._gathered()
-            states = gathered_optimizer_state(self._accelerator, self._model, self._optimizer)
-            with progress.all_taken(states) as moments:
-                if self._accelerator.is_main_process:
-                    unfinished = beside(target)
-                    (unfinished / "engine").mkdir()
-                    progress.write_optimizer_state(unfinished / "engine", moments)
-                    progress.write_position(unfinished / "engine", self._recipe, self._accelerator, self._state, sums)
-                    self._write(unfinished, weights, self._state.step)
-                    for lines in self._run.glob("*.jsonl"):  # a resumed run takes them for written
-                        flush(lines)
-                    commit(unfinished, target)
-                    self._rotate()
-        enter("other")
-        if problem:
-            self._console.line(
-                f"checkpoint: {target} could not be written ({problem[0]}). The run goes on with the checkpoints that it "
-                "has and tries again at the next interval; make room there, or make the folder writable"
-            )
-            self._failed_step = self._state.step
-            return False
+        self.settled()
         self._saved_step = self._state.step
-        return True
+        begun = self._begin(self._folder / f"step-{self._state.step:06d}", self._state.step, with_engine=True)
+        if begun is None:
+            self._agree()
+        elif self._goes_behind(begun.parts):
+            copy = replace(begun, parts=[copied(part) for part in begun.parts])
+            self._is_behind = True
+            self._background.start(lambda: self._complete(copy, _THREADS_BEHIND))
+        else:
+            self._complete(begun, _THREADS)
+            self._agree()
+        enter("other")
+        return self._saved_step == self._state.step
+
+    def settled(self) -> bool:
+        """Wait until nothing is being written any more; whether the last save has succeeded. Every rank must call it."""
+        if self._is_behind:
+            if not self._background.wait(_SILENCE_S):
+                self._console.line("checkpoint: waiting for the last one, which is still being written")
+            self._background.finish()
+            self._is_behind = False
+            self._agree()
+        return self._saved_step >= 0
 
     def take_best(self) -> int:
         """Put the weights of `best/` into the model, where the run keeps one. Every rank must call it.
@@ -113,7 +139,7 @@ class Checkpoints:
         there = self._accelerator.is_main_process and self._recipe.checkpoint.best and is_complete(best)
         step = broadcast_object_list([step_saved(best) if there else None])[0]
         if step is not None and step != self._state.step:
-            load_saved(best, self._objective(), weight_setter(self._accelerator))
+            load_saved(best, self._contents.objective, weight_setter(self._accelerator))
         return self._state.step if step is None else step
 
     def export(self, folder: Path, step: int) -> None:
@@ -125,30 +151,24 @@ class Checkpoints:
         Raises:
             UserError: the folder cannot be written.
         """
-        with self._failing_softly(folder) as problem:
-            weights = self._gathered()
-            if self._accelerator.is_main_process:
-                unfinished = beside(folder)
-                self._write(unfinished, weights, step)
-                commit(unfinished, folder)
-        if problem:
+        begun = self._begin(folder, step, with_engine=False)
+        if begun is not None:
+            self._complete(begun, _THREADS)
+        if problem := broadcast_object_list([self._problem])[0]:
             raise UserError(
-                f"{folder} could not be written ({problem[0]}). Make room there, or make the folder writable, and repeat "
+                f"{folder} could not be written ({problem}). Make room there, or make the folder writable, and repeat "
                 "the command: it goes on from the last checkpoint"
             )
 
     def keep_best(self) -> None:
         """Make `best/` a copy of the newest checkpoint without its engine folder, and write its score into it."""
-        source, target = self._folder / f"step-{self._state.step:06d}", self._run / "best"
-        with self._failing_softly(target) as problem:
-            if self._accelerator.is_main_process:
-                unfinished = beside(target)
-                left_out = shutil.ignore_patterns("engine", MANIFEST)
-                shutil.copytree(source, unfinished, ignore=left_out, dirs_exist_ok=True)
-                describe(unfinished, self._run, self._recipe, self._state.step)
-                commit(unfinished, target)
-        if problem:
-            self._console.line(f"checkpoint: {target} could not be written ({problem[0]}) and stays what it was")
+        source, step = self._folder / f"step-{self._state.step:06d}", self._state.step
+        if not self._accelerator.is_main_process:
+            return
+        if self._is_behind:
+            self._background.start(lambda: self._copy_best(source, step))
+        else:
+            self._copy_best(source, step)
 
     def resume(self, source: Path | None) -> None:
         """Go on from a checkpoint whose weights the model was built with; None starts from the beginning.
@@ -172,31 +192,124 @@ class Checkpoints:
             self._state.best, self._state.best_step, self._state.evaluations_without_gain = None, 0, 0
         self._console.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
 
-    def _gathered(self) -> Mapping[str, Tensor]:
-        return gathered_weights(self._accelerator, self._model, is_saved(self._objective(), self._recipe))
+    def _begin(self, target: Path, step: int, *, with_engine: bool) -> "_Unfinished | None":
+        """Make the folder with all but its tensors; None where the disk does not take it, which is noted."""
+        sums = self._accelerator.gather(self._state.unlogged[None]) if with_engine else None
+        taken = self._contents.take(with_moments=with_engine)
+        made: list[tuple[Path, dict[str, str]] | None] = [None]
+        with self._noting_problems(target):
+            if self._accelerator.is_main_process:
+                folder = beside(target)
+                if isinstance(sums, Tensor):
+                    (folder / "engine").mkdir()
+                    progress.write_position(folder / "engine", self._recipe, self._accelerator, self._state, sums)
+                made = [(folder, self._contents.lay_out(folder, taken, step))]
+        if (found := broadcast_object_list(made)[0]) is None:
+            return None
+        folder, names = found
+        return _Unfinished(folder, target, self._contents.chunks(taken, names))
 
-    def _objective(self) -> Objective:
-        objective = self._accelerator.unwrap_model(self._model)
-        assert isinstance(objective, Objective)
-        return objective
+    def _goes_behind(self, parts: Sequence[Chunk]) -> bool:
+        """Whether these are written while the next steps run: the same on every rank."""
+        wanted = self._recipe.checkpoint.background
+        if wanted is False:
+            return False
+        own = sum(part.nbytes for part in parts)
+        has_room = own * self._ranks_here <= SHARE_OF_FREE * free_main_memory()
+        told = torch.tensor([[wanted is True or own >= WORTH_IT, not has_room]], device=self._accelerator.device)
+        of_ranks = self._accelerator.gather(told)
+        assert isinstance(of_ranks, Tensor)
+        is_worth_it, lacks_room = of_ranks.any(0).tolist()
+        if is_worth_it and lacks_room and not self._has_told:
+            self._has_told = True
+            self._console.line(
+                "checkpoint.background: there is no main memory for a copy of what is saved "
+                f"({own * self._ranks_here / 2**30:,.1f} GiB on this machine), so training waits while it is written"
+            )
+        return is_worth_it and not lacks_room
 
-    def _write(self, folder: Path, weights: Mapping[str, Tensor], step: int) -> None:
-        save_model(folder, self._objective(), weights, self._loaded, self.processing, self._recipe)
-        (folder / "recipe.toml").write_text(dump_recipe(self._recipe))
-        describe(folder, self._run, self._recipe, step)
+    def _complete(self, begun: "_Unfinished", threads: int) -> None:
+        """Write the tensors, and give the folder its name when all ranks have written theirs. Every rank must call it.
+
+        What prevents it is noted on the main process.
+        """
+        with self._noting_problems(begun.target):
+            found = self._of_all_ranks(begun, threads)
+            if not self._accelerator.is_main_process:
+                return
+            known: Pieces = {}
+            for problem, pieces in found:
+                if problem:
+                    raise OSError(errno.EIO, problem, str(begun.folder))
+                for file, own in pieces.items():
+                    known.setdefault(file, []).extend(own)
+            for lines in self._run.glob("*.jsonl"):  # a resumed run takes them for written
+                flush(lines)
+            commit(begun.folder, begun.target, known=known)
+            if begun.target.parent == self._folder:
+                self._rotate()
+
+    def _of_all_ranks(self, begun: "_Unfinished", threads: int) -> list[tuple[str, Pieces]]:
+        """Write this rank's tensors; on the main process what has prevented each rank, and the pieces it has written."""
+        own: tuple[str, Pieces] = ("", {})
+        try:
+            several = self._ranks_here < self._accelerator.num_processes
+            own = ("", write(begun.folder, begun.parts, threads, is_shared_by_machines=several))
+        except OSError as error:
+            own = (_reason(error), {})
+        if self._group is None:
+            return [own]
+        found: list[tuple[str, Pieces]] = [own] * self._accelerator.num_processes
+        is_main = self._accelerator.is_main_process
+        torch.distributed.gather_object(own, found if is_main else None, dst=0, group=self._group)
+        return found
+
+    def _copy_best(self, source: Path, step: int) -> None:
+        target = self._run / "best"
+        if not is_ours(source):  # it could not be written, which was said
+            return
+        try:
+            unfinished = beside(target)
+            left_out = shutil.ignore_patterns("engine", MANIFEST)
+            shutil.copytree(source, unfinished, ignore=left_out, dirs_exist_ok=True)
+            describe(unfinished, self._run, self._recipe, step)
+            known = {file: pieces for file, pieces in known_pieces(source).items() if (unfinished / file).is_file()}
+            commit(unfinished, target, known=known)
+        except OSError as error:
+            recover(target.parent)
+            self._console.line(f"checkpoint: {target} could not be written ({_reason(error)}) and stays what it was")
 
     @contextmanager
-    def _failing_softly(self, target: Path) -> Iterator[list[str]]:
-        """Around work of which the main process does the writing: what prevents it is known to all ranks afterwards."""
-        problem: list[str] = []
+    def _noting_problems(self, target: Path) -> Iterator[None]:
+        """Around writing: a full disk and the like end it, and are noted; `_agree` and `export` ask for it."""
+        self._problem = ""
         try:
-            yield problem
+            yield
         except Exception as error:
             if not is_of_the_disk(error):
                 raise
-            problem.append((isinstance(error, OSError) and error.strerror) or str(error))
+            self._problem = _reason(error)
             recover(target.parent)
-        problem[:] = broadcast_object_list([problem])[0]
+            if target.parent == self._folder:
+                self._console.line(
+                    f"checkpoint: {target} could not be written ({self._problem}). The run goes on with the checkpoints "
+                    "that it has and tries again at the next interval; make room there, or make the folder writable"
+                )
+
+    def _agree(self) -> None:
+        """Let all ranks know whether the last save has succeeded."""
+        if broadcast_object_list([self._problem])[0]:
+            self._failed_step, self._saved_step = self._saved_step, -1
+
+    def _end(self) -> None:
+        """Before the run folder is released, however the run has ended: what is being written is finished."""
+        if not self._background.is_busy or isinstance(sys.exception(), KeyboardInterrupt):
+            return
+        self._console.line(
+            f"checkpoint: the last one is being written; waiting for it, at most {_PATIENCE_S / 60:.0f} minutes"
+        )
+        if not self._background.wait(_PATIENCE_S):
+            self._console.line("checkpoint: it is given up, and the older ones stay")
 
     def _remove_later(self) -> None:
         """Remove what the folder holds of steps that are taken again: nothing may resume from it or count it."""
@@ -216,3 +329,8 @@ class Checkpoints:
     def _rotate(self) -> None:
         for folder in complete_checkpoints(self._folder)[: -self._recipe.checkpoint.keep]:
             shutil.rmtree(folder)
+
+
+def _reason(error: Exception) -> str:
+    """What has prevented writing."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -11,6 +11,7 @@ from llava_accel.estimate.peak_memory import Plan, plan_run
 from llava_accel.estimate.trace import Moment, build_meta, highest, traced
 from llava_accel.inference.answering import read_prompts
 from llava_accel.model.objective import LOGITS_AT_ONCE
+from llava_accel.model.precision import computed_in
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -102,7 +103,7 @@ def trace_answers(
     model = build_meta(recipe, processing, dtype).eval()
     with (
         torch.no_grad(),
-        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        computed_in(dtype, torch.device("cpu")),
         traced(model, recipe, processing, batch, dtype, shares) as (objective, fields, ledger),
     ):
         read_prompts(objective, fields, DynamicCache())

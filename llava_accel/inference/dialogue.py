@@ -4,7 +4,6 @@ import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
 from llava_accel.inference.answering import answer_batch, question_batch
 from llava_accel.inference.origin import Loaded
+from llava_accel.model.precision import computed_in
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.setup.datasets import build_encoder, build_image_reader
@@ -138,7 +138,7 @@ class Dialogue:
         # Beside a second image the first is seen in another way than alone.
         self._shown |= {view: self._image_reader.load(view) for view in example.images if view not in self._shown}
         batch, questions = question_batch([example], self._shown, self._image_reader.shape, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=objective.llava.dtype == torch.bfloat16):
+        with computed_in(objective.llava.dtype, device):
             answer_batch(objective, batch, questions, stop_ids=stops, max_new_tokens=longest, on_tokens=pieces.add)
         answer = pieces.end()
         question = f"{IMAGE}\n" * len(self._waiting) + text

@@ -58,7 +58,7 @@ def finish(
     assert isinstance(objective, Objective)
     received = interruption.agreed(accelerator)
     # Before the first step there is nothing to save: the next start evaluates the base again.
-    if (state.step or not received) and not checkpoints.save(meter.enter):
+    if (state.step or not received) and not (checkpoints.save(meter.enter) and checkpoints.settled()):
         raise UserError(f"run.output_dir: {folder} has no checkpoint of step {state.step}, for the reason above")
     meter.enter("saving")
     if received:

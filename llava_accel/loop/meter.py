@@ -11,6 +11,7 @@ from torch import Tensor
 from llava_accel.data.loader import Loaded, tensor
 from llava_accel.loop.step import Step
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.engines import resolve_precision
 from llava_accel.runtime.timing import APART, Phases, take_peak, waiting_note
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.held_out import Evaluation
@@ -35,6 +36,7 @@ class Meter:
         recipe, accelerator, console = run.recipe, run.accelerator, run.console
         self._folder = Path(recipe.run.output_dir)
         self._accelerator, self._console = accelerator, console
+        self._scales = resolve_precision(recipe.run.precision, accelerator.device) == torch.float16
         self._is_per_token = recipe.train.loss == "tokens"
         self._bar = console.open_bar("train", state.num_steps, state.step)
         self._last_step = state.step
@@ -105,6 +107,7 @@ class Meter:
             "learning_rate": rates.get("language_model", next(iter(rates.values()))),
             **({f"learning_rate/{part}": rate for part, rate in rates.items()} if len(rates) > 1 else {}),
             "grad_norm": last.grad_norm,
+            **({"loss_scale": state.loss_scale, "num_overflows": state.num_overflows} if self._scales else {}),
             "num_targets": round(num_targets),
             "num_tokens": round(num_tokens),
             "num_examples": round(num_examples),

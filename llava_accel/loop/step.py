@@ -18,7 +18,7 @@ from llava_accel.data.loader import Loaded, moved, tensor
 from llava_accel.loop.optimizer import learning_rates
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.runtime.context import Prepared, RunContext
-from llava_accel.runtime.engines import whole_value
+from llava_accel.runtime.engines import take_loss_scale, unscale_gradients, whole_value
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.state import seed_step
 
@@ -60,27 +60,25 @@ def train_step(
         None where a rank had no data: the step was not taken.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    seed_step(recipe.run.seed, step, accelerator.process_index)
     flags = interruption.flags(accelerator.device, has_data=bool(window))
     window = window or _padding(recipe.train.accumulation_steps, accelerator.device)
     divisors, flags = loss_divisors(window, recipe.train.loss, accelerator, flags)
-    losses = []
-    for micro_batch, divisor in zip(window, divisors, strict=True):
-        with gradient_sync(accelerator, prepared.model, enabled=micro_batch is window[-1]):
-            enter("forward")
-            loss = prepared.model(**micro_batch, enter=enter)
-            enter("backward")
-            # Every backend averages gradients over ranks; the last factor makes that average a sum again.
-            accelerator.backward(loss / divisor * accelerator.num_processes)
-        losses.append(loss.detach())
-    # DeepSpeed has clipped and made its update by now, within the last `backward` above: there, the next lines read the
-    # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
-    enter("optimizer")
-    rates = learning_rates(prepared.optimizer)
-    grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
-    # The one point where a step waits for the device: the update must not run before the norm is known to be finite.
-    found = [grad_norm, divisors[0], guard.watched_loss(losses, divisors), *flags]
-    norm, divisor, total, *sums = torch.stack([one.double() for one in found]).tolist()
+    while True:  # once, but for an overflow of fp16: see loss_scale.py
+        seed_step(recipe.run.seed, step, accelerator.process_index)
+        factor = take_loss_scale(accelerator, prepared.optimizer, guard.loss_scale.value)
+        losses = backward_passes(accelerator, prepared.model, window, divisors, factor, enter)
+        # DeepSpeed has clipped and made its update by now, within the last backward pass: there, the next lines read the
+        # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
+        enter("optimizer")
+        rates = learning_rates(prepared.optimizer)
+        unscale_gradients(prepared.optimizer, factor)
+        grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
+        # The one point where a step waits for the device: the update must not run before the norm is known to be finite.
+        found = [grad_norm, divisors[0], guard.watched_loss(losses, divisors), *flags]
+        norm, divisor, total, *sums = torch.stack([one.double() for one in found]).tolist()
+        if not (divisor > 0 and guard.loss_scale.repeats(losses, norm)):
+            break
+        prepared.optimizer.zero_grad()
     interruption.heard(sums)
     if math.isnan(divisor):
         prepared.optimizer.zero_grad()
@@ -90,6 +88,27 @@ def train_step(
     prepared.scheduler.step()
     prepared.optimizer.zero_grad()
     return Step(losses, divisors, norm, rates)
+
+
+def backward_passes(
+    accelerator: Accelerator,
+    model: nn.Module,
+    window: Sequence[Loaded],
+    divisors: Sequence[Tensor],
+    factor: float,
+    enter: Callable[[str], None],
+) -> list[Float[Tensor, ""]]:
+    """The losses of the window's micro-batches; their gradients, of loss / divisor x factor, are summed up in the model."""
+    losses = []
+    for micro_batch, divisor in zip(window, divisors, strict=True):
+        with gradient_sync(accelerator, model, enabled=micro_batch is window[-1]):
+            enter("forward")
+            loss = model(**micro_batch, enter=enter)
+            enter("backward")
+            # Every backend averages gradients over ranks; the number of processes makes that average a sum again.
+            accelerator.backward(loss / divisor * (accelerator.num_processes * factor))
+        losses.append(loss.detach())
+    return losses
 
 
 def _padding(count: int, device: torch.device) -> list[Loaded]:

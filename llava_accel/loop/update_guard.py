@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, lengths_of, shown, where
 from llava_accel.exceptions import UserError
+from llava_accel.loop.loss_scale import LossScale
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.state import TrainState, seed_step
 from llava_accel.storage.jsonl import Lines
@@ -33,6 +34,7 @@ class UpdateGuard:
     def __init__(self, run: RunContext, model: nn.Module, corpus: Corpus, state: TrainState) -> None:
         self._recipe, self._accelerator, self._console = run.recipe, run.accelerator, run.console
         self._model, self._corpus, self._state = model, corpus, state
+        self.loss_scale = LossScale(run, state)
         self._folder = Path(run.recipe.run.output_dir)
         self._nonfinite = Lines(self._folder / "nonfinite.jsonl", run.console)
         self._spikes = Lines(self._folder / "spikes.jsonl", run.console)
@@ -90,11 +92,16 @@ class UpdateGuard:
         if train.on_nonfinite == "stop" or state.num_nonfinite > train.max_nonfinite:
             raise UserError(
                 f"{found}. Its samples: {shown(ids)} (all in {self._nonfinite.path}). Look at them, lower "
-                'optim.learning_rate, or set train.on_nonfinite = "skip"'
+                f'optim.learning_rate, or set train.on_nonfinite = "skip"{self._of_fp16()}'
             )
         self._console.line(
             f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
         )
+
+    def _of_fp16(self) -> str:
+        if not self.loss_scale.is_used:
+            return ""
+        return '. fp16 holds numbers up to 65,504, which a model may exceed that was trained in bf16: run.precision = "fp32"'
 
     def _look_for_spike(self, window: Sequence[Loaded], loss: float) -> None:
         recent = self._state.recent_losses

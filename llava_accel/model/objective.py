@@ -25,6 +25,7 @@ from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.data.tiling import WHOLE, ImageLayout
 from llava_accel.families.registry import Llava
 from llava_accel.model.merging import TileMerger
+from llava_accel.model.precision import computed_in
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
@@ -45,7 +46,7 @@ class Objective(nn.Module):
         model: A LLaVA, or peft's model around one.
         vocab_size: Rows of `lm_head` that take part in the softmax. Rows after them were added for the image token and
             must not change the loss of a base that never had them.
-        compute_dtype: What the forward pass is computed in. With bf16 it runs under autocast, whatever the backend.
+        compute_dtype: What the forward pass is computed in. With 16 bits it runs under autocast, whatever the backend.
         tower_on_every_rank: Run the tower even when the micro-batch has no image. Needed where its weights are trained
             or gathered from other ranks, which would else wait for this one for ever.
         tower_batch: Tiles that run through the tower at once; 0 = all of a micro-batch.
@@ -126,7 +127,7 @@ class Objective(nn.Module):
             enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
         """
         llava = self.llava
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
+        with computed_in(self.compute_dtype, input_ids.device):
             embeds = llava.get_input_embeddings()(input_ids)
             enter("vision")
             features = self.image_features(pixel_values, tower_features, image_names, tile_order, image_layouts)
@@ -144,7 +145,8 @@ class Objective(nn.Module):
             read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
             loss = self._cross_entropy(read[target_reads], target_ids, target_weights)
             # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
-            return loss + 0.0 * features.sum()
+            # In fp16 the sum may be infinite, and 0 times that is no number.
+            return loss + 0.0 * features.sum(dtype=torch.float32)
 
     def _cross_entropy(
         self,

@@ -7,11 +7,12 @@ Full: a model folder for `from_pretrained` of transformers' model class. Always 
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_accel.model import layouts
@@ -26,26 +27,18 @@ from llava_accel.recipe import Recipe
 
 ADAPTER = "adapter_model.safetensors"
 REST = "non_lora_trainables.safetensors"
+MODEL = "model.safetensors"
 FACTS = "llava_accel.json"
 _PREFIX = "model."  # of the objective around the model
 
 
-def save_model(
-    folder: Path,
-    objective: Objective,
-    state: Mapping[str, Tensor],
-    loaded: LoadedModel,
-    processing: Processing,
-    recipe: Recipe,
-) -> None:
-    """Write the usable form of what was trained. Call it on the main process only.
+def save_frame(folder: Path, objective: Objective, loaded: LoadedModel, processing: Processing, recipe: Recipe) -> None:
+    """Write the usable form of what was trained, all but its weights. Call it on the main process only.
 
     Args:
         folder: Exists.
         objective: Unwrapped, for names and configs; its weights are not read.
-        state: What `is_saved` names of its state dict, gathered from all ranks.
     """
-    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     save_processor(folder, processing.processor, processing.processor_files)
     facts = {
         "base": recipe.model.base or recipe.model.language_model,
@@ -57,21 +50,42 @@ def save_model(
         "num_image_tokens": processing.tiling.tile_tokens,
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-    if recipe.model.train == "full":
-        # Under in-memory names: transformers gives them the hub's itself, and would change those once more.
-        objective.llava.save_pretrained(folder, state_dict=weights)
-        return
-    adapter, rest = split_state(objective.model, weights)
     if isinstance(objective.model, PeftModel):
         config = copy.copy(objective.model.peft_config["default"])
         config.inference_mode = True  # whoever loads it to train further says so (`is_trainable`)
         config.save_pretrained(str(folder))
-        save_file(_stored(adapter), folder / ADAPTER, metadata={"format": "pt"})
-    save_file(_stored(rest), folder / REST, metadata={"format": "pt"})
+
+
+def save_model_config(folder: Path, objective: Objective, names: Iterable[str]) -> dict[str, str]:
+    """Write the config of a model that is trained in full, and return what its weights are called in its files.
+
+    Args:
+        names: Of the objective's weights.
+
+    Returns:
+        The name that transformers gives each weight on the disk -> the objective's.
+    """
+    # It saves numbers in their place, and under their names in memory: it would change the hub's once more.
+    places = dict(enumerate(names))
+    numbers = {name.removeprefix(_PREFIX): torch.tensor([number]) for number, name in places.items()}
+    objective.llava.save_pretrained(folder, state_dict=numbers)
+    stored = load_file(folder / MODEL)
+    (folder / MODEL).unlink()
+    return {name: places[int(number)] for name, number in stored.items()}
+
+
+def adapter_files(objective: Objective, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """File -> name -> tensor of what a run that trains less than all has trained.
+
+    Args:
+        state: What `is_saved` names of its state dict, gathered from all ranks.
+    """
+    adapter, rest = split_state(objective.model, {name.removeprefix(_PREFIX): t for name, t in state.items()})
+    return ({ADAPTER: adapter} if isinstance(objective.model, PeftModel) else {}) | {REST: rest}
 
 
 def is_saved(objective: Objective, recipe: Recipe) -> Callable[[str], bool]:
-    """Which of the objective's weights, by name, `save_model` needs: all of a model that is trained in full, else the
+    """Which of the objective's weights, by name, a checkpoint holds: all of a model that is trained in full, else the
     trained ones, the projector and the newline."""
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     return lambda name: (
@@ -123,7 +137,3 @@ def other_base(folder: Path, base: str, fingerprint: str) -> str:
         f"note: {folder} was trained on a base with the fingerprint {known}, and {base} has {fingerprint}. "
         "The same model in another precision or layout gives the same answers; another model does not"
     )
-
-
-def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}

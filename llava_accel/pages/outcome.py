@@ -120,6 +120,11 @@ def notes(run: History) -> list[str]:
         )
     if any(not math.isfinite(line["loss"]) for line in run.steps):
         shown.append("The training loss was not finite in some steps.")
+    if count := max((line.get("num_overflows", 0) for line in run.steps), default=0):
+        shown.append(
+            f"fp16 overflowed {count:,} time{'s' if count > 1 else ''}: the step was computed once more at a lower loss "
+            "scale, and nothing of it was lost."
+        )
     if count := run.count_lines("nonfinite.jsonl"):
         shown.append(
             f"{_steps(count)} made no update: a loss or gradient was not finite (nonfinite.jsonl names the records)."

@@ -147,7 +147,7 @@ def _kernels(recipe: Recipe) -> Iterator[Conflict]:
         yield (
             "model.attention run.precision",
             "flash_attention_2 computes in 16 bits only.",
-            'Set model.attention = "auto" or "sdpa", or run.precision = "bf16".',
+            'Set model.attention = "auto" or "sdpa", or run.precision = "bf16" or "fp16".',
         )
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Strict, WithJsonSchema, field_validator
+from pydantic import Field, Strict, WithJsonSchema, field_validator
 
 from llava_accel.recipe.inputs import (
     AtLeastOne,
@@ -28,16 +28,6 @@ _USUAL: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 
 
-def _no_fp16(value: Any) -> Any:
-    if value in ("fp16", "float16", "half"):
-        raise refused(
-            "fp16 is refused: its loss scaler skips the steps that overflow, so that schedule and step count "
-            "would no longer agree.",
-            'Use "bf16" where the device has it, else "fp32"; "auto" chooses between the two.',
-        )
-    return value
-
-
 class RunTable(Table):
     """The run as a whole."""
 
@@ -47,8 +37,12 @@ class RunTable(Table):
     """The run folder; empty = runs/<name>."""
     seed: Seed = 42
     """Seed of the order, the dropout and the new weights."""
-    precision: Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_no_fp16)] = "auto"
-    """"auto" = bf16 where the device has it, else fp32."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """"auto" = bf16 where the GPU has it, else fp16; fp32 on a CPU. What is trained is kept in fp32 with all of them. A step
+    whose gradient is larger than fp16 holds is computed once more, at a lower loss scale."""
+    deterministic: bool = False
+    """Only kernels that add up in a fixed order, so that a run on a GPU can be repeated bit for bit on the same one; slower.
+    On a CPU it is so anyway. Without it order and data are the same, bits need not be."""
     matmul: Literal["auto", "native"] = "auto"
     """fp32 products on a CPU: "auto" = oneDNN's where a probe finds them exact and layers are wide enough to gain, or
     "native"."""
@@ -179,6 +173,8 @@ class CheckpointTable(Table):
     """Number of newest checkpoints that are kept, besides the best."""
     best: bool = True
     """Also keep the checkpoint with the best eval.metric; needs evaluation data."""
+    background: Literal["auto"] | bool = "auto"
+    """Write checkpoints while the next steps run, which takes a copy in main memory; "auto" = large ones, if it has room."""
     verify: bool = True
     """Load the finished export in a process with transformers and peft alone, and compare its outputs. This loads the
     base once more."""

@@ -7,6 +7,7 @@ the same: what differs is done here, before the first step.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,21 +23,26 @@ from torch.optim.lr_scheduler import LRScheduler
 from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model.objective import Objective
+from llava_accel.model.precision import PRECISIONS, computed_in, precision_name
 from llava_accel.recipe import Recipe
 from llava_accel.runtime import fsdp2, zero
 from llava_accel.runtime.context import Prepared
+from llava_accel.runtime.determinism import set_determinism
 from llava_accel.runtime.devices import computes_bf16, find_device
 from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.storage.tensor_files import Share
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 where an accelerator computes in it, else fp32, which is exact.
+    """ "auto" is bf16 where an accelerator computes in it and fp16 where it does not; on a CPU fp32, which is exact.
 
     Of CPUs some are faster in bf16 and most are far slower: `setup/opening.py` says which one this is.
     """
-    if precision == "auto":
-        return torch.bfloat16 if computes_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if computes_bf16(device) else torch.float16
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -46,9 +52,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         UserError: the profile contradicts the recipe, or asks for what cannot work; key, value and remedy are named.
     """
     profile = read_profile()
+    set_determinism(recipe.run.deterministic)
     device = find_device(wants_cpu=profile.wants_cpu)
     dtype, on_cpu = resolve_precision(recipe.run.precision, device), device.type == "cpu"
-    profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
+    profile.check(recipe, "no" if dtype == torch.float32 else precision_name(dtype))
     if on_cpu:
         zero.use_cpu()
     engine_plugin = zero.configured_plugin(recipe, on_cpu=on_cpu) if profile.backend == "deepspeed" else None
@@ -148,8 +155,27 @@ def release(prepared: Prepared, parked: nn.Module | None) -> None:
 
 def autocast(recipe: Recipe, accelerator: Accelerator) -> torch.autocast:
     """The precision of forward passes outside the loop: the recipe's, whatever the engine."""
-    dtype = resolve_precision(recipe.run.precision, accelerator.device)
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    return computed_in(resolve_precision(recipe.run.precision, accelerator.device), accelerator.device)
+
+
+def take_loss_scale(accelerator: Accelerator, optimizer: AcceleratedOptimizer, scale: float) -> float:
+    """What losses are to be multiplied by, for the loss scale of the next backward passes: 1 where the engine does it.
+
+    DeepSpeed makes its update within the last backward pass, so it multiplies, and divides before it clips, itself.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return scale
+    zero.set_loss_scale(optimizer.optimizer, scale)
+    return 1.0
+
+
+def unscale_gradients(optimizer: AcceleratedOptimizer, factor: float) -> None:
+    """Divide gradients by what the losses were multiplied by, a power of two."""
+    if factor != 1.0:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1 / factor)
 
 
 def whole_root(objective: Objective) -> AbstractContextManager[None]:
@@ -204,12 +230,33 @@ def gathered_optimizer_state(
 
     Every rank must take every item.
     """
-    engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
+    engine = _engine(accelerator)
     for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
         if parameter.requires_grad:
             for key, value in engine.moments(parameter, optimizer.optimizer):
                 if accelerator.is_main_process:
                     yield name, key, value.detach().cpu()
+
+
+def weight_shares(accelerator: Accelerator, model: nn.Module) -> dict[str, Share]:
+    """This rank's share of every weight, by name. Nothing is gathered or copied: it is not to be changed."""
+    engine, rank, ranks = _engine(accelerator), accelerator.process_index, accelerator.num_processes
+    parameters = accelerator.unwrap_model(model).named_parameters()  # pyright: ignore[reportAttributeAccessIssue]
+    return {name: engine.weight_share(parameter, rank, ranks) for name, parameter in parameters}
+
+
+def optimizer_shares(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
+) -> Iterator[tuple[str, str, Share]]:
+    """(parameter, key, this rank's share) of everything that the optimizer keeps. Nothing is gathered or copied."""
+    trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
+    ranks = accelerator.process_index, accelerator.num_processes
+    yield from _engine(accelerator).moment_shares(trained, optimizer.optimizer, *ranks)
+
+
+def _engine(accelerator: Accelerator) -> ModuleType:
+    """What knows how weights and moments are divided."""
+    return zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
 
 
 def load_optimizer_state(
@@ -220,7 +267,7 @@ def load_optimizer_state(
 ) -> None:
     """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine; UserError if
     they belong to other weights."""
-    engine = zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
+    engine = _engine(accelerator)
     parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
     for name, key, value in moments:
         if name not in parameters or (value.ndim and value.shape != engine.whole_shape(parameters[name])):

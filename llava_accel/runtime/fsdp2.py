@@ -1,6 +1,6 @@
 """FSDP2: sharding by PyTorch's own `fully_shard`, and whole tensors out of the shards. See backend.py."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GradientCheckpointingLayer
 
 from llava_accel import compat
+from llava_accel.storage.tensor_files import Share, divided
 
 
 def start_rehearsal() -> None:
@@ -65,6 +66,27 @@ def moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Iterat
             yield f"{key}:int", torch.tensor(value)
         elif isinstance(value, Tensor):
             yield key, value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def weight_share(tensor: Tensor, rank: int, ranks: int) -> Share:
+    """This rank's share of a weight or moment: its rows; an equal share of what every rank has whole."""
+    if not isinstance(tensor, DTensor):
+        return divided(tensor, rank, ranks)
+    rows, local = tensor.shape[0], tensor.to_local().detach()
+    first = min(rank * -(-rows // ranks), rows)  # as torch.chunk divides them
+    return Share(tensor.dtype, tensor.shape, first * (tensor.numel() // max(1, rows)), local.flatten())
+
+
+def moment_shares(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, rank: int, ranks: int
+) -> Iterator[tuple[str, str, Share]]:
+    """(name, key, this rank's share) of what `moments` yields whole; nothing is gathered."""
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, int):
+                yield name, f"{key}:int", divided(torch.tensor(value), rank, ranks)
+            elif isinstance(value, Tensor):
+                yield name, key, weight_share(value, rank, ranks)
 
 
 def put_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, key: str, value: Tensor) -> None:

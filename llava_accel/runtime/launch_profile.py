@@ -57,7 +57,7 @@ class Profile:
 
     def refuses(self, recipe: Recipe) -> bool:
         """Whether the backend, whatever its settings, cannot train what the recipe says."""
-        return any(self._eight_bits(recipe))
+        return any(self._whole_weights(recipe))
 
     def _settings(self, recipe: Recipe, mixed_precision: str) -> Iterator[str]:
         precision = self.variables.get("ACCELERATE_MIXED_PRECISION", "no").lower()

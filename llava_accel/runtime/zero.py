@@ -6,7 +6,7 @@ engine, and the forward pass is under autocast. Its own bf16 mode would round wh
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe
+from llava_accel.storage.tensor_files import Share, divided
 
 REDUCE_BUCKET_SIZE = 500_000_000
 """Gradients that DeepSpeed sums at once unless it is told otherwise."""
@@ -86,6 +87,14 @@ def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
     zero["reduce_bucket_size"] = min(trained, int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)))
 
 
+def set_loss_scale(optimizer: Any, scale: float) -> None:
+    """Let DeepSpeed's optimizer multiply losses by this; it divides gradients by it before it clips them.
+
+    In its fp32 mode the scale is a plain number, which DeepSpeed never changes.
+    """
+    optimizer.loss_scale = scale
+
+
 def zero_stage(accelerator: Accelerator) -> int:
     """1, 2 or 3."""
     assert accelerator.deepspeed_plugin is not None
@@ -130,6 +139,39 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return part[0] if part else parameter.shape
 
 
+def weight_share(parameter: nn.Parameter, rank: int, ranks: int) -> Share:
+    """This rank's share of a weight; an equal one of what every rank has whole."""
+    if not (partition := compat.partition_of(parameter)):
+        return divided(parameter, rank, ranks)
+    return _part_of(partition[0], partition[1], rank)
+
+
+def moment_shares(
+    parameters: Mapping[str, nn.Parameter], optimizer: Any, rank: int, ranks: int
+) -> Iterator[tuple[str, str, Share]]:
+    """(name, key, this rank's share) of what `moments` yields whole; nothing is gathered."""
+    from deepspeed.utils import safe_get_local_optimizer_state
+
+    flat, is_partitioned = compat.flat_partitions(optimizer)[0], any(map(compat.partition_of, parameters.values()))
+    fragment = None if is_partitioned else compat.link_moments(optimizer)
+    kept = {key: value for key, value in optimizer.optimizer.state[flat].items() if isinstance(value, Tensor)}
+    for name, parameter in parameters.items():
+        start, found = fragment(parameter) if fragment else (0, {})
+        for key, value in kept.items():
+            if value.shape != flat.shape:
+                yield name, key, divided(value, rank, ranks)
+            elif partition := compat.partition_of(parameter):
+                yield name, key, _part_of(partition[0], safe_get_local_optimizer_state(parameter, key), rank)  # pyright: ignore[reportArgumentType]
+            else:
+                yield name, key, Share(value.dtype, parameter.shape, start, found.get(key, value[:0]))
+
+
+def _part_of(shape: torch.Size, part: Tensor, rank: int) -> Share:
+    """Of parts of equal length, the last of which is filled up."""
+    start = min(rank * part.numel(), shape.numel())
+    return Share(part.dtype, shape, start, part.detach().flatten()[: shape.numel() - start])
+
+
 def put_weight(parameter: nn.Parameter, value: Tensor) -> None:
     """Give a weight its whole value, which every rank has read. Every rank must call it."""
     import deepspeed
@@ -172,7 +214,7 @@ def put_state(parameter: nn.Parameter, optimizer: Any, key: str, value: Tensor) 
         elif key not in state:
             state[key] = torch.zeros_like(flat)
     if value.ndim and (partition := compat.partition_of(parameter)):
-        size, rank = partition[1], torch.distributed.get_rank()
+        size, rank = partition[1].numel(), torch.distributed.get_rank()
         part = value.flatten()[rank * size : (rank + 1) * size].to(parameter.device)
         safe_set_local_optimizer_state(parameter, F.pad(part, (0, size - len(part))), key)
     elif value.ndim:

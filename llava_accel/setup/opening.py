@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llava_accel.data.sampler import Order
+from llava_accel.model.precision import precision_name
 from llava_accel.recipe import Recipe
 from llava_accel.recipe.inputs import ModelTable
 from llava_accel.runtime.context import RunContext
@@ -84,7 +85,7 @@ def _batch(recipe: Recipe, ranks: int) -> str:
 
 def describe_device(recipe: Recipe, device: torch.device, ranks: int) -> str:
     """Device, precision and ranks."""
-    dtype = "bf16" if resolve_precision(recipe.run.precision, device) == torch.bfloat16 else "fp32"
+    dtype = precision_name(resolve_precision(recipe.run.precision, device))
     several = f"{ranks} x " if ranks > 1 else ""
     with_title = f", {read_profile().title}" if ranks > 1 else ""
     return f"{several}{device_name(device)}, {dtype}{with_title}"

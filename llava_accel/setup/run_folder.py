@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from llava_accel.exceptions import Interrupted, UserError
+from llava_accel.model.precision import precision_name
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.devices import device_name
@@ -39,6 +40,7 @@ SKIPPED = "skipped.txt"
 
 Ending = Literal["finished", "patience", "signal", "error"]
 _locks: list[FolderLock] = []
+_before_release: list[Callable[[], None]] = []
 _opened: list[Path] = []
 """Folders whose run has begun: one that is refused before leaves what an earlier run has noted."""
 
@@ -57,8 +59,15 @@ def folders_released() -> Iterator[None]:
         raise
     finally:
         _opened.clear()
+        while _before_release:
+            _before_release.pop()()
         while _locks:
             _locks.pop().release()
+
+
+def before_release(work: Callable[[], None]) -> None:
+    """Let `folders_released` do this first, however the run ends: it is what still writes to its folder."""
+    _before_release.append(work)
 
 
 def write_end(folder: Path, how: Ending, detail: str = "") -> None:
@@ -169,7 +178,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
         "device": str(device) if device.type == "cpu" else device_name(device),
         "backend": str(accelerator.distributed_type.value),
         "num_processes": accelerator.num_processes,
-        "mixed_precision": "bf16" if dtype == torch.bfloat16 else "no",
+        "mixed_precision": "no" if dtype == torch.float32 else precision_name(dtype),
         "git_commit": _git_commit(),
     }
 

@@ -37,6 +37,12 @@ class TrainState:
     """The step of the last of them that is about training."""
     num_nonfinite: int = 0
     """Steps whose update was left out because a loss or gradient was not finite."""
+    loss_scale: float = 2.0**16
+    """What losses are multiplied by in fp16; no other type uses it."""
+    steps_without_overflow: int = 0
+    """Since the scale was changed."""
+    num_overflows: int = 0
+    """How often a step was computed once more, as a gradient was larger than fp16 holds."""
     is_stopped: bool = False
     """Whether the run ends before its last step, because evaluations no longer improve."""
     recent_losses: list[float] = field(default_factory=list)

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +24,14 @@ from llava_accel.exceptions import UserError
 
 MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SPAN = re.compile(r"(\d+)-(\d+)")
 _LEFT = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.(?P<state>tmp|old)")
-_AT_ONCE = 8  # files that are hashed at the same time
+_AT_ONCE = 8  # files, or pieces of them, that are hashed at the same time
+_BLOCK_BYTES = 1 << 20  # that is read at once
+Piece = tuple[int, int, str]
+"""First byte of a piece of a file, the byte behind its last one, and its SHA-256."""
+_Place = tuple[Path, int, int | None]
+"""A file, the first byte of a piece, and the byte behind its last one, None for the end of the file."""
 
 
 @contextmanager
@@ -78,11 +84,14 @@ def beside(target: Path) -> Path:
     return unfinished
 
 
-def commit(unfinished: Path, target: Path, *, manifest: bool = True) -> None:
+def commit(
+    unfinished: Path, target: Path, *, manifest: bool = True, known: Mapping[str, Sequence[Piece]] | None = None
+) -> None:
     """Flush the folder to disk, and give it the name `target`, which it may take from another folder of ours.
 
     Args:
         manifest: Seal it with a manifest of hashes, and read all of it back before the old folder goes.
+        known: Files that were hashed and flushed as they were written, piece by piece.
 
     Raises:
         OSError: it could not be written, the disk does not give back what was written, or the name is taken by what was
@@ -92,12 +101,16 @@ def commit(unfinished: Path, target: Path, *, manifest: bool = True) -> None:
     if is_taken and not is_ours(target):
         raise FileExistsError(errno.EEXIST, f"there is something of that name without a {MANIFEST}", str(target))
     mark = unfinished / MANIFEST
-    files = sorted(path for path in unfinished.rglob("*") if path.is_file() and path != mark)
-    for path in files:
+    there = {
+        str(path.relative_to(unfinished)): path for path in unfinished.rglob("*") if path.is_file() and path != mark
+    }
+    sealed = {file: _spans(pieces) for file, pieces in (known or {}).items()}
+    others = {file: path for file, path in sorted(there.items()) if file not in sealed}
+    for path in others.values():
         flush(path)
     if manifest:
-        names = [str(path.relative_to(unfinished)) for path in files]
-        hashes = dict(zip(names, _hashes(files), strict=True))
+        whole = [(path, 0, None) for path in others.values()]
+        hashes = dict(zip(others, _hashes(whole), strict=True)) | sealed
         mark.write_text(json.dumps(hashes, indent=1))
         flush(mark)
     else:
@@ -137,16 +150,29 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
-    """Whether every file of the manifest is there and unchanged; files are read side by side.
+    """Whether every file of the manifest is there and unchanged; files and pieces of them are read side by side.
 
     Args:
         from_disk: Read what is on the disk, not what the system remembers of it.
     """
     hashes = _manifest(folder)
-    if not _is_manifest(hashes):
+    if not _is_manifest(hashes) or not all((folder / name).is_file() for name in hashes):
         return False
-    files = [folder / name for name in hashes]
-    return all(file.is_file() for file in files) and _hashes(files, from_disk) == list(hashes.values())
+    places: list[_Place] = []
+    expected: list[str] = []
+    for name, value in hashes.items():
+        for start, end, digest in _pieces(value):
+            places.append((folder / name, start, end))
+            expected.append(digest)
+        if isinstance(value, dict) and (folder / name).stat().st_size != places[-1][2]:
+            return False
+    return _hashes(places, from_disk) == expected
+
+
+def known_pieces(folder: Path) -> dict[str, list[Piece]]:
+    """The files of a complete folder that were hashed piece by piece, for a copy of it."""
+    found = {name: value for name, value in _manifest(folder).items() if isinstance(value, dict)}
+    return {name: [(start, end or 0, digest) for start, end, digest in _pieces(value)] for name, value in found.items()}
 
 
 def is_of_the_disk(error: Exception) -> bool:
@@ -174,22 +200,52 @@ def _manifest(folder: Path) -> Any:
 
 
 def _is_manifest(found: object) -> bool:
-    """Whether it is file name -> SHA-256, of at least one file."""
-    if not isinstance(found, dict) or not found:
-        return False
-    return all(isinstance(value, str) and _SHA256.fullmatch(value) for value in found.values())
+    """Whether it is file name -> SHA-256, or -> "first byte-byte behind the last" -> SHA-256, of at least one file."""
+    return isinstance(found, dict) and bool(found) and all(_is_sealed(value) for value in found.values())
 
 
-def _hashes(files: Sequence[Path], from_disk: bool = False) -> list[str]:
+def _is_sealed(value: object) -> bool:
+    """Whether it is a hash, or those of pieces that make up a file without a gap."""
+    if not isinstance(value, dict):
+        return isinstance(value, str) and bool(_SHA256.fullmatch(value))
+    spans = [_SPAN.fullmatch(span) for span in value]
+    starts, ends = ([int(span[group]) for span in spans if span] for group in (1, 2))
+    joins = bool(spans) and all(spans) and starts == [0, *ends[:-1]]
+    return joins and all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in value.values())
+
+
+def _spans(pieces: Sequence[Piece]) -> dict[str, str]:
+    """Pieces as a manifest lists them."""
+    spans = {f"{start}-{end}": digest for start, end, digest in sorted(pieces)}
+    assert _is_sealed(spans), "the pieces of a file leave a gap or overlap"
+    return spans
+
+
+def _pieces(value: str | dict[str, str]) -> list[tuple[int, int | None, str]]:
+    """(first byte, byte behind the last or None for the end, SHA-256) of what a manifest says of a file."""
+    if isinstance(value, str):
+        return [(0, None, value)]
+    spans = [(*span.split("-"), digest) for span, digest in value.items()]
+    return [(int(start), int(end), digest) for start, end, digest in spans]
+
+
+def _hashes(places: Sequence[_Place], from_disk: bool = False) -> list[str]:
     with ThreadPoolExecutor(_AT_ONCE) as threads:  # hashing and reading leave other threads the interpreter
-        return list(threads.map(lambda path: _hash(path, from_disk), files))
+        return list(threads.map(lambda place: _hash(*place, from_disk=from_disk), places))
 
 
-def _hash(path: Path, from_disk: bool) -> str:
-    with path.open("rb") as file:
+def _hash(path: Path, start: int, end: int | None, *, from_disk: bool) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size if end is None else end
         if from_disk and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+        file.seek(start)
+        block = memoryview(bytearray(min(_BLOCK_BYTES, max(1, end - start))))
+        while start < end and (count := file.readinto(block[: end - start])):
+            digest.update(block[:count])
+            start += count
+    return digest.hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Kills runs at random moments and holds what they end with against a run that nobody killed, bit for bit.
 
-    python tests/bench/soak.py [--kills 50] [--engine none ddp zero3] [--seed 0] [--fork]
+    python tests/bench/soak.py [--kills 50] [--engine none ddp zero3] [--seed 0] [--fork] [--background]
 
 The model is that of the quick start, 4-bit, with dropout, evaluation and a worker. Each run gets SIGKILL (all of its
 processes at once, by surprise) at a moment drawn evenly between its first sign of life and its end: while it reads the
@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import llava_accel.train  # noqa: F401  once for all the processes that are forked
 from helpers.driver import profile_environment
-from helpers.runs import metrics, trained, without_times
+from helpers.jobs import weights
+from helpers.runs import metrics, without_times
 from llava_accel.console import command_line
 from llava_accel.recipe.toml import to_toml
 
@@ -61,8 +62,12 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def write_recipe(folder: Path, data: Path, ranks: int) -> Path:
-    """A recipe whose run is `folder / "run"`: 8 steps of two epochs, saved and evaluated out of time with each other."""
+def write_recipe(folder: Path, data: Path, ranks: int, background: bool) -> Path:
+    """A recipe whose run is `folder / "run"`: 8 steps of two epochs, saved and evaluated out of time with each other.
+
+    Args:
+        background: Checkpoints are written while the next steps run, and the model is trained in full, by all ranks.
+    """
     folder.mkdir(parents=True)
     tables = {
         "run": {"name": "soak", "output_dir": str(folder / "run")},
@@ -79,8 +84,12 @@ def write_recipe(folder: Path, data: Path, ranks: int) -> Path:
         },
         "train": {"epochs": 2, "per_device_batch_size": 8 // ranks, "accumulation_steps": 2},
         "eval": {"every": 3, "metric": "vqa_accuracy", "max_new_tokens": 2, "blind_limit": 0},
-        "checkpoint": {"every": 2},
+        "checkpoint": {"every": 2, "background": background},
     }
+    if background:
+        tables["model"] = {"base": tables["model"]["base"], "train": "full"}
+        tables["data"]["cache_features"] = False
+        tables["checkpoint"]["verify"] = False  # nothing is written any more by then
     (folder / "recipe.toml").write_text(to_toml(tables))
     return folder / "recipe.toml"
 
@@ -175,9 +184,12 @@ def kill(process: Run) -> None:
     """All processes of the group, none of which can do anything about it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        while True:  # what waits for the disk ends later than the leader
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
     except ProcessLookupError:
         return
-    process.wait()
 
 
 def first_sign(process: Run, recipe: Path, since: float) -> None:
@@ -210,8 +222,9 @@ def differences(run: Path, whole: Path) -> list[str]:
     if without_times(metrics(run)) != without_times(metrics(whole)):
         found.append("metrics.jsonl")
     last = sorted((whole / "checkpoints").iterdir())[-1].name
-    for name in ("export", "best", f"checkpoints/{last}"):
-        ours, theirs = trained(run / name), trained(whole / name)
+    for name in ("export", "best", f"checkpoints/{last}", f"checkpoints/{last}/engine"):
+        ours, theirs = weights(run / name), weights(whole / name)
+        assert theirs, f"{whole / name} holds nothing"
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in theirs):
             found.append(name)
     if sorted(path.name for path in (run / "checkpoints").iterdir()) != sorted(
@@ -221,16 +234,18 @@ def differences(run: Path, whole: Path) -> list[str]:
     return found
 
 
-def soak(folder: Path, data: Path, engine: str, kills: int, moments: random.Random, fork: bool) -> int:
+def soak(
+    folder: Path, data: Path, engine: str, kills: int, moments: random.Random, *, fork: bool, background: bool
+) -> int:
     """Kill `kills` runs of an engine; the number of those that ended like the undisturbed one."""
     ranks = 1 if engine == "none" else 2
-    reference = write_recipe(folder / engine / "whole", data, ranks)
+    reference = write_recipe(folder / engine / "whole", data, ranks, background)
     seconds = run_whole(reference, engine, fork)
     name = "one process" if engine == "none" else f"two processes, {engine}"
     print(f"{name}: an undisturbed run takes {seconds:.1f} s behind its start", flush=True)
     same = killed = 0
     while killed < kills:
-        recipe = write_recipe(folder / engine / "killed", data, ranks)
+        recipe = write_recipe(folder / engine / "killed", data, ranks, background)
         run, since = recipe.parent / "run", time.time()
         process = start(recipe, engine, fork)
         first_sign(process, recipe, since)
@@ -258,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", nargs="+", choices=engines, default=["none", "ddp"], help="none = one process")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--fork", action="store_true", help="without the seconds of importing")
+    parser.add_argument("--background", action="store_true", help="train in full, and save behind the steps")
     options = parser.parse_args(arguments)
     os.environ.update({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"})
     torch.set_num_threads(1)
@@ -266,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = make_data(folder / "data")
     for place, engine in enumerate(options.engine):
         count = len(range(place, options.kills, len(options.engine)))
-        same += soak(folder, data, engine, count, moments, options.fork)
+        same += soak(folder, data, engine, count, moments, fork=options.fork, background=options.background)
     print(f"{same} of {options.kills} killed runs ended like the undisturbed one, bit for bit")
     if same == options.kills:
         shutil.rmtree(folder)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.checkpoint.resume import differences
+from llava_accel.checkpoint import resume
+from llava_accel.checkpoint.resume import differences, find_checkpoint
 from llava_accel.recipe import load_recipe
 
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
@@ -33,3 +34,13 @@ def test_how_a_batch_is_split_is_free_where_no_number_depends_on_it(tmp_path: Pa
     for loss, expected in (("tokens", []), ("micro_batch_mean", [f"{key}: 2 -> 4"])):
         before, now = (load_recipe(tmp_path / "r.toml", [f"train.loss={loss}", f"{key}={size}"]) for size in (2, 4))
         assert differences(before, now) == expected
+
+
+def test_other_kernels_are_no_other_run_and_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.toml").write_text(SMALLEST)
+    now = load_recipe(tmp_path / "recipe.toml", ["run.deterministic=true"])
+    monkeypatch.setattr(resume, "_find", lambda recipe, say: tmp_path)
+    said: list[str] = []
+    assert find_checkpoint(now, said.append) == tmp_path
+    assert len(said) == 1 and said[0].startswith(f"run.deterministic is true from {tmp_path.name} on")
+    assert find_checkpoint(load_recipe(tmp_path / "recipe.toml"), said.append) == tmp_path and len(said) == 1

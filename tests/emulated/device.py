@@ -241,6 +241,8 @@ def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return 0  # of operations that are emulated themselves
     if any(isinstance(one, torch.Generator) and one.device.type == "cpu" for one in leaves):
         raise Refused(f"{name}: a generator of the CPU for a tensor on the device, at {place()}")
+    if isinstance(wanted, torch.device) and wanted.type == "meta":  # shapes alone
+        return func(*tree_map(lambda one: one.held if isinstance(one, DeviceTensor) else one, tuple(args)), **kwargs)
     if name == "_to_copy" and _is_cuda(wanted) != bool(inside) and wanted is not None:
         return _moved(args[0], kwargs)
     if name == "copy_" and isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):

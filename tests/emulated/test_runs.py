@@ -2,7 +2,7 @@
 
 The device is device.py: tensors that say cuda:0 and hold CPU values under CUDA's rules. It lives in a process of its own
 (worker.py), which is started once. To add a way to train or a switch, write one line in `RUNS` of switches.py; its run is
-then held to the budget below in fp32, and in bf16 too where its name is in `IN_BF16`.
+then held to the budget below in fp32, and in 16 bits too where its name is in `IN_BF16` or `IN_FP16`.
 
 The budget: one wait a step, for the norm that the update needs; none a micro-batch; one a line of the log.
 """
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 Card = Callable[..., Any]
 
 IN_BF16 = ("lora, shared", "lora, dropout, checkpointing", "dora", "onevision")
+IN_FP16 = ("lora, shared", "onevision")
 
 
 def assert_within_budget(seen: Seen) -> None:
@@ -37,10 +38,13 @@ def test_a_run_has_the_losses_of_the_cpu_and_waits_once_a_step(card: Card, name:
     assert_within_budget(seen)
 
 
-@pytest.mark.parametrize("name", IN_BF16)
-def test_in_bf16_it_rounds_and_waits_no_more(card: Card, name: str) -> None:
-    expected, seen = card("run", name, "bf16")
-    assert seen.losses == pytest.approx(expected, rel=2e-2) and seen.losses != pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "bf16") for name in IN_BF16), *((name, "fp16") for name in IN_FP16)]
+)
+def test_in_16_bits_it_rounds_and_waits_no_more(card: Card, name: str, precision: str) -> None:
+    expected, seen = card("run", name, precision)
+    rounding = {"bf16": 2e-2, "fp16": 2.5e-3}[precision]  # of 8 and 11 bits
+    assert seen.losses == pytest.approx(expected, rel=rounding) and seen.losses != pytest.approx(expected, rel=1e-8)
     assert_within_budget(seen)
 
 

@@ -54,7 +54,7 @@ TYPES: dict[str, list[str]] = {
     "eval=3": ["eval = 3", "a table", "[eval]"],
     "run.name=../up": ['run.name = "../up"', "folder", "Choose another name"],
     "run.name=": ["run.name", "folder", "Choose another name"],
-    "run.precision=fp16": ['run.precision = "fp16"', "loss scaler", '"bf16"', '"fp32"'],
+    "run.precision=half": ['run.precision = "half"', '"fp16"'],
     "epochs": ['override = "epochs"', "table.key=value", "optim.learning_rate=1e-4"],
     "=3": ['override = "=3"', "table.key=value"],
     'data.images="a\\u0000b"': ["data.images", "NUL", "Remove it"],

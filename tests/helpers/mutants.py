@@ -1,6 +1,7 @@
 """Wrong ways to scale and synchronise a step, each of which people have shipped. Exactness tests must fail on every one."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ from accelerate import Accelerator
 
 import llava_accel.train as train_module
 from bench.traffic import Traffic
+from llava_accel.checkpoint import store
 from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
+from llava_accel.setup.state import TrainState
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
 _count = step_module.count_over_ranks
@@ -120,7 +123,46 @@ def note_state_dicts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Accelerator, "get_state_dict", noting)
 
 
-NOTES: dict[str, _Patch] = {note.__name__: note for note in (note_images, note_traffic, note_state_dicts)}
+def note_saves(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: every rank notes in FOLDER/saves-RANK.jsonl the bytes that it sends to begin a save, and that it writes."""
+    begin, write, start = store.Checkpoints._begin, store.write, train_module.open_run
+    folder: list[Path] = []
+
+    def note(**found: object) -> None:
+        with (folder[0] / f"saves-{torch.distributed.get_rank()}.jsonl").open("a") as file:
+            file.write(json.dumps(found) + "\n")
+
+    def begun(self: store.Checkpoints, *arguments: Any, **named: Any) -> Any:
+        with Traffic() as traffic:
+            result = begin(self, *arguments, **named)
+        note(sent=traffic.sent.total())
+        return result
+
+    def written(place: Path, parts: Any, threads: int, **named: Any) -> Any:
+        is_behind = threading.current_thread() is not threading.main_thread()
+        note(written=sum(part.nbytes for part in parts), behind=is_behind)
+        return write(place, parts, threads, **named)
+
+    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
+    patch.setattr(store.Checkpoints, "_begin", begun)
+    patch.setattr(store, "write", written)
+
+
+def loss_scale_too_high(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: the first step in fp16 overflows until the scale has come down."""
+    made = TrainState.of
+
+    def high(*arguments: Any, **named: Any) -> TrainState:
+        state = made(*arguments, **named)
+        state.loss_scale = 2.0**28
+        return state
+
+    patch.setattr(TrainState, "of", high)
+
+
+NOTES: dict[str, _Patch] = {
+    note.__name__: note for note in (note_images, note_traffic, note_state_dicts, note_saves, loss_scale_too_high)
+}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (

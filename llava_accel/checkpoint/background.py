@@ -1,0 +1,75 @@
+"""What is written while the next steps run, and whether there is main memory for the copies that this takes."""
+
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+
+import psutil
+
+WORTH_IT = 256 << 20
+"""Bytes of a process from which on "auto" writes in the background: fewer are written before a step is over."""
+SHARE_OF_FREE = 0.8
+"""Of the main memory that is free: what the copies may take. Data workers and the pages of files need some."""
+
+
+class Background:
+    """Does one piece of work after the other while the process goes on."""
+
+    def __init__(self) -> None:
+        self._last = futures.Future[None]()
+        self._last.set_result(None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is work that is not done."""
+        return not self._last.done()
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Do some work as soon as what was given before is done. If that raised, so does this."""
+        before, done = self._last, futures.Future[None]()
+
+        def run() -> None:
+            try:
+                before.result()
+                work()
+                done.set_result(None)
+            except Exception as error:  # the main thread raises it
+                done.set_exception(error)
+
+        # Whoever presses Ctrl-C twice does not wait for it.
+        threading.Thread(target=run, daemon=True, name="checkpoints").start()
+        self._last = done
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all is done, but at most so long; whether it is."""
+        return not futures.wait([self._last], seconds).not_done
+
+    def finish(self) -> None:
+        """Wait until all is done, and raise what it has raised."""
+        self._last.result()
+
+
+def free_main_memory() -> int:
+    """Bytes that this machine can still give, or the container or job that this process belongs to."""
+    left = _left_of_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    return min([psutil.virtual_memory().available, *left])
+
+
+def _left_of_limits(root: Path, own: Path) -> list[int]:
+    """What the limits of a process's control group, and of those above it, leave.
+
+    Args:
+        root: Where control groups are.
+        own: The file that names the process's own.
+    """
+    lines = own.read_text().splitlines() if own.is_file() else []
+    group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    found: list[int] = []
+    for each in (group, *group.parents):
+        limit = each / "memory.max"
+        if each.is_relative_to(root) and limit.is_file() and (most := limit.read_text().strip()) != "max":
+            counts = dict(line.split() for line in (each / "memory.stat").read_text().splitlines())
+            used = int((each / "memory.current").read_text()) - int(counts["inactive_file"])  # which gives way
+            found.append(int(most) - used)
+    return found

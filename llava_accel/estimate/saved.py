@@ -1,0 +1,29 @@
+"""What a checkpoint takes: of the disk, and of main memory while it is written behind the next steps."""
+
+from llava_accel.checkpoint.background import WORTH_IT
+from llava_accel.estimate.peak_memory import STATE_BYTES, Weights, unit_of
+from llava_accel.recipe import Recipe
+
+
+def checkpoint_bytes(weights: Weights, recipe: Recipe) -> int:
+    """Of one checkpoint: what is trained in fp32 with the optimizer's state, and all the rest of a model trained in full."""
+    frozen = weights.frozen_bytes if recipe.model.train == "full" else 0
+    return frozen + round(weights.trained * (4 + STATE_BYTES[recipe.optim.optimizer]))
+
+
+def checkpoint_line(weights: Weights, recipe: Recipe, ranks: int) -> str:
+    """What to tell of it before a run.
+
+    Args:
+        ranks: That write it; an adapter is written by one alone.
+    """
+    size, table = checkpoint_bytes(weights, recipe), recipe.checkpoint
+    unit, name = unit_of(size)
+    shown = f"a checkpoint takes {size / unit:,.1f} {name} of the disk"
+    own = size / (ranks if recipe.model.train == "full" else 1)
+    if table.background is False or (table.background == "auto" and own < WORTH_IT):
+        return shown
+    return (
+        f"{shown}, and as much main memory, over all machines, for the copy that is written while the next steps run "
+        "(checkpoint.background)"
+    )

@@ -1,0 +1,55 @@
+"""The same bits from the same computation on a GPU, where the recipe asks for it: `run.deterministic`.
+
+Order, data and dropout are functions of seed and step in any case. What differs between two runs on a GPU is in which order
+its kernels add up; torch has slower ones that keep an order. Its attention kernels do so too, in the backward pass as well,
+and flash-attn where transformers tells it to.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from llava_accel.exceptions import UserError
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_REPEATABLE = (":4096:8", ":16:8")
+_NO_SUCH_KERNEL = "does not have a deterministic implementation"
+
+
+def set_determinism(is_wanted: bool) -> None:
+    """Choose kernels for all that this process computes from now on; call it before the first call to CUDA.
+
+    Raises:
+        UserError: the environment has a setting of cuBLAS with which its results differ.
+    """
+    torch.use_deterministic_algorithms(is_wanted)
+    if not is_wanted:
+        return
+    if (found := os.environ.setdefault(_WORKSPACE, _REPEATABLE[0])) not in _REPEATABLE:
+        raise UserError(
+            f"run.deterministic: {_WORKSPACE} is {found!r} in the environment, with which cuBLAS adds up in no fixed order. "
+            f"Unset it, or set it to {_REPEATABLE[0]!r}"
+        )
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers reads it in every step
+    torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def determinism_explained() -> Iterator[None]:
+    """Around computations: what has no kernel that keeps an order is named, with the key that asks for one.
+
+    Raises:
+        UserError: instead of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NO_SUCH_KERNEL)
+        if not found:
+            raise
+        raise UserError(
+            f"run.deterministic: torch has no kernel for {operation.strip()} here that adds up in a fixed order. Set "
+            "run.deterministic = false; order and data stay the same, bits need not"
+        ) from error
