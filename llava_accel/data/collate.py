@@ -31,7 +31,8 @@ class Batch:
     tower_features: Float[Tensor, "cached tokens channels"]
     """The vision tower's features of tiles that were found in the cache."""
     image_names: UInt8[Tensor, "named digest"]
-    """For each of `pixel_values` the name under which its image's features go into the cache; none where there is none."""
+    """For each of `pixel_values` the name under which its image's features go into the cache, zeros for what is not the
+    first tile of its image: equal images may stand side by side. None where there is no cache."""
     tile_order: Int[Tensor, "all_tiles"]
     """For each tile of the different images, in the order in which they first occur in the rows, its place among
     `pixel_values` and, after them, `tower_features`. Sums over images are taken in that order: were it that of the cache, it
@@ -119,7 +120,8 @@ def stack_images(images: Sequence[LoadedImage], image_shape: tuple[int, ...]) ->
     """The fields of a batch that hold the tiles of these images, and say in which order."""
     pixels = [image.tensor for image in images if not image.is_encoded]
     features = [image.tensor for image in images if image.is_encoded]
-    names = [list(image.name) for image in images if image.name and not image.is_encoded for _ in image.tensor]
+    named = [image for image in images if image.name and not image.is_encoded]
+    names = [name for image in named for name in (list(image.name), *[[0] * DIGEST_BYTES] * (len(image.tensor) - 1))]
     tiles = np.repeat([image.is_encoded for image in images], [len(image.tensor) for image in images])
     return {
         "pixel_values": torch.cat(pixels) if pixels else torch.zeros((0, *image_shape)),

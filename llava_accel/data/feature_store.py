@@ -166,7 +166,7 @@ class FeatureWriter:
         """Keep what the tower made of some images. Does not wait for the device: what has come by then is fetched.
 
         Args:
-            names: Of the image that each tile is of; the tiles of an image stand side by side.
+            names: Of the image that begins with each tile, zeros for its other tiles, which follow.
         """
         self._fetch(waits=False)
         if self.is_full:
@@ -196,8 +196,9 @@ class FeatureWriter:
             elif event is not None and not event.query():
                 return
             self._arriving.popleft()
-            images, counts = names.unique_consecutive(dim=0, return_counts=True)
-            for name, record in zip(images.numpy(), features.split(counts.tolist()), strict=True):
+            starts = names.any(dim=1).nonzero().flatten()
+            counts = torch.diff(starts, append=torch.tensor([len(names)]))
+            for name, record in zip(names[starts].numpy(), features.split(counts.tolist()), strict=True):
                 if name.tobytes() not in self._waiting and self._store.get(name.tobytes()) is None:
                     # A SigLIP leaves its channels apart; files hold them side by side.
                     self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)

@@ -23,7 +23,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.kept_files import cache_folder, store, stored
 
-_FORMAT = 2
+_FORMAT = 3
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
 _NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "num_hidden_layers"}
 

@@ -28,7 +28,9 @@ def name(number: int) -> bytes:
 
 
 def names(*numbers: int) -> Tensor:
-    return torch.tensor([list(name(number)) for number in numbers], dtype=torch.uint8).reshape(-1, 16)
+    """-1 stands for a further tile of the image before."""
+    named = [list(name(number)) if number >= 0 else [0] * 16 for number in numbers]
+    return torch.tensor(named, dtype=torch.uint8).reshape(-1, 16)
 
 
 def present(store: FeatureStore, number: int) -> Tensor:
@@ -61,12 +63,21 @@ def test_a_record_comes_back_as_it_was_computed(tmp_path: Path, dtype: torch.dty
 
 def test_the_tiles_of_an_image_are_one_record(tmp_path: Path) -> None:
     writer = FeatureWriter(FeatureStore(tmp_path, "tower"), GIGA)
-    writer.put(names(1, 2, 2, 2, 3), torch.cat([record(number) for number in range(5)]))
+    writer.put(names(1, 2, -1, -1, 3), torch.cat([record(number) for number in range(5)]))
     writer.flush()
     store = FeatureStore(tmp_path, "tower")
     assert [len(present(store, number)) for number in (1, 2, 3)] == [1, 3, 1]
     assert torch.equal(present(store, 2), torch.cat([record(number) for number in (1, 2, 3)]))
     assert digest(b"1") != digest(b"1", is_cut=True)
+
+
+def test_equal_images_side_by_side_are_one_record_of_one_of_them(tmp_path: Path) -> None:
+    writer = FeatureWriter(FeatureStore(tmp_path, "tower"), GIGA)
+    writer.put(names(1, 1, 2, -1, 2, -1), torch.cat([record(number) for number in (1, 1, 2, 3, 2, 3)]))
+    writer.flush()
+    store = FeatureStore(tmp_path, "tower")
+    assert torch.equal(present(store, 1), record(1))
+    assert torch.equal(present(store, 2), torch.cat([record(2), record(3)]))
 
 
 def test_another_tower_has_no_part_in_it(tmp_path: Path) -> None:
