@@ -51,7 +51,7 @@ def language_model(kernel: str = "sdpa") -> LlamaForCausalLM:
 DOCUMENTED = {
     "accelerate", "accelerate.optimizer", "accelerate.scheduler", "accelerate.tracking", "accelerate.utils",
     "bitsandbytes", "deepspeed", "deepspeed.utils", "peft", "peft.tuners.tuners_utils",
-    "torch", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "torch", "torch.autograd.graph", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
     "torch.nn.attention.flex_attention", "torch.nn.functional", "torch.nn.parallel", "torch.optim.lr_scheduler",
     "torch.distributed.elastic.multiprocessing.errors", "torch.utils.benchmark",
     "torch.profiler", "torch.utils.checkpoint", "torch.utils.data",
@@ -67,16 +67,9 @@ UNDOCUMENTED = {
 }  # fmt: skip
 """Names without an underscore that no reference explains."""
 PYTHONS_OWN = {
-    "_exit",
-    "__class__",
-    "__doc__",
-    "__enter__",
-    "__exit__",
-    "__file__",
-    "__getitem__",
-    "__init__",
-    "__name__",
-}
+    "_exit", "_replace", "__bases__", "__class__", "__doc__", "__enter__", "__exit__", "__file__", "__getitem__", "__init__",
+    "__module__", "__name__", "__traceback__",
+}  # fmt: skip
 ALLOWED = {
     # It shows that an export loads without this package, so it may import nothing of it.
     "release/plain_inference.py": {"support_avx512bf16_for_cpu"},
