@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llava_accel"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
-    "recipe", "console", "storage", "sources", "data", "converters", "families", "model", "runtime", "setup",
+    "recipe", "console", "storage", "sources", "data", "converters", "families", "kernels", "model", "runtime", "setup",
     "inference", "scoring", "checkpoint", "estimate", "pages", "release", "loop", "measurement", "inspection", "advice",
 )  # fmt: skip
 """From the bottom to the top; the verbs stand on top of all."""
