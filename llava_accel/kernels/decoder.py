@@ -23,6 +23,16 @@ from llava_accel.kernels.low_rank import project
 
 
 class _Attention(nn.Module):
+    config: Any
+    head_dim: int
+    layer_idx: int
+    scaling: float
+    attention_dropout: float
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -54,12 +64,19 @@ class _Attention(nn.Module):
 
 
 class _Gate(nn.Module):
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         gate, up = project((self.gate_proj, self.up_proj), x)
         return project((self.down_proj,), gate, up)[0]
 
 
 class _Norm(nn.Module):
+    weight: nn.Parameter
+    variance_epsilon: float
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         return normed(hidden_states, self.weight, self.variance_epsilon)
 
@@ -77,7 +94,8 @@ _SILU = ("silu", "swish")
 def lighten_decoder(language_model: nn.Module) -> None:
     """Let a decoder whose classes are known compute our way; others stay as they are."""
     for module in list(language_model.modules()):
+        config: Any = getattr(module, "config", None)
         light = _LIGHT.get(type(module))
-        if light is None or (light is _Gate and module.config.hidden_act not in _SILU):
+        if light is None or (light is _Gate and config.hidden_act not in _SILU):
             continue
         module.__class__ = type(type(module).__name__, (light, type(module)), {})

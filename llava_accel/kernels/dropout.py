@@ -57,8 +57,8 @@ class _Dropout(torch.autograd.Function):
         return _scaled(inputs, noise, p)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _scaled(gradient, ctx.saved_tensors, ctx.p), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _scaled(gradients[0], ctx.saved_tensors, ctx.p), None
 
 
 def _scaled(values: Tensor, noise: Noise, p: float) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from llava_accel import compat
 
@@ -38,13 +37,13 @@ def rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gated_gradients(gradient.clone(), *ctx.saved_tensors)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gated_gradients(gradients[0].clone(), *ctx.saved_tensors)
 
 
 class _Normed(torch.autograd.Function):
@@ -57,8 +56,9 @@ class _Normed(torch.autograd.Function):
         return (wide * scale).mul_(weight).to(inputs.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         inputs, weight, scale = ctx.saved_tensors
+        (gradient,) = gradients
         wide, size = inputs.to(scale.dtype), inputs.shape[-1]
         of_weight = (
             (gradient * wide * scale).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
@@ -75,8 +75,9 @@ class _Rotated(torch.autograd.Function):
         return _turn(heads, cosine, sine, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _turn(gradient, *ctx.saved_tensors, -1), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turn(gradients[0], cosine, sine, -1), None, None
 
 
 def _turn(heads: Tensor, cosine: Tensor, sine: Tensor, way: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from llava_accel.kernels import dropout
@@ -32,7 +32,7 @@ class LowRank(nn.Module):
 def lighten_lora(model: nn.Module) -> None:
     """Let the LoRA layers of a model on linear layers, quantised or not, compute our way."""
     for module in list(model.modules()):
-        if isinstance(module, lora.LoraLayer) and not isinstance(module, LowRank):
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A") and not isinstance(module, LowRank):
             if isinstance(module.get_base_layer(), nn.Linear):
                 module.__class__ = type(type(module).__name__, (LowRank, type(module)), {})
 
@@ -44,7 +44,7 @@ def project(modules: Sequence[nn.Module], inputs: Tensor, up: Tensor | None = No
         up: If given, the input is silu(inputs) x up, which is made again in the backward pass.
     """
     plain = [module for module in modules if isinstance(module, LowRank) and _is_plain(module)]
-    made = dict(zip(plain, _apply(plain, inputs, up), strict=True)) if plain else {}
+    made: dict[nn.Module, Tensor] = dict(zip(plain, _apply(plain, inputs, up), strict=True)) if plain else {}
     if len(plain) == len(modules):
         return list(made.values())
     whole = inputs if up is None else gated(inputs, up)
@@ -94,9 +94,12 @@ def _apply(layers: Sequence[Any], inputs: Tensor, up: Tensor | None) -> tuple[Te
     return _Sum.apply(tuple(parts), inputs, up, *tensors)  # pyright: ignore[reportReturnType]
 
 
+_SIZE = 5
+"""Number of `_Weights`."""
+
+
 def _by_layer(tensors: Sequence[Any]) -> Iterator[_Weights]:
-    size = len(_Weights._fields)
-    return (_Weights(*tensors[start : start + size]) for start in range(0, len(tensors), size))
+    return (_Weights(*tensors[start : start + _SIZE]) for start in range(0, len(tensors), _SIZE))
 
 
 def _cast(tensor: Any, dtype: torch.dtype) -> Any:
@@ -126,7 +129,7 @@ class _Sum(torch.autograd.Function):
                 made.addmm_(low, b, alpha=part.factor)
             outputs.append(made.view(*whole.shape[:-1], made.shape[-1]))
         ctx.parts = parts
-        kept = [tensor for layer in layers for tensor in layer._replace(made=None)]
+        kept = [tensor for layer in layers for tensor in (layer.weight, layer.bias, None, layer.a, layer.b)]
         ctx.save_for_backward(
             inputs, up, *kept, *lows, *(number for noise in noises for number in noise or (None, None))
         )
@@ -136,7 +139,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         parts, count = ctx.parts, len(ctx.parts)
         inputs, up, *saved = ctx.saved_tensors
-        size = count * len(_Weights._fields)
+        size = count * _SIZE
         layers, lows, numbers = list(_by_layer(saved[:size])), saved[size : size + count], saved[size + count :]
         noises = [None if numbers[at] is None else (numbers[at], numbers[at + 1]) for at in range(0, len(numbers), 2)]
         dtype = inputs.dtype
@@ -152,11 +155,11 @@ class _Sum(torch.autograd.Function):
         )
         found: list[Any] = []
         for place, (layer, gradient) in enumerate(zip(layers, flats, strict=True)):
-            needs = ctx.needs_input_grad[3 + place * len(_Weights._fields) :][: len(_Weights._fields)]
+            needs = ctx.needs_input_grad[3 + place * _SIZE :]
             if layer.weight is not None and of_flat is not None:
                 of_flat.addmm_(gradient, layer.weight.to(dtype))
             of_b = (gradient.t() @ lows[place]).mul_(parts[place].factor).to(layer.b.dtype)
-            of_bias = gradient.sum(0).to(layer.bias.dtype) if needs[1] else None
+            of_bias = gradient.sum(0).to(layer.bias.dtype) if layer.bias is not None and needs[1] else None
             found += [None, of_bias, gradients[place] if needs[2] else None, weights[place].to(layer.a.dtype), of_b]
         if of_flat is None:
             return None, None, None, *found

@@ -37,7 +37,7 @@ ROWS, SEQ, RANK = 2, 6, 4
 
 
 @pytest.fixture(params=MODELS, ids=lambda each: each[1].__name__)
-def decoder(request: pytest.FixtureRequest) -> nn.Module:
+def decoder(request: pytest.FixtureRequest) -> Any:
     """Weights of norms that differ from 1; with sliding attention where the class has it."""
     config, model = request.param
     torch.manual_seed(0)
@@ -51,16 +51,16 @@ def decoder(request: pytest.FixtureRequest) -> nn.Module:
     return made
 
 
-def with_lora(decoder: nn.Module, **settings: Any) -> nn.Module:
+def with_lora(decoder: Any, **settings: Any) -> Any:
     config: dict[str, Any] = {"r": RANK, "target_modules": "all-linear", **settings}
-    model = get_peft_model(decoder, LoraConfig(**config)).base_model.model  # pyright: ignore[reportArgumentType]
+    model: Any = get_peft_model(decoder, LoraConfig(**config)).base_model.model
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             nn.init.normal_(parameter, std=0.1)
-    return model.train()  # pyright: ignore[reportReturnType]
+    return model.train()
 
 
-def step(model: nn.Module, **arguments: Any) -> dict[str, Tensor]:
+def step(model: Any, **arguments: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     embeds = torch.randn(ROWS, SEQ, HIDDEN, generator=generator).requires_grad_()
     hidden = model(inputs_embeds=embeds, use_cache=False, **arguments).last_hidden_state
@@ -82,20 +82,18 @@ MASK = torch.zeros(ROWS, 1, SEQ, SEQ).masked_fill_(torch.ones(SEQ, SEQ).tril().l
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["causal", "mask"])
 @pytest.mark.parametrize("adapters", [False, True], ids=["all weights", "LoRA"])
-def test_outputs_and_gradients_are_those_of_transformers(
-    decoder: nn.Module, adapters: bool, mask: Tensor | None
-) -> None:
+def test_outputs_and_gradients_are_those_of_transformers(decoder: Any, adapters: bool, mask: Tensor | None) -> None:
     model = with_lora(decoder) if adapters else decoder
     light = copy.deepcopy(model)
     lighten_lora(light)
     lighten_decoder(light)
-    assert type(light.layers[0].self_attn) is not type(model.layers[0].self_attn)  # pyright: ignore[reportIndexIssue]
+    assert type(light.layers[0].self_attn) is not type(model.layers[0].self_attn)
     assert list(light.state_dict()) == list(model.state_dict())
     masks = {} if mask is None else {"attention_mask": mask}
     assert_same(step(light, **masks), step(model, **masks))
 
 
-def test_generation_with_a_cache_is_that_of_transformers(decoder: nn.Module) -> None:
+def test_generation_with_a_cache_is_that_of_transformers(decoder: Any) -> None:
     light, ids = copy.deepcopy(decoder).eval(), torch.arange(2 * SEQ).view(2, SEQ)
     lighten_decoder(light)
     found, cache = [], None
@@ -115,7 +113,7 @@ def test_what_a_layer_keeps_for_each_token_cannot_grow(p: float) -> None:
     model = with_lora(LlamaModel(LlamaConfig(**SIZES)), lora_dropout=p)
     lighten_lora(model)
     lighten_decoder(model)
-    layer: Any = model.layers[0]  # pyright: ignore[reportIndexIssue]
+    layer: Any = model.layers[0]
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
     def kept(seq: int) -> int:
@@ -128,7 +126,7 @@ def test_what_a_layer_keeps_for_each_token_cannot_grow(p: float) -> None:
             return tensor
 
         inputs = torch.randn(1, seq, HIDDEN).requires_grad_()
-        positions = model.rotary_emb(inputs, torch.arange(seq)[None])  # pyright: ignore[reportCallIssue]
+        positions = model.rotary_emb(inputs, torch.arange(seq)[None])
         weights.update(each.untyped_storage().data_ptr() for each in positions)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             held = layer(inputs, position_embeddings=positions)
