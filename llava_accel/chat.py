@@ -37,17 +37,17 @@ def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -
         say: Told which weights these are, and what is odd about them.
     """
     # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from llava_accel.inference.dialogue import Dialogue
     from llava_accel.inference.origin import describe, find_trained, load_trained
+    from llava_accel.runtime.devices import find_device
     from llava_accel.runtime.engines import resolve_precision
 
     trained = find_trained(
         arguments.adapter, base=arguments.base, template=arguments.template, bits=arguments.bits or 0
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
     say(describe(trained))
     loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
@@ -139,6 +139,10 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
             dialogue.show(path)
         images = "image is" if len(paths) == 1 else f"{len(paths)} images are"
         print(f"(the {images} part of the next question)")
+        if dialogue.sees_whole_squares:
+            print(
+                "(beside others an image is seen as one small square, as in training; /reset lets it be seen in detail)"
+            )
     elif command == "/system":
         dialogue.use_system(rest)
         since = "from the next conversation on; /reset starts it" if dialogue.has_begun else "from here on"

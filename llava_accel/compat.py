@@ -144,20 +144,21 @@ def set_attention_kernel(config: PreTrainedConfig, kernel: str) -> None:
     config._attn_implementation = kernel
 
 
-def attend_without_masks(config: PreTrainedConfig) -> None:
-    """Let a model with this config attend causally and make no masks, for which it would look at positions' values.
+@contextmanager
+def one_sequence_a_row() -> Iterator[None]:
+    """In the block transformers takes each row for one sequence, and makes no other mask than a causal one.
 
-    Read in transformers 5.23, integrations/sdpa_attention.py: `sdpa_attention_forward`; masking_utils.py: no mask is made
-    for a kernel without an entry there. No kernel that has an entry can be told so.
+    Read in transformers 5.23, masking_utils.py: `find_packed_sequence_indices`. It looks at the values of positions, for
+    which every forward pass waits for the device, and shapes without numbers have none. No argument leaves it out.
     """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers import masking_utils
 
-    def causal(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> Any:
-        return sdpa_attention_forward(module, query, key, value, None, **settings)
-
-    AttentionInterface.register("llava_accel_causal", causal)
-    set_attention_kernel(config, "llava_accel_causal")
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
 
 
 def checkpoint_layer(layer: nn.Module, checkpoint: Callable[..., Any]) -> None:

@@ -24,6 +24,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.model.save import with_step
 from llava_accel.release.forms import FORMS, Job, export
 from llava_accel.release.publish import check_login, check_name, push, show_files
+from llava_accel.runtime.devices import find_device
 
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,9 +45,9 @@ def export_source(arguments: argparse.Namespace, console: Console) -> None:
     if _DTYPES[arguments.dtype] and (arguments.to == "peft" or (arguments.to == "llava" and trained.kind != "model")):
         raise UserError(f"--dtype {arguments.dtype}: an adapter stays as it was trained. Leave --dtype out")
     console.line(f"source: {with_step(trained.folder)} ({'whole model' if trained.kind == 'model' else trained.kind})")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     # A merge loads the model anyway. The others need not, and on a CPU a comparison takes far longer than they do.
-    compares = arguments.compare if arguments.compare is not None else device.type == "cuda" or arguments.to == "merged"
+    compares = arguments.compare if arguments.compare is not None else device.type != "cpu" or arguments.to == "merged"
     job = Job(trained, device, console, _DTYPES[arguments.dtype], compares)
     export(job, arguments.to, Path(arguments.out), FORMS[arguments.to])
     if arguments.push and arguments.dry_run:

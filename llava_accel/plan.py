@@ -62,7 +62,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     training, held_out = open_data(run, processing)
     profile = read_profile()
     ranks = accelerator.num_processes if profile.is_distributed else ranks
-    on_gpu = accelerator.device.type == "cuda" or (gpu_gb is not None and not probe)
+    on_gpu = accelerator.device.type != "cpu" or (gpu_gb is not None and not probe)
     dtype = planned_dtype(recipe.run.precision, on_gpu)
     model = build_meta(recipe, processing, dtype)
     weights = count_weights(model, recipe)

@@ -77,10 +77,12 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     prepared.model.train()
     windows = train_windows(run, training, order, state, meter.enter, lambda: interruption.is_asked)
     for window in meter.waited(windows):
-        if state.is_stopped or interruption.agreed(accelerator) is not None:
+        if state.is_stopped or interruption.ends_before_the_next_step(accelerator):
             break
         with out_of_memory_explained(run, window, training.corpus, processing, meter.phase):
-            step = train_step(run, prepared, window, state.step, guard, meter.enter)
+            step = train_step(run, prepared, window, state.step, guard, meter.enter, interruption)
+        if step is None:  # a rank that is asked to end had no data for it
+            break
         state.step += 1
         meter.add(window, step)
         if is_due(state.step, recipe.log.every, state.num_steps):

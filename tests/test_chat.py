@@ -16,6 +16,7 @@ import torch
 
 from helpers.exported import CPU, ORIGINAL, ROOT
 from helpers.runs import PARITY
+from helpers.tiled import copy_original
 from llava_accel import chat
 from llava_accel.console.command_line import start
 from llava_accel.exceptions import UserError
@@ -240,3 +241,16 @@ def test_four_bits_are_loaded_where_they_are_asked_for(lora_run: Path, loaded: L
     layer = quantised.objective.llava.model.language_model.layers[0].mlp.up_proj
     assert type(layer.base_layer).__name__ == "Linear4bit"
     assert Dialogue(quantised, trained.recipe, 2).ask("Hello") is not None
+
+
+def test_a_base_that_cuts_images_says_when_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = find_trained(base=str(copy_original("llava_next", tmp_path)))
+    dialogue = Dialogue(load_trained(trained, dtype=torch.float32, device=CPU), trained.recipe, 1)
+    type_in(monkeypatch, dialogue, f"/image {ONE}")
+    assert "small square" not in capsys.readouterr().out
+    type_in(monkeypatch, dialogue, f"/image {TWO}")
+    assert "seen as one small square" in capsys.readouterr().out
+    type_in(monkeypatch, dialogue, "/reset", f"/image {TWO}")
+    assert "small square" not in capsys.readouterr().out

@@ -258,18 +258,24 @@ def test_a_model_takes_the_kernel_that_its_config_is_given() -> None:
         model(IDS)
 
 
-@contract(compat.attend_without_masks)
-def test_attention_is_causal_without_a_look_at_any_value() -> None:
+@contract(compat.one_sequence_a_row)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_attention_is_causal_without_a_look_at_any_value(kernel: str) -> None:
     model = language_model().eval()
+    compat.set_attention_kernel(model.config, kernel)
     expected = model(IDS).logits
-    compat.attend_without_masks(model.config)
-    assert torch.equal(model(IDS).logits, expected)
+    again = torch.zeros_like(IDS)  # positions that begin again would be other sequences
+    assert not torch.allclose(model(IDS, position_ids=again, use_cache=False).logits, expected, atol=1e-4)
+    with compat.one_sequence_a_row():
+        places = torch.arange(IDS.shape[1])[None].expand_as(IDS)
+        assert torch.equal(model(IDS, position_ids=places, use_cache=False).logits, expected)
     with torch.device("meta"):
         shapes = language_model().eval()
-    compat.attend_without_masks(shapes.config)
-    with compat.fake_tensors(shapes):  # positions that begin again need a mask, and their values are not there
+    compat.set_attention_kernel(shapes.config, kernel)
+    with compat.fake_tensors(shapes), compat.one_sequence_a_row():
         places = torch.empty(1, 10, dtype=torch.int64)
-        assert shapes(input_ids=places, position_ids=places).logits.shape == expected.shape
+        found = shapes(input_ids=places, position_ids=places, use_cache=False).logits
+        assert found.shape[1:] == (10, expected.shape[2])
 
 
 @contract(compat.checkpoint_layer)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import llava_accel.train as verb
 from helpers.runs import distance, metrics, mixed_records, recipe, trained, write_records
 from llava_accel.loop import step as step_file
-from llava_accel.loop.step import count_targets, gradient_sync
+from llava_accel.loop.step import count_over_ranks, gradient_sync
 from llava_accel.model.objective import Objective
 
 pytestmark = pytest.mark.slow
@@ -106,8 +106,9 @@ def test_clipping_changes_the_update(run: Run) -> None:
 # Wrong ways to scale a window, as other trainers have had them. Each must be seen by the comparison above.
 
 
-def _local(window: Sequence[dict[str, Any]]) -> Tensor:
-    return torch.stack([micro_batch["target_weights"].sum() for micro_batch in window])
+def _count_as(monkeypatch: pytest.MonkeyPatch, number: Callable[[Sequence[Tensor]], Tensor]) -> None:
+    """Divide by another number, made of the weight of each micro-batch's targets."""
+    monkeypatch.setattr(step_file, "count_over_ranks", lambda own, flags, _: (number(own), flags))
 
 
 def _mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,19 +118,20 @@ def _mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(self, **batch) / batch["target_weights"].sum()
 
     monkeypatch.setattr(Objective, "forward", mean)
-    monkeypatch.setattr(step_file, "count_targets", lambda window, _: torch.tensor(float(len(window))))
+    _count_as(monkeypatch, lambda own: torch.tensor(float(len(own))))
 
 
 def _count_of_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_file, "count_targets", lambda window, _: _local(window)[-1])
+    _count_as(monkeypatch, lambda own: own[-1])
 
 
 def _sum_without_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_file, "count_targets", lambda window, _: torch.tensor(1.0))
+    _count_as(monkeypatch, lambda own: torch.tensor(1.0))
 
 
 def _divided_by_the_number_of_micro_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_file, "count_targets", lambda window, device: count_targets(window, device) * len(window))
+    accelerator, flags = Accelerator(cpu=True), torch.zeros(1)
+    _count_as(monkeypatch, lambda own: count_over_ranks(own, flags, accelerator)[0] * len(own))
 
 
 def _only_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +145,11 @@ def _only_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _every_weight_the_same_whatever_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    def num_examples(window: Sequence[dict[str, Any]], _: Accelerator) -> Tensor:
-        return torch.tensor(float(sum(len(micro_batch["indices"]) for micro_batch in window)))
+    def num_examples(window: Sequence[dict[str, Any]], _: str, __: Accelerator, flags: Tensor) -> Any:
+        number = torch.tensor(float(sum(len(micro_batch["indices"]) for micro_batch in window)))
+        return [number] * len(window), flags
 
-    monkeypatch.setattr(step_file, "count_targets", num_examples)
+    monkeypatch.setattr(step_file, "loss_divisors", num_examples)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
-import torch
 from jaxtyping import Int
 from numpy import ndarray
 
@@ -17,6 +16,7 @@ from llava_accel.estimate.worst_case import load_largest, planned_dtype
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, make_recipe
+from llava_accel.runtime.devices import device_name, find_device, total_bytes
 from llava_accel.setup.datasets import build_image_reader
 
 _TRACED = 2  # rows; memory grows evenly with them
@@ -49,9 +49,9 @@ def find_card(gigabytes: float | None) -> Card:
     """The GPU that is named, else the first one here, else this machine's memory."""
     if gigabytes is not None:
         return Card(gigabytes, f"a GPU of {gigabytes:g} GB")
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        return Card(device.total_memory / 1e9, f"{device.name} ({device.total_memory / 1e9:.0f} GB)")
+    device = find_device()
+    if size := total_bytes(device) / 1e9:
+        return Card(size, f"{device_name(device)} ({size:.0f} GB)")
     size = psutil.virtual_memory().total / 1e9
     return Card(size, f"this machine's {size:.0f} GB of memory, as there is no GPU", is_gpu=False)
 

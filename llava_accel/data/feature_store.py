@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,7 +151,7 @@ class FeatureWriter:
     def __init__(self, store: FeatureStore, max_bytes: int) -> None:
         self._store = store
         self._max_bytes = max_bytes
-        self._arriving: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
+        self._arriving: deque[tuple[Tensor, Tensor, torch.Event | None]] = deque()
         self._waiting: dict[bytes, Tensor] = {}
         self._waiting_bytes = 0
         # The first files come soon, so that a second pass over little data finds them; later ones are larger.
@@ -162,16 +163,16 @@ class FeatureWriter:
         atexit.register(self.flush, _PATIENCE_AT_END_S)
 
     def put(self, names: UInt8[Tensor, "tiles 16"], features: Float[Tensor, "tiles tokens channels"]) -> None:
-        """Keep what the tower made of some images. Does not wait for the device: it is fetched at the next call.
+        """Keep what the tower made of some images. Does not wait for the device: what has come by then is fetched.
 
         Args:
             names: Of the image that each tile is of; the tiles of an image stand side by side.
         """
-        self._fetch()
+        self._fetch(waits=False)
         if self.is_full:
             return
         on_cpu = [value.detach().to("cpu", non_blocking=True) for value in (names, features)]
-        event = torch.cuda.Event() if features.is_cuda else None
+        event = None if features.device.type == "cpu" else torch.Event(features.device)
         if event is not None:
             event.record()
         self._arriving.append((on_cpu[0], on_cpu[1], event))
@@ -184,20 +185,23 @@ class FeatureWriter:
         Args:
             patience_s: Seconds to wait for another process that is writing; by default as long as within a run.
         """
-        self._fetch()
+        self._fetch(waits=True)
         self._write(patience_s)
 
-    def _fetch(self) -> None:
-        for names, features, event in self._arriving:
-            if event is not None:
+    def _fetch(self, *, waits: bool) -> None:
+        while self._arriving:
+            names, features, event = self._arriving[0]
+            if event is not None and waits:
                 event.synchronize()
+            elif event is not None and not event.query():
+                return
+            self._arriving.popleft()
             images, counts = names.unique_consecutive(dim=0, return_counts=True)
             for name, record in zip(images.numpy(), features.split(counts.tolist()), strict=True):
                 if name.tobytes() not in self._waiting and self._store.get(name.tobytes()) is None:
                     # A SigLIP leaves its channels apart; files hold them side by side.
                     self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)
                     self._waiting_bytes += record.nbytes
-        self._arriving = []
 
     def _write(self, patience_s: float | None = None) -> None:
         if self._waiting and not self.is_full:

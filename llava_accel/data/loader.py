@@ -98,7 +98,7 @@ def load_windows(
         batch_size=None,
         num_workers=workers,
         worker_init_fn=worker_start(workers),
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type != "cpu",
     )
     window: list[Loaded] = []
     for micro_batch, errors in _waited(iter(loader), is_asked) if is_asked else loader:

@@ -95,7 +95,7 @@ def load_questions(
         data,
         batch_size=None,
         num_workers=workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type != "cpu",
         worker_init_fn=worker_start(workers),
     )
     for loaded, questions in loader:

@@ -13,6 +13,7 @@ from llava_accel.inference.answering import read_prompts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.devices import total_bytes
 from llava_accel.runtime.engines import is_sharded, resolve_precision
 from llava_accel.scoring.held_out import most_at_once
 from llava_accel.setup.datasets import Part
@@ -25,13 +26,12 @@ def questions_at_once(run: RunContext, processing: Processing, part: Part, *, tr
         trains: Whether the optimizer's state is there as well.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    if accelerator.device.type != "cuda":
+    if accelerator.device.type == "cpu":
         return most_at_once(recipe)
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
     plan, _ = plan_run(run, processing, ())
     moments = trace_answers(recipe, processing, *largest_questions(recipe, part), dtype, shares)
-    gpu_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory
-    return fitting(plan_answers(plan, moments, trains=trains), gpu_bytes, recipe)
+    return fitting(plan_answers(plan, moments, trains=trains), total_bytes(accelerator.device), recipe)
 
 
 def fitting(planned: Plan, gpu_bytes: float, recipe: Recipe) -> int:

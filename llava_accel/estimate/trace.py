@@ -165,8 +165,9 @@ def traced(
                 key: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
                 for key, value in batch.items()
             }
-            if not fields["branched"]:
-                compat.attend_without_masks(objective.llava.model.language_model.config)
+            config = objective.llava.model.language_model.config
+            if not fields["branched"] and compat.attention_kernel(config) != "eager":
+                compat.set_attention_kernel(config, "sdpa")  # the others need values, and take what it takes
             yield objective, fields, ledger
 
 

@@ -13,6 +13,7 @@ from llava_accel.data.tiling import ImageLayout
 from llava_accel.estimate.trace import Moment, highest, trace_layouts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.devices import find_device
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.sources.problems import DataError
 
@@ -23,9 +24,10 @@ def planned_dtype(precision: str, on_gpu: bool) -> torch.dtype:
     Args:
         precision: The recipe's `run.precision`.
     """
-    if on_gpu and precision == "auto" and not torch.cuda.is_available():
+    device = find_device()
+    if on_gpu and precision == "auto" and device.type == "cpu":
         return torch.bfloat16
-    return resolve_precision(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return resolve_precision(precision, device)
 
 
 def num_tokens(batch: Loaded) -> int:

@@ -46,8 +46,8 @@ def check(raw: dict[str, Any], place: str) -> Family:
     kind = raw.get("mm_projector_type", "linear")
     if kind != "mlp2x_gelu":
         raise UserError(
-            f"{place}: mm_projector_type is {kind!r}, and LlavaForConditionalGeneration can only hold two layers with "
-            f"GELU (mlp2x_gelu). Use {TITLES}, or train a new projector: name the language model that this one was "
+            f"{place}: mm_projector_type is {kind!r}, and transformers' models of {TITLES} have two layers with GELU there "
+            "(mlp2x_gelu). Use one that has them, or train a new projector: name the language model that this one was "
             "made from, such as lmsys/vicuna-7b-v1.5, in model.language_model, and its vision tower in model.vision_tower"
         )
     merge, aspect = raw.get("mm_patch_merge_type") or "flat", str(raw.get("image_aspect_ratio") or "square")

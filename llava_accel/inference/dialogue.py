@@ -42,6 +42,7 @@ class Dialogue:
         self._max_new_tokens = min(max_new_tokens, self._window // 2)
         self._encode = _encoder(recipe, processing, self._window - self._max_new_tokens)
         self._image_reader = build_image_reader(recipe.data, processing)
+        self._cuts_images = bool(processing.tiling.canvases)
         self._shown: dict[ImageView, LoadedImage] = {}
         self._waiting: list[str] = []
         self._turns: list[Turn] = []
@@ -58,6 +59,11 @@ class Dialogue:
     def has_begun(self) -> bool:
         """Whether something was asked since the last reset."""
         return bool(self._turns)
+
+    @property
+    def sees_whole_squares(self) -> bool:
+        """Whether the base would cut an image into tiles, and sees its images as one square each, for there are several."""
+        return self._cuts_images and len(self._images) + len(self._waiting) > 1
 
     def use_system(self, text: str) -> None:
         """Begin every conversation from the next one on with this system prompt, as a record with a system turn does.

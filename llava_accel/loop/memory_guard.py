@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, shown, tensor, where
@@ -14,6 +13,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.devices import free_bytes, total_bytes
 from llava_accel.runtime.engines import is_sharded, resolve_precision
 
 _MORE_GPUS = "Divide the model among several GPUs: --profile launch/zero3.yaml"
@@ -79,7 +79,7 @@ def _step_message(run: RunContext, micro_batch: Loaded, corpus: Corpus, planned:
         f"targets: {shown(ids)}. Planned: {planned.standing / GIB:,.2f} GiB stay, "
         f"{(planned.total - planned.standing) / GIB:,.2f} GiB for this step"
     )
-    largest = planned.largest_batch(_device_bytes(run.accelerator), len(ids))
+    largest = planned.largest_batch(total_bytes(run.accelerator.device), len(ids))
     return f"{text}. {_step_remedy(largest, run.recipe, len(ids))}"
 
 
@@ -96,18 +96,13 @@ def _loading_message(run: RunContext, processing: Processing) -> str:
     recipe, accelerator = run.recipe, run.accelerator
     planned, weights = plan_run(run, processing, ())
     there = ""
-    if (whole := _device_bytes(accelerator)) and accelerator.device.type == "cuda":
-        free = torch.cuda.mem_get_info(accelerator.device)[0] + torch.cuda.memory_reserved(accelerator.device)
+    if whole := total_bytes(accelerator.device):
+        free = free_bytes(accelerator.device) + torch.accelerator.memory_reserved(accelerator.device)
         there = f" The GPU has {whole / GIB:,.2f} GiB; other processes leave {free / GIB:,.2f} GiB of it."
     return (
         f"out of memory while the model was loaded: its {weights.total:,} weights take "
         f"{(planned.weights + planned.quantised) / GIB:,.2f} GiB.{there} {_loading_remedy(recipe)}"
     )
-
-
-def _device_bytes(accelerator: Accelerator) -> float:
-    on_gpu = accelerator.device.type == "cuda"
-    return float(torch.cuda.get_device_properties(accelerator.device).total_memory) if on_gpu else 0.0
 
 
 def _step_remedy(largest: int, recipe: Recipe, batch: int) -> str:

@@ -78,19 +78,23 @@ class Meter:
         for micro_batch, loss, divisor in zip(window, step.losses, step.divisors, strict=True):
             names = ("target_weights", "num_tokens", "indices", "subtree_end")
             weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
-            counts = [torch.as_tensor(len(indices)), (ends == 0).sum(), torch.as_tensor(ends.numel())]
+            # Numbers that are known here are filled in there: a copy would wait for the device.
+            counts = [len(indices), (ends == 0).sum(), ends.numel()]
             loss = loss.double() if self._is_per_token else loss.double() / divisor
+            before = self._state.unlogged
             sums = [loss, weights.sum(), tokens, *counts, *self._of_sources(indices)]
-            self._state.unlogged = self._state.unlogged + torch.stack([one.to(self._state.unlogged) for one in sums])
+            added = [one.to(before) if isinstance(one, Tensor) else before.new_full((), one) for one in sums]
+            self._state.unlogged = before + torch.stack(added)
 
     def log(self, state: TrainState, last: Step) -> None:
         """Write one line for the steps since the last line. Every rank must call it: it takes part in a reduction."""
         self.enter("communication")
         total = self._accelerator.reduce(state.unlogged, reduction="sum")
         assert isinstance(total, Tensor)
-        loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = total[:NUM_SUMS].tolist()
-        of_sources = zip(self._mix.names if self._mix else (), total[NUM_SUMS:].tolist(), strict=True)
         self.enter("other")
+        sums = total.tolist()  # the one point where a line waits for the device
+        loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = sums[:NUM_SUMS]
+        of_sources = zip(self._mix.names if self._mix else (), sums[NUM_SUMS:], strict=True)
         phases = self._take()
         rates = last.learning_rates
         seconds = sum(phases[phase] for phase in phases if phase not in APART)
@@ -100,7 +104,7 @@ class Meter:
             "loss": loss_sum / (num_targets if self._is_per_token else state.step - state.logged_step),
             "learning_rate": rates.get("language_model", next(iter(rates.values()))),
             **({f"learning_rate/{part}": rate for part, rate in rates.items()} if len(rates) > 1 else {}),
-            "grad_norm": float(last.grad_norm),
+            "grad_norm": last.grad_norm,
             "num_targets": round(num_targets),
             "num_tokens": round(num_tokens),
             "num_examples": round(num_examples),
@@ -132,7 +136,7 @@ class Meter:
     def close(self) -> None:
         """Take the bar away, read the clock for the last time, and let the trackers finish; UserError if there are
         lines that could not be written."""
-        self._take()
+        self._take(waits=True)
         self._bar.close()
         self.trackers.close()
         self._lines.close()
@@ -173,7 +177,7 @@ class Meter:
         else:
             self.trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])
 
-    def _take(self) -> dict[str, float]:
-        found = self._phases.take()
+    def _take(self, *, waits: bool = False) -> dict[str, float]:
+        found = self._phases.take(waits=waits)
         self.seconds.update(found)  # a Counter's `update` adds
         return found

@@ -77,7 +77,7 @@ def build_optimizer(model: nn.Module, optim: OptimTable) -> torch.optim.Optimize
         return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=1e-8)
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=optim.learning_rate)
-    if optim.optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
+    if optim.optimizer == "paged_adamw_8bit" and not torch.accelerator.is_available():
         raise UserError(
             "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "
             "Use 'adamw_8bit' for this run"

@@ -37,27 +37,38 @@ class UpdateGuard:
         self._nonfinite = Lines(self._folder / "nonfinite.jsonl", run.console)
         self._spikes = Lines(self._folder / "spikes.jsonl", run.console)
 
-    def allows(
-        self, window: Sequence[Loaded], losses: Sequence[Tensor], divisors: Sequence[Tensor], grad_norm: Tensor
-    ) -> bool:
-        """Whether the step may update the weights. Every rank must call it.
-
-        The norm of the gradient, which all ranks share, is not finite as soon as one loss or gradient on one rank is not.
-        Reading it is the one point where a step waits for the device: the update must not run before it is known.
+    def watched_loss(self, losses: Sequence[Tensor], divisors: Sequence[Tensor]) -> Tensor:
+        """The loss of a step over all ranks, where spikes are looked for; elsewhere one that nobody reads. It stays on the
+        device. Every rank must call it.
 
         Args:
             losses: This rank's, summed over the targets of each micro-batch.
-            divisors: What these are divided by; all are 0 where the window has no target on any rank.
+            divisors: What these are divided by.
+        """
+        if not self._recipe.train.spike_factor:
+            return losses[0]
+        own = torch.stack(list(losses)).double() / torch.stack(list(divisors))
+        total = self._accelerator.reduce(own.sum(), reduction="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def allows(self, window: Sequence[Loaded], grad_norm: float, loss: float, *, has_targets: bool) -> bool:
+        """Whether the step may update the weights. Every rank must call it.
+
+        Args:
+            grad_norm: All ranks share it, and it is not finite as soon as one loss or gradient on one rank is not.
+            loss: What `watched_loss` came to.
+            has_targets: Whether the window has a target on any rank.
 
         Raises:
-            UserError: it is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
+            UserError: the norm is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
                 window has no target, because every record of it was left out while it was loaded.
         """
-        if not math.isfinite(norm := float(grad_norm)):
-            self._refuse(window, norm, has_targets=bool(divisors[0] > 0))
+        if not math.isfinite(grad_norm):
+            self._refuse(window, grad_norm, has_targets=has_targets)
             return False
         if self._recipe.train.spike_factor:
-            self._look_for_spike(window, losses, divisors)
+            self._look_for_spike(window, loss)
         return True
 
     def _refuse(self, window: Sequence[Loaded], norm: float, *, has_targets: bool) -> None:
@@ -85,11 +96,8 @@ class UpdateGuard:
             f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
         )
 
-    def _look_for_spike(self, window: Sequence[Loaded], losses: Sequence[Tensor], divisors: Sequence[Tensor]) -> None:
-        own = torch.stack(list(losses)).double() / torch.stack(list(divisors))
-        total = self._accelerator.reduce(own.sum(), reduction="sum")
-        assert isinstance(total, Tensor)
-        loss, recent = float(total), self._state.recent_losses
+    def _look_for_spike(self, window: Sequence[Loaded], loss: float) -> None:
+        recent = self._state.recent_losses
         median = statistics.median(recent) if len(recent) >= _MEDIAN_FROM else math.inf
         if loss > self._recipe.train.spike_factor * median:
             (ids, lengths), step = self._samples(window), self._state.step + 1

@@ -65,8 +65,8 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
 
 def living_bytes(device: torch.device) -> int:
     """Bytes of all tensors on a device: on a GPU by its allocator, on a CPU of those that Python knows."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return torch.accelerator.memory_allocated(device)
     gc.collect()
     storages = {}
     for found in gc.get_objects():
@@ -82,12 +82,12 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
 
     On a GPU the allocator counts; on a CPU, where nothing does, every allocation is recorded.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        before = torch.accelerator.memory_allocated(device)
         run()
-        return standing_bytes + torch.cuda.max_memory_allocated(device) - before
+        return standing_bytes + torch.accelerator.max_memory_allocated(device) - before
     return standing_bytes + max(accumulate(compat.allocations(run), initial=0))
 
 
@@ -160,6 +160,7 @@ class Job:
         begun = time.perf_counter()
         for window in meter.waited(load_with(meter.enter)):
             step = train_step(self.run, self.prepared, window, state.step, guard, meter.enter)
+            assert step is not None, "nothing asks a bench to end"
             state.step += 1
             meter.add(window, step)
             if is_due(state.step, recipe.log.every, state.num_steps):

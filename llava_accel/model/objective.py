@@ -135,13 +135,14 @@ class Objective(nn.Module):
             features = self.image_features(pixel_values, tower_features, image_names, tile_order, image_layouts)
             enter("forward")
             embeds = place_features(embeds, features[image_index], image_positions)
-            hidden = llava.model.language_model(
-                inputs_embeds=embeds,
-                attention_mask=attention_mask(subtree_end, self._kernel, self.compute_dtype) if branched else None,
-                position_ids=position_ids,
-                use_cache=False,
-                read_positions=read_positions,
-            ).last_hidden_state.flatten(0, 1)
+            with compat.one_sequence_a_row():  # where a row is more than that, it has a mask
+                hidden = llava.model.language_model(
+                    inputs_embeds=embeds,
+                    attention_mask=attention_mask(subtree_end, self._kernel, self.compute_dtype) if branched else None,
+                    position_ids=position_ids,
+                    use_cache=False,
+                    read_positions=read_positions,
+                ).last_hidden_state.flatten(0, 1)
             # A language model whose last layer has another form gives the hidden states of all positions.
             read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
             loss = self._cross_entropy(read[target_reads], target_ids, target_weights)

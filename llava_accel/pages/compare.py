@@ -34,6 +34,7 @@ def comparison(runs: Sequence[History]) -> dict[str, object]:
     return {
         "titles": names,
         "sentence": _sentence(runs, names, metric),
+        "states": [run.status for run in runs],
         "rows": _rows(runs),
         "plots": compared_curves(runs, names),
         "keys": differing_keys(runs),

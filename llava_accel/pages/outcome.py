@@ -84,7 +84,7 @@ def tiles(run: History) -> list[Tile]:
         shown.append(_time(run))
         speed, tokens = median(line["tokens_per_s"] for line in steps), sum(line["num_tokens"] for line in steps)
         shown.append(Tile("Tokens a second", f"{speed:,.0f}", f"{tokens:,} in all"))
-        on_gpu = str(run.environment.get("device", "cuda")).startswith("cuda")
+        on_gpu = run.environment.get("device", "cpu") != "cpu"
         if memory := [line["peak_memory_gib"] for line in steps if "peak_memory_gib" in line]:
             place = "on the first GPU" if on_gpu else "of the main process"
             shown.append(Tile("Peak memory", f"{max(memory):.1f} GiB", place))

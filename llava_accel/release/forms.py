@@ -70,7 +70,7 @@ class Job:
     def load(self, *, as_trained: bool = False) -> Loaded:
         """The trained model on its 16-bit base, or quantised `as_trained`. A CPU computes in fp32."""
         trained = self.trained if as_trained else replace(self.trained, recipe=self.recipe)
-        dtype = self.stored if self.device.type == "cuda" else torch.float32
+        dtype = torch.float32 if self.device.type == "cpu" else self.stored
         return load_trained(trained, dtype=dtype, device=self.device)
 
     def examples(self, processing: Processing) -> tuple[list[Example], dict[ImageView, Tensor]]:

@@ -1,6 +1,7 @@
 """Where a second copy of a model can be loaded, for a comparison: on the GPU, else on the CPU, if memory holds it."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from llava_accel.model import layouts
 from llava_accel.model.files import read_weights
 from llava_accel.pages.outcome import duration
 from llava_accel.recipe import QuantizationTable
+from llava_accel.runtime.devices import free_bytes
 from llava_accel.runtime.timing import matrix_rate
 
 _SPARE_BYTES = int(1.5 * GIB)
@@ -50,7 +52,7 @@ def find_place(
         base: Folder of the base; empty where the export is a whole model.
         dtype: What was computed in on `device`. A CPU computes in fp32 if it can: it is slow in other types.
     """
-    candidates = [("cuda:0", dtype, _free_on_gpu)] if device.type == "cuda" else []
+    candidates = [] if device.type == "cpu" else [(f"{device.type}:0", dtype, partial(free_bytes, device))]
     candidates += [("cpu", each, _free_in_main) for each in dict.fromkeys((torch.float32, dtype))]
     for name, kind, free in candidates:
         needed = copy_bytes(folder, base, quantization, kind) + _SPARE_BYTES
@@ -73,10 +75,6 @@ def copy_bytes(folder: Path, base: str, quantization: QuantizationTable, dtype: 
         bits = bits_a_weight(quantization) if is_layer and quantization.bits < 16 else 8 * dtype.itemsize
         weights += round(torch.Size(tensor.shape).numel() * bits / 8)
     return weights + adapters
-
-
-def _free_on_gpu() -> int:
-    return torch.cuda.mem_get_info()[0]
 
 
 def _free_in_main() -> int:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, release_memory
 from torch import Tensor, nn
+from torch.distributed import get_default_backend_for_device
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,14 +25,14 @@ from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 from llava_accel.runtime import fsdp2, zero
 from llava_accel.runtime.context import Prepared
+from llava_accel.runtime.devices import computes_bf16, find_device
 from llava_accel.runtime.launch_profile import read_profile
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """ "auto" is bf16 where the device computes in it, else fp32: a CPU without it is about 70 times slower in bf16."""
     if precision == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if capable else torch.float32
+        return torch.bfloat16 if computes_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
@@ -42,17 +43,17 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         UserError: the profile contradicts the recipe, or asks for what cannot work; key, value and remedy are named.
     """
     profile = read_profile()
-    on_cpu = profile.wants_cpu or not torch.cuda.is_available()
-    dtype = resolve_precision(recipe.run.precision, torch.device("cpu" if on_cpu else "cuda"))
+    device = find_device(wants_cpu=profile.wants_cpu)
+    dtype, on_cpu = resolve_precision(recipe.run.precision, device), device.type == "cpu"
     profile.check(recipe, "bf16" if dtype == torch.bfloat16 else "no")
     if on_cpu:
         zero.use_cpu()
-    engine_plugin = zero.configured_plugin(recipe) if profile.backend == "deepspeed" else None
+    engine_plugin = zero.configured_plugin(recipe, on_cpu=on_cpu) if profile.backend == "deepspeed" else None
     if profile.backend == "fsdp" and on_cpu:
         fsdp2.start_rehearsal()
     # Naming a communication backend makes Accelerate expect other processes. They wait for an hour, not the usual ten
     # minutes: the first one reads all data through.
-    connection = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=1))
+    connection = InitProcessGroupKwargs(backend=get_default_backend_for_device(device), timeout=timedelta(hours=1))
     handlers = [connection] if profile.is_distributed else []
     accelerator = Accelerator(
         # DeepSpeed has its own notion of the device, and Accelerate forgets DeepSpeed where it is told to use the CPU.

@@ -1,16 +1,21 @@
 """Signals that ask a run to end: a scheduler's SIGTERM or SIGUSR1, a closed terminal, Ctrl-C.
 
 While a run reads its data and loads its model, there is nothing to save, and it ends at once. Later a handler only takes
-note. All ranks agree between two steps, or between two batches of an evaluation, on whether one of
-them has been asked; then all of them save and end together.
+note. All ranks agree in every step, or between two batches of an evaluation, on whether one of them has been asked; then
+all of them save and end together. In a step that takes no reduction and no wait of its own: what each rank knows goes
+into the count of targets (`loop/step.py`).
 """
 
+import math
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
 
 from llava_accel.console.output import Bar
 from llava_accel.exceptions import SIGNALS, Interrupted, end_at_once
@@ -45,15 +50,36 @@ class Interruption:
         """Whether this process has been asked; the other ranks may not know it yet."""
         return self._received is not None
 
+    def flags(self, device: torch.device, *, has_data: bool = True) -> Float[Tensor, "flags"]:
+        """What this rank puts into the sum over all ranks; made without waiting for the device.
+
+        Args:
+            has_data: Whether it can take part in the step. If not, the first flag is NaN, and so is its sum.
+        """
+        flags = torch.zeros(1 + len(SIGNALS), device=device)
+        if not has_data:
+            flags[0].fill_(math.nan)
+        if self._received is not None:
+            flags[1 + SIGNALS.index(self._received)].fill_(1.0)
+        return flags
+
+    def heard(self, sums: Sequence[float]) -> None:
+        """Take note of the sum of all ranks' flags, which is the same on every rank."""
+        if self._agreed is None:
+            self._agreed = next((one for one, count in zip(SIGNALS, sums[1:], strict=True) if count), None)
+
+    def ends_before_the_next_step(self, accelerator: Accelerator) -> bool:
+        """Whether all ranks know by now that the run is to end; without asking them."""
+        return self._agreed is not None or (accelerator.num_processes == 1 and self.is_asked)
+
     def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
         """The signal that ends the run, the same on every rank. Every rank must call it at the same point."""
-        if accelerator.num_processes == 1:  # nobody to ask, and no reason to wait for the device in every step
+        if accelerator.num_processes == 1:  # nobody to ask, and no reason to wait for the device
             self._agreed = self._agreed or self._received
         elif self._agreed is None:
-            asked = torch.tensor([float(self._received == one) for one in SIGNALS], device=accelerator.device)
-            total = accelerator.reduce(asked, reduction="sum")
-            assert isinstance(total, torch.Tensor)
-            self._agreed = next((one for one, count in zip(SIGNALS, total.tolist(), strict=True) if count), None)
+            sums = accelerator.reduce(self.flags(accelerator.device), reduction="sum")
+            assert isinstance(sums, Tensor)
+            self.heard(sums.tolist())
         return self._agreed
 
     def check(self, accelerator: Accelerator) -> None:

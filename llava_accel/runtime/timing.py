@@ -33,17 +33,17 @@ class Phases:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device, self._on_gpu = device, device.type != "cpu"
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._phase, self._since = "other", time.perf_counter()
-        self._marks: deque[tuple[str, torch.cuda.Event]] = deque()
+        self._marks: deque[tuple[str, torch.Event]] = deque()
         self.enter("other")
 
     def enter(self, phase: str) -> None:
         """From here on time counts for `phase`, one of `PHASES`."""
         assert phase in PHASES, phase
         if self._on_gpu:
-            mark = torch.cuda.Event(enable_timing=True)
+            mark = torch.Event(self._device, enable_timing=True)
             mark.record()
             self._marks.append((phase, mark))
             self._read()
@@ -57,10 +57,14 @@ class Phases:
         """The phase that began last."""
         return self._marks[-1][0] if self._marks else self._phase
 
-    def take(self) -> dict[str, float]:
-        """Seconds of each of `PHASES` since the last call. Waits for the device."""
+    def take(self, *, waits: bool = False) -> dict[str, float]:
+        """Seconds of each of `PHASES` since the last call.
+
+        Args:
+            waits: Wait for the device. Else what it has not come to yet counts for the next call.
+        """
         self.enter(self.now)
-        if self._marks:
+        if waits and self._marks:
             self._marks[-1][1].synchronize()
             self._read()
         seconds = {phase: self._seconds[phase] for phase in PHASES}
@@ -88,17 +92,17 @@ def waiting_note(seconds: Mapping[str, float]) -> str:
 
 def take_peak(device: torch.device) -> int:
     """The most bytes that this process has taken: of a GPU since the last call, of main memory since its start."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts in bytes, Linux in KiB
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    peak = torch.accelerator.max_memory_allocated(device)
+    torch.accelerator.reset_peak_memory_stats(device)
     return peak
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Floating-point operations a second of large square matrix products: what the device can do at best."""
-    size = 8192 if device.type == "cuda" else 1024
+    size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     names = {"torch": torch, "left": left, "right": right}
     timer = Timer("torch.mm(left, right)", globals=names, num_threads=torch.get_num_threads())
@@ -107,5 +111,5 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
 
 def wait_for(device: torch.device) -> None:
     """Let the device finish, so that the clock tells its time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -31,13 +31,13 @@ def use_cpu() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
 
 
-def configured_plugin(recipe: Recipe) -> DeepSpeedPlugin:
+def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
     """Accelerate's plugin for the profile, with all that the recipe decides written into DeepSpeed's configuration.
 
     Raises:
         UserError: a configuration file that the profile names contradicts the recipe.
     """
-    if not torch.cuda.is_available():
+    if on_cpu:
         compat.leave_out_shared_memory()
     # torch has new names for the two collectives that DeepSpeed calls thousands of times.
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)

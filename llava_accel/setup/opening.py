@@ -1,8 +1,6 @@
 """What a run says of itself before any weight is read: data, steps, device, what is trained, and where its lines go."""
 
-import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from llava_accel.data.sampler import Order
 from llava_accel.recipe import Recipe
 from llava_accel.recipe.inputs import ModelTable
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.devices import device_name, why_cpu
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.setup.datasets import Part
@@ -44,6 +43,8 @@ def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | 
         "logs": " and ".join(("metrics.jsonl", *recipe.log.trackers)),
     }
     run.console.pairs(f"run {recipe.run.name}", facts)
+    if run.accelerator.device.type == "cpu":
+        run.console.line(f"training on the CPU because {why_cpu(wants_cpu=read_profile().wants_cpu)}")
 
 
 def _data(figures: Mapping[str, Any], part: Part) -> str:
@@ -80,25 +81,11 @@ def _batch(recipe: Recipe, ranks: int) -> str:
 
 
 def describe_device(recipe: Recipe, device: torch.device, ranks: int) -> str:
-    """Device, precision and ranks; of a CPU, why it is none other."""
+    """Device, precision and ranks."""
     dtype = "bf16" if resolve_precision(recipe.run.precision, device) == torch.bfloat16 else "fp32"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     several = f"{ranks} x " if ranks > 1 else ""
     with_title = f", {read_profile().title}" if ranks > 1 else ""
-    return f"{several}{name}, {dtype}{with_title}{f': {_why_cpu()}' if device.type == 'cpu' else ''}"
-
-
-def _why_cpu() -> str:
-    """Why there is no GPU, and what gives one."""
-    if read_profile().wants_cpu:
-        return "the launch profile says use_cpu: true"
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {version('torch')} is built without CUDA; a build with it uses a GPU"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        return f"CUDA_VISIBLE_DEVICES is {visible.strip() or 'empty'}; unset it to use a GPU"
-    chosen = f" with CUDA_VISIBLE_DEVICES={visible}" if visible else ""
-    return f"torch sees no CUDA device{chosen}; `nvidia-smi` says whether the driver sees one"
+    return f"{several}{device_name(device)}, {dtype}{with_title}"
 
 
 def _trains(model: ModelTable) -> str:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.devices import device_name
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.runtime.invocation import typed_line
 from llava_accel.sources.problems import some
@@ -165,7 +166,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
         "packages": versions(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": str(device) if device.type == "cpu" else device_name(device),
         "backend": str(accelerator.distributed_type.value),
         "num_processes": accelerator.num_processes,
         "mixed_precision": "bf16" if dtype == torch.bfloat16 else "no",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.runs import PARITY, mixed_records, write_records
 from helpers.traces import trace_once
@@ -92,6 +93,6 @@ def test_a_step_is_traced_once_for_both_numbers_of_bits(
 
 def test_without_a_gpu_the_memory_of_the_machine_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_card(24.0) == Card(24.0, "a GPU of 24 GB")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sizing, "find_device", lambda: torch.device("cpu"))
     card = find_card(None)
     assert not card.is_gpu and card.gigabytes > 0 and "as there is no GPU" in card.name

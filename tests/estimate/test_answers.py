@@ -71,7 +71,7 @@ def test_the_number_is_planned_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytes
     assert questions_at_once(run, processing, part) == 16
     monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
     gpu = SimpleNamespace(total_memory=CONTEXT_BYTES * 1.2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(answers, "total_bytes", lambda _: gpu.total_memory)
     monkeypatch.setattr(answers, "resolve_precision", lambda *_: torch.float32)
     assert 1 < questions_at_once(run, processing, part) <= 16
     gpu.total_memory = 1.0

@@ -16,18 +16,22 @@ from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
-_count = step_module.count_targets
+_count = step_module.count_over_ranks
 
 
 def rank_factor_dropped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(step_module, "count_targets", lambda w, a: _count(w, a) * a.num_processes)
+    def multiplied(own: Any, flags: Any, accelerator: Any) -> Any:
+        number, flags = _count(own, flags, accelerator)
+        return number * accelerator.num_processes, flags
+
+    patch.setattr(step_module, "count_over_ranks", multiplied)
 
 
 def per_rank_target_count(patch: pytest.MonkeyPatch) -> None:
-    def local(window: Any, accelerator: Any) -> torch.Tensor:
-        return sum(micro_batch["target_weights"].sum() for micro_batch in window) * accelerator.num_processes
+    def local(own: Any, flags: Any, accelerator: Any) -> Any:
+        return sum(own) * accelerator.num_processes, _count(own, flags, accelerator)[1]
 
-    patch.setattr(step_module, "count_targets", local)
+    patch.setattr(step_module, "count_over_ranks", local)
 
 
 def mean_per_micro_batch(patch: pytest.MonkeyPatch) -> None:
@@ -37,7 +41,11 @@ def mean_per_micro_batch(patch: pytest.MonkeyPatch) -> None:
         return forward(self, **batch) / batch["target_weights"].sum().clamp(min=1)
 
     patch.setattr(Objective, "forward", mean)
-    patch.setattr(step_module, "count_targets", lambda w, a: torch.tensor(float(len(w) * a.num_processes)))
+    patch.setattr(
+        step_module,
+        "count_over_ranks",
+        lambda own, flags, a: (torch.tensor(float(len(own) * a.num_processes)), _count(own, flags, a)[1]),
+    )
 
 
 def last_micro_batch_only(patch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Windows: one count, one synchronisation, and randomness that is a function of (seed, step, rank)."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,24 @@ import llava_accel.train as verb
 from helpers.runs import metrics, mixed_records, recipe, trained, write_records
 from llava_accel.data.collate import collate
 from llava_accel.loop import step as step_file
-from llava_accel.loop.step import Step, clip_gradients, count_targets, gradient_sync, loss_divisors
+from llava_accel.loop.step import Step, clip_gradients, count_over_ranks, gradient_sync, loss_divisors
 from llava_accel.setup.state import seed_step
+
+FLAGS = torch.zeros(3)
 
 
 def test_the_count_is_over_the_whole_window_and_an_empty_micro_batch_adds_nothing() -> None:
-    empty = collate([], {}, (3, 4, 4))
-    window = [{**empty, "target_weights": torch.tensor([1.0, 0.5])}, empty, {**empty, "target_weights": torch.ones(3)}]
-    assert count_targets(window, Accelerator(cpu=True)).item() == 4.5
+    own = [torch.tensor(1.5), torch.tensor(0.0), torch.tensor(3.0)]
+    assert count_over_ranks(own, FLAGS, Accelerator(cpu=True))[0].item() == 4.5
+
+
+def test_what_ranks_know_of_signals_is_summed_with_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator, own = Accelerator(cpu=True), [torch.tensor(2.0)]
+    monkeypatch.setattr(accelerator, "reduce", lambda sums, reduction: sums + torch.tensor([5.0, 0.0, 0.0, 1.0]))
+    number, flags = count_over_ranks(own, torch.tensor([0.0, 1.0, 0.0]), accelerator)
+    assert (number.item(), flags.tolist()) == (7.0, [0.0, 1.0, 1.0])
+    number, _ = count_over_ranks(own, torch.tensor([math.nan, 0.0, 0.0]), accelerator)
+    assert math.isnan(number), "a rank has no data"
 
 
 def test_gradients_are_synchronised_where_it_is_enabled_alone() -> None:
@@ -69,11 +80,11 @@ def test_divisors_of_means_leave_out_a_micro_batch_without_targets() -> None:
     weights = [torch.tensor([1.0, 0.5]), torch.zeros(0), torch.ones(3)]
     window = [{**empty, "target_weights": own} for own in weights]
     accelerator = Accelerator(cpu=True)
-    assert [float(own) for own in loss_divisors(window, "tokens", accelerator)] == [4.5] * 3
-    assert [float(own) for own in loss_divisors(window, "micro_batch_mean", accelerator)] == [1.5 * 2, 1.0 * 2, 3.0 * 2]
-    assert [float(own) for own in loss_divisors([empty], "micro_batch_mean", accelerator)] == [0.0], (
-        "then it is refused"
-    )
+    assert [float(own) for own in loss_divisors(window, "tokens", accelerator, FLAGS)[0]] == [4.5] * 3
+    means, _ = loss_divisors(window, "micro_batch_mean", accelerator, FLAGS)
+    assert [float(own) for own in means] == [1.5 * 2, 1.0 * 2, 3.0 * 2]
+    means, _ = loss_divisors([empty], "micro_batch_mean", accelerator, FLAGS)
+    assert [float(own) for own in means] == [0.0], "then it is refused"
 
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.5, "projector_learning_rate": 0.5, "max_grad_norm": 0.0}
@@ -88,6 +99,7 @@ def one_update(folder: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> t
 
     def noting(run: Any, prepared: Any, window: Sequence[Any], *rest: Any) -> Step:
         found = right(run, prepared, window, *rest)
+        assert found is not None
         seen.extend((float(s), float(b["target_weights"].sum())) for s, b in zip(found.losses, window, strict=True))
         return found
 
@@ -114,9 +126,9 @@ def test_the_loss_and_gradient_of_means_are_the_mean_of_the_means(
     parts = []
     for place in range(4):
 
-        def only(window: Sequence[Any], loss: str, accelerator: Accelerator, place: int = place) -> list[Tensor]:
+        def only(window: Sequence[Any], loss: str, accelerator: Accelerator, flags: Tensor, place: int = place) -> Any:
             numbers = [batch["target_weights"].sum() for batch in window]
-            return [number if own == place else torch.tensor(torch.inf) for own, number in enumerate(numbers)]
+            return [number if own == place else torch.tensor(torch.inf) for own, number in enumerate(numbers)], flags
 
         with monkeypatch.context() as patch:
             patch.setattr(step_file, "loss_divisors", only)

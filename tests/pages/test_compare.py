@@ -9,6 +9,8 @@ import pytest
 from helpers.report_run import write_run
 from llava_accel.pages.compare import comparison
 from llava_accel.pages.history import read_run
+from llava_accel.pages.write import write_comparison
+from llava_accel.setup.run_folder import ENDED
 
 
 def sentence(*folders: Path) -> str:
@@ -78,3 +80,12 @@ def test_losses_are_compared_by_the_questions_too(tmp_path: Path) -> None:
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         runs.append(run)
     assert sentence(*runs).startswith("one and two are equal within 0.32")
+
+
+def test_the_state_of_each_run_stands_among_the_numbers(make: Any, tmp_path: Path) -> None:
+    runs = [make("ended", 20), make("broken", 20)]
+    (runs[0] / ENDED).write_text(json.dumps({"how": "finished", "detail": ""}))
+    (runs[1] / ENDED).write_text(json.dumps({"how": "error", "detail": "no room"}))
+    page = write_comparison(runs, tmp_path / "page.html").read_text()
+    assert 'class="badge finished">finished' in page
+    assert 'class="badge failed">ended by an error at step 50: no room' in page

@@ -17,7 +17,7 @@ SIXTEEN, FOUR = QuantizationTable(), QuantizationTable(bits=4)
 def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Bytes that are free on a GPU and in main memory."""
     found = {"gpu": 1 << 40, "main": 1 << 40}
-    monkeypatch.setattr(second_copy, "_free_on_gpu", lambda: found["gpu"])
+    monkeypatch.setattr(second_copy, "free_bytes", lambda _device: found["gpu"])
     monkeypatch.setattr(second_copy, "_free_in_main", lambda: found["main"])
     monkeypatch.setattr(second_copy, "_SPARE_BYTES", 0)
     return found

@@ -63,14 +63,15 @@ def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(
     (tmp_path / "ds.json").write_text(f'{{"zero_optimization": {{"stage": 2}}, {extra}}}')
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
     with pytest.raises(ValueError, match=shown):
-        backend_deepspeed.configured_plugin(recipe(tmp_path))
+        backend_deepspeed.configured_plugin(recipe(tmp_path), on_cpu=True)
 
 
 def test_the_recipes_clipping_is_written_out_even_when_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", raising=False)
-    config = backend_deepspeed.configured_plugin(recipe(tmp_path, optim={"max_grad_norm": 0.0})).deepspeed_config
+    settings = recipe(tmp_path, optim={"max_grad_norm": 0.0})
+    config = backend_deepspeed.configured_plugin(settings, on_cpu=True).deepspeed_config
     assert config["gradient_clipping"] == 0.0
     assert config["gradient_accumulation_steps"] == 1
     assert config["zero_optimization"]["overlap_comm"] is False

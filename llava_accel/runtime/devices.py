@@ -1,0 +1,79 @@
+"""The device that this machine computes on, and what is asked of it: CUDA and ROCm, or what else torch.accelerator finds."""
+
+import os
+from functools import cache
+from importlib.metadata import version
+
+import torch
+
+_CPU = torch.device("cpu")
+
+
+def find_device(*, wants_cpu: bool = False) -> torch.device:
+    """The accelerator of this machine if a run can use it, else the CPU.
+
+    Args:
+        wants_cpu: Leave accelerators alone.
+    """
+    found = None if wants_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return _CPU if found is None or _refusal(found.type) else found
+
+
+def why_cpu(*, wants_cpu: bool = False) -> str:
+    """Why `find_device` gave the CPU, and what gives a GPU; it goes on from "because"."""
+    if wants_cpu:
+        return "the launch profile says use_cpu: true"
+    built = torch.accelerator.current_accelerator()
+    if built is None:
+        return f"torch {version('torch')} is built without CUDA; a build with it uses a GPU"
+    if torch.accelerator.is_available():
+        return f"torch's {built.type} device cannot do what a run asks of it ({_refusal(built.type)})"
+    if built.type != "cuda":
+        return f"torch sees no {built.type} device"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES is {visible.strip() or 'empty'}; unset it to use a GPU"
+    chosen = f" with CUDA_VISIBLE_DEVICES={visible}" if visible else ""
+    return f"torch sees no CUDA device{chosen}; `nvidia-smi` says whether the driver sees one"
+
+
+@cache
+def _refusal(kind: str) -> str:
+    """What such a device says where it cannot do what a run asks of it, else nothing.
+
+    CUDA and ROCm are not asked: before each process has its own GPU, all of them would open the first one.
+    """
+    if kind == "cuda":
+        return ""
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        torch.ones(2, dtype=torch.float64, device=device).sum().item()  # the type that losses are added up in
+        torch.Event(device, enable_timing=True).record()
+        torch.accelerator.max_memory_allocated(device)
+        for ask in (total_bytes, device_name, computes_bf16):
+            ask(device)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether an accelerator has bf16 in its hardware; of a CPU this is not asked, and the answer is False."""
+    if device.type == "cpu":
+        return False
+    return torch.get_device_module(device).is_bf16_supported(including_emulation=False)
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it; of a CPU only that it is one."""
+    return "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name(device)
+
+
+def total_bytes(device: torch.device) -> float:
+    """Memory that an accelerator has; 0 for a CPU, whose memory nobody gives it alone."""
+    return 0.0 if device.type == "cpu" else float(torch.accelerator.get_memory_info(device)[1])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of an accelerator that no process has taken."""
+    return torch.accelerator.get_memory_info(device)[0]
