@@ -44,6 +44,7 @@ from llava_accel.setup.datasets import (
     bad_records,
     build_encoder,
     build_image_reader,
+    check_choices,
     entries,
     refuse_bad,
     remarks,
@@ -209,6 +210,9 @@ def check_run(task: Check, cache_dir: Path) -> None:
         eval_rows = evaluation.survey.usable if evaluation else rows[:0]
         if recipe.data.eval_fraction:
             rows, eval_rows = held_out(training.corpus, rows, recipe.data.eval_fraction, recipe.run.seed, cache_dir)
+        judged = evaluation or training
+        if len(eval_rows):
+            task.problems.attempt(lambda: check_choices(recipe, judged.corpus, eval_rows))
         task.notes += overlap(training, rows, evaluation or training, eval_rows)
     for note in task.notes:
         task.console.line(f"note: {note}")

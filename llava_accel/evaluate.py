@@ -23,7 +23,8 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, write_predictions
-from llava_accel.scoring.metrics import by_type, score_file
+from llava_accel.scoring.metrics import by_type, check_metric
+from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
 from llava_accel.setup.vision_cache import attach_features
@@ -75,7 +76,9 @@ def main(arguments: argparse.Namespace) -> None:
         check_out(out, "--out")
     if arguments.score:
         assert out is not None
-        for name, value in score_file(Path(arguments.score), out).items():
+        for name in (names := arguments.metrics or ["vqa_accuracy", "exact_match"]):
+            check_metric(name, "--metrics")
+        for name, value in score_file(Path(arguments.score), out, names).items():
             print(f"{name}: {value:.6g}")
         return
     recipe: Recipe = arguments.loaded

@@ -63,3 +63,14 @@ def test_a_base_that_the_adapter_was_not_trained_on_is_said_and_its_own_is_not(
     assert f"and {other} has" in said.out
     own = start("evaluate", *words)
     assert own.code == 0 and "fingerprint" not in own.out
+
+
+def test_metrics_of_a_file_are_named_as_in_a_recipe(tmp_path: Path) -> None:
+    scored, out = tmp_path / "scored.jsonl", tmp_path / "out.jsonl"
+    scored.write_text(json.dumps({"answers": ["Harvard"], "prediction": "Havard"}) + "\n")
+    assert start("evaluate", "--score", str(scored), "--out", str(out), "--metrics", "anls").code == 0
+    assert json.loads(out.read_text())["anls"] == pytest.approx(6 / 7)
+    ended = start("evaluate", "--score", str(scored), "--out", str(out), "--metrics", "anl")
+    assert ended.code == 2 and "Did you mean anls" in ended.messages[0]
+    ended = start("evaluate", "recipe.toml", "--metrics", "anls")
+    assert ended.code == 2

@@ -76,7 +76,7 @@ def write_model_card(
         "step": facts.get("step"),
         "columns": ["before training" if line["step"] == 0 else f"step {line['step']:,}" for line in measured],
         "results": [
-            (name, [cell(key, line.get(key)) for line in measured])
+            (name, [cell(line, key) for line in measured])
             for key, name in _TITLES.items()
             if any(key in line for line in measured)
         ],

@@ -84,9 +84,17 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
     add("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
     add("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
     add("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
+    add(
+        "--metrics",
+        metavar="NAME",
+        nargs="+",
+        help="what --score measures, as in eval.metrics (default vqa_accuracy exact_match)",
+    )
     arguments = parse(parser, words)
     if arguments.score and not arguments.out:
         parser.error("--score needs --out FILE.jsonl for the scored lines")
+    if arguments.metrics and not arguments.score:
+        parser.error("--metrics belongs to --score; of a recipe, set eval.metrics")
     if not arguments.score and arguments.recipe is None:
         parser.error("name a recipe, or a file of predictions with --score")
     return arguments

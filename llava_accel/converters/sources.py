@@ -173,11 +173,11 @@ SOURCES: dict[str, Source] = {
         ("--file train_v1.0_withQT.json val_v1.0_withQT.json", "--images docvqa --out data/docvqa"),
         _LIST_FLAGS,
         _lists,
-        metric="exact_match",
+        metric="anls",
     ),
     "chartqa": Source(
-        "The official files of ChartQA.\n\nThe human and the augmented questions of a split become one file. Exact match\n"
-        "scores their answers; ChartQA's relaxed accuracy, which allows numbers 5 %, is not computed.",
+        "The official files of ChartQA.\n\nThe human and the augmented questions of a split become one file."
+        " Relaxed\naccuracy allows their numbers 5 %.",
         "in a copy of github.com/vis-nlp/ChartQA",
         (
             "--file 'ChartQA Dataset/train/train_human.json' 'ChartQA Dataset/train/train_augmented.json'",
@@ -186,7 +186,7 @@ SOURCES: dict[str, Source] = {
         ),
         _LIST_FLAGS,
         _lists,
-        metric="exact_match",
+        metric="relaxed_accuracy",
     ),
     "scienceqa": Source(
         "The official files of ScienceQA, in LLaVA's prompts; many problems have no image.\n\n"
@@ -209,7 +209,7 @@ SOURCES: dict[str, Source] = {
         ("--file captions_train2017.json captions_val2017.json", "--images coco --out data/coco-captions"),
         "file! images! split-name question one-per-image",
         _captions,
-        metric="loss",
+        metric="cider",
     ),
     "easy-vqa": Source(
         "The package easy-vqa: a small data set to try things with.",

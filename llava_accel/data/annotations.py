@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 from llava_accel.sources.problems import DataError, quoted
 
-_MAX_COUNT = 1e6  # more annotators than any data set has: references() writes each answer out
+_MAX_COUNT = 1e6  # more annotators than any data set has: scores write each answer out
 LETTERS = string.ascii_uppercase
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
 """LLaVA-1.5's line below the options of a question."""

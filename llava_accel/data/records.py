@@ -45,10 +45,6 @@ class Record:
                 problem = f"the answer in turn {number} is blank, so that silence would be learned"
                 raise DataError("blank_answer", problem, "Write it, or remove it together with its question")
 
-    def references(self) -> list[str]:
-        """Every annotator's answer, repeated as often as it was given."""
-        return as_given(self.answers) or [self.turns[-1].text]
-
 
 def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[str] = ()) -> Record:
     """Check one JSON object; DataError without its place, as the caller knows the file (`DataError.at`).

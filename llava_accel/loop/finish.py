@@ -1,6 +1,6 @@
 """The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.held_out import AtOnce, score_training
-from llava_accel.scoring.metrics import cell
+from llava_accel.scoring.metrics import METRICS, cell, main_score
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.run_folder import write_end
 from llava_accel.setup.state import TrainState
@@ -28,15 +28,6 @@ from llava_accel.storage.jsonl import read_json_lines
 _SHOWN_ANSWERS = 6
 _SHOWN_EVALUATIONS = 5
 _SHOWN_SHARE = 0.0005
-_COLUMNS = {
-    "loss": "loss",
-    "multiple_choice": "multiple choice",
-    "blind_multiple_choice": "blind",
-    "vqa_accuracy": "VQA accuracy",
-    "blind_vqa_accuracy": "blind",
-    "exact_match": "exact match",
-    "num_answers": "answers",
-}
 
 
 def finish(
@@ -137,15 +128,25 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
         return
     shown = [line for line in found[-_SHOWN_EVALUATIONS:] if line is not found[0]]
     shown += [line for line in found if line["step"] == state.best_step and line not in (*shown, found[0])]
-    rows, columns = [], {key: title for key, title in _COLUMNS.items() if any(key in line["eval"] for line in found)}
-    common = {key: found[-1]["eval"].get(f"common_{key}") for key in columns}
-    if any(value is not None for value in common.values()):
-        rows.append(["commonest answer", *(cell(key, value) for key, value in common.items())])
+    rows, columns = [], _columns({key for line in found for key in line["eval"]})
+    common = [cell(found[-1]["eval"], f"common_{key}") for key in columns]
+    if any(common):
+        rows.append(["commonest answer", *common])
     for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
-        rows.append([name, *(cell(column, line["eval"].get(column)) for column in columns)])
+        rows.append([name, *(cell(line["eval"], column) for column in columns)])
     console.table("evaluations", ["", *columns.values()], rows, is_narrow=True)
+
+
+def _columns(measured: Collection[str]) -> dict[str, str]:
+    """Key -> title of what a narrow table has room for: the scores, the first of them beside that of blanked images."""
+    main = main_score("loss", measured)
+    columns = {"loss": "loss"}
+    for name, metric in METRICS.items():
+        columns |= {name: metric.title}
+        columns |= {f"blind_{name}": "blind"} if name == main else {}
+    return {key: title for key, title in (columns | {"num_answers": "answers"}).items() if key in measured}
 
 
 def show_answers(path: Path, step: int, console: Console) -> None:

@@ -14,6 +14,7 @@ from llava_accel.scoring.metrics import SCORES, TypeScore, by_type
 
 _FIRST = ("loss", *(key for score in SCORES for key in (score, f"blind_{score}")), "num_answers")
 _HIDDEN = {"blind_num_answers"}
+_BESIDE = ("common_", "low_", "high_")  # stand in tiles, or beside the score
 _ONE_PROCESS = "NO"  # what Accelerate calls it
 _ENVIRONMENT = {
     "device": "device", "cpu_count": "CPU cores", "num_processes": "processes", "backend": "backend",
@@ -23,7 +24,7 @@ _ENVIRONMENT = {
 
 def evaluation_columns(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Key -> title of everything that evaluations measured, the well-known first. A tile holds what is always the same."""
-    keys = {key for line in lines for key in line["eval"] if not key.startswith("common_")} - _HIDDEN
+    keys = {key for line in lines for key in line["eval"] if not key.startswith(_BESIDE)} - _HIDDEN
     ordered = [key for key in _FIRST if key in keys] + sorted(keys - set(_FIRST))
     return {key: _column_title(key) for key in ordered}
 

@@ -10,7 +10,8 @@ from llava_accel.checkpoint.progress import PROGRESS
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
-from llava_accel.scoring.held_out import FILE, main_score
+from llava_accel.scoring.held_out import FILE
+from llava_accel.scoring.metrics import main_score
 from llava_accel.setup.figures import FIGURES
 from llava_accel.setup.run_folder import ENDED
 from llava_accel.setup.state import TrainState

@@ -1,6 +1,7 @@
 """The outcome of a run: a sentence, a few numbers, and what should be known about them."""
 
 import math
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def tiles(run: History) -> list[Tile]:
     if key and chosen and key in chosen["eval"]:
         if before and key in before["eval"]:
             shown.append(Tile("Before training", _value(key, before["eval"][key]), score_title(key)))
-        which = f"step {chosen['step']:,}, {score_title(key)}"
+        which = f"step {chosen['step']:,}, {score_title(key)}{_interval(chosen['eval'], key)}"
         shown.append(Tile("After training", _value(key, chosen["eval"][key]), which))
         blind, count = chosen["eval"].get(f"blind_{key}"), chosen["eval"].get("blind_num_answers")
         if blind is not None:
@@ -141,6 +142,13 @@ def _time(run: History) -> Tile:
     evaluating = sum(line.get("seconds", 0.0) for line in run.evaluations)
     note = f"{duration(training)} training, {duration(evaluating)} evaluation" if evaluating else "training"
     return Tile("Time", duration(training + evaluating), note)
+
+
+def _interval(measured: Mapping[str, Any], key: str) -> str:
+    low, high = (measured.get(f"{end}_{key}") for end in ("low", "high"))
+    return (
+        "" if low is None or high is None else f", {percent(low)} to {percent(high)} in 95{PERCENT} of draws of images"
+    )
 
 
 def _value(key: str | None, value: Any) -> str:

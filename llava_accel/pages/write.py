@@ -19,7 +19,8 @@ from llava_accel.pages.outcome import notes, sentence, tiles
 from llava_accel.recipe import DataTable, Recipe, dump_recipe
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.best import overfitting, read_lines
-from llava_accel.scoring.metrics import cell
+from llava_accel.scoring.classes import confusion
+from llava_accel.scoring.metrics import cell, judged
 from llava_accel.setup.state import TrainState
 from llava_accel.sources.problems import DataError
 
@@ -53,6 +54,14 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
+def confused(predictions: Sequence[Prediction]) -> tuple[list[str], list[tuple[str, list[int]]]] | None:
+    """Who is taken for whom among the classes that answers name; None where nothing was answered."""
+    answers = [judged(row) for row in predictions]
+    return (
+        confusion([each.prediction for each in answers], [each.references[0] for each in answers]) if answers else None
+    )
+
+
 def _context(run: History) -> dict[str, object]:
     chosen, before, metric = run.chosen or run.before, run.before, run.score or "exact_match"
     predictions = run.predictions(chosen["step"]) if chosen else []
@@ -69,7 +78,9 @@ def _context(run: History) -> dict[str, object]:
         "cards": cards(predictions, earlier, run.recipe.data, metric),
         "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
         "num_predictions": len(predictions),
+        "metric": metric,
         "score_title": score_title(metric),
+        "confusion": confused(predictions) if "classification" in run.recipe.eval.measured else None,
         "types": details.type_tables(predictions, earlier, metric),
         "data_rows": details.data_rows(run),
         "source_rows": details.source_rows(run),

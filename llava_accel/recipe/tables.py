@@ -18,6 +18,11 @@ from llava_accel.recipe.inputs import (
     refused,
 )
 
+Metric = Literal[
+    "vqa_accuracy", "exact_match", "multiple_choice", "token_f1", "anls", "relaxed_accuracy", "rouge_l", "bleu", "cider",
+    "classification", "pope",
+]  # fmt: skip
+_USUAL: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 
 
@@ -135,7 +140,11 @@ class EvalTable(Table):
     examples, a number = on at most that many, false = not at all."""
     every: Count = 0
     """Steps between evaluations; 0 = at the end of each epoch."""
-    metric: Literal["loss", "vqa_accuracy", "exact_match", "multiple_choice"] = "loss"
+    metrics: Literal["auto"] | list[Metric] = "auto"
+    """How answers are scored: "auto" = VQA accuracy, exact match and, where records have "choices", multiple_choice; or a
+    list. anls is for documents, relaxed_accuracy for charts, rouge_l, bleu and cider for captions, classification is the
+    mean F1 of classes, pope that of yes and no."""
+    metric: Literal["loss"] | Metric = "loss"
     """Chooses the best checkpoint, and is what patience watches; multiple_choice needs records with "choices"."""
     max_new_tokens: AtLeastOne = 16
     """Longest generated answer, in tokens."""
@@ -147,6 +156,12 @@ class EvalTable(Table):
     """Training examples answered at the end, of which the report shows those with the highest loss; 0 = none."""
     patience: Count = 0
     """Evaluations without improvement before the run stops; 0 = never."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of all scores that an evaluation measures."""
+        named = _USUAL if self.metrics == "auto" else self.metrics
+        return tuple(dict.fromkeys([*named, *([] if self.metric == "loss" else [self.metric])]))
 
 
 class CheckpointTable(Table):

@@ -1,7 +1,7 @@
 """One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_accel.console.output import Bar
-from llava_accel.data.annotations import option
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
@@ -25,12 +24,11 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
-from llava_accel.scoring.metrics import SCORES, commonest_scores, exact_match, vqa_accuracy
+from llava_accel.scoring.metrics import METRICS, SCORES, Prediction, main_score, measure, with_interval
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
 _COLUMNS = 80  # of a line
-Prediction = dict[str, object]
 _Loaded = TypeVar("_Loaded")
 _Found = TypeVar("_Found")
 
@@ -145,16 +143,6 @@ def in_parts(
         yield from in_parts(half, load(half), compute, load, at_once)
 
 
-def mean_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """The mean of each score over the predictions that have it, and the number of answers."""
-    means = {"num_answers": float(len(predictions))}
-    for metric in SCORES:
-        scores = [float(str(prediction[metric])) for prediction in predictions if metric in prediction]
-        if scores:
-            means[metric] = sum(scores) / len(scores)
-    return means
-
-
 def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -> bool:
     if not objective.is_sharded:
         return is_done
@@ -164,21 +152,15 @@ def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -
 
 
 def _prediction(record: Record, text: str, loss: float) -> Prediction:
-    references = record.references()
-    scores = {"vqa_accuracy": vqa_accuracy(text, references), "exact_match": exact_match(text, references)}
-    if record.choices:
-        number = len(record.choices)
-        scores["multiple_choice"] = float(option(text, number) == option(references[0], number))
     question = record.question or record.turns[-2].text.replace(IMAGE, "").strip()
     kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
+    kinds |= {"num_choices": len(record.choices)}
     return {
         "id": record.id,
         "image": list(record.images) if len(record.images) != 1 else record.images[0],
         "question": question,
-        "answers": dict(record.answers) or {references[0]: 1},
+        "answers": dict(record.answers) or {record.turns[-1].text: 1},
         "prediction": text,
-        "score": scores.get("multiple_choice", scores["vqa_accuracy"]),
-        **scores,
         "loss": round(loss, 6),
         **{key: value for key, value in kinds.items() if value},
     }
@@ -189,8 +171,8 @@ class Evaluation:
     """The same on every rank."""
 
     metrics: dict[str, float]
-    """"loss", and with generation "vqa_accuracy", "exact_match", "num_answers", the same for blanked images ("blind_..."),
-    and the scores of the commonest answer ("common_...")."""
+    """"loss", "num_answers", and scores under their names, with those of blanked images ("blind_..."), of the commonest
+    answer ("common_..."), and between which they lie in 95 of 100 draws ("low_...", "high_...")."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
     seconds: float = 0.0
@@ -206,8 +188,11 @@ class Evaluation:
         """All metrics, one a line: losses as they are, scores in percent."""
         metrics = self.metrics
         parts = [f"evaluation loss {metrics['loss']:.4f}"]
-        others = {"blind": "blind", "commonest answer": "common"}
-        parts += [self._score(name, others, " %") for name in SCORES if name in metrics]
+        parts += [
+            self._score(name, {"blind": "blind", "commonest answer": "common"}, " %")
+            for name in SCORES
+            if name in metrics
+        ]
         if "num_answers" in metrics:
             parts.append(f"{round(metrics['num_answers']):,} answers, {self.answers_per_s:,.0f} a second")
         return parts
@@ -233,14 +218,7 @@ class Evaluation:
         metrics = self.metrics
         measured = {title: metrics.get(f"{kind}_{name}") for title, kind in others.items()}
         beside = ", ".join(f"{title} {100 * value:.1f}{unit}" for title, value in measured.items() if value is not None)
-        return f"{SCORES[name]} {100 * metrics[name]:.1f} %{f' ({beside})' if beside else ''}"
-
-
-def main_score(metric: str, measured: Collection[str]) -> str | None:
-    """The score that people look at first: eval.metric, or where that is the loss multiple choice or VQA accuracy; None
-    where it was not measured."""
-    candidates = ("multiple_choice", "vqa_accuracy") if metric == "loss" else (metric,)
-    return next((score for score in candidates if score in measured), None)
+        return f"{SCORES[name]} {with_interval(metrics, name)}{f' ({beside})' if beside else ''}"
 
 
 def evaluate(
@@ -278,14 +256,24 @@ def evaluate(
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("evaluate", number) as plain_bar:
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
-        metrics = {"loss": loss, **mean_scores(predictions), **commonest_scores(predictions)}
+        metrics = {"loss": loss, **scores(predictions, recipe)}
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
-            metrics |= {f"blind_{name}": value for name, value in mean_scores(blind).items()}
+            metrics |= {f"blind_{name}": value for name, value in scores(blind, recipe, compares=False).items()}
     if at_once.number < planned:
         console.line(f"evaluation: out of memory with {planned} questions at once; it went on with {at_once.number}")
     model.train(was_training)
     return Evaluation(metrics, predictions, time.perf_counter() - since)
+
+
+def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool = True) -> dict[str, float]:
+    """How many answers there are, and their scores, see `measure`; each answer's own are put into its row, the one that
+    people look at first as "score" too."""
+    found = measure(predictions, recipe.eval.measured, compares=compares)
+    main = main_score(recipe.eval.metric, found)
+    for row in predictions:
+        row["score"] = next((row[name] for name in (main, *METRICS) if name in row), 0.0)
+    return {"num_answers": float(len(predictions)), **found}
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -1,179 +1,255 @@
-"""How good an answer is: the VQA organisers' normalisation and accuracy, exact match, scores by type and of whole files.
+"""The scores by name, of a set of answers: each answer's own, the whole, its 95 % interval, and what the commonest answer
+alone would score.
 
-Works on texts alone; `held_out.py` makes the predictions. Scores lie in 0..1. The official evaluator prints percentages;
-apart from that factor, `vqa_accuracy` gives its numbers.
+Works on texts; `held_out.py` makes the predictions. Higher is better, and but for CIDEr the most is 1.
 """
 
-import functools
-import json
-import re
+import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from llava_accel.data.annotations import option
+import numpy as np
+
+from llava_accel.data.annotations import LETTERS, option
 from llava_accel.data.records import as_given
 from llava_accel.exceptions import UserError
-from llava_accel.sources.problems import quoted
-from llava_accel.storage.jsonl import write_json_lines
+from llava_accel.scoring.captions import bleu_counts, bleu_of, cider, rouge_l
+from llava_accel.scoring.classes import Weights, class_numbers, macro_f1, says_yes, yes_and_no
+from llava_accel.scoring.documents import anls, relaxed_accuracy, token_f1
+from llava_accel.scoring.vqa import exact_match, vqa_accuracy
 
-SCORES = {"vqa_accuracy": "VQA accuracy", "exact_match": "exact match", "multiple_choice": "multiple choice"}
-"""Scores of an answer, 0..1, under the names that people read; the last only for records with choices."""
-Answers = Sequence[str] | Mapping[str, int] | Mapping[str, float] | Sequence[Mapping[str, object]]
+Prediction = dict[str, Any]
+"""One answered question: "prediction", "answers" (text -> annotators), "image", "num_choices" where it has choices."""
+_RESAMPLES = 1000  # of the bootstrap
 
-# Removed or replaced by a space one after the other. Apostrophe, colon, full stop and `&` are not among them.
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 
-# The evaluator's pattern is `(?!<=\d)(\.)(?!\d)`. Its first group was meant as a look-behind, but is a
-# look-ahead that always holds at a full stop, so "5." loses its full stop as "st." does; only one before a
-# digit stays.
-_PERIOD = re.compile(r"\.(?!\d)")
-# The evaluator hands `re.UNICODE` (32) to `sub` in the place of the count: from the 33rd on, full stops stay.
-_MAX_PERIODS = int(re.UNICODE)
+class Judged(NamedTuple):
+    """An answer and what it is compared with."""
 
-_NUMBERS = {"none": "0", "zero": "0"} | {
-    word: str(number) for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
+    prediction: str
+    references: tuple[str, ...]
+    """Every annotator's answer, as often as it was given."""
+    num_choices: int
+    """0 where the question has none."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric makes of a set of answers."""
+
+    rows: Sequence[float | None]
+    """Of each answer alone; None where it does not apply."""
+    whole: Callable[[Weights], Mapping[str, float]]
+    """Of all answers, each counted so often: "" names the metric itself, other names are more that it tells."""
+
+
+class Metric(NamedTuple):
+    """A way to score answers."""
+
+    title: str
+    measure: Callable[[Sequence[Judged]], Measured | None]
+    """None if it applies to no answer."""
+
+
+def average(score: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Judged]], Measured | None]:
+    """The metric that is the mean of a score of each answer.
+
+    Args:
+        score: Of the answer and the references, see `Judged`; higher is better.
+    """
+
+    def measure(answers: Sequence[Judged]) -> Measured | None:
+        return _mean_of([float(score(each.prediction, each.references)) for each in answers])
+
+    return measure
+
+
+def _mean_of(scores: Sequence[float | None]) -> Measured | None:
+    counted = np.array([score is not None for score in scores], dtype=bool)
+    values = np.array([score or 0.0 for score in scores], dtype=np.float64)
+    if not counted.any():
+        return None
+
+    def whole(weights: Weights) -> dict[str, float]:
+        number = float(weights @ counted)
+        return {"": float(weights @ values) / number if number else float("nan")}
+
+    return Measured(scores, whole)
+
+
+def _multiple_choice(answers: Sequence[Judged]) -> Measured | None:
+    def score(each: Judged) -> float | None:
+        if not each.num_choices:
+            return None
+        return float(option(each.prediction, each.num_choices) == option(each.references[0], each.num_choices))
+
+    return _mean_of([score(each) for each in answers])
+
+
+def _classification(answers: Sequence[Judged]) -> Measured:
+    given, true = class_numbers([each.prediction for each in answers], [each.references[0] for each in answers])
+    return Measured((given == true).astype(np.float64).tolist(), lambda weights: {"": macro_f1(given, true, weights)})
+
+
+def _pope(answers: Sequence[Judged]) -> Measured:
+    given = np.array([says_yes(each.prediction) for each in answers], dtype=bool)
+    true = np.array([says_yes(each.references[0]) for each in answers], dtype=bool)
+
+    def whole(weights: Weights) -> dict[str, float]:
+        found = yes_and_no(given, true, weights)
+        return {"": found.pop("f1"), **found}
+
+    return Measured((given == true).astype(np.float64).tolist(), whole)
+
+
+def _bleu(answers: Sequence[Judged]) -> Measured:
+    counts = np.stack([bleu_counts(each.prediction, each.references) for each in answers])
+    return Measured([bleu_of(each) for each in counts], lambda weights: {"": bleu_of(weights @ counts)})
+
+
+def _cider(answers: Sequence[Judged]) -> Measured | None:
+    return _mean_of(cider([each.prediction for each in answers], [each.references for each in answers]))
+
+
+METRICS = {
+    "vqa_accuracy": Metric("VQA accuracy", average(vqa_accuracy)),
+    "exact_match": Metric("exact match", average(exact_match)),
+    "multiple_choice": Metric("multiple choice", _multiple_choice),
+    "token_f1": Metric("token F1", average(token_f1)),
+    "anls": Metric("ANLS", average(anls)),
+    "relaxed_accuracy": Metric("relaxed accuracy", average(relaxed_accuracy)),
+    "rouge_l": Metric("ROUGE-L", average(rouge_l)),
+    "bleu": Metric("BLEU", _bleu),
+    "cider": Metric("CIDEr", _cider),
+    "classification": Metric("macro F1", _classification),
+    "pope": Metric("POPE F1", _pope),
 }
-_ARTICLES = frozenset({"a", "an", "the"})
+"""Name in a recipe -> metric; the first ones are what people look at first."""
+SCORES = {name: metric.title for name, metric in METRICS.items()} | {
+    "pope_accuracy": "POPE accuracy", "pope_precision": "POPE precision", "pope_recall": "POPE recall",
+    "pope_yes_rate": "POPE answers that say yes",
+}  # fmt: skip
+"""Scores under the names that people read."""
 
-CONTRACTIONS = dict(line.split() for line in Path(__file__).with_name("contractions.txt").read_text().splitlines())
-"""Spelling -> what the evaluator makes of it. "somebody'd" loses its apostrophe where its neighbours gain one, "let's" and
-"she's" stand for themselves, and the four spellings with a capital I can never match, as words are lowered first."""
+
+USUAL = ("vqa_accuracy", "exact_match", "multiple_choice")
+"""Of eval.metrics = "auto"."""
 
 
-def cell(key: str, value: Any) -> str:
-    """What an evaluation measured as text: scores in percent, counts and losses as numbers; None is empty."""
+def main_score(metric: str, measured: Collection[str]) -> str | None:
+    """The score that people look at first: eval.metric, or where that is the loss the first of these; None where it was not
+    measured."""
+    candidates = ("multiple_choice", *METRICS) if metric == "loss" else (metric,)
+    return next((score for score in candidates if score in measured), None)
+
+
+def check_metric(name: str, place: str) -> None:
+    """UserError unless there is such a metric.
+
+    Args:
+        place: The flag that names it.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
+        raise UserError(f"{place}: there is no metric {name!r}. Did you mean {near}? There are {', '.join(METRICS)}")
+
+
+def judged(row: Mapping[str, Any]) -> Judged:
+    """An answer as metrics take it."""
+    references = as_given(row["answers"].items()) or list(row["answers"])
+    return Judged(row["prediction"], tuple(references), int(row.get("num_choices", 0)))
+
+
+def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: bool = True) -> dict[str, float]:
+    """Score answers, and put each one's own scores into its row.
+
+    Args:
+        metrics: Names of metrics.
+        compares: Also tell the 95 % interval and what the commonest answer would score.
+
+    Returns:
+        Each score of the whole; with `compares` beside it "low_..." and "high_...", between which it lies in 95 of 100
+        draws of as many images, and "common_...", what all would score with the answer that is most often right.
+    """
+    if not rows:
+        return {}
+    answers = [judged(row) for row in rows]
+    once = np.ones(len(rows))
+    found: dict[str, float] = {}
+    for name in metrics:
+        measured = METRICS[name].measure(answers)
+        if measured is None:
+            continue
+        for row, score in zip(rows, measured.rows, strict=True):
+            if score is not None:
+                row[name] = score
+        found |= {f"{name}_{part}" if part else name: value for part, value in measured.whole(once).items()}
+        if compares:
+            low_high = interval(measured, [_image(row, number) for number, row in enumerate(rows)])
+            found |= {f"{end}_{name}": value for end, value in zip(("low", "high"), low_high, strict=False)}
+            if common := METRICS[name].measure(_commonest(answers, name)):
+                found[f"common_{name}"] = common.whole(once)[""]
+    return found
+
+
+def interval(measured: Measured, images: Sequence[object]) -> tuple[float, float] | tuple[()]:
+    """The 2.5th and 97.5th percentile of the score over draws, with replacement, of as many images as there are.
+
+    Images are drawn, not questions: what is asked of one image is right or wrong together. The draws are always the same.
+
+    Returns:
+        Nothing where there is one image.
+    """
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    if len(numbers) < 2:
+        return ()
+    of_image = np.array([numbers[image] for image in images])
+    generator = np.random.default_rng(0)
+    draws = generator.integers(len(numbers), size=(_RESAMPLES, len(numbers)))
+    totals = [
+        measured.whole(np.bincount(draw, minlength=len(numbers))[of_image].astype(np.float64))[""] for draw in draws
+    ]
+    low, high = np.nanquantile(totals, [0.025, 0.975]) if not np.isnan(totals).all() else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _image(row: Mapping[str, Any], number: int) -> object:
+    """What tells the questions on an image from others; a question without one stands alone."""
+    image = row.get("image")
+    return (tuple(image) if isinstance(image, list) else image) or number
+
+
+def _commonest(answers: Sequence[Judged], metric: str) -> list[Judged]:
+    """The answers, had all been the one that is most often right."""
+    if metric == "multiple_choice":
+        letters = Counter(option(each.references[0], each.num_choices) for each in answers if each.num_choices)
+        text = letters.most_common(1)[0][0] or LETTERS[0]
+    else:
+        tops = Counter(Counter(each.references).most_common(1)[0][0].strip() for each in answers)
+        text = tops.most_common(1)[0][0]
+    return [each._replace(prediction=text) for each in answers]
+
+
+def with_interval(measured: Mapping[str, Any], name: str) -> str:
+    """A score in percent, with half the width of its 95 % interval where that is known: "61.2 ± 2.1 %"."""
+    low, high = (measured.get(f"{end}_{name}") for end in ("low", "high"))
+    margin = "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
+    return f"{100 * measured[name]:.1f}{margin} %"
+
+
+def cell(measured: Mapping[str, Any], key: str) -> str:
+    """One of the values of an evaluation as text: a score as `with_interval`, counts and losses as numbers; empty if it is
+    not among them."""
+    value = measured.get(key)
     if value is None:
         return ""
     if key.startswith("num_"):
         return f"{round(value):,}"
     if key.removeprefix("blind_").removeprefix("common_") in SCORES:
-        return f"{100 * value:.1f} %"
+        return with_interval(measured, key)
     return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def trim(text: str) -> str:
-    """The step that every answer gets: line feeds and tabs become spaces, the ends are stripped."""
-    return text.replace("\n", " ").replace("\t", " ").strip()
-
-
-def process_punctuation(text: str) -> str:
-    """Drop or space out punctuation.
-
-    A mark that touches a space anywhere in the text is dropped throughout, any other is replaced by a space;
-    with a comma between two digits anywhere, all marks are dropped.
-    """
-    drop_all = _DIGIT_COMMA_DIGIT.search(text) is not None
-    result = text
-    for mark in _PUNCTUATION:
-        drop = drop_all or f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if drop else " ")
-    return _PERIOD.sub("", result, count=_MAX_PERIODS)
-
-
-def process_words(text: str) -> str:
-    """Lower the words, write numbers up to ten as digits, drop the articles, and mend contractions."""
-    words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def normalize(text: str) -> str:
-    """The form in which answers are compared when the annotators do not all agree."""
-    return process_words(process_punctuation(trim(text)))
-
-
-def answer_list(answers: object) -> list[str]:
-    """The annotators' answers, one string an annotator, from any form that they come in.
-
-    Args:
-        answers: A list of strings, a mapping from answer to the number of annotators who gave it, or a list
-            of `{"answer": str, ...}` objects, as in the official annotation files.
-
-    Raises:
-        UserError: if there is no answer, or `answers` has another form.
-    """
-    texts: list[str] = []
-    if isinstance(answers, Mapping):
-        for answer, count in answers.items():
-            whole = isinstance(count, int | float) and count >= 1 and float(count).is_integer()
-            if not isinstance(answer, str) or isinstance(count, bool) or not whole:
-                raise UserError(
-                    f"`answers` holds {quoted(answer)}: {quoted(count)}. "
-                    'Give each answer its number of annotators, such as {"red": 7, "pink": 3}.'
-                )
-            texts += [answer] * int(count)
-    elif isinstance(answers, Sequence) and not isinstance(answers, str):
-        for item in answers:
-            answer = item.get("answer") if isinstance(item, Mapping) else item
-            if not isinstance(answer, str):
-                raise UserError(
-                    f"`answers` holds {quoted(item)}. "
-                    'Write every answer as a string, or as an object with the string "answer".'
-                )
-            texts.append(answer)
-    else:
-        raise UserError(f"`answers` is {quoted(answers)}. Make it a list of strings, one an annotator.")
-    if not texts:
-        raise UserError("`answers` is empty. Give at least one answer to score against.")
-    return texts
-
-
-def vqa_accuracy(prediction: str, answers: Answers) -> float:
-    """The official VQA accuracy of one prediction, 0..1.
-
-    Each annotator in turn is left out, the prediction scores min(1, agreeing others / 3), and the mean is
-    taken. Texts are normalised only when the annotators do not all give the same answer: against ten times
-    "yes", "Yes" scores 0.
-
-    With fewer than ten answers the same formula is taken over those given, so that two equal answers give at
-    most 1/3. A single answer would leave nobody to agree with and always score 0; instead, it scores by
-    equality after normalisation.
-
-    Raises:
-        UserError: as `answer_list`.
-    """
-    truths = [trim(answer) for answer in answer_list(answers)]
-    if len(truths) == 1:
-        return float(normalize(prediction) == normalize(truths[0]))
-    if len(set(truths)) > 1:
-        prediction, truths = normalize(prediction), [normalize(truth) for truth in truths]
-    agreeing = truths.count(trim(prediction))
-    # Leaving out one who agrees leaves agreeing - 1 of them, else all. Integers make the sum exact.
-    thirds = agreeing * min(3, agreeing - 1) + (len(truths) - agreeing) * min(3, agreeing)
-    return thirds / (3 * len(truths))
-
-
-def exact_match(prediction: str, answers: Answers) -> float:
-    """1.0 if the prediction equals any of the answers, apart from case and white space at the ends, else 0.0.
-
-    Raises:
-        UserError: as `answer_list`.
-    """
-    wanted = {answer.strip().casefold() for answer in answer_list(answers)}
-    return float(prediction.strip().casefold() in wanted)
-
-
-def commonest_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the rows would score, in the mean, if all had the answer that is the right one most often: as "common_" and
-    the score's name, for the scores that the rows have. A model that has learned anything scores higher."""
-    answers = [as_given(row["answers"].items()) or list(row["answers"]) for row in rows]
-    tops = Counter(max(row["answers"], key=row["answers"].get).strip() for row in rows)
-    text = tops.most_common(1)[0][0] if tops else ""
-    scores = {metric: [score(text, each) for each in answers] for metric, score in _OF_TEXTS.items()}
-    chosen = [
-        option(each[0], _MOST_CHOICES) for row, each in zip(rows, answers, strict=True) if "multiple_choice" in row
-    ]
-    if chosen:
-        letter = Counter(chosen).most_common(1)[0][0]
-        scores["multiple_choice"] = [float(one == letter) for one in chosen]
-    return {f"common_{metric}": sum(values) / len(values) for metric, values in scores.items() if values}
-
-
-_OF_TEXTS = {"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}
-_MOST_CHOICES = 26
 
 
 class TypeScore(NamedTuple):
@@ -203,51 +279,3 @@ def by_type(rows: Iterable[Mapping[str, object]]) -> dict[str, dict[str, TypeSco
         for field, types in scores.items()
         if types
     }
-
-
-def score_file(source: Path, out: Path) -> dict[str, float]:
-    """Score a file of predictions, and write it with the scores added.
-
-    Args:
-        source: JSON lines with "prediction" and "answers" (any form that `answer_list` takes); blank lines
-            are left out.
-        out: Each line again with "vqa_accuracy", "exact_match" and "score" (= VQA accuracy). Written whole or
-            not at all; may be `source` itself.
-
-    Returns:
-        The means "vqa_accuracy" and "exact_match", beside each what the commonest answer alone would score
-        ("common_vqa_accuracy"), and "count", the number of lines.
-
-    Raises:
-        UserError: for a file or line that cannot be scored, with file, line and remedy.
-    """
-    if not source.is_file():
-        raise UserError(f"{source}: there is no such file. Give the JSON lines that hold the predictions.")
-    rows: list[dict] = []
-    with source.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows += [_score_line(line)] if line.strip() else []
-            except ValueError as error:
-                raise UserError(f"{source}, line {number}: {error}") from error
-    if not rows:
-        raise UserError(f"{source}: the file holds no predictions. Give one JSON object a line.")
-    write_json_lines(rows, out)
-    means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in ("vqa_accuracy", "exact_match")}
-    common = commonest_scores([{"answers": Counter(answer_list(row["answers"]))} for row in rows])
-    return means | common | {"count": float(len(rows))}
-
-
-def _score_line(line: bytes) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # both malformed JSON and bytes that are not UTF-8
-        raise UserError(f"this is not JSON ({error}). Write one JSON object a line, in UTF-8.") from error
-    if not isinstance(row, dict):
-        raise UserError(f"this is {quoted(row)}, not an object. Write one JSON object a line.")
-    if not isinstance(row.get("prediction"), str):
-        raise UserError('the string "prediction" is missing. Write the model\'s answer there.')
-    if "answers" not in row:
-        raise UserError('"answers" is missing. Write the annotators\' answers there, as a list of strings.')
-    accuracy, exact = (metric(row["prediction"], row["answers"]) for metric in (vqa_accuracy, exact_match))
-    return row | {"vqa_accuracy": accuracy, "exact_match": exact, "score": accuracy}

@@ -123,7 +123,17 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
     if evaluation is None and not recipe.data.eval_fraction:
         return training, None
     corpus = train if evaluation is None else evaluation
+    check_choices(recipe, corpus, eval_rows)
     return training, Part(corpus=corpus, survey=eval_survey, rows=eval_rows, image_reader=image_reader)
+
+
+def check_choices(recipe: Recipe, corpus: Corpus, rows: Int[np.ndarray, "rows"]) -> None:
+    """UserError where eval.metric is the choice among options, and no row to evaluate has any."""
+    if recipe.eval.metric == "multiple_choice" and not any(corpus.record(int(row)).choices for row in rows):
+        raise UserError(
+            'eval.metric = "multiple_choice", and no evaluation record has "choices". Add them to the records, or choose '
+            "another metric"
+        )
 
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from llava_accel.recipe import dump_recipe, make_recipe
-from llava_accel.scoring.metrics import exact_match, vqa_accuracy
+from llava_accel.scoring.vqa import exact_match, vqa_accuracy
 
 HOSTILE = (
     '<script>document.title = "taken"</script><img src=x onerror="document.title=1"> '

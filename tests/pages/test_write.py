@@ -222,3 +222,9 @@ def test_a_run_that_overfits_says_so_once_and_the_report_too(
     verb.train(recipe(tmp_path, data=data, eval={"every": 2, "limit": 2}, train=train))
     assert capsys.readouterr().out.count("note: overfitting: evaluation loss has risen since step 4") == 1
     assert "Overfitting: evaluation loss has risen since step 12" in words(tmp_path / "run" / "report.html")
+
+
+def test_who_is_taken_for_whom_stands_in_a_table_where_classes_are_scored(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path, num_steps=50, eval={"metrics": ["classification"]})).read_text()
+    assert 'id="confusion"' in page and '<th scope="col"><bdi>triangle</bdi></th>' in page
+    assert 'id="confusion"' not in write_report(write_run(tmp_path / "other", num_steps=50)).read_text()

@@ -68,7 +68,7 @@ def test_every_key_of_the_contract_exists_with_its_default(smallest: Path) -> No
         assert found == tomllib.loads(f"v = {value}")["v"], key
     added = {"run.name", "model.base", "data.train", "eval.at_start", "eval.train_limit", "checkpoint.verify"}
     added |= {"model.family", "model.added_tokens", "data.exif", "data.columns", "data.missing_image_mark"}
-    added |= {"model.lora.projector", "model.tower_batch", "optim.decay", "train.loss"}
+    added |= {"model.lora.projector", "model.tower_batch", "optim.decay", "train.loss", "eval.metrics"}
     assert {line.split("=")[0] for line in CONTRACT} | added == set(KEYS)
 
 

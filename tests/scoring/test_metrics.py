@@ -1,177 +1,137 @@
-"""Scores are the official evaluator's: a table that it computed, and its rules stated again."""
+"""A set of answers: each one's scores, the whole, the interval, and the commonest answer."""
 
-import json
-import random
-import re
-from pathlib import Path
+import math
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
+from llava_accel.exceptions import UserError
+from llava_accel.recipe import make_recipe
+from llava_accel.recipe.tables import Metric as Name
 from llava_accel.scoring.metrics import (
-    CONTRACTIONS,
-    answer_list,
-    exact_match,
-    normalize,
-    vqa_accuracy,
+    METRICS,
+    USUAL,
+    cell,
+    check_metric,
+    judged,
+    main_score,
+    measure,
+    with_interval,
 )
-
-# [rule, {answer: annotators}, prediction, accuracy]: the last computed by the official evaluator, 6 decimals.
-GOLDEN = json.loads((Path(__file__).parent / "vqa_accuracy_golden.json").read_text(encoding="utf-8"))
-RULES = sorted({row[0] for row in GOLDEN})
+from llava_accel.scoring.vqa import vqa_accuracy
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_rule_scores_as_the_official_evaluator(rule: str) -> None:
-    rows = [row for row in GOLDEN if row[0] == rule]
-    assert rows
-    wrong = [row for row in rows if vqa_accuracy(row[2], row[1]) != pytest.approx(row[3], abs=1e-6)]
-    assert not wrong
+def row(prediction: str, answers: dict[str, float], image: object = None, **fields: Any) -> dict[str, Any]:
+    return {"prediction": prediction, "answers": answers, "image": image} | fields
 
 
-def test_the_golden_table_reaches_every_rule_and_every_contraction() -> None:
-    assert len(GOLDEN) >= 600 and len(RULES) == 12
-    scored = {answer for rule, answers, *_ in GOLDEN for answer in answers if rule == "contraction"}
-    assert set(CONTRACTIONS) <= scored and len(CONTRACTIONS) == 120
-    assert {0.0, 0.3, 0.6, 0.9, 1.0} <= {row[3] for row in GOLDEN}
+def test_a_recipe_takes_every_metric_and_no_other() -> None:
+    assert tuple(get_args(Name)) == tuple(METRICS)
+    tables = {"run": {"name": "x"}, "model": {"base": "b"}, "data": {"train": "t"}}
+    assert make_recipe(tables).eval.measured == USUAL
+    chosen = make_recipe(tables | {"eval": {"metrics": ["anls"], "metric": "token_f1"}, "checkpoint": {"best": False}})
+    assert chosen.eval.measured == ("anls", "token_f1")
 
 
-def _restated(prediction: str, answers: list[str]) -> float:
-    """The rules once more, step by step with nothing folded; only the contractions are shared."""
-    number_words = "none zero one two three four five six seven eight nine".split()
-    digits: dict[str, str] = dict(zip(number_words, "00123456789", strict=True))
-    digits["ten"] = "10"
-
-    def clean(text: str) -> str:
-        pattern = re.compile(r"(\d)(\,)(\d)")
-        for mark in [*';/[]"{}()=+', "\\", *"_-><@`,?!"]:
-            alone = mark + " " in original[text] or " " + mark in original[text]
-            working[text] = working[text].replace(mark, "" if alone or pattern.search(original[text]) else " ")
-        spoken = re.compile(r"(?!<=\d)(\.)(?!\d)").sub("", working[text], count=32).lower().split()
-        kept = [digits.get(word, word) for word in spoken if word not in ("a", "an", "the")]
-        return " ".join(CONTRACTIONS[word] if word in CONTRACTIONS else word for word in kept)
-
-    prediction, *answers = [text.replace("\n", " ").replace("\t", " ").strip() for text in [prediction, *answers]]
-    original = {text: text for text in [prediction, *answers]}
-    working = dict(original)
-    if any(answer != answers[0] for answer in answers):
-        cleaned = {text: clean(text) for text in original}
-        prediction, answers = cleaned[prediction], [cleaned[answer] for answer in answers]
-    scores = []
-    for left_out in range(len(answers)):
-        others = answers[:left_out] + answers[left_out + 1 :]
-        scores.append(min(1.0, sum(other == prediction for other in others) / 3))
-    return sum(scores) / len(scores)
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_best_for_the_right_answer(name: str) -> None:
+    texts = ["A", "B", "B"] if name == "multiple_choice" else ["yes it is the red cat", "no", "a dog ran far away"]
+    rows = [row(text, {text: 1.0}, image, num_choices=2) for image, text in enumerate(texts)]
+    found = measure(rows, [name])
+    assert found[name] == pytest.approx(1.0) or (name == "cider" and found[name] > 3)
+    assert found[f"low_{name}"] <= found[name] <= found[f"high_{name}"] + 1e-12
+    assert all(found[f"common_{name}"] < found[name] and name in each for each in rows)
 
 
-def test_a_second_statement_of_the_rules_agrees_on_generated_answers() -> None:
-    rng = random.Random(0)
-    words = [
-        *CONTRACTIONS,
-        *CONTRACTIONS.values(),
-        *"The a AN one None TEN 3.5 5. .5 1,000 St. u.s.a. t-shirt".split(),
-    ]
-    words += [*"café ÉCOLE 東京 ٣,٤ x&y 5:30 it's ½ yes no red zero".split(), "." * 35]
-    joints = [
-        " ",
-        " ",
-        "  ",
-        "\n",
-        "\t",
-        "",
-        "-",
-        ", ",
-        ",",
-        ". ",
-        ".",
-        "/",
-        " / ",
-        "\u00a0",
-        "'",
-        ":",
-        "(",
-        ") ",
-    ]
-
-    def text() -> str:
-        parts = [rng.choice(words) + rng.choice(joints) for _ in range(rng.randint(0, 3))]
-        return rng.choice(["", "", "", " ", "!"]) + "".join(parts)
-
-    def variant(base: str) -> str:
-        changed = [
-            base,
-            base,
-            base.upper(),
-            f"the {base}",
-            f"{base}.",
-            base.replace("'", ""),
-            base.replace("-", " "),
-        ]
-        return rng.choice(changed) if rng.random() < 0.7 else text()
-
-    partial = 0
-    for _ in range(1200):
-        base = text()
-        count = rng.choice([2, 3, 10, 10])
-        answers = [base] * count if rng.random() < 0.1 else [variant(base) for _ in range(count)]
-        prediction = variant(base)
-        expected = _restated(prediction, answers)
-        assert vqa_accuracy(prediction, answers) == pytest.approx(expected, abs=1e-9), (prediction, answers)
-        partial += 0.0 < expected < 1.0
-    assert partial > 100
+def test_the_interval_is_that_of_the_mean_where_every_image_has_one_question() -> None:
+    rows = [row("yes", {"yes" if number % 4 else "no": 1.0}, number) for number in range(400)]
+    found = measure(rows, ["exact_match"])
+    margin = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert found["low_exact_match"] == pytest.approx(0.75 - margin, abs=0.006)
+    assert found["high_exact_match"] == pytest.approx(0.75 + margin, abs=0.006)
+    assert measure(rows, ["exact_match"]) == found  # the draws are the same every time
 
 
-def test_a_single_answer_scores_by_equality_after_normalisation() -> None:
-    assert vqa_accuracy("Two.", ["2"]) == 1.0
-    assert vqa_accuracy("the dog", {"dog": 1}) == 1.0
-    assert vqa_accuracy("dog", ["cat"]) == 0.0
+def test_questions_on_one_image_are_drawn_together() -> None:
+    """Ten questions on each of forty images, right or wrong together, tell no more than forty questions."""
+    rows = [row("yes", {"yes" if number // 10 % 4 else "no": 1.0}, f"{number // 10}.png") for number in range(400)]
+    alone = [row("yes", {"yes" if number % 4 else "no": 1.0}, f"{number}.png") for number in range(40)]
+    together, forty = (measure(each, ["exact_match"]) for each in (rows, alone))
+    assert together == pytest.approx(forty)
+    without = [each | {"image": []} for each in rows]  # questions without an image stand alone
+    found = measure(without, ["exact_match"])
+    assert found["high_exact_match"] - found["low_exact_match"] < 0.5 * (
+        forty["high_exact_match"] - forty["low_exact_match"]
+    )
 
 
-def test_normalisation_keeps_what_the_official_one_keeps() -> None:
-    assert normalize(" The dog's 2.5 & 5:30,\n") == "dog's 2.5 & 5:30"
+def test_one_image_has_no_interval_and_no_answer_no_score() -> None:
+    assert measure([row("yes", {"yes": 1.0}, "a.png")], ["exact_match"]) == {
+        "exact_match": 1.0, "common_exact_match": 1.0,
+    }  # fmt: skip
+    assert measure([], USUAL) == {}
 
 
-@pytest.mark.parametrize(
-    "answers",
-    [
-        ["red", "red", "pink"],
-        {"red": 2, "pink": 1},
-        {"red": 2.0, "pink": 1.0},
-        [{"answer": "red", "answer_id": 1}] * 2 + [{"answer": "pink"}],
-    ],
-)
-def test_answers_may_come_in_all_forms(answers: object) -> None:
-    assert answer_list(answers) == ["red", "red", "pink"]
+def test_the_commonest_answer_is_scored_as_if_it_were_given_to_every_question() -> None:
+    answers = [{"yes": 9.0, "no": 1.0}, {"no": 10.0}, {"Yes": 3.0, "maybe": 7.0}, {"yes": 10.0}]
+    found = measure([row("x", each) for each in answers], USUAL)
+    assert found["common_exact_match"] == 0.75
+    assert found["common_vqa_accuracy"] == pytest.approx(sum(vqa_accuracy("yes", each) for each in answers) / 4)
+    assert found["common_vqa_accuracy"] == pytest.approx((1 + 0 + 0.9 + 1) / 4, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("answers", "told"),
-    [
-        ([], "is empty"),
-        ({}, "is empty"),
-        ("red", "a list of strings"),
-        (None, "a list of strings"),
-        ([1, 2], "as a string"),
-        ([{"text": "red"}], "as an object"),
-        ({"red": 0}, "number of annotators"),
-        ({"red": True}, "number of annotators"),
-        ({"red": 1.5}, "number of annotators"),
-        ({"red": float("nan")}, "number of annotators"),
-        ({"red": float("inf")}, "number of annotators"),
-    ],
-)
-def test_unusable_answers_are_refused_with_the_remedy(answers: object, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        answer_list(answers)
+def test_only_questions_with_choices_are_scored_by_their_letter() -> None:
+    texts = ("A", "B. a magnet", "B", "C", "The answer is B.")
+    rows = [row("B", {text: 1.0}, num_choices=3) for text in texts] + [row("cat", {"cat": 1.0})]
+    found = measure(rows, USUAL)
+    assert found["multiple_choice"] == found["common_multiple_choice"] == pytest.approx(3 / 5)
+    assert "multiple_choice" not in rows[-1]
+    assert "multiple_choice" not in measure(rows[-1:], USUAL)
 
 
-def test_exact_match_looks_past_case_and_outer_space_only() -> None:
-    assert exact_match(" STRASSE\n", ["Straße", "road"]) == 1.0
-    assert exact_match("the road", ["road"]) == 0.0
-    assert exact_match("road.", ["road"]) == 0.0
+def test_pope_tells_the_share_of_yes() -> None:
+    rows = [row("Yes.", {"yes": 1.0}, 0), row("Yes", {"no": 1.0}, 1)]
+    found = measure(rows, ["pope"])
+    assert found["pope"] == pytest.approx(2 / 3) and found["pope_yes_rate"] == 1.0 and found["pope_accuracy"] == 0.5
+    assert [each["pope"] for each in rows] == [1.0, 0.0]
 
 
-def test_an_article_counts_for_exact_match_alone() -> None:
-    answers = ["red", "red", "Pink"]
-    assert vqa_accuracy("the red", answers) == pytest.approx(4 / 9)
-    assert exact_match("the red", answers) == 0.0
-    assert exact_match("pink", answers) == 1.0
+def test_answers_count_as_often_as_annotators_gave_them() -> None:
+    assert judged(row("x", {"red": 2.0, "pink": 1.0})).references == ("red", "red", "pink")
+    assert judged(row("x", {"red": 0.3})).references == ("red",)
+
+
+def test_scores_are_shown_in_percent_with_their_margin() -> None:
+    measured = {
+        "anls": 0.612,
+        "low_anls": 0.6,
+        "high_anls": 0.63,
+        "blind_anls": 0.25,
+        "num_answers": 1200.0,
+        "loss": 1.5,
+    }
+    assert with_interval(measured, "anls") == cell(measured, "anls") == "61.2 ± 1.5 %"
+    assert [cell(measured, key) for key in ("blind_anls", "num_answers", "loss", "bleu")] == [
+        "25.0 %", "1,200", "1.5000", "",
+    ]  # fmt: skip
+
+
+def test_what_people_look_at_first() -> None:
+    assert main_score("loss", {"vqa_accuracy", "multiple_choice"}) == "multiple_choice"
+    assert main_score("loss", {"exact_match", "vqa_accuracy"}) == "vqa_accuracy"
+    assert main_score("loss", {"loss", "cider"}) == "cider"
+    assert main_score("anls", {"vqa_accuracy"}) is None
+
+
+def test_a_metric_that_there_is_not_is_named_with_the_nearest() -> None:
+    check_metric("anls", "--metrics")
+    with pytest.raises(UserError, match=r"--metrics: there is no metric 'anslr'\. Did you mean anls"):
+        check_metric("anslr", "--metrics")
+
+
+def test_a_draw_without_a_question_that_counts_is_left_out() -> None:
+    rows = [row("A", {"A": 1.0}, 0, num_choices=2), row("cat", {"cat": 1.0}, 1)]
+    found = measure(rows, ["multiple_choice"])
+    assert found["low_multiple_choice"] == found["high_multiple_choice"] == 1.0
+    assert not np.isnan(list(found.values())).any()

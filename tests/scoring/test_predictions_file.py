@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.scoring.metrics import TypeScore, by_type, commonest_scores, score_file, vqa_accuracy
+from llava_accel.scoring.metrics import TypeScore, by_type
+from llava_accel.scoring.predictions_file import score_file
 
 
 def test_by_type_averages_and_puts_the_most_frequent_type_first() -> None:
@@ -51,7 +52,9 @@ def test_score_file_adds_scores_and_returns_the_means(tmp_path: Path) -> None:
     }
     assert rows[1]["score"] == rows[1]["vqa_accuracy"] == pytest.approx(2 / 9)
     common = {"common_vqa_accuracy": 0.5, "common_exact_match": 0.5}
-    assert means == {"vqa_accuracy": pytest.approx(11 / 18), "exact_match": 1.0, "count": 2.0} | common
+    between = {"low_vqa_accuracy": 2 / 9, "high_vqa_accuracy": 1.0, "low_exact_match": 1.0, "high_exact_match": 1.0}
+    whole = {"vqa_accuracy": 11 / 18, "exact_match": 1.0, "count": 2.0}
+    assert means == pytest.approx(whole | common | between)
 
 
 def test_score_file_may_write_over_its_source(tmp_path: Path) -> None:
@@ -88,20 +91,14 @@ def test_a_missing_or_empty_file_of_predictions_is_named(tmp_path: Path) -> None
         score_file(_write(tmp_path / "p.jsonl", ""), tmp_path / "out.jsonl")
 
 
-def test_the_commonest_answer_is_scored_as_if_it_were_given_to_every_question() -> None:
-    answers = [{"yes": 9.0, "no": 1.0}, {"no": 10.0}, {"Yes": 3.0, "maybe": 7.0}, {"yes": 10.0}]
-    rows = [{"answers": each, "vqa_accuracy": 1.0} for each in answers]
-    found = commonest_scores(rows)
-    assert found == {
-        "common_vqa_accuracy": pytest.approx(sum(vqa_accuracy("yes", each) for each in answers) / 4),
-        "common_exact_match": 0.75,
-    }
-    assert found["common_vqa_accuracy"] == pytest.approx((1 + 0 + 0.9 + 1) / 4, abs=0.03)
-
-
-def test_the_commonest_letter_is_scored_where_there_are_choices() -> None:
-    rows = [
-        {"answers": {text: 1.0}, "multiple_choice": 0.0} for text in ("A", "B. a magnet", "B", "C", "The answer is B.")
-    ]
-    assert commonest_scores([*rows, {"answers": {"cat": 1.0}}])["common_multiple_choice"] == pytest.approx(3 / 5)
-    assert commonest_scores([]) == {}
+def test_other_metrics_are_asked_for_by_name(tmp_path: Path) -> None:
+    source = _write(
+        tmp_path / "p.jsonl",
+        '{"answers": ["Harvard"], "prediction": "Havard", "image": "a.png"}',
+        '{"answers": ["B"], "prediction": "B", "image": "b.png", "choices": ["x", "y"]}',
+    )
+    found = score_file(source, tmp_path / "out.jsonl", ["anls", "multiple_choice"])
+    assert found["anls"] == pytest.approx((6 / 7 + 1) / 2) and found["multiple_choice"] == 1.0
+    assert found["low_anls"] < found["anls"] < found["high_anls"]
+    first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["score"] == first["anls"] and "multiple_choice" not in first and second["multiple_choice"] == 1.0
