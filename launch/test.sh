@@ -41,6 +41,7 @@ ruff format --check .
 if [ "$mode" = fast ]; then
   "${pytest[@]}" -m "not slow" "$@"
 else
+  command -v "${CXX:-g++}" >/dev/null || command -v c++ >/dev/null || echo "no C++ compiler here: the emulated GPU is not tested"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || echo "no Chromium here: the report's page is not tested in a browser"
   pyright
   "${pytest[@]}" "$@"

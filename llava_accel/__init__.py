@@ -1,11 +1,18 @@
 """Fine-tunes LLaVA models with a hand-written Accelerate loop: stage 1, LoRA, QLoRA and full."""
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llava_accel.recipe import load_recipe as load_recipe
     from llava_accel.train import train as train
+
+
+# Rows differ in length, and blocks of a fixed size would leave gaps in a GPU's memory. PyTorch reads it before it first
+# takes any, so every way to start a run comes by here; what the user has set stays.
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 class _Without(logging.Filter):

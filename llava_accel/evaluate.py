@@ -22,7 +22,7 @@ from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
-from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, say_own_metrics, write_predictions
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
@@ -44,6 +44,7 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)
+    say_own_metrics(recipe, console)
     _, part = open_data(run, processing)
     if part is None:
         raise UserError(

@@ -30,7 +30,7 @@ from llava_accel.advice.proposal import (
     shares_images,
 )
 from llava_accel.advice.sizing import Card, Fit, find_card, size
-from llava_accel.advice.stand_in import DEFAULT_BASE, choose_name, find_configs, load_configs
+from llava_accel.advice.stand_in import DEFAULT_BASE, choose_name, find_configs, known_template, load_configs
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, Source, open_sources
 from llava_accel.data.examples import find_images
@@ -95,10 +95,11 @@ def fit_base(
     with tempfile.TemporaryDirectory() as spare:
         folder, assumed = find_configs(named.base, Path(spare))
         processing = load_configs(folder)
-        template = ("v1", "LLaVA-1.5's") if assumed else choose_name(processing)
-        if template[0] != "v1":
-            processing = load_configs(folder, template[0])
-        trial = _trial(named, folder, template[0], [Key("max_length", _UNLIMITED, "")])
+        template = known_template(processing) if assumed else choose_name(processing)
+        tried = "v1" if assumed else template[0]  # the tokenizer that ships here has no other one's tokens
+        if tried != "v1":
+            processing = load_configs(folder, tried)
+        trial = _trial(named, folder, tried, [Key("max_length", _UNLIMITED, "")])
         lengths = measure(_corpus(trial, processing, sources["data.train"]), findings)
         seen = Seen(
             train=findings,
@@ -111,10 +112,10 @@ def fit_base(
             template=template,
             window=int(processing.base.text.max_position_embeddings),
         )
-        trial = _trial(named, folder, template[0], length_keys(seen))
+        trial = _trial(named, folder, tried, length_keys(seen))
         corpus = _corpus(trial, processing, sources["data.train"])
         fit = size(trial, processing, corpus, largest(seen), card, global_batch(findings)[0])
-    return seen, fit, assumed
+    return seen, fit, assumed and f"{assumed}. Once the base is there, run init again with --force"
 
 
 def name_data(arguments: argparse.Namespace, console: Console) -> Named:

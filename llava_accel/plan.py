@@ -1,7 +1,7 @@
 """What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.
 
 No weight is loaded: the model is built on PyTorch's meta device. The longest records of the data decide, or those whose
-images have most tiles.
+images have most tiles. Of a base that is not here the published sizes are taken.
 """
 
 from llava_accel.console.command_line import start
@@ -11,25 +11,38 @@ if __name__ == "__main__":
 
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
 
+from llava_accel.advice.cards import show_cards
+from llava_accel.advice.stand_in import with_known_base
 from llava_accel.console.output import Console
 from llava_accel.data.loader import Loaded, tensor
-from llava_accel.data.sampler import deal
-from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, trace_answers
+from llava_accel.estimate.answers import answered_at_once, plan_answers, trace_evaluation
 from llava_accel.estimate.flops import Work, costs
-from llava_accel.estimate.peak_memory import MIB, Plan, count_weights, layouts, plan_for, unit_of
+from llava_accel.estimate.peak_memory import (
+    CONTEXT_BYTES,
+    GIB,
+    MIB,
+    USABLE,
+    Plan,
+    count_weights,
+    layouts,
+    plan_for,
+    unit_of,
+    verified_bytes,
+)
+from llava_accel.estimate.remedies import backend_of, checkpointing, fewer_bits, smaller_state
 from llava_accel.estimate.trace import Moment, build_meta
 from llava_accel.estimate.worst_case import (
     image_layouts,
-    load_largest,
     num_tiles,
-    num_tokens,
     planned_dtype,
     trace_worst,
+    worst_batches,
 )
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
@@ -40,8 +53,6 @@ from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.scoring.held_out import most_at_once
 from llava_accel.setup.datasets import Part, build_order, open_data
 from llava_accel.setup.vision_cache import may_park
-
-_CANDIDATES = 8
 
 
 def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[Plan]:
@@ -76,9 +87,11 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     _show_memory(console, plans, batch)
     if gpu_gb is not None:
         for each in plans:
-            console.line(verdict(each, gpu_gb, recipe.train.per_device_batch_size))
+            console.line(verdict(each, gpu_gb, recipe))
     if held_out is not None:
         _show_evaluation(console, recipe, plans, trace_evaluation(recipe, processing, held_out, dtype), gpu_gb)
+    if recipe.checkpoint.verify:
+        console.line(_verification(verified_bytes(weights, recipe, dtype), gpu_gb))
     if probe:
         planned = next(each for each in plans if each.layout.name == profile.layout)
         measured = measure_step(run, processing, training.corpus, batch)
@@ -90,39 +103,9 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     return plans
 
 
-def worst_batches(recipe: Recipe, part: Part) -> list[Loaded]:
-    """What a rank must be able to hold: the largest micro-batch, and the one with most tiles where that has more.
-
-    An image of many tiles may have fewer tokens than another, as LLaVA-OneVision shrinks their map.
-    """
-    longest = worst_batch(recipe, part)
-    most_tiled = worst_batch(recipe, part, by_tiles=True)
-    return [longest, most_tiled] if num_tiles(most_tiled) > num_tiles(longest) else [longest]
-
-
-def worst_batch(recipe: Recipe, part: Part, by_tiles: bool = False) -> Loaded:
-    """The largest micro-batch, by tokens or by tiles.
-
-    It is that of the largest records. Where records share prefixes it is not, as those of an image come together: then
-    it is the largest of the first epoch's micro-batches whose records have most.
-    """
-    size, survey = recipe.train.per_device_batch_size, part.survey
-    sizes = survey.num_tiles if by_tiles else survey.lengths
-    longest = part.rows[np.lexsort((-survey.lengths[part.rows], -sizes[part.rows]))]
-    candidates = [longest[:size]]
-    if recipe.data.share_prefix:
-        order = build_order(recipe, part, 1)
-        dealt = [
-            part.rows[np.array(micro_batch)]
-            for batch in order.epoch(0)
-            for micro_batch in deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=1)[0]
-        ]
-        candidates = sorted(dealt, key=lambda rows: -int(sizes[rows].sum()))[:_CANDIDATES]
-    return load_largest(recipe, part.corpus, part.image_reader, candidates, num_tiles if by_tiles else num_tokens)
-
-
-def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
-    """Whether it fits, and the largest batch that does."""
+def verdict(plan: Plan, gpu_gb: float, recipe: Recipe) -> str:
+    """Whether it fits, and the largest batch that does; or what would take less, of what this recipe can be set to."""
+    batch = recipe.train.per_device_batch_size
     largest = plan.largest_batch(gpu_gb * 1e9, batch)
     ranks = f" on {plan.layout.ranks} GPUs" if plan.layout.ranks > 1 else ""
     if largest >= batch:
@@ -130,9 +113,10 @@ def verdict(plan: Plan, gpu_gb: float, batch: int) -> str:
     if largest:
         remedy = f"train.per_device_batch_size = {largest} fits; raise train.accumulation_steps to keep the product"
     else:
-        remedy = (
-            "no batch fits: set model.gradient_checkpointing = true or model.quantization.bits = 4, or use more GPUs"
-        )
+        backend = backend_of(plan.layout.name)
+        settings = [remedy(recipe, backend) for remedy in (checkpointing, fewer_bits, smaller_state)]
+        chosen = " or ".join(setting for setting in settings if setting)
+        remedy = f"no batch fits: {f'set {chosen}, or ' if chosen else ''}use more GPUs"
     return f"{plan.layout.name}{ranks}: does not fit {gpu_gb:g} GB with batch {batch}; {remedy}"
 
 
@@ -173,14 +157,6 @@ def _show_memory(console: Console, plans: list[Plan], batch: Loaded) -> None:
     console.table(title, ["", *kinds], rows)
 
 
-def trace_evaluation(
-    recipe: Recipe, processing: Processing, part: Part, dtype: torch.dtype
-) -> dict[bool, tuple[Moment, ...]]:
-    """The moments of an evaluation, by whether ranks share each weight."""
-    batch, questions = largest_questions(recipe, part)
-    return {shares: trace_answers(recipe, processing, batch, questions, dtype, shares) for shares in (False, True)}
-
-
 def _show_evaluation(
     console: Console,
     recipe: Recipe,
@@ -192,18 +168,39 @@ def _show_evaluation(
     answers = [plan_answers(plan, moments[plan.layout.divides_weights]) for plan in plans]
     unit, name = unit_of(max(plan.total for plan in answers))
     most = most_at_once(recipe)
-    columns = ["", f"{name} with {most} at once"] + ([f"at once on {gpu_gb:g} GB"] if gpu_gb else [])
+    columns = ["", f"{name} with up to {most} at once"] + ([f"at once on {gpu_gb:g} GB"] if gpu_gb else [])
     rows = [
         [
             f"{plan.layout.name} x {plan.layout.ranks}",
             f"{plan.total / unit:,.2f}",
-            *([f"{fitting(plan, gpu_gb * 1e9, recipe)}"] if gpu_gb else []),
+            *([_up_to(answered_at_once(plan, gpu_gb * 1e9, recipe))] if gpu_gb else []),
         ]
         for plan in answers
     ]
     console.table("evaluation: questions that are answered at once", columns, rows)
 
 
+def _up_to(number: int) -> str:
+    """Batches of an evaluation are of those of an image, so many hold fewer."""
+    return f"up to {number}" if number else "none: lower eval.max_new_tokens or use more GPUs"
+
+
+def _verification(size: int, gpu_gb: float | None) -> str:
+    """What the check of the export takes, which loads the base once more in a process of its own."""
+    text = f"verify: once the run has freed its memory, a second copy of the model takes {size / GIB:,.2f} GiB of a GPU"
+    if gpu_gb is None:
+        return text
+    fits = size + CONTEXT_BYTES <= USABLE * gpu_gb * 1e9
+    return f"{text}, {'which fits' if fits else 'which does not fit: it goes to main memory'}"
+
+
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel plan RECIPE`."""
-    plan(arguments.loaded, arguments.gpu, arguments.gpus, arguments.probe)
+    if arguments.cards:
+        show_cards(arguments.loaded, arguments.gpus, Console())
+        return
+    with tempfile.TemporaryDirectory() as spare:
+        recipe, assumed = with_known_base(arguments.loaded, Path(spare))
+        if assumed:
+            Console().line(assumed)
+        plan(recipe, arguments.gpu, arguments.gpus, arguments.probe)

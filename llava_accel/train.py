@@ -29,6 +29,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.signals import NEVER, Interruption
+from llava_accel.scoring.held_out import say_own_metrics
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
 from llava_accel.setup.figures import mix_of
@@ -56,6 +57,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
+    say_own_metrics(recipe, run.console)
     order = build_order(recipe, training, accelerator.num_processes)
     say_opening(run, order, training, held_out, source)
     with loading_explained(run, processing):

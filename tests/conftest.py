@@ -3,6 +3,7 @@
 - tests/ROOM/test_MODULE.py tests llava_accel/ROOM/MODULE.py.
 - tests/test_VERB.py runs a verb as its users do, and the other files beside it hold a promise of the README from end to
   end; tests/broken does so for inputs that cannot be used.
+- tests/emulated runs the package on a GPU that is none; it needs a C++ compiler.
 - tests/helpers is imported by tests, and never collected; bench, gpu and quickstart hold programs whose figures or data
   the documents name.
 - `slow` marks what trains for long or starts processes. `-m "not slow"` is the fast subset of `launch/test.sh --fast`.
@@ -156,11 +157,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(settings(tmp_path_factory.mktemp("whole"), data))
 
 
-SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports"}
+SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports", "emulator": "emulated"}
 """Fixtures that take long to make, and the group of the tests that use them: one process makes each once."""
 LONGEST_FIRST = (
     "engines", "launch", "interrupted", "test_start", "test_interruption", "test_matrix", "test_plan", "test_init",
-    "exports", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
+    "exports", "emulated", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
 )  # fmt: skip
 """Groups of a minute and more: one of them at the end would leave the other process without work."""
 

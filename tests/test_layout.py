@@ -11,7 +11,7 @@ ROOMS = (
     "inference", "scoring", "checkpoint", "estimate", "pages", "release", "loop", "measurement", "inspection", "advice",
 )  # fmt: skip
 """From the bottom to the top; the verbs stand on top of all."""
-GROUND = ("exceptions", "compat")
+GROUND = ("exceptions", "compat", "own_code")
 """Modules beside the rooms that every room may import."""
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch._subclasses.fake_tensor import FakeTensor
 
 import llava_accel.train as verb
-from gpu.figures import make_base, make_data
+from gpu.seven_billion import make_base, make_data
 from helpers.runs import PARITY, mixed_records, recipe, talk, write_records
 from helpers.tiled import KIT
 from helpers.verbs import start
@@ -20,10 +20,11 @@ from llava_accel import plan as plan_file
 from llava_accel.console.output import Console
 from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
 from llava_accel.estimate.trace import Moment, build_meta, trace_step
+from llava_accel.estimate.worst_case import worst_batch
 from llava_accel.model import objective as objective_file
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
-from llava_accel.plan import plan, verdict, worst_batch
+from llava_accel.plan import plan, verdict
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import open_data
@@ -113,19 +114,23 @@ def test_the_largest_batch_of_a_large_model_is_the_largest_that_fits(
     config = json.loads((base / "config.json").read_text())
     config["text_config"]["num_hidden_layers"], config["vision_config"]["num_hidden_layers"] = 8, 6
     (base / "config.json").write_text(json.dumps(config))
-    found = _planned(_big(base, seven_billion[1], tmp_path, 2, **model))
+    table = _big(base, seven_billion[1], tmp_path, 2, **model)
+    found = _planned(table)
     largest = found.largest_batch(gigabytes * 1e9, 2)
     assert largest > 2
-    assert verdict(found, gigabytes, 2) == f"one GPU: fits {gigabytes:g} GB with batch 2; largest batch {largest}"
+    assert verdict(found, gigabytes, table) == f"one GPU: fits {gigabytes:g} GB with batch 2; largest batch {largest}"
     for batch, expected in ((largest, True), (largest + 1, False)):
         again = _planned(_big(base, seven_billion[1], tmp_path, batch, **model))
         assert (again.total + CONTEXT_BYTES <= USABLE * gigabytes * 1e9) == expected, batch
 
 
 def test_a_7b_model_in_full_fits_no_gpu(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
-    found = _planned(_big(*seven_billion, tmp_path, 1, train="full"))
+    table = _big(*seven_billion, tmp_path, 1, train="full")
+    found = _planned(table)
     assert found.total > 16 * 6.7e9, "weights, gradients and two moments, in fp32"
-    assert "no batch fits" in verdict(found, 80.0, 1)
+    assert verdict(found, 80.0, table).endswith(
+        'no batch fits: set model.gradient_checkpointing = true or optim.optimizer = "adamw_8bit", or use more GPUs'
+    )
 
 
 def test_a_7b_model_has_the_weights_that_are_known_of_it(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
@@ -144,10 +149,11 @@ def _plan(fixed_gb: float, row_gb: float, batch: int = 4) -> Plan:
     return Plan(Layout("one GPU"), round(fixed_gb * GIB), 0, 0, 0, 0, (Moment(int(batch * row_gb * GIB)),))
 
 
-def test_a_verdict_names_the_largest_batch_that_fits() -> None:
-    assert verdict(_plan(10, 1), 24.0, 4) == "one GPU: fits 24 GB with batch 4; largest batch 10"
-    assert "does not fit 24 GB with batch 4; train.per_device_batch_size = 2 fits" in verdict(_plan(10, 4), 24.0, 4)
-    assert "no batch fits: set model.gradient_checkpointing" in verdict(_plan(30, 1), 24.0, 4)
+def test_a_verdict_names_the_largest_batch_that_fits(tmp_path: Path) -> None:
+    table = recipe(tmp_path, train={"per_device_batch_size": 4})
+    assert verdict(_plan(10, 1), 24.0, table) == "one GPU: fits 24 GB with batch 4; largest batch 10"
+    assert "does not fit 24 GB with batch 4; train.per_device_batch_size = 2 fits" in verdict(_plan(10, 4), 24.0, table)
+    assert "no batch fits: set model.gradient_checkpointing" in verdict(_plan(30, 1), 24.0, table)
 
 
 def test_out_of_memory_names_batch_plan_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,5 +220,6 @@ def test_each_recipe_of_a_tiled_base_is_planned_with_a_small_one(path: Path, tmp
     ended = start("plan", str(path), f"model.base={base}", *(f"data.{key}={value}" for key, value in data.items()))
     assert ended.code == 0, ended.err
     said = " ".join(ended.out.split())
+    assert re.search(r"with up to \d+ at once", said) and "verify: once the run has freed its memory" in said
     assert re.search(r"rows of \d+ tokens, \d+ tiles", said)
     assert "evaluation: questions that are answered" in said

@@ -215,3 +215,21 @@ def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
     code, output = training.end()
     assert code == 2 and "error: rank 1 was killed by SIGKILL" in output
     assert "elastic" not in output and not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "none"),
+    ],
+    ids=["nobody has set it", "the user has", "the user has, under its older name"],
+)
+def test_memory_of_a_gpu_comes_in_blocks_that_grow_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    code = "import os, sys, llava_accel; print(os.environ.get('PYTORCH_ALLOC_CONF', 'none'), 'torch' in sys.modules)"
+    plain = {key: value for key, value in os.environ.items() if not key.endswith("_ALLOC_CONF")}
+    done = subprocess.run([sys.executable, "-c", code], env=plain | given, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [expected, "False"], "before torch is there, so before it takes memory"

@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from llava_accel.recipe import Recipe, changed_keys
 from llava_accel.recipe.inputs import ModelTable, Source
 from llava_accel.recipe.toml import toml_value
 from llava_accel.scoring.best import read_lines
-from llava_accel.scoring.metrics import SCORES, cell
+from llava_accel.scoring.metrics import cell, score_names, score_title
 from llava_accel.setup.run_folder import versions
 from llava_accel.sources.hub import is_name
 
@@ -29,13 +29,6 @@ Form = Literal["checkpoint", "peft", "merged", "llava"]
 
 _HIDDEN = ("run.output_dir", "run.resume", "data.cache_dir")  # they say nothing about the model
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py
-_TITLES = {
-    "loss": "loss, in nats a target",
-    **SCORES,
-    **{f"blind_{key}": f"{title}, images blanked" for key, title in SCORES.items()},
-    **{f"common_{key}": f"{title} of the commonest answer, always given" for key, title in SCORES.items()},
-    "num_answers": "answers",
-}
 
 
 def describe(folder: Path, run: Path, recipe: Recipe, step: int) -> None:
@@ -77,8 +70,7 @@ def write_model_card(
         "columns": ["before training" if line["step"] == 0 else f"step {line['step']:,}" for line in measured],
         "results": [
             (name, [cell(line, key) for line in measured])
-            for key, name in _TITLES.items()
-            if any(key in line for line in measured)
+            for key, name in _rows({key for line in measured for key in line}).items()
         ],
         "recipe": recipe,
         "quantization": _quantization(recipe),
@@ -96,6 +88,15 @@ def write_model_card(
             "keys": {key: toml_value(value) for key, value in changed.items() if key not in _HIDDEN},
         }
     (folder / "README.md").write_text(printable(_template().render(context)))
+
+
+def _rows(measured: Collection[str]) -> dict[str, str]:
+    """Key -> title of the results that a card shows."""
+    titles = {key: score_title(key) for key in score_names(measured)}
+    rows = {"loss": "loss, in nats a target", **titles}
+    rows |= {f"blind_{key}": f"{title}, images blanked" for key, title in titles.items()}
+    rows |= {f"common_{key}": f"{title} of the commonest answer, always given" for key, title in titles.items()}
+    return {key: title for key, title in (rows | {"num_answers": "answers"}).items() if key in measured}
 
 
 def _vllm_rank(model: ModelTable) -> int | None:

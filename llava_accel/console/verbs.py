@@ -126,6 +126,11 @@ def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
     add("--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)")
     add("--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan")
+    add(
+        "--cards",
+        action="store_true",
+        help="the largest batch on cards of 16, 24, 48 and 80 GB, on rows of the largest image; reads no data",
+    )
     return parse(parser, words)
 
 
@@ -276,7 +281,7 @@ VERBS = {
     ),
     "plan": Verb(
         "What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.",
-        "  llava-accel plan recipes/okvqa_qlora.toml --gpu 24",
+        "  llava-accel plan recipes/okvqa_qlora.toml --gpu 24\n  llava-accel plan recipes/okvqa_qlora.toml --cards",
         _plan,
     ),
     "recipes": Verb(

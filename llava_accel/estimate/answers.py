@@ -5,11 +5,12 @@ from dataclasses import replace
 import torch
 from transformers import DynamicCache
 
-from llava_accel.data.loader import Loaded
+from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.estimate.peak_memory import Plan, plan_run
 from llava_accel.estimate.trace import Moment, build_meta, highest, traced
 from llava_accel.inference.answering import read_prompts
+from llava_accel.model.objective import LOGITS_AT_ONCE
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -30,14 +31,19 @@ def questions_at_once(run: RunContext, processing: Processing, part: Part, *, tr
         return most_at_once(recipe)
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
     plan, _ = plan_run(run, processing, ())
-    moments = trace_answers(recipe, processing, *largest_questions(recipe, part), dtype, shares)
+    moments = trace_evaluation(recipe, processing, part, dtype)[shares]
     return fitting(plan_answers(plan, moments, trains=trains), total_bytes(accelerator.device), recipe)
 
 
 def fitting(planned: Plan, gpu_bytes: float, recipe: Recipe) -> int:
     """Questions at once on such a GPU, if `planned` is for `most_at_once`; at least 1, which is then tried."""
+    return max(1, answered_at_once(planned, gpu_bytes, recipe))
+
+
+def answered_at_once(planned: Plan, gpu_bytes: float, recipe: Recipe) -> int:
+    """As `fitting`, and 0 where not one fits."""
     most = most_at_once(recipe)
-    return max(1, min(most, planned.largest_batch(gpu_bytes, most)))
+    return min(most, planned.largest_batch(gpu_bytes, most))
 
 
 def plan_answers(plan: Plan, moments: tuple[Moment, ...], *, trains: bool = True) -> Plan:
@@ -46,19 +52,41 @@ def plan_answers(plan: Plan, moments: tuple[Moment, ...], *, trains: bool = True
     return replace(plan, optimizer=optimizer, gradients=0, update=0, moments=moments)
 
 
-def largest_questions(recipe: Recipe, part: Part) -> tuple[Loaded, Questions]:
-    """The first batch of an evaluation, which is the largest."""
+def trace_evaluation(
+    recipe: Recipe, processing: Processing, part: Part, dtype: torch.dtype
+) -> dict[bool, tuple[Moment, ...]]:
+    """The moments of an evaluation that can be the peak (`trace_answers`), by whether ranks share each weight."""
+    batches = largest_questions(recipe, part)
+    most = max(len(tensor(batch, "target_ids")) for batch, _ in batches)
+
+    def trace(shares: bool) -> tuple[Moment, ...]:
+        traced = [trace_answers(recipe, processing, *each, dtype, shares) for each in batches]
+        return highest(moment for moments in traced for moment in moments)
+
+    alone = trace(False)
+    return {False: alone, True: trace(True) if most * processing.vocab_size > LOGITS_AT_ONCE else alone}
+
+
+def largest_questions(recipe: Recipe, part: Part) -> list[tuple[Loaded, Questions]]:
+    """The first batch of an evaluation, which has most tokens, and the one with most tiles where that has more."""
     survey, rows = part.survey, part.rows
-    batch = image_batches(rows, survey.lengths[rows], survey.image_keys[rows], most_at_once(recipe))[0]
+    batches = image_batches(rows, survey.lengths[rows], survey.image_keys[rows], most_at_once(recipe))
+    tiles = [_num_tiles(part, batch) for batch in batches]
+    most = max(range(len(batches)), key=tiles.__getitem__)
     loaded = load_questions(
         part.corpus,
         part.image_reader,
-        [batch],
+        [batches[0], batches[most]] if tiles[most] > tiles[0] else [batches[0]],
         workers=0,
         device=torch.device("cpu"),
         max_length=recipe.data.max_length,
     )
-    return next(loaded)
+    return list(loaded)
+
+
+def _num_tiles(part: Part, batch: list[int]) -> int:
+    """Of a batch's different images."""
+    return sum({part.survey.image_keys[row]: int(part.survey.num_tiles[row]) for row in batch}.values())
 
 
 def trace_answers(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from llava_accel.estimate.trace import Moment, build_meta
@@ -18,7 +19,9 @@ GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = 0.7 * GIB
 """What the driver and the kernels' libraries take of a GPU."""
 USABLE = 0.95
-"""Share of a GPU that blocks of unequal size can fill."""
+"""Share of a GPU that blocks of unequal size can fill, where they grow (`expandable_segments`)."""
+SPARE_BYTES = int(1.5 * GIB)
+"""Of a process that compares an export: driver, kernels' libraries, and what a few examples take while they are computed."""
 _LIVE_WEIGHTS = 1_000_000_000
 """Weights that ZeRO-3 keeps whole before it divides some again: DeepSpeed's `stage3_max_live_parameters`."""
 _STATE_BYTES = {"adamw": 8.0, "sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
@@ -77,6 +80,12 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
         largest_trained=largest_trained,
         largest_bytes=largest_bytes,
     )
+
+
+def verified_bytes(weights: Weights, recipe: Recipe, dtype: torch.dtype) -> int:
+    """What a second copy of the finished model takes to be compared with it: weights, and room to compute a few examples."""
+    trained = weights.trained * (dtype.itemsize if recipe.model.train == "full" else 4)
+    return weights.frozen_bytes + weights.quantised_bytes + trained + SPARE_BYTES
 
 
 def bits_a_weight(table: QuantizationTable) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from numpy import ndarray
@@ -9,13 +10,17 @@ from numpy import ndarray
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, load_windows, tensor
 from llava_accel.data.pixels import ImageReader
+from llava_accel.data.sampler import deal
 from llava_accel.data.tiling import ImageLayout
 from llava_accel.estimate.trace import Moment, highest, trace_layouts
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.devices import find_device
 from llava_accel.runtime.engines import resolve_precision
+from llava_accel.setup.datasets import Part, build_order
 from llava_accel.sources.problems import DataError
+
+_CANDIDATES = 8
 
 
 def planned_dtype(precision: str, on_gpu: bool) -> torch.dtype:
@@ -45,6 +50,37 @@ def image_layouts(batch: Loaded) -> Sequence[ImageLayout]:
 def num_tiles(batch: Loaded) -> int:
     """Squares that the vision tower sees."""
     return sum(layout.num_tiles for layout in image_layouts(batch))
+
+
+def worst_batches(recipe: Recipe, part: Part) -> list[Loaded]:
+    """What a rank must be able to hold: the largest micro-batch, and the one with most tiles where that has more.
+
+    An image of many tiles may have fewer tokens than another, as LLaVA-OneVision shrinks their map.
+    """
+    longest = worst_batch(recipe, part)
+    most_tiled = worst_batch(recipe, part, by_tiles=True)
+    return [longest, most_tiled] if num_tiles(most_tiled) > num_tiles(longest) else [longest]
+
+
+def worst_batch(recipe: Recipe, part: Part, by_tiles: bool = False) -> Loaded:
+    """The largest micro-batch, by tokens or by tiles.
+
+    It is that of the largest records. Where records share prefixes it is not, as those of an image come together: then
+    it is the largest of the first epoch's micro-batches whose records have most.
+    """
+    size, survey = recipe.train.per_device_batch_size, part.survey
+    sizes = survey.num_tiles if by_tiles else survey.lengths
+    longest = part.rows[np.lexsort((-survey.lengths[part.rows], -sizes[part.rows]))]
+    candidates = [longest[:size]]
+    if recipe.data.share_prefix:
+        order = build_order(recipe, part, 1)
+        dealt = [
+            part.rows[np.array(micro_batch)]
+            for batch in order.epoch(0)
+            for micro_batch in deal(batch, order.sort_lengths, per_device_batch_size=size, num_ranks=1)[0]
+        ]
+        candidates = sorted(dealt, key=lambda rows: -int(sizes[rows].sum()))[:_CANDIDATES]
+    return load_largest(recipe, part.corpus, part.image_reader, candidates, num_tiles if by_tiles else num_tokens)
 
 
 def load_largest(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
@@ -86,12 +87,13 @@ def answer_batch(
         branches = _Branches.after(questions, tensor(batch, "position_ids"), tensor(batch, "subtree_end"))
         ids: list[Tensor] = []
         here = hidden[branches.rows, branches.places]
+        stops = torch.tensor(sorted(stop_ids), device=here.device)
         is_done = torch.zeros(len(here), dtype=torch.bool, device=here.device)
         while True:
             ids.append(_best(objective, here))
             if on_tokens:
                 on_tokens(ids[-1])
-            is_done |= torch.isin(ids[-1], torch.tensor(sorted(stop_ids), device=here.device))
+            is_done |= torch.isin(ids[-1], stops)
             if len(ids) == max_new_tokens or is_over(bool(is_done.all())):
                 break
             hidden = compute(
@@ -150,10 +152,11 @@ class _Branches:
         cls, questions: Questions, position_ids: Int[Tensor, "rows seq"], subtree_end: Int[Tensor, "rows seq"]
     ) -> "_Branches":
         device = position_ids.device
-        rows, places = (torch.from_numpy(array).to(device) for array in (questions.rows, questions.places))
-        counts = torch.bincount(rows, minlength=len(position_ids))
+        # Counted here, where it is known, and copied at once: reading it from the device would wait for the prompts.
+        counts = np.bincount(questions.rows, minlength=len(position_ids))
         # Questions stand row by row; a rank without one still computes a slot, with the others.
-        slots = torch.arange(len(rows), device=device) - (counts.cumsum(0) - counts)[rows]
+        numbers = np.arange(len(questions.rows)) - (counts.cumsum() - counts)[questions.rows]
+        rows, places, slots = torch.from_numpy(np.stack([questions.rows, questions.places, numbers])).to(device)
         begin = torch.zeros((len(position_ids), max(1, int(counts.max()))), dtype=torch.int64, device=device)
         begin[rows, slots] = places
         key, query = torch.arange(position_ids.shape[1], device=device), begin[:, :, None]

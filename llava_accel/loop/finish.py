@@ -19,7 +19,7 @@ from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.held_out import AtOnce, score_training
-from llava_accel.scoring.metrics import METRICS, cell, main_score
+from llava_accel.scoring.metrics import cell, main_score, score_names, score_title
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.run_folder import write_end
 from llava_accel.setup.state import TrainState
@@ -143,8 +143,8 @@ def _columns(measured: Collection[str]) -> dict[str, str]:
     """Key -> title of what a narrow table has room for: the scores, the first of them beside that of blanked images."""
     main = main_score("loss", measured)
     columns = {"loss": "loss"}
-    for name, metric in METRICS.items():
-        columns |= {name: metric.title}
+    for name in score_names(measured):
+        columns |= {name: score_title(name)}
         columns |= {f"blind_{name}": "blind"} if name == main else {}
     return {key: title for key, title in (columns | {"num_answers": "answers"}).items() if key in measured}
 

@@ -8,13 +8,15 @@ import torch
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, shown, tensor, where
 from llava_accel.estimate.peak_memory import GIB, Plan, Weights, plan_run
-from llava_accel.estimate.trace import trace_step
+from llava_accel.estimate.remedies import checkpointing, fewer_bits, smaller_state
+from llava_accel.estimate.worst_case import num_tiles, num_tokens, trace_worst
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.devices import free_bytes, total_bytes
 from llava_accel.runtime.engines import is_sharded, resolve_precision
+from llava_accel.runtime.launch_profile import read_profile
 
 _MORE_GPUS = "Divide the model among several GPUs: --profile launch/zero3.yaml"
 
@@ -45,10 +47,10 @@ def out_of_memory_explained(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        largest = max(window, key=lambda micro_batch: tensor(micro_batch, "input_ids").numel())
+        by_size = [max(window, key=measure) for measure in (num_tokens, num_tiles)]
         dtype = resolve_precision(run.recipe.run.precision, run.accelerator.device)
-        moments = trace_step(run.recipe, processing, largest, dtype, is_sharded(run.accelerator))
-        planned, weights = plan_run(run, processing, moments)
+        largest, moments = trace_worst(run.recipe, processing, by_size[: 1 + (by_size[0] is not by_size[1])], dtype)
+        planned, weights = plan_run(run, processing, moments[is_sharded(run.accelerator)])
         if phase() == "optimizer":
             raise UserError(_update_message(run.recipe, planned, weights)) from error
         raise UserError(_step_message(run, largest, corpus, planned)) from error
@@ -106,7 +108,7 @@ def _loading_message(run: RunContext, processing: Processing) -> str:
 
 
 def _step_remedy(largest: int, recipe: Recipe, batch: int) -> str:
-    train, model = recipe.train, recipe.model
+    train = recipe.train
     if largest >= batch:  # it was planned to fit: the allocator, or another process
         largest = batch - 1
     if largest:
@@ -114,21 +116,20 @@ def _step_remedy(largest: int, recipe: Recipe, batch: int) -> str:
             f"Set train.per_device_batch_size = {largest} and raise train.accumulation_steps from "
             f"{train.accumulation_steps} so that their product stays"
         )
-    if model.gradient_checkpointing is not True:
-        return "Set model.gradient_checkpointing = true"
+    if setting := checkpointing(recipe, read_profile().backend):
+        return f"Set {setting}"
     return _loading_remedy(recipe)
 
 
 def _update_remedy(recipe: Recipe) -> str:
-    model, smaller = recipe.model, {"adamw": "adamw_8bit", "adamw_8bit": "paged_adamw_8bit"}
-    if recipe.optim.optimizer in smaller:
-        return f'Set optim.optimizer = "{smaller[recipe.optim.optimizer]}", whose state is smaller'
+    model = recipe.model
+    if setting := smaller_state(recipe, read_profile().backend):
+        return f"Set {setting}, whose state is smaller"
     if model.train == "lora" and model.lora.rank > 1:
         return f"Set a smaller model.lora.rank, such as {max(1, model.lora.rank // 2)}"
     return _loading_remedy(recipe)
 
 
 def _loading_remedy(recipe: Recipe) -> str:
-    if recipe.model.train != "full" and recipe.model.quantization.bits > 4:
-        return "Set model.quantization.bits = 4"
-    return _MORE_GPUS
+    setting = fewer_bits(recipe, read_profile().backend)
+    return f"Set {setting}" if setting else _MORE_GPUS

@@ -49,8 +49,8 @@ def load_model(
 
     Args:
         dtype: Float type of the weights.
-        device: Where they go. None leaves that to the backend, as one that shards the model demands: they stay on the
-            CPU. With 4 and 8 bits they always go to the current accelerator, which quantises them.
+        device: Where they go, each as it is read. None leaves that to the backend, as one that shards the model demands:
+            they stay on the CPU, or with 4 and 8 bits go to the current accelerator, which quantises them.
         leave_tower: Leave the vision tower's weights on disk, for a model that runs without them.
 
     Raises:
@@ -69,12 +69,13 @@ def load_model(
         state |= weights.fresh_newline(base, recipe.run.seed)
         notes.append(f"image_newline is new: random numbers from seed {recipe.run.seed}.")
     if leave_tower:
-        state |= weights.tower_stand_ins(stored, dtype)
+        state |= weights.tower_stand_ins(stored, dtype, device)
     model = compat.load_model(
         base.family.model_class,
         final_config(processing),
         state,
         dtype=dtype,
+        device_map=weights.straight_to(device),
         quantization_config=quantization_config(recipe.model.quantization, dtype),
         attn_implementation=attention(recipe.model.attention),
     )
@@ -89,8 +90,6 @@ def load_model(
     # peft writes this into adapter_config.json: the name that the user gave, not a folder of some cache.
     model.name_or_path = model.config.name_or_path = recipe.model.base or recipe.model.language_model
     model.generation_config = generation_config(processing)
-    if device and recipe.model.quantization.bits == 16:
-        model.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
     return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes, tower)
 
 

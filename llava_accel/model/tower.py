@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from llava_accel import compat
 from llava_accel.families.registry import Config, Llava
-from llava_accel.model.weights import Stored
+from llava_accel.model.weights import Stored, straight_to
 
 
 def num_tower_layers(config: Config) -> int:
@@ -64,7 +64,7 @@ class ParkedTower:
         Ranks need not agree on when they call it.
         """
         if self.module.device.type == "meta":
-            self.module = self._read()
+            self.module = self._read(device)
         if self.module.device != device:
             self.module.to(device)  # pyright: ignore[reportArgumentType]  its stubs know no torch.device
         return self.module
@@ -74,7 +74,8 @@ class ParkedTower:
         parameter = self.module.get_parameter(name)
         return self.stored[name].read().to(parameter.dtype) if parameter.is_meta else parameter
 
-    def _read(self) -> PreTrainedModel:
+    def _read(self, device: torch.device) -> PreTrainedModel:
         state = {name: tensor.tensor for name, tensor in self.stored.items()}
-        tower = compat.load_model(type(self.module), self.module.config, state, dtype=self.module.dtype)
+        kind, config, dtype = type(self.module), self.module.config, self.module.dtype
+        tower = compat.load_model(kind, config, state, dtype=dtype, device_map=straight_to(device))
         return tower.requires_grad_(False)

@@ -127,12 +127,23 @@ def to_state_dict(stored: Mapping[str, StoredTensor], num_rows: int) -> dict[str
     }
 
 
-def tower_stand_ins(stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[str, object]:
+def straight_to(device: torch.device | None) -> dict[str, torch.device] | None:
+    """`device_map` of `from_pretrained`: each weight goes to `device` as it is read, and leaves main memory.
+
+    A map that names the CPU changes how the model is saved, and weights are read into main memory in any case.
+    """
+    return None if device is None or device.type == "cpu" else {"": device}
+
+
+def tower_stand_ins(
+    stored: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device | None
+) -> dict[str, Tensor]:
     """For the state dict, a single number in the shape of each of the tower's weights, which then stay on disk.
 
-    `from_pretrained` makes random weights, of full size, in place of those that it is not given.
+    `from_pretrained` makes random weights, of full size, in place of those that it is not given; and so would the number
+    become on its way to another device.
     """
-    number = torch.zeros((), dtype=dtype)
+    number = torch.zeros((), dtype=dtype, device=device)
     return {layouts.to_hub(TOWER + name): number.expand(t.shape) for name, t in tower_part(stored).items()}
 
 

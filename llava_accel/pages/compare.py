@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import stdev
 
 from llava_accel.data.images import Exif
-from llava_accel.pages.curves import compared_curves, score_title
+from llava_accel.pages.curves import compared_curves
 from llava_accel.pages.details import differing_environment, differing_keys
 from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, question_key, verdict
 from llava_accel.pages.history import History, Prediction, titles
 from llava_accel.pages.html import percent
 from llava_accel.pages.outcome import Tile, tiles
+from llava_accel.scoring.metrics import score_title
 
 _RANK = {"right": 2, "partly": 1, "wrong": 0}
 

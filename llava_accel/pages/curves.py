@@ -7,12 +7,7 @@ from typing import Any
 from llava_accel.pages.history import History
 from llava_accel.pages.plots import SERIES, Histogram, Plot, Series, Shares
 from llava_accel.runtime.timing import PHASES
-from llava_accel.scoring.metrics import SCORES
-
-
-def score_title(key: str) -> str:
-    """What people call a score; one that is not known goes by its key."""
-    return SCORES.get(key, key.replace("_", " "))
+from llava_accel.scoring.metrics import score_names, score_title
 
 
 def capital(text: str) -> str:
@@ -78,7 +73,7 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
     loss = "Cross-entropy in nats a target"
     scores = [
         Plot(title=capital(score_title(score)), note="On the held-out data.", series=evaluated(score), is_percent=True)
-        for score in SCORES
+        for score in score_names({key for run in runs for line in run.evaluations for key in line["eval"]})
     ]
     plots = [
         Plot(title="Training loss", note=f"{loss}.", series=trained("loss"), is_log=True),
@@ -112,8 +107,9 @@ def length_plots(run: History) -> list[Histogram]:
 def _scores(run: History) -> list[Series]:
     """The main score and its blind one; the other scores where their values differ from it."""
     main, lines = run.score or "exact_match", run.evaluations
+    names = score_names({key for line in lines for key in line["eval"]})
     series = [_series(lines, main, score_title(main), 1), _series(lines, f"blind_{main}", "blind", 2, dashes=1)]
-    for number, other in enumerate((key for key in SCORES if key != main), start=3):
+    for number, other in enumerate((key for key in names if key != main), start=3):
         pairs = [(line["eval"][main], line["eval"][other]) for line in lines if {main, other} <= line["eval"].keys()]
         if any(abs(one - another) > 5e-4 for one, another in pairs):
             series.append(_series(lines, other, score_title(other), number))

@@ -4,15 +4,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llava_accel.pages.curves import score_title
 from llava_accel.pages.history import History, Prediction
 from llava_accel.pages.html import PERCENT
 from llava_accel.recipe import changed_keys
 from llava_accel.recipe.names import DEFAULTS
 from llava_accel.recipe.toml import flatten, toml_value
-from llava_accel.scoring.metrics import SCORES, TypeScore, by_type
+from llava_accel.scoring.metrics import TypeScore, by_type, score_names, score_title
 
-_FIRST = ("loss", *(key for score in SCORES for key in (score, f"blind_{score}")), "num_answers")
 _HIDDEN = {"blind_num_answers"}
 _BESIDE = ("common_", "low_", "high_")  # stand in tiles, or beside the score
 _ONE_PROCESS = "NO"  # what Accelerate calls it
@@ -25,7 +23,9 @@ _ENVIRONMENT = {
 def evaluation_columns(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Key -> title of everything that evaluations measured, the well-known first. A tile holds what is always the same."""
     keys = {key for line in lines for key in line["eval"] if not key.startswith(_BESIDE)} - _HIDDEN
-    ordered = [key for key in _FIRST if key in keys] + sorted(keys - set(_FIRST))
+    scores = [key for score in score_names(keys) for key in (score, f"blind_{score}")]
+    first = [key for key in ("loss", *scores, "num_answers") if key in keys]
+    ordered = first + sorted(keys - set(first))
     return {key: _column_title(key) for key in ordered}
 
 

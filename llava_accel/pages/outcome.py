@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-from llava_accel.pages.curves import capital, score_title
+from llava_accel.pages.curves import capital
 from llava_accel.pages.history import History
 from llava_accel.pages.html import PERCENT, percent
 from llava_accel.scoring.best import overfitting
+from llava_accel.scoring.metrics import score_title
 
 _MOSTLY_BLIND = 0.9
 """Share of the score: if the blind model reaches it, the page says that images matter little."""

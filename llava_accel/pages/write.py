@@ -11,7 +11,7 @@ from llava_accel.data.images import decode, find_image
 from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
-from llava_accel.pages.curves import curves, length_plots, score_title
+from llava_accel.pages.curves import curves, length_plots
 from llava_accel.pages.gallery import cards, choose, image_roots, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import render, write_page
@@ -20,7 +20,7 @@ from llava_accel.recipe import DataTable, Recipe, dump_recipe
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.best import overfitting, read_lines
 from llava_accel.scoring.classes import confusion
-from llava_accel.scoring.metrics import cell, judged
+from llava_accel.scoring.metrics import cell, judged, score_title
 from llava_accel.setup.state import TrainState
 from llava_accel.sources.problems import DataError
 

@@ -17,10 +17,12 @@ from llava_accel.recipe.toml import flatten, toml_value
 _LONGEST_VALUE = 200  # characters; a list of sources may be longer than anybody reads in an error
 _MOST_SHOWN = 50  # problems; to look for what was meant takes a moment for each
 
+_MEMBERS = ("literal[", "constrained-")  # pydantic's names of the members of a union of texts
 _EXPECTED = {
     "int_type": "a whole number", "float_type": "a number", "finite_number": "a finite number",
     "bool_type": "true or false", "string_type": "text in quotes", "string_too_short": "text that is not empty",
-    "tuple_type": "a list", "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
+    "tuple_type": "a list", "list_type": "a list",
+    "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
     "model_type": "a table",
     "greater_than_equal": "at least {ge:,.12g}", "greater_than": "more than {gt:,.12g}",
     "less_than_equal": "at most {le:,.12g}", "less_than": "less than {lt:,.12g}",
@@ -108,7 +110,7 @@ def path_of(detail: ErrorDetails) -> tuple[str | int, ...]:
     path: list[str | int] = []
     table: type[BaseModel] | None = Recipe
     for part in detail["loc"]:
-        if table is None and isinstance(part, str) and not isinstance(path[-1], int):
+        if table is None and isinstance(part, str) and (not isinstance(path[-1], int) or part.startswith(_MEMBERS)):
             continue
         path.append(part)
         field = table.model_fields.get(str(part)) if table else None
@@ -139,7 +141,7 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
         remedy = f"Write numbers, true and false without quotes. {remedy}"
     elif types == {"string_type"} and not isinstance(value, Mapping | list):
         remedy = f"Put it in quotes: `{name} = {toml_value(str(value))}`."
-    elif "tuple_type" in types and isinstance(value, str):
+    elif types & {"tuple_type", "list_type"} and isinstance(value, str):
         remedy = f"Write it as a list: `{name} = {toml_value([value])}`."
     elif "model_type" in types:
         remedy = 'Write it as {path = "..."}.' if key.endswith("]") else f"Write its keys under [{key}]."
@@ -151,6 +153,8 @@ def _expected(detail: ErrorDetails) -> str:
     if detail["type"] == "literal_error":
         choices: str = context["expected"].replace("'", '"')
         return f"one of {choices}" if " or " in choices else choices
+    if detail["type"] == "string_pattern_mismatch":
+        return 'a function in a file such as "my_scores.py:name"'
     template = _EXPECTED.get(detail["type"])
     return template.format(**context) if template else detail["msg"]
 

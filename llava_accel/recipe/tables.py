@@ -22,6 +22,8 @@ Metric = Literal[
     "vqa_accuracy", "exact_match", "multiple_choice", "token_f1", "anls", "relaxed_accuracy", "rouge_l", "bleu", "cider",
     "classification", "pope",
 ]  # fmt: skip
+OwnFunction = Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
+"""A function in a file: "my_scores.py:anls_de"."""
 _USUAL: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 
@@ -140,11 +142,12 @@ class EvalTable(Table):
     examples, a number = on at most that many, false = not at all."""
     every: Count = 0
     """Steps between evaluations; 0 = at the end of each epoch."""
-    metrics: Literal["auto"] | list[Metric] = "auto"
+    metrics: Literal["auto"] | list[Metric | OwnFunction] = "auto"
     """How answers are scored: "auto" = VQA accuracy, exact match and, where records have "choices", multiple_choice; or a
     list. anls is for documents, relaxed_accuracy for charts, rouge_l, bleu and cider for captions, classification is the
-    mean F1 of classes, pope that of yes and no."""
-    metric: Literal["loss"] | Metric = "loss"
+    mean F1 of classes, pope that of yes and no.
+    "my_scores.py:name" is a function of yours: (prediction, references) -> a number, higher is better."""
+    metric: Literal["loss"] | Metric | OwnFunction = "loss"
     """Chooses the best checkpoint, and is what patience watches; multiple_choice needs records with "choices"."""
     max_new_tokens: AtLeastOne = 16
     """Longest generated answer, in tokens."""

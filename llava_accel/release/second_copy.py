@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from llava_accel.estimate.peak_memory import GIB, bits_a_weight
+from llava_accel.estimate.peak_memory import GIB, SPARE_BYTES, bits_a_weight
 from llava_accel.model import layouts
 from llava_accel.model.files import read_weights
 from llava_accel.pages.outcome import duration
@@ -14,8 +14,6 @@ from llava_accel.recipe import QuantizationTable
 from llava_accel.runtime.devices import free_bytes
 from llava_accel.runtime.timing import matrix_rate
 
-_SPARE_BYTES = int(1.5 * GIB)
-"""Of the driver and the kernels' libraries, and of what a few examples take while they are computed."""
 _READ_BYTES_S = 1e9
 _START_S = 15.0
 _TOKENS = 5_000  # computed for a handful of examples, with images and answers
@@ -55,7 +53,7 @@ def find_place(
     candidates = [] if device.type == "cpu" else [(f"{device.type}:0", dtype, partial(free_bytes, device))]
     candidates += [("cpu", each, _free_in_main) for each in dict.fromkeys((torch.float32, dtype))]
     for name, kind, free in candidates:
-        needed = copy_bytes(folder, base, quantization, kind) + _SPARE_BYTES
+        needed = copy_bytes(folder, base, quantization, kind) + SPARE_BYTES
         if needed <= free():
             return Place(name, kind, needed, free(), _seconds(needed, name, kind))
     return None

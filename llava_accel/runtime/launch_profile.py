@@ -55,6 +55,10 @@ class Profile:
         if problems := [*self._settings(recipe, mixed_precision), *self._fsdp(), *self._eight_bits(recipe)]:
             raise UserError("\n".join(problems))
 
+    def refuses(self, recipe: Recipe) -> bool:
+        """Whether the backend, whatever its settings, cannot train what the recipe says."""
+        return any(self._eight_bits(recipe))
+
     def _settings(self, recipe: Recipe, mixed_precision: str) -> Iterator[str]:
         precision = self.variables.get("ACCELERATE_MIXED_PRECISION", "no").lower()
         if precision not in (*_OFF, mixed_precision):

@@ -13,18 +13,28 @@ from accelerate.utils import gather_object, release_memory
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava_accel.console.output import Bar
+from llava_accel.console.output import Bar, Console
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.data.records import Record
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
+from llava_accel.own_code import digest, is_own
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
-from llava_accel.scoring.metrics import METRICS, SCORES, Prediction, main_score, measure, with_interval
+from llava_accel.scoring.metrics import (
+    Judged,
+    Prediction,
+    find_metric,
+    main_score,
+    measure,
+    score_names,
+    score_title,
+    with_interval,
+)
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -89,7 +99,8 @@ def answer(
     loaded = zip(batches, load(batches, recipe.data.num_workers), strict=True)
     with whole_root(objective):
         for asked, answered in _in_turn(loaded, compute, lambda rows: next(load([rows], 0)), at_once, bar):
-            sums += torch.stack([answered.losses.double().sum(), sums.new_tensor(len(answered.losses))])
+            loss_sum = answered.losses.double().sum()
+            sums += torch.stack([loss_sum, torch.full_like(loss_sum, len(answered.losses))])
             losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
             for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -189,9 +200,7 @@ class Evaluation:
         metrics = self.metrics
         parts = [f"evaluation loss {metrics['loss']:.4f}"]
         parts += [
-            self._score(name, {"blind": "blind", "commonest answer": "common"}, " %")
-            for name in SCORES
-            if name in metrics
+            self._score(name, {"blind": "blind", "commonest answer": "common"}, " %") for name in score_names(metrics)
         ]
         if "num_answers" in metrics:
             parts.append(f"{round(metrics['num_answers']):,} answers, {self.answers_per_s:,.0f} a second")
@@ -218,7 +227,7 @@ class Evaluation:
         metrics = self.metrics
         measured = {title: metrics.get(f"{kind}_{name}") for title, kind in others.items()}
         beside = ", ".join(f"{title} {100 * value:.1f}{unit}" for title, value in measured.items() if value is not None)
-        return f"{SCORES[name]} {with_interval(metrics, name)}{f' ({beside})' if beside else ''}"
+        return f"{score_title(name)} {with_interval(metrics, name)}{f' ({beside})' if beside else ''}"
 
 
 def evaluate(
@@ -272,8 +281,15 @@ def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool 
     found = measure(predictions, recipe.eval.measured, compares=compares)
     main = main_score(recipe.eval.metric, found)
     for row in predictions:
-        row["score"] = next((row[name] for name in (main, *METRICS) if name in row), 0.0)
+        row["score"] = next((row[name] for name in (main, *score_names(row)) if name in row), 0.0)
     return {"num_answers": float(len(predictions)), **found}
+
+
+def say_own_metrics(recipe: Recipe, console: Console) -> None:
+    """Say which functions of the user's own score the answers; UserError if one of them does not work on a first answer."""
+    for name in filter(is_own, recipe.eval.measured):
+        find_metric(name).measure([Judged("a cat", ("a cat", "cat"), 0)])
+        console.line(f"eval.metrics: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})")
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -5,9 +5,11 @@ Works on texts; `held_out.py` makes the predictions. Higher is better, and but f
 """
 
 import difflib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +17,12 @@ import numpy as np
 from llava_accel.data.annotations import LETTERS, option
 from llava_accel.data.records import as_given
 from llava_accel.exceptions import UserError
+from llava_accel.own_code import is_own, load_own, where
 from llava_accel.scoring.captions import bleu_counts, bleu_of, cider, rouge_l
 from llava_accel.scoring.classes import Weights, class_numbers, macro_f1, says_yes, yes_and_no
 from llava_accel.scoring.documents import anls, relaxed_accuracy, token_f1
 from llava_accel.scoring.vqa import exact_match, vqa_accuracy
+from llava_accel.sources.problems import quoted
 
 Prediction = dict[str, Any]
 """One answered question: "prediction", "answers" (text -> annotators), "image", "num_choices" where it has choices."""
@@ -134,6 +138,42 @@ SCORES = {name: metric.title for name, metric in METRICS.items()} | {
 """Scores under the names that people read."""
 
 
+def find_metric(name: str) -> Metric:
+    """The metric of a recipe's name, which may be a function of the user's: (prediction, references) -> a number.
+
+    Raises:
+        UserError: the function cannot be loaded; or, when it is called, it fails or returns something else.
+    """
+    if not is_own(name):
+        return METRICS[name]
+    function = load_own("eval.metrics", name)
+
+    def score(prediction: str, references: Sequence[str]) -> float:
+        given = f"{quoted(prediction)} against {quoted(list(references))}"
+        try:
+            value = function(prediction, list(references))
+        except Exception as error:  # whatever the user's code raises is the user's to mend
+            file = Path(name.rpartition(":")[0]).expanduser().resolve()
+            raise UserError(f"eval.metrics: {where(error, file)}, for {given}. Mend the function") from error
+        if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
+            return float(value)
+        raise UserError(f"eval.metrics: {name} gives {quoted(value)} for {given}. Return a number, higher is better")
+
+    return Metric(score_title(name), average(score))
+
+
+def score_title(key: str) -> str:
+    """What people call a score; one that is not known goes by its own name."""
+    return SCORES.get(key, key.rpartition(":")[2].replace("_", " "))
+
+
+def score_names(measured: Collection[str]) -> list[str]:
+    """The scores among the keys of an evaluation: known ones first, then the user's."""
+    beside = ("blind_", "common_", "low_", "high_")
+    own = [key for key in measured if is_own(key) and not key.startswith(beside)]
+    return [*(key for key in SCORES if key in measured), *sorted(own)]
+
+
 USUAL = ("vqa_accuracy", "exact_match", "multiple_choice")
 """Of eval.metrics = "auto"."""
 
@@ -141,7 +181,7 @@ USUAL = ("vqa_accuracy", "exact_match", "multiple_choice")
 def main_score(metric: str, measured: Collection[str]) -> str | None:
     """The score that people look at first: eval.metric, or where that is the loss the first of these; None where it was not
     measured."""
-    candidates = ("multiple_choice", *METRICS) if metric == "loss" else (metric,)
+    candidates = ("multiple_choice", *score_names(measured)) if metric == "loss" else (metric,)
     return next((score for score in candidates if score in measured), None)
 
 
@@ -151,7 +191,7 @@ def check_metric(name: str, place: str) -> None:
     Args:
         place: The flag that names it.
     """
-    if name not in METRICS:
+    if not is_own(name) and name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
         raise UserError(f"{place}: there is no metric {name!r}. Did you mean {near}? There are {', '.join(METRICS)}")
 
@@ -179,7 +219,8 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
     once = np.ones(len(rows))
     found: dict[str, float] = {}
     for name in metrics:
-        measured = METRICS[name].measure(answers)
+        metric = find_metric(name)
+        measured = metric.measure(answers)
         if measured is None:
             continue
         for row, score in zip(rows, measured.rows, strict=True):
@@ -189,7 +230,7 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
         if compares:
             low_high = interval(measured, [_image(row, number) for number, row in enumerate(rows)])
             found |= {f"{end}_{name}": value for end, value in zip(("low", "high"), low_high, strict=False)}
-            if common := METRICS[name].measure(_commonest(answers, name)):
+            if common := metric.measure(_commonest(answers, name)):
                 found[f"common_{name}"] = common.whole(once)[""]
     return found
 
@@ -247,7 +288,7 @@ def cell(measured: Mapping[str, Any], key: str) -> str:
         return ""
     if key.startswith("num_"):
         return f"{round(value):,}"
-    if key.removeprefix("blind_").removeprefix("common_") in SCORES:
+    if key.removeprefix("blind_").removeprefix("common_") in SCORES or is_own(key):
         return with_interval(measured, key)
     return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 

@@ -2,12 +2,16 @@
 
     python tests/bench/memory.py make BASE
     accelerate launch --config_file launch/zero3.yaml --num_processes 2 tests/bench/memory.py measure BASE
+    python tests/bench/memory.py load BASE [--to cpu]
 
 Not part of the suite: the base takes 2 GB of disk, and a measurement about a minute. "own" is memory of the process alone
 (RssAnon), "mapped" are pages of the checkpoint's file, which ranks share and the kernel takes back when it needs them.
+`load` reads the base in bf16, which is not the type of its file, into main memory and then to a card. PyTorch's meta device
+stands in for the card: each weight is read and converted in main memory, and leaves it. It cannot show the card's own.
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -22,8 +26,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from llava_accel import compat
 from llava_accel.console.output import Console
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
+from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
 from llava_accel.model.save import is_saved
 from llava_accel.recipe import Recipe, make_recipe
@@ -111,14 +117,52 @@ def measure(base: Path, naive: bool) -> None:
         accelerator.end_training()
 
 
+class Converted:
+    """A weight on disk that is in bf16 once it is read: moving to the meta device alone would read nothing."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stored, name)
+
+    def __getitem__(self, key: object) -> Tensor:
+        return self._stored[key].to(torch.bfloat16)
+
+
+def load(base: Path, device: str) -> None:
+    """Print a JSON line: the peak of loading, on top of what was there before."""
+    from_state = compat.load_model
+
+    def converting(kind: Any, config: Any, state: Any, *arguments: Any, **keys: Any) -> Any:
+        return from_state(kind, config, {n: Converted(each) for n, each in state.items()}, *arguments, **keys)
+
+    settings = recipe(base, "unused")
+    processing = load_processing(settings.model, settings.data.image_aspect)
+    load_model(settings, processing, dtype=torch.float32, device=None)  # imports; its weights stay mapped
+    gc.collect()
+    compat.load_model = converting
+    peak = Peak()
+    before = peak.take()
+    model = load_model(settings, processing, dtype=torch.bfloat16, device=torch.device(device)).model
+    found = peak.take()
+    weights = sum(parameter.nbytes for parameter in model.parameters()) // MIB
+    print(json.dumps({"to": device, "weights": weights, "own": found["own"] - before["own"]}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["make", "measure"])
+    parser.add_argument("action", choices=["make", "measure", "load"])
     parser.add_argument("base", type=Path)
     parser.add_argument("--naive", action="store_true", help="gather everything, not only what is saved")
+    parser.add_argument(
+        "--to", default="meta", choices=["meta", "cpu"], help="of load: the card's stand-in, or main memory"
+    )
     arguments = parser.parse_args()
     if arguments.action == "make":
         make(arguments.base)
+    elif arguments.action == "load":
+        load(arguments.base, arguments.to)
     else:
         measure(arguments.base, arguments.naive)
 

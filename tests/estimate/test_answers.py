@@ -43,7 +43,7 @@ def prepared(folder: Path, **evaluation: Any) -> tuple[Recipe, RunContext, Any, 
 @pytest.mark.parametrize("max_new_tokens", [1, 100], ids=["the prompts are the peak", "the answers are"])
 def test_the_plan_is_near_to_what_an_evaluation_takes(tmp_path: Path, max_new_tokens: int) -> None:
     settings, run, processing, part = prepared(tmp_path, max_new_tokens=max_new_tokens)
-    batch, questions = largest_questions(settings, part)
+    ((batch, questions),) = largest_questions(settings, part)
     planned = trace_answers(settings, processing, batch, questions, torch.float32, False)
     objective = build_objective(run, processing)[0].eval()
 

@@ -1,181 +1,144 @@
-"""The figures of a GPU: LLaVA-1.5-7B's shapes with random weights, LoRA of rank 128, bf16, about 640 tokens a question.
+"""The figures of a GPU, on LLaVA-1.5-7B's shapes with random weights: LoRA of rank 128, bf16, about 640 tokens a question.
 
-    python tests/gpu/figures.py [--folder FOLDER] [--rounds 3]
+    python tests/gpu/figures.py [--only NAME ...] [--minutes 9] [--rounds 3] [--folder FOLDER] [--rehearse]
 
-Needs 80 GB of GPU memory and 14 GB of disk for the base, which stays in the folder. `--tiny` takes a model of two layers
-in fp32 instead: it shows on any machine that the script works, and its figures say nothing.
+Each figure has a process of its own, and its rows are printed as they come: a JSON line each, and a table at the end. Both
+go to $OUT too where that is set. A figure that fails, or for which no time is left, is a row that says "not measured".
+Needs 80 GB of GPU memory and 14 GB of disk for the base, which stays in the folder. `--rehearse` takes a model of two
+layers in fp32 instead: it shows on any machine that each figure can be measured, and what it prints says nothing.
 """
 
 import argparse
 import json
-import random
+import os
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava_accel.bench import bench
-from llava_accel.recipe import Recipe, make_recipe
+from gpu.measures import FIGURES, Measured, Setting
 
-QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"
-WORDS = "what colour is the shape in this image and how many of them are there on the left".split()
-GIB = 2**30
+NAMES = tuple(FIGURES)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure, what it should reach, and whether that is the least or the most."""
+    """A value of a figure, or why there is none."""
 
+    figure: str
     title: str
-    value: float
-    target: float
-    unit: str
+    value: float | None = None
+    unit: str = ""
+    target: float | None = None
     is_limit: bool = False
+    """Whether the target is the most that it may be, and not the least."""
+    note: str = ""
 
     @property
-    def is_reached(self) -> bool:
-        return self.value <= self.target if self.is_limit else self.value >= self.target
+    def reached(self) -> str:
+        if self.value is None or self.target is None:
+            return ""
+        return "yes" if (self.value <= self.target if self.is_limit else self.value >= self.target) else "no"
+
+    @property
+    def cells(self) -> list[str]:
+        value = f"{self.value:,.4g} {self.unit}" if self.value is not None else f"not measured: {self.note}"
+        target = "" if self.target is None else f"at {'most' if self.is_limit else 'least'} {self.target:g} {self.unit}"
+        return [self.title, value, target, self.reached]
 
 
-def llava_config(tiny: bool, image_token_id: int) -> LlavaConfig:
-    """The shapes of LLaVA-1.5-7B, or small ones."""
-    if tiny:
-        vision = CLIPVisionConfig(
-            hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=56,
-            patch_size=14,
-        )  # fmt: skip
-        text = LlamaConfig(
-            vocab_size=1088, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            pad_token_id=0,
-        )  # fmt: skip
-    else:
-        vision = CLIPVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-            patch_size=14,
-        )  # fmt: skip
-        text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, pad_token_id=0)  # Llama-2-7B's defaults
-    assert isinstance(vision.image_size, int) and isinstance(vision.patch_size, int)
-    tokens = (vision.image_size // vision.patch_size) ** 2
-    return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=image_token_id, image_seq_length=tokens
-    )
+def run_one(name: str, setting: Setting) -> None:
+    """Measure one figure in this process, a JSON line for each of its rows."""
+    for found in FIGURES[name].measure(setting):
+        print(json.dumps({"row": asdict(_row(name, found))}), flush=True)
 
 
-def make_base(folder: Path, tiny: bool, weights: bool = True) -> Path:
-    """Random weights in the hub's layout; `weights=False` leaves them out, which is enough for a plan."""
-    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
-    config = llava_config(tiny, tokenizer.convert_tokens_to_ids("<image>"))
-    assert isinstance(config.vision_config, CLIPVisionConfig) and isinstance(config.vision_config.image_size, int)
-    side = config.vision_config.image_size
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
-        folder
-    )
-    config.architectures = ["LlavaForConditionalGeneration"]
-    config.save_pretrained(folder)
-    if weights and not (folder / "complete").exists():
-        torch.manual_seed(0)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
-        (folder / "complete").touch()
-    return folder
+def _row(name: str, found: Measured) -> Row:
+    return Row(name, found.title, found.value, found.unit, found.target, found.is_limit, found.note)
 
 
-def make_data(folder: Path, num_questions: int, a_image: int, side: int) -> Path:
-    """Images of noise with questions of 15 words and answers of ten."""
-    folder.mkdir(exist_ok=True)
-    chance, pixels = random.Random(0), np.random.default_rng(0)
-    records = []
-    for number in range(num_questions):
-        name = f"{number // a_image}.png"
-        if not (folder / name).exists():
-            Image.fromarray(pixels.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / name)
-        question, answer = (" ".join(chance.choices(WORDS, k=count)) for count in (15, 10))
-        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-        records.append({"id": str(number), "image": name, "conversations": turns})
-    path = folder / f"{num_questions}_{a_image}.json"
-    path.write_text(json.dumps(records))
-    return path
-
-
-def make_recipe_for(
-    folder: Path, base: Path, tiny: bool, batch: int, bits: int, again: bool, a_image: int = 1, share: bool = False
-) -> Recipe:
-    """One figure's recipe, and its data.
-
-    Args:
-        again: Checkpoint every layer.
-        a_image: Questions on each image.
-        share: Run an image's prefix once for all of its questions.
-    """
-    data = make_data(folder / f"{a_image}", batch * _steps(tiny), a_image, 56 if tiny else 336)
-    model: dict[str, Any] = {"base": str(base), "gradient_checkpointing": again, "quantization": {"bits": bits}}
-    return make_recipe(
-        {
-            "run": {"name": "gpu", "output_dir": str(folder / "run"), "precision": "fp32" if tiny else "bf16"},
-            "model": {**model, "lora": {"rank": 8 if tiny else 128, "alpha": 16 if tiny else 256}},
-            "data": {"train": str(data), "workers": 0 if tiny else 4, "share_prefix": share},
-            "train": {"per_device_batch_size": batch},
-        }
-    )
-
-
-def _steps(tiny: bool) -> int:
-    return 1 if tiny else 4
-
-
-def measure(folder: Path, tiny: bool, rounds: int) -> list[Row]:
-    """All figures, each by `bench` on a recipe of its own."""
-    base = make_base(folder / "base", tiny)
-
-    def run(batch: int, bits: int, again: bool, a_image: int = 1, share: bool = False) -> dict[str, float]:
-        return bench(make_recipe_for(folder, base, tiny, batch, bits, again, a_image, share), _steps(tiny), rounds)
-
-    half, many, few = (2, 4, 2) if tiny else (8, 25, 2)
-    lora = run(half, 16, False)
-    lora_again, qlora_again = run(many, 16, True), run(many, 4, True)
-    shared, apart = run(many // 5 * 5 or 5, 16, True, 5, True), run(many // 5 * 5 or 5, 16, True, 5, False)
-    peak = run(few, 4, True)["peak_bytes"] / GIB
-    quantised = qlora_again["tokens_per_s"] / lora_again["tokens_per_s"]
-    return [
-        Row("LoRA without checkpointing, MFU", 100 * lora["mfu"], 55, "%"),
-        Row("QLoRA nf4 over LoRA, tokens/s at 16,000 tokens a micro-batch", quantised, 0.9, "x"),
-        Row("QLoRA nf4, peak at 1,300 tokens a micro-batch", peak, 12e9 / GIB, "GiB", is_limit=True),
-        Row("five questions an image, shared over apart", shared["examples_per_s"] / apart["examples_per_s"], 3, "x"),
-    ]
+def rows_of(name: str, words: Sequence[str], seconds: float) -> Iterator[Row]:
+    """The rows of a figure, as its own process prints them; one without a value where it ends before its time."""
+    figure = FIGURES[name]
+    if seconds <= 0:
+        yield Row(name, figure.title, note="no time is left: name it with --only")
+        return
+    command = [sys.executable, __file__, "--one", name, *words]
+    late = threading.Event()
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+    ) as process:  # fmt: skip
+        timer = threading.Timer(seconds, lambda: (late.set(), os.killpg(process.pid, signal.SIGKILL)))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith('{"row"'):
+                yield Row(**json.loads(line)["row"])
+        process.wait()
+        timer.cancel()
+        errors.seek(0)
+        said = errors.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+    if late.is_set():
+        yield Row(name, figure.title, note=f"stopped after {seconds:.0f} s: name it with --only")
+    elif process.returncode:
+        yield Row(name, figure.title, note=said[0][:200])
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    """Measure, and print the table."""
+    """Measure, and print the rows as they come and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--minutes", type=float, default=9.0, help="no figure starts, and none goes on, after these")
     parser.add_argument("--folder", type=Path, help="where the base goes, and is looked for")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="small shapes in fp32, on any machine")
+    parser.add_argument("--rehearse", action="store_true", help="small shapes in fp32, on any machine")
+    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if not options.tiny and not torch.cuda.is_available():
-        raise SystemExit("no GPU here: --tiny shows that the script works")
+    if not options.rehearse and not torch.cuda.is_available():
+        raise SystemExit("no GPU here: --rehearse shows that the script works")
+    if options.one:
+        run_one(options.one, Setting(options.folder, options.rehearse, options.rounds))
+        return []
+    end = time.monotonic() + 60 * options.minutes
+    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
+    rows = list[Row]()
     with tempfile.TemporaryDirectory() as place:
-        folder = options.folder or Path(place)
-        rows = measure(folder, options.tiny, options.rounds)
+        words = ["--folder", str(options.folder or place), "--rounds", str(options.rounds)]
+        words += ["--rehearse"] if options.rehearse else []
+        for name in options.only:
+            for row in rows_of(name, words, end - time.monotonic()):
+                rows.append(row)
+                print(json.dumps(asdict(row)), flush=True)
+                if out:
+                    with (out / "figures.jsonl").open("a") as file:
+                        print(json.dumps(asdict(row)), file=file)
+    _show(rows, options.rehearse, out)
+    return rows
+
+
+def _show(rows: Sequence[Row], rehearses: bool, out: Path | None) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    table = Table(title=f"{device}, torch {torch.__version__}{', tiny: of no meaning' if options.tiny else ''}")
+    table = Table(title=f"{device}, torch {torch.__version__}{', rehearsed: of no meaning' if rehearses else ''}")
     for column in ("figure", "measured", "target", "reached"):
         table.add_column(column)
     for row in rows:
-        target = f"{'at most' if row.is_limit else 'at least'} {row.target:.1f} {row.unit}"
-        table.add_row(row.title, f"{row.value:.2f} {row.unit}", target, "yes" if row.is_reached else "no")
-    Console(width=120).print(table)
-    return rows
+        table.add_row(*row.cells)
+    Console(width=150).print(table)
+    if out:
+        with (out / "figures.txt").open("w") as file:
+            Console(width=150, file=file).print(table)
 
 
 if __name__ == "__main__":

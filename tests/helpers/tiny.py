@@ -1,11 +1,14 @@
 """Tiny models that tests make for themselves: seeded, fp32, images of 56 px, sizes that 4 bits can pack."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import sentencepiece
 import torch
 from transformers import (
+    AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
@@ -115,6 +118,24 @@ def make_llava(folder: Path, seed: int = 0, *, biases: bool = False) -> Path:
             if name.endswith("bias"):
                 parameter.normal_(std=0.02)
     model.save_pretrained(folder)
+    return folder
+
+
+def task_base(folder: Path, base: Path) -> Path:
+    """A base whose tokenizer has special tokens for a task."""
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    for number, name in enumerate(("<box>", "<loc_1>", "<loc_2>"), start=100):  # rows that the model has
+        token = next(token for token, id in spec["model"]["vocab"].items() if id == number)
+        del spec["model"]["vocab"][token]
+        spec["model"]["vocab"][name] = number
+        spec["model"]["merges"] = [pair for pair in spec["model"]["merges"] if token not in (*pair, "".join(pair))]
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        spec["added_tokens"].append({"id": number, "content": name, "special": True, **flags})
+    path.write_text(json.dumps(spec))
+    assert tokenizer.unk_token == "<unk>"
     return folder
 
 

@@ -1,12 +1,12 @@
 """Which file a base's tokenizer comes from, and which of its tokens a text may become."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from helpers.tiny import task_base
 from helpers.vocabularies import base_of, own_ids
 from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.exceptions import UserError
@@ -72,24 +72,6 @@ def test_a_tokenizer_with_a_larger_vocabulary_than_the_embedding_is_refused(tmp_
     base = base_of("llama", tmp_path)
     with pytest.raises(UserError, match="tokens without a row"):
         refuse_tokens_without_rows(load_tokenizer(base)[0], base, 1000)
-
-
-def task_base(folder: Path, llava_folder: Path) -> Path:
-    """A base whose tokenizer has special tokens for a task."""
-    shutil.copytree(llava_folder, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    path = folder / "tokenizer.json"
-    spec = json.loads(path.read_text())
-    for number, name in enumerate(("<box>", "<loc_1>", "<loc_2>"), start=100):  # rows that the model has
-        token = next(token for token, id in spec["model"]["vocab"].items() if id == number)
-        del spec["model"]["vocab"][token]
-        spec["model"]["vocab"][name] = number
-        spec["model"]["merges"] = [pair for pair in spec["model"]["merges"] if token not in (*pair, "".join(pair))]
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        spec["added_tokens"].append({"id": number, "content": name, "special": True, **flags})
-    path.write_text(json.dumps(spec))
-    assert tokenizer.unk_token == "<unk>"
-    return folder
 
 
 def test_task_tokens_are_read_where_the_recipe_allows_them(tmp_path: Path, llava_folder: Path) -> None:

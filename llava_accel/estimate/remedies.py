@@ -1,0 +1,47 @@
+"""What takes less memory, of what a recipe can still be set to: nothing that its checks or the backend would refuse."""
+
+from typing import Any
+
+from llava_accel.recipe import Recipe
+from llava_accel.recipe.rules import conflicts
+from llava_accel.recipe.toml import toml_value
+from llava_accel.runtime.launch_profile import Backend, Profile
+
+_SMALLER = {"adamw": "adamw_8bit", "adamw_8bit": "paged_adamw_8bit"}
+
+
+def backend_of(layout: str) -> Backend:
+    """The backend of one of `peak_memory.layouts`, by its name."""
+    if layout.startswith("zero"):
+        return "deepspeed"
+    return {"ddp": "ddp", "fsdp2": "fsdp"}.get(layout, "none")  # pyright: ignore[reportReturnType]
+
+
+def checkpointing(recipe: Recipe, backend: Backend) -> str:
+    """The setting that computes activations again, as TOML; empty where it is set."""
+    if recipe.model.gradient_checkpointing is True:
+        return ""
+    return _setting(recipe, backend, "model", "gradient_checkpointing", True)
+
+
+def fewer_bits(recipe: Recipe, backend: Backend) -> str:
+    """The setting that quantises the base; empty where it is, or cannot be."""
+    if recipe.model.quantization.bits <= 4:
+        return ""
+    table = recipe.model.quantization.model_copy(update={"bits": 4})
+    allowed = _setting(recipe, backend, "model", "quantization", table)
+    return allowed and "model.quantization.bits = 4"
+
+
+def smaller_state(recipe: Recipe, backend: Backend) -> str:
+    """The setting with which the optimizer keeps less; empty where there is none."""
+    smaller = _SMALLER.get(recipe.optim.optimizer)
+    return _setting(recipe, backend, "optim", "optimizer", smaller) if smaller else ""
+
+
+def _setting(recipe: Recipe, backend: Backend, table: str, key: str, value: Any) -> str:
+    """It as TOML, or nothing if the recipe would then be refused."""
+    changed = recipe.model_copy(update={table: getattr(recipe, table).model_copy(update={key: value})})
+    if conflicts(changed) or Profile(backend, {}).refuses(changed):
+        return ""
+    return f"{table}.{key} = {toml_value(value)}" if isinstance(value, bool | str) else key

@@ -1,0 +1,60 @@
+"""Functions of the user's own, in a file that the recipe names as "my_scores.py:anls_de". No other file is ever run."""
+
+import functools
+import hashlib
+import importlib.util
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llava_accel.exceptions import UserError
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a function in a file."""
+    return ".py:" in name
+
+
+def load_own(key: str, name: str) -> Callable[..., Any]:
+    """The function; the file is run the first time that it is asked for, and again once it has changed.
+
+    Args:
+        key: The key of the recipe that names it, for errors.
+
+    Raises:
+        UserError: there is no such file or function, or the file cannot be run.
+    """
+    path, _, function = name.rpartition(":")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{key}: there is no file {path}, as seen from {Path.cwd()}. Correct the path in {name!r}")
+    found = _module(key, file.resolve(), digest(name)).get(function)
+    if not callable(found):
+        raise UserError(f"{key}: {file} has no function {function!r}. Write it there, or correct {name!r}")
+    return found
+
+
+def digest(name: str) -> str:
+    """The file's content as a hash, which tells whether it has changed."""
+    return hashlib.sha256(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def _module(key: str, file: Path, content: str) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location(f"own_{file.stem}_{content[:12]}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code raises is the user's to mend
+        raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
+    return vars(module)
+
+
+def where(error: BaseException, file: Path) -> str:
+    """What went wrong in the user's file, and in which of its lines."""
+    lines = [each.lineno for each in traceback.extract_tb(error.__traceback__) if Path(each.filename) == file]
+    line = lines[-1] if lines else error.lineno if isinstance(error, SyntaxError) else None
+    place = f"{file}, line {line}" if line else str(file)
+    return f"{place}: {type(error).__name__}: {error}"
