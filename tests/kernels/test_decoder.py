@@ -1,6 +1,9 @@
 """Decoder layers that compute our way give what transformers' own give, and keep less."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +175,32 @@ def test_a_decoder_of_another_form_stays_as_it_is() -> None:
     other = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     lighten_decoder(other)
     assert [type(module) for module in other] == [nn.Linear, nn.LayerNorm]
+
+
+@pytest.mark.slow
+def test_a_layer_is_one_graph_for_several_lengths() -> None:
+    # In a process of its own: dynamo does not see through the checks of types that tests run with.
+    code = """
+import sys, torch
+sys.path.insert(0, "tests")
+from kernels.test_decoder import *
+model = with_lora(LlamaModel(LlamaConfig(**SIZES)), lora_dropout=0.1)
+lighten_lora(model)
+lighten_decoder(model)
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+layer = torch.compile(model.layers[0], backend=backend, fullgraph=True, dynamic=True)
+for seq in (5, 7, 12):
+    inputs = torch.randn(2, seq, HIDDEN).requires_grad_()
+    positions = model.rotary_emb(inputs, torch.arange(seq)[None])
+    torch.manual_seed(0)
+    found = layer(inputs, position_embeddings=positions)
+    torch.manual_seed(0)
+    expected = model.layers[0](inputs, position_embeddings=positions)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+assert len(graphs) == 1, len(graphs)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
