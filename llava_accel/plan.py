@@ -85,6 +85,11 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     )
     _show_steps(console, recipe, processing, training, model)
     _show_memory(console, plans, batch)
+    if recipe.model.compile:
+        console.line(
+            "model.compile: the activations are those of layers that are not compiled; what compiled ones keep is known "
+            "once they run"
+        )
     if gpu_gb is not None:
         for each in plans:
             console.line(verdict(each, gpu_gb, recipe))

@@ -206,21 +206,25 @@ def test_a_scheduler_that_signals_every_process_of_the_job(data: Path, tmp_path:
     assert len(checkpoints(tmp_path / "run")) >= 1
 
 
-def test_one_of_two_ranks_is_asked_and_both_save_and_end(lab: Lab, data: Path, tmp_path: Path) -> None:
-    """And what they go on to is what two ranks that nothing interrupted come to."""
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_one_of_two_ranks_is_asked_and_both_save_and_end(lab: Lab, data: Path, tmp_path: Path, engine: str) -> None:
+    """And what they go on to is what two ranks that nothing interrupted come to.
+
+    The rank that is asked takes no more data: all ranks compute a last step with nothing of its own, and throw it away.
+    """
     whole, broken = (_long(tmp_path / name, data, per_device_batch_size=1) for name in ("whole", "broken"))
     (tmp_path / "broken").mkdir()
     file = _file(tmp_path / "broken", broken)
-    process = _launched([*launch_command("ddp", 2), "-m", "llava_accel.train", file])
+    process = _launched([*launch_command(engine, 2), "-m", "llava_accel.train", file])
     _wait_for_steps(tmp_path / "broken" / "run", 3)
     os.kill(_rank(process.pid, 1), signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert "SIGUSR1: ended at step" in output and process.returncode != 0, output
     taken = metrics(tmp_path / "broken" / "run")
-    again = lab.train("ddp", 2, broken)
+    again = lab.train(engine, 2, broken)
     assert metrics(again)[: len(taken)] == taken, "with their times: no step is taken twice"
     assert len(metrics(again)) > len(taken)
-    assert_same_run(again, lab.train("ddp", 2, whole))
+    assert_same_run(again, lab.train(engine, 2, whole))
 
 
 def _rank(launcher: int, rank: int) -> int:

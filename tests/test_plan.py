@@ -80,6 +80,11 @@ def test_nothing_is_loaded_for_a_plan(tmp_path: Path, monkeypatch: pytest.Monkey
         assert found.total > 0
 
 
+def test_a_plan_says_that_it_does_not_know_compiled_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(recipe(tmp_path, model={"compile": True}), None, 8, probe=False)
+    assert "layers that are not compiled" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.fixture(scope="module")
 def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Config, tokenizer and image processor of LLaVA-1.5-7B's shapes, no weights; and records with an image."""

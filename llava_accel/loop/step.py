@@ -18,6 +18,7 @@ from llava_accel.data.loader import Loaded, moved, tensor
 from llava_accel.loop.optimizer import learning_rates
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.runtime.context import Prepared, RunContext
+from llava_accel.runtime.engines import whole_value
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.state import seed_step
 
@@ -144,4 +145,4 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, max_grad_norm: fl
     assert accelerator.sync_gradients, "a window was left before its last micro-batch: the step would do nothing"
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
     assert norm is not None
-    return torch.as_tensor(norm, device=accelerator.device).detach()
+    return whole_value(torch.as_tensor(norm, device=accelerator.device).detach())

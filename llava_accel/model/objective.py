@@ -33,6 +33,7 @@ LOGITS_AT_ONCE = 1 << 26
 """256 MiB in fp32; their gradient and their softmax are as large again."""
 _SAME_FORM = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 """Layers whose forward pass is that of `LastLayer`; tests compare each of them."""
+_ALIGNED = 8  # numbers, of a mask's line for sdpa on a GPU (torch 2.13, native/transformers/attention.cpp: pad_bias)
 
 
 def _ignore(_phase: str) -> None:
@@ -223,8 +224,9 @@ def place_features(
     if not len(positions):
         # The sum of nothing: the graph is the same with and without images, which FSDP orders its reductions by.
         return embeds + features.sum().to(embeds.dtype)
-    flat = embeds.flatten(0, 1)
-    return flat.index_copy(0, positions, features.to(embeds.dtype)).view_as(embeds)
+    seq = embeds.shape[1]
+    # No view of flattened rows: torch.compile would make graphs of their own for a first layer whose input is one.
+    return embeds.index_put((positions // seq, positions % seq), features.to(embeds.dtype))
 
 
 class LastLayer(GradientCheckpointingLayer):
@@ -288,8 +290,11 @@ def attention_mask(
     if kernel == "flex_attention":
         return forest_blocks(subtree_end)
     mask = forest_mask(subtree_end)
-    # Of booleans sdpa makes this in every layer, and keeps each for the backward pass.
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask.logical_not_(), -torch.inf)
+    rows, _, seq, _ = mask.shape
+    # Of booleans sdpa makes this in every layer, and keeps each for the backward pass. So it does on a GPU of a mask whose
+    # lines do not begin at a multiple of 8 numbers: these have room for that at their end.
+    room = torch.zeros((rows, 1, seq, -(-seq // _ALIGNED) * _ALIGNED), dtype=dtype, device=mask.device)
+    return room[..., :seq].masked_fill_(mask.logical_not_(), -torch.inf)
 
 
 def forest_mask(subtree_end: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows 1 seq seq"]:

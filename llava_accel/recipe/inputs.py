@@ -148,7 +148,8 @@ class ModelTable(Table):
     """Squares (tiles) that run through the vision tower at once, which bounds its memory and changes no number; 0 = all of a
     micro-batch. A trained tower that ranks share (ZeRO-3, FSDP2) takes all."""
     compile: bool = False
-    """Run the language model through torch.compile."""
+    """Train the language model's layers, all but the last, through torch.compile: same numbers, fewer passes over memory.
+    It takes a minute or more when a run starts, and needs a compiler; not with ZeRO-3 or FSDP2."""
     quantization: QuantizationTable = QuantizationTable()
     lora: LoraTable = LoraTable()
 

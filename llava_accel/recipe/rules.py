@@ -129,6 +129,12 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _kernels(recipe: Recipe) -> Iterator[Conflict]:
+    if recipe.model.compile and recipe.model.attention in ("flex_attention", "flash_attention_2"):
+        yield (
+            "model.compile model.attention",
+            "Layers are compiled with PyTorch's own attention; flex_attention is compiled by itself.",
+            'Set model.attention = "auto" or "sdpa", or model.compile = false.',
+        )
     if recipe.model.attention != "flash_attention_2":
         return
     if recipe.data.share_prefix:

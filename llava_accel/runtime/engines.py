@@ -154,6 +154,11 @@ def whole_root(objective: Objective) -> AbstractContextManager[None]:
     return fsdp2.whole_root(objective) if isinstance(objective, FSDPModule) else nullcontext()
 
 
+def whole_value(value: Tensor) -> Tensor:
+    """A value of which each rank may hold a part. Every rank must call it; no host waits."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def gathered_weights(accelerator: Accelerator, model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     """Name and whole value of every weight that `keep` wants; empty but on the main process. Every rank must call it.
 

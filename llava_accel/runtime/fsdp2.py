@@ -75,8 +75,9 @@ def put_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, key: st
     elif isinstance(parameter, DTensor) and value.ndim:
         state[key] = _divided_as(parameter, value)
     else:
-        # torch keeps counts of steps on the CPU.
-        state[key] = value.to(parameter.device) if value.ndim else value.clone()
+        # torch keeps counts of steps on the CPU, unless one kernel does all of an update.
+        is_there = value.ndim or optimizer.param_groups[0].get("fused")
+        state[key] = value.to(parameter.device if is_there else "cpu", copy=True)
 
 
 def _divided_as(parameter: DTensor, value: Tensor) -> DTensor:

@@ -52,7 +52,7 @@ class Profile:
         Raises:
             UserError: with the profile's key, its value, and what to write instead; all of them at once.
         """
-        if problems := [*self._settings(recipe, mixed_precision), *self._fsdp(), *self._eight_bits(recipe)]:
+        if problems := [*self._settings(recipe, mixed_precision), *self._fsdp(), *self._whole_weights(recipe)]:
             raise UserError("\n".join(problems))
 
     def refuses(self, recipe: Recipe) -> bool:
@@ -92,9 +92,14 @@ class Profile:
             reason = "model.gradient_checkpointing decides about that"
             yield _problem("fsdp_activation_checkpointing", "true", reason, "Leave the key out, and set the recipe's")
 
-    def _eight_bits(self, recipe: Recipe) -> Iterator[str]:
+    def _whole_weights(self, recipe: Recipe) -> Iterator[str]:
         if self.backend not in ("deepspeed", "fsdp"):
             return
+        if recipe.model.compile and self.layout in ("fsdp2", "zero3", "zero3_offload"):
+            yield (
+                f"model.compile = true is not supported with {self.title}, which gathers each layer's weights as it "
+                "runs. Set false, or launch with launch/ddp.yaml or launch/zero2.yaml"
+            )
         if recipe.model.quantization.bits == 8:
             yield (
                 f"model.quantization.bits = 8 does not work with {self.title}: 8-bit weights need scales that this "

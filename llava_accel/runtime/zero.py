@@ -171,7 +171,8 @@ def put_state(parameter: nn.Parameter, optimizer: Any, key: str, value: Tensor) 
     for flat in compat.flat_partitions(optimizer):
         state = optimizer.optimizer.state[flat]
         if not value.ndim:
-            state[key] = value.clone()
+            is_there = optimizer.optimizer.param_groups[0].get("fused")
+            state[key] = value.to(flat.device if is_there else "cpu", copy=True)
         elif key not in state:
             state[key] = torch.zeros_like(flat)
     if value.ndim and (partition := compat.partition_of(parameter)):

@@ -55,6 +55,29 @@ def groups_of(toy: Toy) -> list[dict[str, Any]]:
     return parameter_groups(toy, RATES)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_one_kernel_with_the_same_numbers(decay: float) -> None:
+    settings = RATES.model_copy(update={"optimizer": "adamw", "learning_rate": 1e-2, "weight_decay": decay})
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(7, 5), nn.Linear(7, 5)
+    theirs.load_state_dict(ours.state_dict())
+    built = build_optimizer(ours, settings)
+    assert all(group["fused"] for group in built.param_groups)
+    groups = [
+        {"params": [theirs.weight], "weight_decay": decay},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
+    plain = torch.optim.AdamW(groups, lr=1e-2, betas=settings.betas, eps=1e-8, fused=False)
+    for _ in range(20):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        built.step()
+        plain.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 def test_each_part_has_its_rate_and_vectors_are_not_decayed() -> None:
     groups = {str(group["name"]): group for group in groups_of(Toy())}
     found = {name: (group["lr"], group["weight_decay"], len(list(group["params"]))) for name, group in groups.items()}

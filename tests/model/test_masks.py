@@ -10,7 +10,7 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 from helpers.toys import MIXED, VOCABULARY, about_one_image, assert_same, batch_of, full_logits_loss, make_llava, talk
 from llava_accel.data.trie import build_row, chain, pack_rows
 from llava_accel.model.build import attention
-from llava_accel.model.objective import Objective, forest_blocks, forest_mask
+from llava_accel.model.objective import Objective, attention_mask, forest_blocks, forest_mask
 
 
 def test_blocks_are_the_boolean_mask() -> None:
@@ -41,21 +41,51 @@ def test_packed_rows_equal_separate_rows(attention: str) -> None:
     assert_same(model, Objective(model, VOCABULARY)(**batch_of(packed)), full_logits_loss(model, examples))
 
 
+@pytest.mark.parametrize("seq", [8, 9, 15])
+def test_lines_of_a_mask_begin_where_the_kernel_takes_them(seq: int) -> None:
+    """From another place a GPU would copy the whole mask in every layer."""
+    ends = torch.tensor([[seq] * seq, [4] * 4 + [seq - 2] * (seq - 6) + [0, 0]])
+    mask = attention_mask(ends, "sdpa", torch.float32)
+    assert isinstance(mask, torch.Tensor) and mask.stride() == (
+        seq * mask.stride(2),
+        seq * mask.stride(2),
+        16 - 8 * (seq == 8),
+        1,
+    )
+    assert torch.equal(mask == 0, forest_mask(ends)) and torch.equal(mask.isinf(), ~forest_mask(ends))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_layers_share_one_mask(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As booleans each layer would keep a copy of its own: 28 of 150 MB for a question on an image of 8,700 tokens."""
-    masks: list[torch.Tensor] = []
+    calls = watch_attention(monkeypatch)
+    Objective(make_llava(), VOCABULARY, dtype)(**batch_of([build_row(about_one_image())])).backward()
+    masks = [mask for mask, _ in calls if mask is not None]
+    assert len(masks) == 2 and {mask.data_ptr() for mask in masks} == {masks[0].data_ptr()}
+    assert masks[0].dtype == dtype
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 3, 5), (4,)])
+def test_chains_need_no_mask(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What attends to the left alone never sees padding to its right; without a mask a GPU takes its fastest kernel."""
+    calls = watch_attention(monkeypatch)
+    rows = [chain(talk(20 + at, length, 2, "a")) for at, length in enumerate(lengths)]
+    Objective(make_llava(), VOCABULARY)(**batch_of(rows)).backward()
+    decoder = calls[-2:]  # the tower's layers come first, and see all of an image
+    assert decoder == [(None, True)] * 2 and len(calls) > 2
+
+
+def watch_attention(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor | None, bool]]:
+    """What comes to be there with each call of sdpa: its mask, and whether it is causal."""
+    calls: list[tuple[torch.Tensor | None, bool]] = []
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def watched(*tensors: torch.Tensor, attn_mask: torch.Tensor | None = None, **rest: Any) -> torch.Tensor:
-        if attn_mask is not None:
-            masks.append(attn_mask)
+        calls.append((attn_mask, bool(rest.get("is_causal"))))
         return attend(*tensors, attn_mask=attn_mask, **rest)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    Objective(make_llava(), VOCABULARY, dtype)(**batch_of([build_row(about_one_image())])).backward()
-    assert len(masks) == 2 and {mask.data_ptr() for mask in masks} == {masks[0].data_ptr()}
-    assert masks[0].dtype == dtype
+    return calls
 
 
 @pytest.fixture

@@ -49,6 +49,22 @@ def test_eight_bits_are_refused_where_weights_or_moments_are_divided(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("backend", "stage", "refused"),
+    [("ddp", "", False), ("deepspeed", "2", False), ("deepspeed", "3", True), ("fsdp", "", True)],
+)
+def test_compiled_layers_are_refused_where_weights_are_gathered(
+    tmp_path: Path, backend: Backend, stage: str, refused: bool
+) -> None:
+    profile = Profile(backend, {"FSDP_VERSION": "2", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
+    changed = recipe(tmp_path, model={"compile": True})
+    if refused:
+        with pytest.raises(ValueError, match=r"model\.compile = true is not supported with .*Set false"):
+            profile.check(changed, "no")
+    else:
+        profile.check(changed, "no")
+
+
+@pytest.mark.parametrize(
     ("extra", "shown"),
     [
         ('"gradient_clipping": 0.5', "gradient_clipping is 0.5"),
