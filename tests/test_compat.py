@@ -73,6 +73,11 @@ PYTHONS_OWN = {
 ALLOWED = {
     # It shows that an export loads without this package, so it may import nothing of it.
     "release/plain_inference.py": {"support_avx512bf16_for_cpu"},
+    # The classes whose forward pass is ours; tests/kernels/test_decoder.py compares each of them with its own.
+    "kernels/decoder.py": {
+        *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2", "qwen3")),
+        "transformers.modeling_utils",
+    },
     # The layers whose form `LastLayer` repeats; tests/model/test_last_layer.py compares it with each of them.
     "model/objective.py": {
         f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2", "qwen3")
@@ -214,15 +219,11 @@ def test_what_is_taken_and_given_back_is_told_in_its_order() -> None:
     assert [size for size in compat.allocations(work) if abs(size) >= 4000] == [4000, -4000, 12000, -12000]
 
 
-@contract(compat.byte_mask_dropout)
-def test_dropout_keeps_a_byte_for_each_number() -> None:
-    kept: list[Tensor] = []
-    inputs = torch.ones(1000, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        out = compat.byte_mask_dropout(inputs, 0.25, True)
-    assert [tensor.element_size() for tensor in kept] == [1]
-    assert out.unique().tolist() == [0.0, pytest.approx(4 / 3)] and 650 < int((out > 0).sum()) < 850
-    assert torch.equal(compat.byte_mask_dropout(inputs, 0.25, False), inputs)
+@contract(compat.silu_gradient)
+def test_the_gradient_of_silu_is_that_of_autograd() -> None:
+    inputs, gradient = torch.linspace(-4, 4, 50).requires_grad_(), torch.linspace(1, 2, 50)
+    (expected,) = torch.autograd.grad(torch.nn.functional.silu(inputs), inputs, gradient)
+    torch.testing.assert_close(compat.silu_gradient(gradient, inputs.detach()), expected)
 
 
 # transformers

@@ -1,13 +1,14 @@
-"""What saves memory: gradient checkpointing, dropout that keeps a byte a number, and quantised weights."""
+"""What saves memory: gradient checkpointing, dropout without kept masks, and quantised weights."""
 
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BitsAndBytesConfig, GradientCheckpointingLayer
 
 from llava_accel import compat
+from llava_accel.kernels.dropout import LightDropout
 from llava_accel.recipe import QuantizationTable
 
 SKIPPED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
@@ -36,13 +37,6 @@ def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
     for module in (*chosen, *trained):
         compat.checkpoint_layer(module, again)
     return len(chosen)
-
-
-class LightDropout(nn.Dropout):
-    """Dropout that keeps one byte for each number: PyTorch's own does so on a GPU alone, and keeps four on a CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return compat.byte_mask_dropout(input, self.p, self.training)
 
 
 def lighten_dropout(model: nn.Module) -> None:

@@ -24,6 +24,8 @@ from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
 from llava_accel.data.tiling import WHOLE, ImageLayout
 from llava_accel.families.registry import Llava
+from llava_accel.kernels.decoder import lighten_decoder
+from llava_accel.kernels.low_rank import lighten_lora
 from llava_accel.model.merging import TileMerger
 from llava_accel.model.precision import computed_in
 from llava_accel.model.tower import ParkedTower, tower_features
@@ -75,6 +77,8 @@ class Objective(nn.Module):
         """A frozen tower that was taken out of the model; it runs when an image has no stored features."""
         self.is_sharded = False
         """Whether ranks hold parts of each weight (`runtime/engines.py` says so): then all run every module together."""
+        lighten_lora(model)
+        lighten_decoder(self.llava.model.language_model)
         read_at_positions(self.llava.model.language_model)
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llava_accel import compat
 from llava_accel.exceptions import UserError
+from llava_accel.kernels.low_rank import LowRank
 from llava_accel.recipe import Recipe
 from llava_accel.storage.tensor_files import Share, divided
 
@@ -111,6 +112,9 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
     for buffer in module.buffers():
         buffer.data = buffer.data.to(accelerator.device)
     init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config, dtype=torch.float32)
+    for part in module.modules():
+        if isinstance(part, LowRank):
+            part.calls_parts = True
     for parameter in module.parameters():
         # DeepSpeed sends rank 0's value to all. Received in place it would turn the pages of the checkpoint's file, which
         # all ranks share, into a copy of this rank's own, a whole model in the end: hence one tensor at a time.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from peft import get_peft_model
@@ -38,6 +39,8 @@ from llava_accel.model.processing import load_processing
 from llava_accel.recipe import LoraTable, make_recipe
 from llava_accel.setup import assembly
 
+# torch.compile itself makes an instance of what is only a namespace.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 TOLERANCE = 1e-5
 LENGTHS = (1, 4, 5, 11, 18, 27, 35)
 HAS_COMPILER = shutil.which("g++") is not None
@@ -57,7 +60,10 @@ class Counting:
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
     torch.compiler.reset()
+    # torch.compile does not see through the checks of types that tests run with.
+    jaxtyping.config.update("jaxtyping_disable", True)
     yield
+    jaxtyping.config.update("jaxtyping_disable", False)
     torch.compiler.reset()
 
 
