@@ -51,7 +51,8 @@ def language_model(kernel: str = "sdpa") -> LlamaForCausalLM:
 DOCUMENTED = {
     "accelerate", "accelerate.optimizer", "accelerate.scheduler", "accelerate.tracking", "accelerate.utils",
     "bitsandbytes", "deepspeed", "deepspeed.utils", "peft", "peft.tuners.tuners_utils",
-    "torch", "torch.autograd.graph", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "torch", "torch.autograd.graph", "torch.distributed",
+    "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
     "torch.nn.attention.flex_attention", "torch.nn.functional", "torch.nn.parallel", "torch.optim.lr_scheduler",
     "torch.distributed.elastic.multiprocessing.errors", "torch.utils.benchmark",
     "torch.profiler", "torch.utils.checkpoint", "torch.utils.data",
