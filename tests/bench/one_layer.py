@@ -27,8 +27,8 @@ from llava_accel.kernels.decoder import lighten_decoder
 from llava_accel.kernels.low_rank import lighten_lora
 from llava_accel.model.memory import lighten_dropout
 
-SMALL = (512, 1376, 8, 8)
-CASES = {
+SMALL: tuple[int, int, int, int] = (512, 1376, 8, 8)
+CASES: dict[str, tuple[tuple[int, int, int, int], torch.dtype]] = {
     "7 B, bf16, rank 128": ((4096, 11008, 32, 128), torch.bfloat16),
     "80 M, fp32, rank 8": (SMALL, torch.float32),
 }
@@ -44,16 +44,11 @@ class ByteMasks(nn.Dropout):
 
 def make(hidden: int, inner: int, heads: int, rank: int, p: float) -> Any:
     """A decoder of one layer with LoRA on all of its linear layers."""
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_attention_heads=heads,
-        num_hidden_layers=1,
-        vocab_size=8,
-        attn_implementation="sdpa",
-    )
+    sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads}
+    config = LlamaConfig(num_hidden_layers=1, vocab_size=8, **sizes, attn_implementation="sdpa")  # pyright: ignore
     lora = LoraConfig(r=rank, lora_dropout=p, target_modules="all-linear")
-    return get_peft_model(LlamaModel(config), lora).base_model.model.train()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    model: Any = get_peft_model(LlamaModel(config), lora)  # pyright: ignore[reportArgumentType]
+    return model.base_model.model.train()
 
 
 def both(own: Any) -> dict[str, Any]:

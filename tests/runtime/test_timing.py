@@ -49,16 +49,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose tower and saving take time on purpose."""
     folder = tmp_path_factory.mktemp("timing")
     data = write_records(folder / "data.json", mixed_records(6))
-    encode, write, clock = Objective.encode, Checkpoints._write, Clock()
+    encode, begin, clock = Objective.encode, Checkpoints._begin, Clock()
     tables: dict[str, list[list[str]]] = {}
 
     def slow_encode(self: Objective, *values: torch.Tensor) -> torch.Tensor:
         clock.sleep(SLOW_S)
         return encode(self, *values)
 
-    def slow_write(self: Checkpoints, *values: Any) -> None:
+    def slow_begin(self: Checkpoints, *values: Any, **named: Any) -> Any:
         clock.sleep(SLOW_S)
-        write(self, *values)
+        return begin(self, *values, **named)
 
     table = recipe(
         folder,
@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch().context() as patched:
         patched.setattr(timing, "time", clock)
         patched.setattr(Objective, "encode", slow_encode)
-        patched.setattr(Checkpoints, "_write", slow_write)
+        patched.setattr(Checkpoints, "_begin", slow_begin)
         patched.setattr(Console, "table", lambda self, title, columns, rows, **_: tables.update({title: rows}))
         begun = clock.now
         verb.train(table)

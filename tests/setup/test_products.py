@@ -34,7 +34,7 @@ class Ranks(Accelerator):
         self._device, self._others = torch.device(device), errors[1:]
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleMethodOverride]  its own type is wrong
         return self._device
 
     def gather(self, tensor: Tensor) -> Tensor:
