@@ -163,8 +163,10 @@ def test_making_a_graph_draws_no_random_numbers_of_the_run() -> None:
     [(LlamaConfig, LlamaModel), (MistralConfig, MistralModel), (Qwen2Config, Qwen2Model), (Qwen3Config, Qwen3Model)],
 )
 def test_every_decoder_is_compiled(config_class: type[PreTrainedConfig], model_class: type[nn.Module]) -> None:
-    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8,
-             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
     torch.manual_seed(0)
     model = model_class(config_class(**sizes))
     counting, ids = Counting(), torch.arange(20).reshape(2, 10)
