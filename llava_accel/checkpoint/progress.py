@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from llava_accel.exceptions import UserError
+from llava_accel.own_code import digest, is_own
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.setup.products import matmul_of
@@ -55,6 +56,7 @@ def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state
         "optimizer": recipe.optim.optimizer,
         "precision": str(resolve_precision(recipe.run.precision, accelerator.device)),
         "matmul": matmul_of(accelerator.device),
+        "metric": digest(recipe.eval.metric) if is_own(recipe.eval.metric) else "",
         "written_by": {"engine": accelerator.distributed_type.value, "num_processes": accelerator.num_processes},
     }
     (folder / PROGRESS).write_text(json.dumps(facts, indent=2) + "\n")
@@ -90,6 +92,12 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
             f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
             f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start a new run from its weights "
             "with model.adapter"
+        )
+    if is_own(name := recipe.eval.metric) and facts["metric"] != digest(name):
+        raise UserError(
+            f"run.resume: the file of eval.metric = {name!r} has changed since {folder.parent}, whose best checkpoint it chose: "
+            "scores before and after cannot be compared. Set the file back, or start a new run from its weights with "
+            "model.adapter"
         )
     if facts["state"]["data"] != state.data:
         raise UserError(

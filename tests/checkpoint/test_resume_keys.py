@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from llava_accel.checkpoint import resume
+from llava_accel.checkpoint.progress import read_position, write_position
 from llava_accel.checkpoint.resume import differences, find_checkpoint
+from llava_accel.exceptions import UserError
 from llava_accel.recipe import load_recipe
+from llava_accel.setup.state import TrainState
 
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
 
@@ -44,3 +48,18 @@ def test_other_kernels_are_no_other_run_and_are_said(tmp_path: Path, monkeypatch
     assert find_checkpoint(now, said.append) == tmp_path
     assert len(said) == 1 and said[0].startswith(f"run.deterministic is true from {tmp_path.name} on")
     assert find_checkpoint(load_recipe(tmp_path / "recipe.toml"), said.append) == tmp_path and len(said) == 1
+
+
+def test_a_score_that_chose_the_best_checkpoint_may_not_change(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 1.0\n")
+    (tmp_path / "r.toml").write_text(SMALLEST)
+    chosen = [f"eval.metric={tmp_path / 'mine.py'}:f", "data.eval_fraction=0.5"]
+    now, accelerator = load_recipe(tmp_path / "r.toml", chosen), Accelerator(cpu=True)
+    state = TrainState(num_steps=4, steps_per_epoch=2, step=1)
+    write_position(tmp_path, now, accelerator, state, state.unlogged[None])
+    found = TrainState(num_steps=4, steps_per_epoch=2)
+    read_position(tmp_path, now, accelerator, found)
+    assert found.step == 1
+    (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
+    with pytest.raises(UserError, match=r"mine\.py:f' has changed since"):
+        read_position(tmp_path, now, accelerator, found)
