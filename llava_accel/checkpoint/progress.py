@@ -95,9 +95,9 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
         )
     if is_own(name := recipe.eval.metric) and facts["metric"] != digest(name):
         raise UserError(
-            f"run.resume: the file of eval.metric = {name!r} has changed since {folder.parent}, whose best checkpoint it chose: "
-            "scores before and after cannot be compared. Set the file back, or start a new run from its weights with "
-            "model.adapter"
+            f"run.resume: the file of eval.metric = {name!r} has changed since {folder.parent}, and it chose the best "
+            "checkpoint: scores before and after cannot be compared. Set the file back, or start a new run from its "
+            "weights with model.adapter"
         )
     if facts["state"]["data"] != state.data:
         raise UserError(
