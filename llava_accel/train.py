@@ -1,8 +1,7 @@
 """Train: the loop. `llava-accel train RECIPE [table.key=value ...]`
 
-Read `train` from top to bottom: build, then steps. One turn of the loop is one optimizer step over a window of
-micro-batches. Nothing calls back into it and no hook changes it: a step is `loop/step.py`, what it computes is
-`model/objective.py`, and what it updates with is `loop/optimizer.py`.
+Read `train` from top to bottom. One turn of the loop is one optimizer step over a window of micro-batches, and no hook
+changes it: a step is `loop/step.py`, its loss `model/objective.py`, and its update `loop/optimizer.py`.
 """
 
 from llava_accel.console.command_line import start

@@ -57,7 +57,7 @@ def test_those_of_an_installation_are_found_where_pip_puts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
-    assert [*shipped.values()] == [["recipes/*.toml"]]
+    assert [*shipped.values()] == [["recipes/*.toml", "recipes/*.py"]]
     packages = install(tmp_path, [*shipped])
     monkeypatch.setattr(recipes, "__file__", str(packages / "llava_accel/recipes.py"))
     monkeypatch.syspath_prepend(packages)

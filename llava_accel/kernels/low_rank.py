@@ -6,6 +6,7 @@ peft's. What is no plain LoRA (DoRA, several adapters at once, merged or switche
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,19 @@ def lighten_lora(model: nn.Module) -> None:
         if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A") and not isinstance(module, LowRank):
             if isinstance(module.get_base_layer(), nn.Linear):
                 module.__class__ = type(type(module).__name__, (LowRank, type(module)), {})
+
+
+@contextmanager
+def each_by_itself(model: nn.Module) -> Iterator[None]:
+    """In the block every LoRA layer is called as the module that it is, for whoever looks at what modules give."""
+    layers = [module for module in model.modules() if isinstance(module, LowRank) and not module.calls_parts]
+    for layer in layers:
+        layer.calls_parts = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.calls_parts = False
 
 
 def project(modules: Sequence[nn.Module], inputs: Tensor, up: Tensor | None = None) -> list[Tensor]:

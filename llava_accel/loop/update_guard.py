@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, lengths_of, shown, where
 from llava_accel.exceptions import UserError
+from llava_accel.kernels.low_rank import each_by_itself
 from llava_accel.loop.loss_scale import LossScale
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.state import TrainState, seed_step
@@ -132,7 +133,7 @@ def first_nonfinite(model: nn.Module, window: Sequence[Loaded], accelerator: Acc
     found: list[str] = []
     whole = accelerator.unwrap_model(model)
     assert isinstance(whole, nn.Module)
-    with _watched(whole, found), torch.no_grad():
+    with _watched(whole, found), each_by_itself(whole), torch.no_grad():
         for micro_batch in window:
             model(**micro_batch)
     if not found:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from llava_accel.pages.curves import capital
 from llava_accel.pages.history import History
 from llava_accel.pages.html import PERCENT, percent
+from llava_accel.runtime.timing import duration
 from llava_accel.scoring.best import overfitting
 from llava_accel.scoring.metrics import score_title
 
@@ -132,15 +133,6 @@ def notes(run: History) -> list[str]:
     if count := run.count_lines("skipped.txt"):
         shown.append(f"{count:,} record{'s were' if count > 1 else ' was'} left out; skipped.txt says which and why.")
     return shown
-
-
-def duration(seconds: int | float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
 
 
 def _time(run: History) -> Tile:

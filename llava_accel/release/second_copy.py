@@ -9,10 +9,9 @@ import torch
 from llava_accel.estimate.peak_memory import GIB, SPARE_BYTES, bits_a_weight
 from llava_accel.model import layouts
 from llava_accel.model.files import read_weights
-from llava_accel.pages.outcome import duration
 from llava_accel.recipe import QuantizationTable
 from llava_accel.runtime.devices import free_bytes
-from llava_accel.runtime.timing import matrix_rate
+from llava_accel.runtime.timing import duration, matrix_rate
 
 _READ_BYTES_S = 1e9
 _START_S = 15.0

@@ -113,3 +113,12 @@ def wait_for(device: torch.device) -> None:
     """Let the device finish, so that the clock tells its time."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def duration(seconds: int | float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
