@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from llava_accel import compat
 from llava_accel.model.bases import empty_model
 from llava_accel.model.build import final_config
-from llava_accel.model.lora import prepare_trainable, without_starting_values
+from llava_accel.model.lora import language_model_linears, prepare_trainable, without_starting_values
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
+
+
+class _Quantised(nn.Linear):
+    """Stands for a layer with few bits a weight: LoRA layers add to what it gives, and do not compute it themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,9 @@ def build_meta(recipe: Recipe, processing: Processing, dtype: torch.dtype) -> nn
     table = without_starting_values(recipe.model).model_copy(update={"adapter": ""})
     with torch.device("meta"):
         model = empty_model(processing.base, config).to(dtype)  # pyright: ignore[reportArgumentType]
+        if recipe.model.quantization.bits < 16:
+            for name in language_model_linears(model):
+                model.get_submodule(name).__class__ = _Quantised
         prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     enable_checkpointing(model, recipe.model.gradient_checkpointing)
     lighten_dropout(prepared)

@@ -126,7 +126,7 @@ def test_a_write_that_never_ends_does_not_hold_a_run_that_has_failed(
     gate, ended = threading.Event(), threading.Event()
 
     def stuck(unfinished: Path, target: Path, **settings: Any) -> None:
-        gate.wait(60)
+        gate.wait(5)
         ended.set()
         raise OSError("the file server came back")
 
