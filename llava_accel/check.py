@@ -215,7 +215,7 @@ def check_run(task: Check, cache_dir: Path) -> None:
         judged = evaluation or training
         if len(eval_rows):
             task.problems.attempt(lambda: check_choices(recipe, judged.corpus, eval_rows))
-        task.notes += overlap(training, rows, evaluation or training, eval_rows)
+        task.notes += overlap(training, rows, judged, eval_rows)
     for note in task.notes:
         task.console.line(f"note: {note}")
     if training and training.processing and len(rows):

@@ -98,12 +98,10 @@ def _with_rows(recipe: Recipe, processing: Processing, folder: Path) -> Recipe:
     path.write_text(json.dumps(records))
     evaluates = bool(recipe.data.eval or recipe.data.eval_fraction)
     data = {"train": str(path), "images": str(folder), "eval": str(path) if evaluates else "", "eval_fraction": 0.0}
-    data |= {"cache_dir": str(folder / "cache"), "workers": 0, "share_prefix": False, "split": ""}
+    data |= {"cache_dir": str(folder / "cache"), "workers": 0, "share_prefix": False}
     train = {"per_device_batch_size": _ROWS}
     changes = {
-        "data": recipe.data.model_copy(
-            update={key: data[key] for key in data if key in type(recipe.data).model_fields}
-        ),
+        "data": recipe.data.model_copy(update=data),
         "train": recipe.train.model_copy(update=train),
     }
     return recipe.model_copy(update=changes)

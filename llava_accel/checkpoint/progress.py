@@ -21,7 +21,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.setup.products import matmul_of
 from llava_accel.setup.state import TrainState
-from llava_accel.storage.run_weights import PROGRESS
+from llava_accel.storage.run_weights import PROGRESS, read_progress
 from llava_accel.storage.tensor_files import Files, Share, into_files
 
 _FILE_BYTES = 2 << 30
@@ -69,9 +69,8 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
         UserError: the folder is of another format, or a step of this launch is another portion of the data, or is
             computed in another precision.
     """
-    if not (folder / PROGRESS).is_file():
+    if not (facts := read_progress(folder.parent)):
         raise UserError(f"run.resume: {folder} has no {PROGRESS}. To start from its weights alone, set model.adapter")
-    facts = json.loads((folder / PROGRESS).read_text())
     now, then = global_batch_size(recipe, accelerator), facts["global_batch_size"]
     if now != then:
         ranks = accelerator.num_processes

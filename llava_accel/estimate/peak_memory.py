@@ -227,7 +227,10 @@ def _gathered_bytes(layout: Layout, weights: Weights) -> int:
 
 
 def _update_bytes(weights: Weights, recipe: Recipe, on_gpu: bool) -> int:
-    """On a GPU one root for each trained weight at once; on a CPU that of one tensor, its 8-bit state in fp32 included."""
+    """Nothing with AdamW, which is one kernel. Else on a GPU a number for each trained weight at once; on a CPU those of one
+    tensor, its 8-bit state in fp32 included."""
+    if recipe.optim.optimizer == "adamw":
+        return 0
     in_8_bits = recipe.optim.optimizer.endswith("8bit")
     if on_gpu:
         return 0 if in_8_bits else 4 * weights.trained

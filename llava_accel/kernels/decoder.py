@@ -20,6 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Q
 from llava_accel import compat
 from llava_accel.kernels.elementwise import normed, rotated
 from llava_accel.kernels.low_rank import project
+from llava_accel.kernels.ways import compute_by
 
 
 class _Attention(nn.Module):
@@ -98,4 +99,4 @@ def lighten_decoder(language_model: nn.Module) -> None:
         light = _LIGHT.get(type(module))
         if light is None or (light is _Gate and config.hidden_act not in _SILU):
             continue
-        module.__class__ = type(type(module).__name__, (light, type(module)), {})
+        compute_by(module, light)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llava_accel.kernels import dropout
 from llava_accel.kernels.elementwise import gated, gated_gradients
+from llava_accel.kernels.ways import compute_by
 
 
 class LowRank(nn.Module):
@@ -35,7 +36,7 @@ def lighten_lora(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A") and not isinstance(module, LowRank):
             if isinstance(module.get_base_layer(), nn.Linear):
-                module.__class__ = type(type(module).__name__, (LowRank, type(module)), {})
+                compute_by(module, LowRank)
 
 
 @contextmanager

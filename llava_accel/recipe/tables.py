@@ -24,7 +24,8 @@ Metric = Literal[
 ]  # fmt: skip
 OwnFunction = Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
 """A function in a file: "my_scores.py:anls_de"."""
-_USUAL: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
+USUAL_METRICS: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
+"""Of eval.metrics = "auto"."""
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 
 
@@ -160,7 +161,7 @@ class EvalTable(Table):
     @property
     def measured(self) -> tuple[str, ...]:
         """Names of all scores that an evaluation measures."""
-        named = _USUAL if self.metrics == "auto" else self.metrics
+        named = USUAL_METRICS if self.metrics == "auto" else self.metrics
         return tuple(dict.fromkeys([*named, *([] if self.metric == "loss" else [self.metric])]))
 
 

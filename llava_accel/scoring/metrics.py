@@ -174,10 +174,6 @@ def score_names(measured: Collection[str]) -> list[str]:
     return [*(key for key in SCORES if key in measured), *sorted(own)]
 
 
-USUAL = ("vqa_accuracy", "exact_match", "multiple_choice")
-"""Of eval.metrics = "auto"."""
-
-
 def main_score(metric: str, measured: Collection[str]) -> str | None:
     """The score that people look at first: eval.metric, or where that is the loss the first of these; None where it was not
     measured."""
@@ -218,25 +214,24 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
     answers = [judged(row) for row in rows]
     once = np.ones(len(rows))
     found: dict[str, float] = {}
+    measured: dict[str, Measured] = {}
     for name in metrics:
         metric = find_metric(name)
-        measured = metric.measure(answers)
-        if measured is None:
+        if (scored := metric.measure(answers)) is None:
             continue
-        for row, score in zip(rows, measured.rows, strict=True):
+        measured[name] = scored
+        for row, score in zip(rows, scored.rows, strict=True):
             if score is not None:
                 row[name] = score
-        found |= {f"{name}_{part}" if part else name: value for part, value in measured.whole(once).items()}
-        if compares:
-            low_high = interval(measured, [_image(row, number) for number, row in enumerate(rows)])
-            found |= {f"{end}_{name}": value for end, value in zip(("low", "high"), low_high, strict=False)}
-            if common := metric.measure(_commonest(answers, name)):
-                found[f"common_{name}"] = common.whole(once)[""]
-    return found
+        found |= {f"{name}_{part}" if part else name: value for part, value in scored.whole(once).items()}
+        if compares and (common := metric.measure(_commonest(answers, name))):
+            found[f"common_{name}"] = common.whole(once)[""]
+    return found | (intervals(measured, [_image(row, number) for number, row in enumerate(rows)]) if compares else {})
 
 
-def interval(measured: Measured, images: Sequence[object]) -> tuple[float, float] | tuple[()]:
-    """The 2.5th and 97.5th percentile of the score over draws, with replacement, of as many images as there are.
+def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dict[str, float]:
+    """ "low_..." and "high_..." of each score: the 2.5th and 97.5th percentile over draws, with replacement, of as many
+    images as there are.
 
     Images are drawn, not questions: what is asked of one image is right or wrong together. The draws are always the same.
 
@@ -244,16 +239,19 @@ def interval(measured: Measured, images: Sequence[object]) -> tuple[float, float
         Nothing where there is one image.
     """
     numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
-    if len(numbers) < 2:
-        return ()
+    if len(numbers) < 2 or not measured:
+        return {}
     of_image = np.array([numbers[image] for image in images])
-    generator = np.random.default_rng(0)
-    draws = generator.integers(len(numbers), size=(_RESAMPLES, len(numbers)))
-    totals = [
-        measured.whole(np.bincount(draw, minlength=len(numbers))[of_image].astype(np.float64))[""] for draw in draws
-    ]
-    low, high = np.nanquantile(totals, [0.025, 0.975]) if not np.isnan(totals).all() else (np.nan, np.nan)
-    return float(low), float(high)
+    generator, totals = np.random.default_rng(0), np.empty((_RESAMPLES, len(measured)))
+    for total in totals:
+        draw = generator.integers(len(numbers), size=len(numbers))
+        weights = np.bincount(draw, minlength=len(numbers))[of_image].astype(np.float64)
+        total[:] = [each.whole(weights)[""] for each in measured.values()]
+    # A draw may hold no question that counts, and then has no score.
+    ends = np.nanquantile(totals, [0.025, 0.975], axis=0)
+    return {
+        f"{end}_{name}": float(ends[n, at]) for at, name in enumerate(measured) for n, end in enumerate(("low", "high"))
+    }
 
 
 def _image(row: Mapping[str, Any], number: int) -> object:

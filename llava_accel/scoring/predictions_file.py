@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llava_accel.exceptions import UserError
-from llava_accel.scoring.metrics import USUAL, Prediction, measure
+from llava_accel.recipe.tables import USUAL_METRICS
+from llava_accel.scoring.metrics import Prediction, measure
 from llava_accel.scoring.vqa import answer_list
 from llava_accel.sources.problems import quoted
 from llava_accel.storage.jsonl import write_json_lines
 
 
-def score_file(source: Path, out: Path, metrics: Sequence[str] = USUAL) -> dict[str, float]:
+def score_file(source: Path, out: Path, metrics: Sequence[str] = USUAL_METRICS) -> dict[str, float]:
     """Score a file of predictions, and write it with the scores added.
 
     Args:

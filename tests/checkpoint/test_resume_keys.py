@@ -56,10 +56,11 @@ def test_a_score_that_chose_the_best_checkpoint_may_not_change(tmp_path: Path) -
     chosen = [f"eval.metric={tmp_path / 'mine.py'}:f", "data.eval_fraction=0.5"]
     now, accelerator = load_recipe(tmp_path / "r.toml", chosen), Accelerator(cpu=True)
     state = TrainState(num_steps=4, steps_per_epoch=2, step=1)
-    write_position(tmp_path, now, accelerator, state, state.unlogged[None])
+    (engine := tmp_path / "engine").mkdir()
+    write_position(engine, now, accelerator, state, state.unlogged[None])
     found = TrainState(num_steps=4, steps_per_epoch=2)
-    read_position(tmp_path, now, accelerator, found)
+    read_position(engine, now, accelerator, found)
     assert found.step == 1
     (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
     with pytest.raises(UserError, match=r"mine\.py:f' has changed since"):
-        read_position(tmp_path, now, accelerator, found)
+        read_position(engine, now, accelerator, found)

@@ -8,10 +8,10 @@ import pytest
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import make_recipe
+from llava_accel.recipe.tables import USUAL_METRICS
 from llava_accel.recipe.tables import Metric as Name
 from llava_accel.scoring.metrics import (
     METRICS,
-    USUAL,
     cell,
     check_metric,
     judged,
@@ -29,7 +29,7 @@ def row(prediction: str, answers: dict[str, float], image: object = None, **fiel
 def test_a_recipe_takes_every_metric_and_no_other() -> None:
     assert tuple(get_args(Name)) == tuple(METRICS)
     tables = {"run": {"name": "x"}, "model": {"base": "b"}, "data": {"train": "t"}}
-    assert make_recipe(tables).eval.measured == USUAL
+    assert make_recipe(tables).eval.measured == USUAL_METRICS
     chosen = make_recipe(tables | {"eval": {"metrics": ["anls"], "metric": "token_f1"}, "checkpoint": {"best": False}})
     assert chosen.eval.measured == ("anls", "token_f1")
 
@@ -70,12 +70,12 @@ def test_one_image_has_no_interval_and_no_answer_no_score() -> None:
     assert measure([row("yes", {"yes": 1.0}, "a.png")], ["exact_match"]) == {
         "exact_match": 1.0, "common_exact_match": 1.0,
     }  # fmt: skip
-    assert measure([], USUAL) == {}
+    assert measure([], USUAL_METRICS) == {}
 
 
 def test_the_commonest_answer_is_scored_as_if_it_were_given_to_every_question() -> None:
     answers = [{"yes": 9.0, "no": 1.0}, {"no": 10.0}, {"Yes": 3.0, "maybe": 7.0}, {"yes": 10.0}]
-    found = measure([row("x", each) for each in answers], USUAL)
+    found = measure([row("x", each) for each in answers], USUAL_METRICS)
     assert found["common_exact_match"] == 0.75
     assert found["common_vqa_accuracy"] == pytest.approx(sum(vqa_accuracy("yes", each) for each in answers) / 4)
     assert found["common_vqa_accuracy"] == pytest.approx((1 + 0 + 0.9 + 1) / 4, abs=0.03)
@@ -84,10 +84,10 @@ def test_the_commonest_answer_is_scored_as_if_it_were_given_to_every_question() 
 def test_only_questions_with_choices_are_scored_by_their_letter() -> None:
     texts = ("A", "B. a magnet", "B", "C", "The answer is B.")
     rows = [row("B", {text: 1.0}, num_choices=3) for text in texts] + [row("cat", {"cat": 1.0})]
-    found = measure(rows, USUAL)
+    found = measure(rows, USUAL_METRICS)
     assert found["multiple_choice"] == found["common_multiple_choice"] == pytest.approx(3 / 5)
     assert "multiple_choice" not in rows[-1]
-    assert "multiple_choice" not in measure(rows[-1:], USUAL)
+    assert "multiple_choice" not in measure(rows[-1:], USUAL_METRICS)
 
 
 def test_pope_tells_the_share_of_yes() -> None:
