@@ -1,9 +1,7 @@
 """Checkpoints that are written while the next steps run: the same run, whatever comes in between."""
 
-import resource
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 import llava_accel.train as verb
-from helpers.interrupted import Killed, assert_same_run, checkpoints, settings, train, train_until
+from helpers.interrupted import Killed, assert_same_run, checkpoints, full_disk, settings, train, train_until
 from helpers.runs import metrics, trained
 from llava_accel.checkpoint import store
 from llava_accel.loop import step as step_file
@@ -159,16 +157,6 @@ def test_whoever_presses_ctrl_c_twice_does_not_wait(
     gate.set()
 
 
-@contextmanager
-def _full_disk(limit: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_disk_that_fills_up_behind_the_steps_costs_an_interval(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +165,7 @@ def test_a_disk_that_fills_up_behind_the_steps_costs_an_interval(
     def full_at_four(self: store.Checkpoints, begun: Any, threads: int) -> None:
         if begun.target.name != "step-000004":
             return complete(self, begun, threads)
-        with _full_disk(20_000):
+        with full_disk(20_000):
             return complete(self, begun, threads)
 
     monkeypatch.setattr(store.Checkpoints, "_complete", full_at_four)

@@ -2,10 +2,8 @@
 
 import errno
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +13,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import llava_accel.train as verb
-from helpers.interrupted import STEPS, assert_same_run, checkpoints, settings, train, train_until
+from helpers.interrupted import STEPS, assert_same_run, checkpoints, full_disk, settings, train, train_until
 from helpers.runs import Tables, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.loop.meter import Meter
@@ -111,17 +109,6 @@ def test_more_patience_lets_a_stopped_run_go_on(data: Path, worsening: Path, tmp
     assert verb.train(make_recipe(recipe)).step == stopped + 1
 
 
-@contextmanager
-def _full_disk(limit: int) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes: what is written stops in the middle, as on a disk that has filled up."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("limit", [300, 20_000], ids=["the first file", "the weights"])
 def test_a_full_disk_costs_an_interval_and_nothing_else(
     data: Path,
@@ -134,7 +121,7 @@ def test_a_full_disk_costs_an_interval_and_nothing_else(
     save, seen = checkpoint.Checkpoints.save, []
 
     def full_at_four(self: checkpoint.Checkpoints, *arguments: Any) -> bool:
-        with _full_disk(limit) if self._state.step == 4 else nullcontext():
+        with full_disk(limit) if self._state.step == 4 else nullcontext():
             saved = save(self, *arguments)
         seen.append((self._state.step, saved, checkpoints(tmp_path / "run")))
         return saved

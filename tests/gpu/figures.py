@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,17 +34,10 @@ NAMES = tuple(FIGURES)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Measured):
     """A value of a figure, or why there is none."""
 
-    figure: str
-    title: str
-    value: float | None = None
-    unit: str = ""
-    target: float | None = None
-    is_limit: bool = False
-    """Whether the target is the most that it may be, and not the least."""
-    note: str = ""
+    figure: str = field(kw_only=True)
 
     @property
     def reached(self) -> str:
@@ -62,18 +55,14 @@ class Row:
 def run_one(name: str, setting: Setting) -> None:
     """Measure one figure in this process, a JSON line for each of its rows."""
     for found in FIGURES[name].measure(setting):
-        print(json.dumps({"row": asdict(_row(name, found))}), flush=True)
-
-
-def _row(name: str, found: Measured) -> Row:
-    return Row(name, found.title, found.value, found.unit, found.target, found.is_limit, found.note)
+        print(json.dumps({"row": asdict(Row(**asdict(found), figure=name))}), flush=True)
 
 
 def rows_of(name: str, words: Sequence[str], seconds: float) -> Iterator[Row]:
     """The rows of a figure, as its own process prints them; one without a value where it ends before its time."""
     figure = FIGURES[name]
     if seconds <= 0:
-        yield Row(name, figure.title, note="no time is left: name it with --only")
+        yield Row(figure.title, figure=name, note="no time is left: name it with --only")
         return
     command = [sys.executable, __file__, "--one", name, *words]
     late = threading.Event()
@@ -91,9 +80,9 @@ def rows_of(name: str, words: Sequence[str], seconds: float) -> Iterator[Row]:
         errors.seek(0)
         said = errors.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
     if late.is_set():
-        yield Row(name, figure.title, note=f"stopped after {seconds:.0f} s: name it with --only")
+        yield Row(figure.title, figure=name, note=f"stopped after {seconds:.0f} s: name it with --only")
     elif process.returncode:
-        yield Row(name, figure.title, note=said[0][:200])
+        yield Row(figure.title, figure=name, note=said[0][:200])
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:

@@ -59,13 +59,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A row: `figures.Row` says what the fields are."""
+    """A value, or in `note` why there is none."""
 
     title: str
     value: float | None = None
     unit: str = ""
     target: float | None = None
     is_limit: bool = False
+    """Whether the target is the most that it may be, and not the least."""
     note: str = ""
 
 

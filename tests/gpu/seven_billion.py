@@ -15,6 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -61,12 +63,16 @@ def make_base(folder: Path, tiny: bool, weights: bool = True) -> Path:
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(folder)
     if weights and not (folder / "complete").exists():
-        torch.manual_seed(0)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
-        (folder / "complete").touch()
+        _save_random(LlavaForConditionalGeneration, config, folder)
     return folder
+
+
+def _save_random(model_class: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = model_class._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    (folder / "complete").touch()
 
 
 def make_data(folder: Path, num_questions: int, a_image: int, side: int) -> Path:
@@ -99,9 +105,5 @@ def make_next(folder: Path, tiny: bool) -> Path:
         raw["vision_config"] |= small
         (folder / "config.json").write_text(json.dumps(raw))
     config = LlavaNextConfig.from_pretrained(folder)
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlavaNextForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    (folder / "complete").touch()
+    _save_random(LlavaNextForConditionalGeneration, config, folder)
     return folder

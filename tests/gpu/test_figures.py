@@ -69,8 +69,9 @@ def test_a_figure_that_fails_or_takes_too_long_is_not_measured(tmp_path: Path, m
 
 
 def test_a_target_is_the_least_or_the_most() -> None:
-    assert Row("a", "t", 2.0, "x", 3).reached == "no" and Row("a", "t", 2.0, "x", 3, is_limit=True).reached == "yes"
-    assert Row("a", "t", 2.0).reached == "" and Row("a", "t", 2.0, "x", 3).cells[2] == "at least 3 x"
+    least, most = (Row("t", 2.0, "x", 3, is_limit, figure="a") for is_limit in (False, True))
+    assert least.reached == "no" and most.reached == "yes"
+    assert Row("t", 2.0, figure="a").reached == "" and least.cells[2] == "at least 3 x"
 
 
 def test_every_row_of_a_figure_is_printed_as_it_comes(

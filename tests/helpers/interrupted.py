@@ -1,6 +1,8 @@
 """A short run with all that resuming has to bring back, whole or broken off, and how two such runs are compared."""
 
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -73,3 +75,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     ):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes: what is written stops in the middle, as on a disk that has filled up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

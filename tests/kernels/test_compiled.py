@@ -12,18 +12,11 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import (
-    LlamaConfig,
-    LlamaModel,
-    MistralConfig,
-    MistralModel,
     PreTrainedConfig,
-    Qwen2Config,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3Model,
 )
 
 import llava_accel.train as verb
+from helpers.decoders import DECODERS
 from helpers.runs import mixed_records, recipe, write_records
 from helpers.tiny import make_llava as make_folder
 from helpers.toys import VOCABULARY, about_one_image, batch_of, gradients, make_llava, talk
@@ -158,10 +151,7 @@ def test_making_a_graph_draws_no_random_numbers_of_the_run() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config_class", "model_class"),
-    [(LlamaConfig, LlamaModel), (MistralConfig, MistralModel), (Qwen2Config, Qwen2Model), (Qwen3Config, Qwen3Model)],
-)
+@pytest.mark.parametrize(("config_class", "model_class"), DECODERS)
 def test_every_decoder_is_compiled(config_class: type[PreTrainedConfig], model_class: type[nn.Module]) -> None:
     sizes: dict[str, Any] = {
         "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8,

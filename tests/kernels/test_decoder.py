@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaModel,
-    MistralConfig,
-    MistralModel,
-    Qwen2Config,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3Model,
 )
 
+from helpers.decoders import DECODERS, saved_bytes
 from llava_accel.kernels.decoder import lighten_decoder
 from llava_accel.kernels.elementwise import gated, normed, rotated
 from llava_accel.kernels.low_rank import lighten_lora
@@ -30,16 +25,10 @@ SIZES = {
     "vocab_size": 50, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "attn_implementation": "sdpa",
 }  # fmt: skip
-MODELS = [
-    (LlamaConfig, LlamaModel),
-    (MistralConfig, MistralModel),
-    (Qwen2Config, Qwen2Model),
-    (Qwen3Config, Qwen3Model),
-]
 ROWS, SEQ, RANK = 2, 6, 4
 
 
-@pytest.fixture(params=MODELS, ids=lambda each: each[1].__name__)
+@pytest.fixture(params=DECODERS, ids=lambda each: each[1].__name__)
 def decoder(request: pytest.FixtureRequest) -> Any:
     """Weights of norms that differ from 1; with sliding attention where the class has it."""
     config, model = request.param
@@ -117,24 +106,11 @@ def test_what_a_layer_keeps_for_each_token_cannot_grow(p: float) -> None:
     lighten_lora(model)
     lighten_decoder(model)
     layer: Any = model.layers[0]
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
     def kept(seq: int) -> int:
-        found: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                found[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
         inputs = torch.randn(1, seq, HIDDEN).requires_grad_()
         positions = model.rotary_emb(inputs, torch.arange(seq)[None])
-        weights.update(each.untyped_storage().data_ptr() for each in positions)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            held = layer(inputs, position_embeddings=positions)
-        assert held is not None
-        return sum(found.values())
+        return saved_bytes(lambda: layer(inputs, position_embeddings=positions), (*model.parameters(), *positions))
 
     heads = 4 * HIDDEN // 32  # the kernel keeps a logarithm for each head
     numbers = 4 * HIDDEN + 2 * HIDDEN + 2 * KEYS + heads + 2 * INNER + 7 * RANK + 2 + (7 if p else 0)

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from helpers.decoders import saved_bytes
 from llava_accel.kernels import dropout
 from llava_accel.kernels.dropout import LightDropout
 from llava_accel.kernels.low_rank import LowRank, lighten_lora, project
@@ -203,30 +204,13 @@ def test_where_weights_are_there_in_calls_alone_each_module_is_called() -> None:
         assert {name, f"{name}.base_layer", f"{name}.lora_A.default", f"{name}.lora_B.default"} <= set(called)
 
 
-def saved_bytes(run: Callable[[], object], without: nn.Module) -> int:
-    """Bytes that are kept for the backward pass, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in without.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        held = run()
-    assert held is not None
-    return sum(kept.values())
-
-
 @pytest.mark.parametrize("p", [0.0, 0.1])
 def test_the_input_is_kept_once_and_no_mask(p: float) -> None:
     light = ours(adapted(lora_dropout=p))
     inputs = torch.randn(ROWS, SEQ, WIDTH).requires_grad_()
     rows, ranks = ROWS * SEQ, 3 * 4
     noise = 3 * (rows + WIDTH) * 4 if p else 0
-    assert saved_bytes(lambda: together(light, inputs), light) == rows * (WIDTH + ranks) * 4 + noise
+    assert saved_bytes(lambda: together(light, inputs), light.parameters()) == rows * (WIDTH + ranks) * 4 + noise
 
 
 def test_what_the_input_is_made_of_is_kept_and_not_the_input() -> None:
@@ -234,7 +218,7 @@ def test_what_the_input_is_made_of_is_kept_and_not_the_input() -> None:
     light = ours(model)
     gate, up = (torch.randn(ROWS, SEQ, WIDTH).requires_grad_() for _ in range(2))
     again = [each.detach().clone().requires_grad_() for each in (gate, up)]
-    assert saved_bytes(lambda: project((light.q,), gate, up), light) == ROWS * SEQ * (2 * WIDTH + 4) * 4
+    assert saved_bytes(lambda: project((light.q,), gate, up), light.parameters()) == ROWS * SEQ * (2 * WIDTH + 4) * 4
     project((light.q,), gate, up)[0].square().sum().backward()
     model.q(nn.functional.silu(again[0]) * again[1]).square().sum().backward()
     for mine, theirs in zip((gate, up), again, strict=True):
@@ -268,7 +252,7 @@ def test_a_mask_drops_the_share_that_it_is_asked_for(p: float) -> None:
 
 def test_dropout_of_its_own_keeps_no_mask() -> None:
     light, values = LightDropout(0.25), torch.rand(100, 100).add(1).requires_grad_()
-    assert saved_bytes(lambda: light(values), light) == 200 * 4
+    assert saved_bytes(lambda: light(values), ()) == 200 * 4
     torch.manual_seed(2)
     found = light(values)
     found.sum().backward()

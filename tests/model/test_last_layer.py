@@ -3,40 +3,18 @@
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaModel,
-    MistralConfig,
-    MistralModel,
-    Qwen2Config,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3Model,
-)
 
+from helpers.decoders import DECODERS
 from llava_accel.model.objective import LastLayer, read_at_positions
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8,
 }  # fmt: skip
-MODELS = [
-    (LlamaConfig, LlamaModel),
-    (MistralConfig, MistralModel),
-    (Qwen2Config, Qwen2Model),
-    (Qwen3Config, Qwen3Model),
-]
 READ = torch.tensor([3, 7, 8])
 
 
-@pytest.fixture(
-    params=[
-        (LlamaConfig, LlamaModel),
-        (MistralConfig, MistralModel),
-        (Qwen2Config, Qwen2Model),
-        (Qwen3Config, Qwen3Model),
-    ]
-)
+@pytest.fixture(params=DECODERS)
 def decoder(request: pytest.FixtureRequest) -> nn.Module:
     config, model = request.param
     torch.manual_seed(0)
