@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
+from llava_accel.loop.machine import check_machine
 from llava_accel.measurement.probe import Job, Timed, first_windows, with_own_folders
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
@@ -51,6 +52,7 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
         Medians: "tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes".
     """
     accelerator, console = build_accelerator(recipe), Console()
+    check_machine(recipe, accelerator.device)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))

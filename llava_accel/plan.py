@@ -45,6 +45,7 @@ from llava_accel.estimate.worst_case import (
     trace_worst,
     worst_batches,
 )
+from llava_accel.loop.machine import check_machine
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
@@ -69,6 +70,8 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
         UserError: recipe, data or model cannot be used.
     """
     accelerator = build_accelerator(recipe)
+    if probe:
+        check_machine(recipe, accelerator.device)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)

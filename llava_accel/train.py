@@ -16,6 +16,7 @@ from llava_accel.checkpoint.resume import agreed_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
+from llava_accel.loop.machine import check_machine
 from llava_accel.loop.memory_guard import loading_explained, out_of_memory_explained
 from llava_accel.loop.meter import Meter
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
@@ -51,6 +52,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     """
     # Build. The accelerator comes first: what divides the weights among ranks must be there before they are read.
     accelerator = build_accelerator(recipe)
+    check_machine(recipe, accelerator.device)
     recipe = with_commits(recipe, accelerator)
     run = RunContext(recipe, accelerator, Console(accelerator.is_main_process))
     hold_run(run)

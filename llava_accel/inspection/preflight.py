@@ -14,6 +14,7 @@ import torch
 from llava_accel.checkpoint.resume import find_checkpoint
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
+from llava_accel.loop.machine import check_machine
 from llava_accel.model import weights
 from llava_accel.model.adapters import read_adapter
 from llava_accel.model.bases import Base, empty_model, find_base
@@ -22,6 +23,8 @@ from llava_accel.model.files import StoredTensor
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
+from llava_accel.runtime.devices import find_device
+from llava_accel.runtime.launch_profile import read_profile
 from llava_accel.setup.run_folder import check_folder
 
 _MANY = 200  # tensors: of a model that takes more than a moment to read
@@ -75,11 +78,12 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
 
 
 def examine_run(recipe: Recipe) -> list[str]:
-    """Whether the run folder can be written, and the run in it resumed."""
+    """Whether this machine has what the run needs, its folder can be written, and the run in it resumed."""
     problems = Problems()
     problems.attempt(lambda: check_folder(Path(recipe.run.output_dir)))
     if not problems.messages:
         problems.attempt(lambda: find_checkpoint(recipe))
+    problems.attempt(lambda: check_machine(recipe, find_device(wants_cpu=read_profile().wants_cpu)))
     return problems.messages
 
 

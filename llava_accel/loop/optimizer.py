@@ -82,11 +82,6 @@ def build_optimizer(model: nn.Module, optim: OptimTable) -> torch.optim.Optimize
         return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=1e-8, fused=fused)
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=optim.learning_rate)
-    if optim.optimizer == "paged_adamw_8bit" and not torch.accelerator.is_available():
-        raise UserError(
-            "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "
-            "Use 'adamw_8bit' for this run"
-        )
     import bitsandbytes
 
     chosen = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}  # pyright: ignore[reportPrivateImportUsage]

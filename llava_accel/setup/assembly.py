@@ -9,7 +9,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from llava_accel import compat
-from llava_accel.kernels.compiled import compile_layers, require_compiler
+from llava_accel.kernels.compiled import compile_layers
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.files import resolve_folder
@@ -43,8 +43,6 @@ def build_objective(
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     if not console.is_terminal:
         disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
-    if recipe.model.compile:
-        require_compiler(accelerator.device)
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
     may_leave = may_park(recipe) and not (recipe.model.adapter and has_tower(recipe.model.adapter))
     loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)

@@ -166,12 +166,6 @@ def test_nothing_trainable_is_refused_with_a_remedy() -> None:
         build_optimizer(Toy().requires_grad_(False), RATES)
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="the message is for machines without a GPU")
-def test_an_optimizer_that_needs_a_gpu_is_refused_without_one() -> None:
-    with pytest.raises(ValueError, match=r"optim\.optimizer: 'paged_adamw_8bit' .* Use 'adamw_8bit'"):
-        build_optimizer(Toy(), RATES.model_copy(update={"optimizer": "paged_adamw_8bit"}))
-
-
 def test_8_bits_of_state_take_nearly_the_steps_of_32() -> None:
     weights = []
     for kind in ("adamw", "adamw_8bit"):
