@@ -135,7 +135,7 @@ def check_data(task: Check) -> None:
         cache_dir = problems.attempt(lambda: cache_folder(recipe.data.cache_dir)) or Path(spare)
         for name, named in entries(recipe.data).items():
             if sources := open_sources(named, cache_dir, task.unreadable):
-                corpus = Corpus(sources, encoder or find_images, row_form(recipe.data))
+                corpus = Corpus(sources, encoder or find_images, row_form(recipe))
                 check_corpus(task, name, corpus, processing if encoder else None)
         problems.attempt(lambda: check_run(task, cache_dir))
     for message in (*map(str, task.unreadable), *problems.messages):

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from llava_accel.console.output import Console
@@ -17,7 +18,7 @@ from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import with_trained
 from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
-from llava_accel.model.processing import load_processing
+from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -27,17 +28,19 @@ from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, say_own_m
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
-from llava_accel.setup.datasets import open_data
+from llava_accel.setup.datasets import Part, open_data
+from llava_accel.setup.reference import find_reference
 from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
 
 
 @determinism_explained()
-def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
+def evaluate_recipe(recipe: Recipe, out: Path | None, start: Recipe | None = None) -> Evaluation:
     """Evaluate the recipe's model, with `model.adapter` if it names one, on its evaluation data.
 
     Args:
         out: File for the predictions; None writes none.
+        start: What pairs of answers are compared with, where that is another model: what training started from.
 
     Raises:
         UserError: the recipe has no evaluation data, or model or data cannot be used.
@@ -52,11 +55,15 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
         raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or set data.eval_fraction"
         )
+    if start is not None and recipe.train.objective == "dpo":
+        _compare_with(replace(run, recipe=start), processing, part)
     with loading_explained(run, processing):
-        objective, _ = build_objective(run, processing)
+        objective, loaded = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
+    if start is None:
+        find_reference(run, objective, loaded, processing, (part,))
     at_once = AtOnce(questions_at_once(run, processing, part, trains=False))
     with evaluation_explained():
         evaluation = evaluate(run, model, part, processing.processor.tokenizer, at_once=at_once)
@@ -72,6 +79,16 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     return evaluation
 
 
+def _compare_with(run: RunContext, processing: Processing, part: Part) -> None:
+    """Let pairs be compared with the model that training started from, which is there for that time alone."""
+    with loading_explained(run, processing):
+        objective, loaded = build_objective(run, processing)
+    attach_features(run, processing, objective, (part,))
+    prepare_frozen(run.accelerator, objective)
+    find_reference(run, objective, loaded, processing, (part,))
+    objective.flush_features()
+
+
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel evaluate RECIPE`, or `--score FILE.jsonl`."""
     out = Path(arguments.out) if arguments.out else None
@@ -85,6 +102,5 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"{name}: {value:.6g}")
         return
     recipe: Recipe = arguments.loaded
-    if arguments.adapter:
-        recipe = with_trained(recipe, arguments.adapter)
-    evaluate_recipe(recipe, out)
+    trained = with_trained(recipe, arguments.adapter) if arguments.adapter else recipe
+    evaluate_recipe(trained, out, recipe if arguments.adapter else None)

@@ -59,7 +59,7 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         processing.tiling,
         template=recipe.model.template,
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
-        answers=recipe.data.answers,
+        answers="pairs" if recipe.train.objective == "dpo" else recipe.data.answers,
         labels=recipe.data.labels,
         image_placement=image_placement(recipe.data, processing),
         max_length=recipe.data.max_length,
@@ -75,9 +75,11 @@ def image_placement(data: DataTable, processing: Processing) -> Literal["start",
     return processing.base.family.image_placement if data.image_placement == "auto" else data.image_placement
 
 
-def row_form(data: DataTable) -> RowForm:
+def row_form(recipe: Recipe) -> RowForm:
     """How the recipe says that rows are to be read."""
-    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark)
+    data = recipe.data
+    pairs = recipe.train.objective == "dpo"
+    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark, pairs)
 
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
@@ -89,7 +91,7 @@ def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
 def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
     """The rows of data.train and of data.eval (None where the recipe names no file)."""
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
-    form = row_form(recipe.data)
+    form = row_form(recipe)
     train, *evaluation = (
         Corpus(open_sources(named, cache_dir), encoder, form) for named in entries(recipe.data).values()
     )
