@@ -208,6 +208,11 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
             f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as with LLaVA itself: the "
             "model sees them squeezed into a square alone. Crop them, or paste them onto a wider canvas"
         )
+    if survey.num_ignored:
+        said.append(
+            f'{survey.num_ignored:,} rejected answers are not learned from: train.objective is not "dpo", so the chosen '
+            "ones alone are"
+        )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
     again = np.setdiff1d(np.arange(len(usable)), first)
     if len(again):

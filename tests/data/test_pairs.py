@@ -9,6 +9,7 @@ import pytest
 from helpers.samples import corpus, record
 from llava_accel.data.records import Record, parse_record
 from llava_accel.data.row_forms import RowForm
+from llava_accel.data.survey import survey
 from llava_accel.sources.problems import DataError
 
 PAIRS = RowForm(pairs=True)
@@ -110,3 +111,11 @@ def test_only_the_last_answers_are_targets_and_the_prompt_is_common(tmp_path: Pa
     assert prompt == rejected.prompt_length() and not chosen.is_target[:prompt].any()
     assert chosen.is_target[prompt:].all() and rejected.is_target[prompt:].all()
     assert rejected.num_repeated >= prompt and chosen.end_id == rejected.end_id
+
+
+def test_rejected_answers_that_are_not_learned_from_are_counted(tmp_path: Path) -> None:
+    rows = [FORMS["rlaif-v"], record("Q", "A"), FORMS["ours"]]
+    assert survey(corpus(tmp_path, rows), workers=0, decode=False).num_ignored == 2
+    rows = [FORMS["rlaif-v"], FORMS["ours"]]
+    pairs = corpus(tmp_path, rows, PAIRS, answers="pairs")
+    assert survey(pairs, workers=0, decode=False).num_ignored == 0
