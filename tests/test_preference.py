@@ -12,9 +12,8 @@ import torch
 import llava_accel.train as verb
 from helpers.interrupted import train, train_until
 from helpers.runs import distance, metrics, recipe, tables, trained, without_times, write_records
-from llava_accel.evaluate import evaluate_recipe
+from llava_accel.evaluate import evaluate
 from llava_accel.exceptions import UserError
-from llava_accel.inference.origin import with_trained
 from llava_accel.setup.reference import REFERENCE
 
 pytestmark = pytest.mark.slow
@@ -134,6 +133,6 @@ def test_preferences_are_learned_and_held_out_pairs_come_right(tmp_path: Path) -
     assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert found[-1]["pair_accuracy"] >= 0.95 and found[-1]["reward_margin"] > 0.1
     assert found[-1]["loss"] < found[0]["loss"]
-    evaluated = evaluate_recipe(with_trained(made, str(tmp_path / "run")), None, made)
+    evaluated = evaluate(made, adapter=str(tmp_path / "run"))
     for name in ("loss", *PAIR_MEASURES):
         assert evaluated.metrics[name] == pytest.approx(found[-1][name], rel=1e-4, abs=1e-5)
