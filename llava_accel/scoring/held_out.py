@@ -166,7 +166,7 @@ def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -
 def _prediction(record: Record, text: str, loss: float) -> Prediction:
     question = record.question or record.turns[-2].text.replace(IMAGE, "").strip()
     kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
-    kinds |= {"num_choices": len(record.choices)}
+    kinds |= {"num_choices": len(record.choices), "rejected": record.rejected}
     return {
         "id": record.id,
         "image": list(record.images) if len(record.images) != 1 else record.images[0],
