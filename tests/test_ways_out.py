@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers import drive_injected
+from helpers.kinds import ALL_KINDS
 from helpers.runs import PARITY, mixed_records, write_records
 from helpers.verbs import write_recipe
 
@@ -53,7 +54,7 @@ SOME_PLACES = [
     f"{LOAD}=hangs@3,{STEP}=error@3",
 ]
 # Each takes some seconds: the suite takes a few, and with LLAVA_ACCEL_ALL_KINDS=1 all.
-PLACES = EVERY_PLACE if os.environ.get("LLAVA_ACCEL_ALL_KINDS") else SOME_PLACES
+PLACES = EVERY_PLACE if ALL_KINDS else SOME_PLACES
 
 
 @pytest.fixture(scope="module")
