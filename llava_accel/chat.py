@@ -25,21 +25,24 @@ from llava_accel.inference.typed import help_text, kept_history, remember, split
 
 if TYPE_CHECKING:
     from llava_accel.inference.dialogue import Dialogue
+    from llava_accel.inference.origin import Loaded, Trained
 
 _POLL_S = 0.2
 _PROMPT = "> "
 
 
-def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -> "Dialogue":
-    """Load what the command line names, with its image if there is one; UserError if one of them cannot be used.
+def load_named(
+    arguments: argparse.Namespace, say: Callable[[str], object], *, keep_base: bool = False
+) -> "tuple[Trained, Loaded]":
+    """Load what the command line names; UserError if it cannot be used.
 
     Args:
         say: Told which weights these are, and what is odd about them.
+        keep_base: See `load_trained`.
     """
     # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
     from transformers.utils.logging import disable_progress_bar
 
-    from llava_accel.inference.dialogue import Dialogue
     from llava_accel.inference.origin import describe, find_trained, load_trained
     from llava_accel.runtime.devices import find_device
     from llava_accel.runtime.engines import resolve_precision
@@ -50,9 +53,19 @@ def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -
     device = find_device()
     disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
     say(describe(trained))
-    loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
+    dtype = resolve_precision(trained.recipe.run.precision, device)
+    loaded = load_trained(trained, dtype=dtype, device=device, keep_base=keep_base)
     for note in loaded.notes:
         say(note)
+    return trained, loaded
+
+
+def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -> "Dialogue":
+    """A dialogue with what the command line names, begun with its system prompt and images; UserError if one of them
+    cannot be used."""
+    from llava_accel.inference.dialogue import Dialogue
+
+    trained, loaded = load_named(arguments, say)
     dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
     if arguments.system is not None:
         dialogue.use_system(arguments.system)
