@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,8 +171,36 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
         print(flush=True)
 
 
+def open_page(arguments: argparse.Namespace) -> None:
+    """The page of `--web`, until Ctrl-C; UserError if it cannot be opened."""
+    if find_spec("gradio") is None:
+        raise UserError('--web needs gradio, which is not installed. Run: pip install "llava_accel[web]"')
+    from llava_accel.inference.beside import why_no_base
+    from llava_accel.inference.collected import Collection
+    from llava_accel.inference.dialogue import Dialogue
+    from llava_accel.inference.door import open_door
+    from llava_accel.inference.web import Columns, show
+
+    door = open_door(arguments.port)
+    collection = Collection(arguments.collect) if arguments.collect else None
+
+    def say(text: str) -> None:
+        print(printable(text), flush=True)
+
+    trained, loaded = load_named(arguments, say, keep_base=True)
+    dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
+    if arguments.system is not None:
+        dialogue.use_system(arguments.system)
+    why = why_no_base(trained, loaded)
+    if why and arguments.adapter:
+        say(f"There is no base beside it: {why}.")
+    show(Columns(dialogue, loaded, has_base=not why), collection, arguments.system, door)
+
+
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel chat`."""
+    if arguments.web:
+        return open_page(arguments)
     if arguments.once is None and sys.stdin.isatty():
         notes: list[str] = []
         with kept_history():

@@ -274,7 +274,7 @@ def test_the_answer_of_a_client_that_has_gone_ends(streams: bool, server: serve.
         first.set()
         assert gone.wait(30)
         try:
-            for _ in range(1000):
+            for _number in range(1000):
                 on_text("more " * 1000)
         except ConnectionError:
             ended.set()
