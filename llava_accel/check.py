@@ -131,11 +131,12 @@ def check_data(task: Check) -> None:
     task.copy = CleanCopy(Path(task.arguments.fix)) if task.arguments.fix else None
     processing = task.processing
     encoder = problems.attempt(lambda: build_encoder(recipe, processing)) if processing else None
+    form = problems.attempt(lambda: row_form(recipe.data, task.console))
     with tempfile.TemporaryDirectory() as spare:
         cache_dir = problems.attempt(lambda: cache_folder(recipe.data.cache_dir)) or Path(spare)
         for name, named in entries(recipe.data).items():
-            if sources := open_sources(named, cache_dir, task.unreadable):
-                corpus = Corpus(sources, encoder or find_images, row_form(recipe.data))
+            if form and (sources := open_sources(named, cache_dir, task.unreadable)):
+                corpus = Corpus(sources, encoder or find_images, form)
                 check_corpus(task, name, corpus, processing if encoder else None)
         problems.attempt(lambda: check_run(task, cache_dir))
     for message in (*map(str, task.unreadable), *problems.messages):

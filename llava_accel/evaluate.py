@@ -19,11 +19,13 @@ from llava_accel.inference.origin import with_trained
 from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
 from llava_accel.model.processing import load_processing
 from llava_accel.model.weights import check_values
-from llava_accel.recipe import Recipe
+from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
-from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, say_own_metrics, write_predictions
+from llava_accel.runtime.restored import settings_restored
+from llava_accel.scoring.held_out import AtOnce, Evaluation, say_own_metrics, write_predictions
+from llava_accel.scoring.held_out import evaluate as evaluate_part
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
@@ -32,16 +34,22 @@ from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
 
 
+@settings_restored()
 @determinism_explained()
-def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
+def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None) -> Evaluation:
     """Evaluate the recipe's model, with `model.adapter` if it names one, on its evaluation data.
 
     Args:
+        recipe: A recipe or its file; or the folder of a run, whose weights are evaluated as its recipe says.
         out: File for the predictions; None writes none.
+
+    Returns:
+        Metrics by name, and every answer.
 
     Raises:
         UserError: the recipe has no evaluation data, or model or data cannot be used.
     """
+    recipe = _recipe_of(recipe)
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
@@ -59,7 +67,7 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
     model = prepare_frozen(accelerator, objective)
     at_once = AtOnce(questions_at_once(run, processing, part, trains=False))
     with evaluation_explained():
-        evaluation = evaluate(run, model, part, processing.processor.tokenizer, at_once=at_once)
+        evaluation = evaluate_part(run, model, part, processing.processor.tokenizer, at_once=at_once)
     objective.flush_features()
     for line in evaluation.summary:
         console.line(line)
@@ -67,7 +75,7 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)
     if out and accelerator.is_main_process:
-        write_predictions(out, evaluation.predictions)
+        write_predictions(Path(out), evaluation.predictions)
         console.line(f"predictions: {out}")
     return evaluation
 
@@ -87,4 +95,12 @@ def main(arguments: argparse.Namespace) -> None:
     recipe: Recipe = arguments.loaded
     if arguments.adapter:
         recipe = with_trained(recipe, arguments.adapter)
-    evaluate_recipe(recipe, out)
+    evaluate(recipe, out)
+
+
+def _recipe_of(named: Recipe | Path | str) -> Recipe:
+    if isinstance(named, Recipe):
+        return named
+    if Path(named).is_file():
+        return load_recipe(named)
+    return with_trained(load_recipe(Path(named) / "recipe.toml", warns=False), str(named))

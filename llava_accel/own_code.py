@@ -1,4 +1,7 @@
-"""Functions of the user's own, in a file that the recipe names as "my_scores.py:anls_de". No other file is ever run."""
+"""Functions and classes of the user's own, in a file that the recipe names as "my_scores.py:anls_de", and its hash.
+
+No other file is ever run: none of a model's folder, and none from the network.
+"""
 
 import functools
 import hashlib
@@ -27,12 +30,20 @@ def load_own(key: str, name: str) -> Callable[..., Any]:
     """
     path, _, function = name.rpartition(":")
     file = Path(path).expanduser()
+    if "://" in path:
+        raise UserError(f"{key}: {path} is not on this machine. Download it, read it, and name the file")
     if not file.is_file():
         raise UserError(f"{key}: there is no file {path}, as seen from {Path.cwd()}. Correct the path in {name!r}")
     found = _module(key, file.resolve(), digest(name)).get(function)
     if not callable(found):
         raise UserError(f"{key}: {file} has no function {function!r}. Write it there, or correct {name!r}")
     return found
+
+
+def own_line(key: str, name: str) -> str:
+    """What is said before code of the user's own is run; UserError if it cannot be loaded."""
+    load_own(key, name)
+    return f"{key}: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})"
 
 
 def digest(name: str) -> str:
@@ -47,7 +58,7 @@ def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises is the user's to mend
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
     return vars(module)
 

@@ -100,8 +100,8 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
         )
     if facts["state"]["data"] != state.data:
         raise UserError(
-            f"run.resume: the data has changed since {folder.parent} was written: its records or their images. "
-            "Restore the files, or start a new run from its weights with model.adapter"
+            f"run.resume: the data has changed since {folder.parent} was written: its records, their images or how "
+            "data.reader reads them. Restore the files, or start a new run from its weights with model.adapter"
         )
     state.load_state_dict(facts["state"])
     of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)

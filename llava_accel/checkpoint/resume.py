@@ -20,7 +20,7 @@ _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
     "run.name", "run.output_dir", "run.resume", "run.deterministic", "run.matmul",
     "model.gradient_checkpointing", "model.tower_batch",
-    "data.train", "data.images", "data.eval", "data.on_bad_record", "data.max_bad", "data.workers",
+    "data.train", "data.images", "data.eval", "data.reader", "data.on_bad_record", "data.max_bad", "data.workers",
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",
     # Their product with the number of ranks is what counts, and the checkpoint knows it.

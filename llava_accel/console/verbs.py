@@ -240,6 +240,16 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     return arguments
 
 
+def _watch(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one that is still to come")
+    add("--port", type=int, default=0, metavar="N", help="of 127.0.0.1; by default one that is free")
+    arguments = parser.parse_args(words)
+    if not 0 <= arguments.port < 1 << 16:
+        parser.error(f"--port {arguments.port}: name one from 1024 to 65535, or none")
+    return arguments
+
+
 def _recipes(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("action", choices=("show",), nargs="?", help="print one recipe; without it all are listed")
@@ -330,6 +340,12 @@ VERBS = {
         "  llava-accel train recipes/quickstart.toml\n"
         "  llava-accel train recipes/okvqa_qlora.toml --profile launch/zero3.yaml --num-processes 8 train.epochs=2",
         _train,
+    ),
+    "watch": Verb(
+        "Serve the report of runs that go on, on this machine alone; several are compared, their curves together.",
+        "  llava-accel watch runs/quickstart\n  llava-accel watch runs/rank_16 runs/rank_128 --port 8765\n"
+        "From elsewhere: ssh -L 8765:127.0.0.1:8765 MACHINE, and open http://127.0.0.1:8765/ there.",
+        _watch,
     ),
 }
 """All verbs but `prepare`, whose own module is light and has a parser for each source of data."""

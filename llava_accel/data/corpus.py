@@ -15,9 +15,10 @@ from jaxtyping import Int
 
 from llava_accel.data.examples import Encoded
 from llava_accel.data.images import find_image
-from llava_accel.data.records import Record, parse_record, record_id
+from llava_accel.data.records import Record, parse_record, read_raw, record_id
 from llava_accel.data.row_forms import RowForm, check_columns
 from llava_accel.data.trie import Row, chain
+from llava_accel.exceptions import UserError
 from llava_accel.sources import hub
 from llava_accel.sources.downloads import DOWNLOADS, fetched, is_remote
 from llava_accel.sources.extraction import with_images
@@ -26,6 +27,7 @@ from llava_accel.sources.mapped_table import Table
 from llava_accel.sources.named import Named, files_of
 from llava_accel.sources.problems import DataError
 
+_TRIED = 64  # rows that data.reader reads before all
 _T = TypeVar("_T")
 
 
@@ -91,6 +93,7 @@ class Corpus:
 
     Raises:
         DataError: no row has a column that `form` names.
+        UserError: its reader makes different rows of one.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Corpus:
         self.roots = [source.images.resolve() for source in sources]
         """The folder of each source's images, without links."""
         self._root_numbers = [self.roots.index(root) for root in self.roots]
+        self._makes_urls = form.reader is not None and self._try_reader(form.reader.name)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -153,8 +157,8 @@ class Corpus:
     def rows_with_urls(self) -> Iterator[int]:
         """Rows of which a text begins as a URL; where there are none, no row is read."""
         for start, source in zip(self._starts, self.sources, strict=False):
-            rows = range(len(source)) if source.table.may_have_urls else ()
-            yield from (start + row for row in rows if b'"http' in source.raw(row))
+            rows = range(len(source)) if source.table.may_have_urls or self._makes_urls else ()
+            yield from (start + row for row in rows if self._makes_urls or b'"http' in source.raw(row))
 
     def record(self, index: int) -> Record:
         """The checked record; DataError with file, row and id if it cannot be used."""
@@ -197,6 +201,24 @@ class Corpus:
     def row(self, index: int) -> Row:
         """The record as a row of one chain."""
         return chain(self.encode(index).example)
+
+    def _try_reader(self, name: str) -> bool:
+        """Whether data.reader makes URLs of images: of the first rows, each of which it reads twice."""
+        made = [(self._made(row), self._made(row)) for row in range(min(_TRIED, len(self)))]
+        for row, (once, again) in enumerate(made):
+            if once != again:
+                raise UserError(
+                    f"data.reader: {name} has made something else of {self.place(row)} when it was called again. Rows are "
+                    "read often, in any order and in several processes: make what it returns depend on the row alone"
+                )
+        return any(b'"http' in once for once, _ in made)
+
+    def _made(self, index: int) -> bytes:
+        source, row = self._find(index)
+        try:
+            return read_raw(source.raw(row), self.form, source.table.files)
+        except DataError as error:  # told with all others when all rows are read
+            return str(error).encode("utf-8", "surrogatepass")
 
     def _find(self, index: int) -> tuple[Source, int]:
         number = bisect_right(self._starts, index) - 1

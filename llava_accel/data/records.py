@@ -53,9 +53,7 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
         row: Its id where it has none.
         files: See `Table.files`.
     """
-    fields = _object(raw)
-    if PART.encode() in raw:
-        fields = with_addresses(fields, files)
+    fields = _object(read_raw(raw, form, files)) if form.reader else _fields(raw, files)
     fields, messages, has_marks = in_llavas_form(fields, form)
     record_id = present(fields, "id", "question_id")
     record_id = row if record_id is None else record_id
@@ -81,6 +79,20 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
     )
 
 
+def read_raw(raw: bytes, form: RowForm, files: Sequence[str] = ()) -> bytes:
+    """A row as data.reader makes it, as JSON; unchanged where there is none.
+
+    Raises:
+        DataError: it is no JSON object, data.reader leaves it out, or fails. Without its place.
+    """
+    if form.reader is None:
+        return raw
+    made = form.reader(_fields(raw, files))
+    if made is None:
+        raise DataError("left_out", "data.reader returns None for it", "To use it, return a dict")
+    return made
+
+
 def as_given(answers: Iterable[tuple[str, int | float]]) -> list[str]:
     """Each answer as often as it was given."""
     return [text for text, count in answers for _ in range(round(count))]
@@ -104,7 +116,13 @@ def record_id(raw: bytes, form: RowForm = _LLAVAS) -> str | None:
     return str(name) if isinstance(name, str | int) else None
 
 
-def _object(raw: bytes) -> Mapping[str, object]:
+def _fields(raw: bytes, files: Sequence[str]) -> dict[str, object]:
+    """A row of the file, its images as addresses."""
+    fields = _object(raw)
+    return with_addresses(fields, files) if PART.encode() in raw else fields
+
+
+def _object(raw: bytes) -> dict[str, object]:
     if len(raw) > MAX_BYTES:
         problem = f"the row is longer than {MAX_BYTES >> 20} MiB and was not read"
         raise DataError("json", problem, "Write one conversation a row; images are files, named in 'image'")

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from llava_accel.data.annotations import LETTER_REQUEST, LETTERS, option, parse_answers, with_options
 from llava_accel.data.messages import IMAGE_FIELDS, Fields, present, role_of
+from llava_accel.data.own_rows import Reader
 from llava_accel.recipe.toml import toml_key, toml_value
 from llava_accel.sources.problems import DataError, quoted, some
 
@@ -23,6 +24,8 @@ class RowForm:
     columns: tuple[tuple[str, str], ...] = ()
     """data.columns: our name of a field, and the user's."""
     missing_image_mark: Literal["error", "start"] = "error"
+    reader: Reader | None = None
+    """data.reader, which makes rows of a known form out of those of the file."""
 
 
 class Row(NamedTuple):

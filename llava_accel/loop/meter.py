@@ -1,5 +1,6 @@
 """What a run measures of itself: sums on the device, one reduction a log line, metrics.jsonl, trackers."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class Meter:
     def __init__(self, run: RunContext, state: TrainState, mix: Mix | None = None) -> None:
         recipe, accelerator, console = run.recipe, run.accelerator, run.console
         self._folder = Path(recipe.run.output_dir)
-        self._accelerator, self._console = accelerator, console
+        self._accelerator, self._console, self._on_log = accelerator, console, run.on_log
         self._scales = resolve_precision(recipe.run.precision, accelerator.device) == torch.float16
         self._is_per_token = recipe.train.loss == "tokens"
         self._bar = console.open_bar("train", state.num_steps, state.step)
@@ -179,6 +180,8 @@ class Meter:
             self.trackers.log({"epoch": line["epoch"], **values}, line["step"])
         else:
             self.trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])
+        if self._on_log and self._accelerator.is_main_process:
+            self._on_log(copy.deepcopy(line))
 
     def _take(self, *, waits: bool = False) -> dict[str, float]:
         found = self._phases.take(waits=waits)

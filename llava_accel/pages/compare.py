@@ -51,7 +51,8 @@ def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None)
     key = metric or "loss"
     known = [(run, name) for run, name in zip(runs, names, strict=True) if run.chosen and key in run.chosen["eval"]]
     if len(known) < 2:
-        return f"{len(runs)} runs, of which {len(known) or 'none'} has an evaluation to compare."
+        number = f"{len(runs)} runs" if len(runs) > 1 else "One run"
+        return f"{number}, of which {len(known) or 'none'} has an evaluation to compare."
     ranked = sorted(known, key=lambda pair: _value(pair[0], key), reverse=metric is not None)
     (first, name), (second, other) = ranked[0], ranked[1]
     margins = [(run, title, _margin(first, run, key)) for run, title in ranked[1:]]

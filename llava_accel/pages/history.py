@@ -83,7 +83,7 @@ class History:
         if how == "error":
             return Status("failed", f"ended by an error at {place}: {detail}")
         if how is None and self.is_held:
-            return Status("running", f"running: {place}, when this page was written; llava-accel report writes it anew")
+            return Status("running", f"running: {place}, when this page was written")
         if how is None and self.num_steps is None:
             return None
         if how == "patience" or (self.is_stopped and self.num_steps and self.step < self.num_steps):

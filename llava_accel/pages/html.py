@@ -8,9 +8,10 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -24,6 +25,16 @@ _HIDDEN = re.compile(
 )
 
 
+class Live(NamedTuple):
+    """What is added to a page that is served while its runs go on."""
+
+    version: str
+    """Another one where the page would be another."""
+    links: Sequence[tuple[str, str]]
+    """Address and title of the pages beside it."""
+    notes: Sequence[str]
+
+
 PERCENT = "\u00a0%"
 """A percent sign that stays with its number."""
 
@@ -35,15 +46,16 @@ def visible(value: object) -> object:
     return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
 
 
-def render(template: str, context: Mapping[str, object]) -> str:
-    """A page as HTML."""
-    script = _source("page.js")
+def render(template: str, context: Mapping[str, object], live: Live | None = None) -> str:
+    """A page as HTML; with `live` one that loads itself anew from where it came."""
+    script = _source("page.js") + (_source("watch.js") if live else "")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     frame = {
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
         "style": Markup(_source("page.css")),
+        "live": live,
     }
     return _environment().get_template(template).render(**context, **frame)
 

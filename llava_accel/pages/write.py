@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -14,7 +15,7 @@ from llava_accel.pages.compare import comparison
 from llava_accel.pages.curves import curves, length_plots
 from llava_accel.pages.gallery import cards, choose, image_roots, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
-from llava_accel.pages.html import render, write_page
+from llava_accel.pages.html import Live, render, write_page
 from llava_accel.pages.outcome import notes, sentence, tiles
 from llava_accel.recipe import DataTable, Recipe, dump_recipe
 from llava_accel.runtime.trackers import Trackers
@@ -25,6 +26,7 @@ from llava_accel.setup.state import TrainState
 from llava_accel.sources.problems import DataError
 
 REPORT = "report.html"
+_T = TypeVar("_T")
 
 
 def write_report(folder: Path, state: TrainState | None = None) -> Path:
@@ -37,9 +39,13 @@ def write_report(folder: Path, state: TrainState | None = None) -> Path:
         UserError: the folder is not a run, or something in it is damaged.
         OSError: it cannot be read or written.
     """
-    run = read_run(folder, state)
-    write_page(folder / REPORT, render("report.html.j2", _context(run)))
+    write_page(folder / REPORT, report_page(read_run(folder, state)))
     return folder / REPORT
+
+
+def report_page(run: History, live: Live | None = None) -> str:
+    """The report of a run as HTML."""
+    return render("report.html.j2", _context(run), live)
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> Path:
@@ -48,10 +54,20 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError, OSError: as `write_report`; or a run is named twice.
     """
+    refuse_repeated(folders)
+    write_page(out, comparison_page([read_run(folder) for folder in folders]))
+    return out
+
+
+def comparison_page(runs: Sequence[History], live: Live | None = None) -> str:
+    """The comparison of runs as HTML."""
+    return render("compare.html.j2", comparison(runs), live)
+
+
+def refuse_repeated(folders: Sequence[Path]) -> None:
+    """UserError if a run is named twice."""
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice. Name each run once")
-    write_page(out, render("compare.html.j2", comparison([read_run(folder) for folder in folders])))
-    return out
 
 
 def confused(predictions: Sequence[Prediction]) -> tuple[list[str], list[tuple[str, list[int]]]] | None:
@@ -125,18 +141,20 @@ def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:
 
 
 def _attempt(action: Callable[[], object], folder: Path, console: Console) -> bool:
+    _, reason = attempted(action)
+    if reason:
+        console.line(f"report: not written ({reason}). The run goes on; to see why, run `llava-accel report {folder}`")
+    return not reason
+
+
+def attempted(action: Callable[[], _T]) -> tuple[_T | None, str]:
+    """What `action` returns, or None and why it failed."""
     try:
-        action()
+        return action(), ""
     except Exception as error:
         # Drawing, decoding and templates are work of four libraries, done beside a run that may be days old: whatever
         # they raise, the run must go on. Nothing is hidden by it: the same error comes back from the verb.
-        reason = " ".join(str(error).split())[:300]
-        console.line(
-            f"report: not written ({type(error).__name__}: {reason}). The run goes on; to see why, run "
-            f"`llava-accel report {folder}`"
-        )
-        return False
-    return True
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 _MOST = 12

@@ -34,6 +34,8 @@ Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+OwnFunction = Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
+"""A function in a file: "my_scores.py:anls_de"."""
 
 
 def refused(problem: str, remedy: str) -> PydanticCustomError:
@@ -238,6 +240,9 @@ class DataTable(Table):
     columns: dict[ColumnName, Text] = {}
     """Your names of columns that are called otherwise here: {image = "photo", question = "q", answer = "label"}; a dot
     leads into a nested one."""
+    reader: Literal[""] | OwnFunction = ""
+    """"my_data.py:read", a function of yours: a row of a file as it is, a dict -> a row in a form that is known here, or
+    None, which leaves it out. What it returns depends on the row alone."""
     missing_image_mark: Literal["error", "start"] = "error"
     """A record names images and no text has `<image>`: it cannot be used; or they come before its first question."""
     image_placement: Literal["auto", "start", "start_if_single", "in_place"] = "auto"

@@ -159,6 +159,12 @@ def _evaluation(recipe: Recipe) -> Iterator[Conflict]:
             "Evaluation data is either a file or a share of data.train.",
             "Remove data.eval, or set data.eval_fraction = 0.",
         )
+    if data.reader and data.columns:
+        yield (
+            f"data.reader data.columns.{next(iter(data.columns))}",
+            "Both say how a row is read.",
+            "Let the reader return our names, and remove data.columns.",
+        )
     if data.eval or data.eval_fraction:
         return
     remedy = "Set data.eval to a file or data.eval_fraction to a share of data.train such as 0.02, or"

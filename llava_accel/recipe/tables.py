@@ -12,6 +12,7 @@ from llava_accel.recipe.inputs import (
     DataTable,
     ModelTable,
     NotNegative,
+    OwnFunction,
     Seed,
     Table,
     Text,
@@ -22,8 +23,6 @@ Metric = Literal[
     "vqa_accuracy", "exact_match", "multiple_choice", "token_f1", "anls", "relaxed_accuracy", "rouge_l", "bleu", "cider",
     "classification", "pope",
 ]  # fmt: skip
-OwnFunction = Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
-"""A function in a file: "my_scores.py:anls_de"."""
 USUAL_METRICS: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
 """Of eval.metrics = "auto"."""
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]

@@ -1,6 +1,8 @@
 """What every part of a run needs of it, under one name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -10,6 +12,12 @@ from torch import nn
 from llava_accel.console.output import Console
 from llava_accel.recipe import Recipe
 
+OnLog = Callable[[dict[str, Any]], object]
+"""Called on the main process with each line of metrics.jsonl, of steps and of evaluations, once it is written.
+
+What it raises ends the run as it is, Ctrl-C too; the same call then goes on from the last checkpoint.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
@@ -18,6 +26,7 @@ class RunContext:
     recipe: Recipe
     accelerator: Accelerator
     console: Console
+    on_log: OnLog | None = None
 
 
 @dataclass(frozen=True, slots=True)

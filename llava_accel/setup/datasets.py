@@ -18,6 +18,7 @@ from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
+from llava_accel.data.own_rows import open_reader
 from llava_accel.data.pixels import ImageReader
 from llava_accel.data.row_forms import RowForm
 from llava_accel.data.sampler import Order, image_groups
@@ -25,6 +26,7 @@ from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey, cached_survey, survey
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
+from llava_accel.own_code import own_line
 from llava_accel.recipe import DataTable, Recipe
 from llava_accel.recipe.inputs import Source as NamedSource
 from llava_accel.runtime.context import RunContext
@@ -75,9 +77,18 @@ def image_placement(data: DataTable, processing: Processing) -> Literal["start",
     return processing.base.family.image_placement if data.image_placement == "auto" else data.image_placement
 
 
-def row_form(data: DataTable) -> RowForm:
-    """How the recipe says that rows are to be read."""
-    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark)
+def row_form(data: DataTable, console: Console | None = None) -> RowForm:
+    """How the recipe says that rows are to be read.
+
+    Args:
+        console: Told of code of the user's that reads them.
+
+    Raises:
+        UserError: that cannot be loaded.
+    """
+    if data.reader and console:
+        console.line(own_line("data.reader", data.reader))
+    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark, open_reader(data.reader))
 
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
@@ -86,10 +97,16 @@ def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
     return ImageReader(processor, aspect, data.exif, processing.tiling)  # pyright: ignore[reportArgumentType]
 
 
-def open_corpora(recipe: Recipe, processing: Processing) -> tuple[Corpus, Corpus | None]:
-    """The rows of data.train and of data.eval (None where the recipe names no file)."""
+def open_corpora(
+    recipe: Recipe, processing: Processing, console: Console | None = None
+) -> tuple[Corpus, Corpus | None]:
+    """The rows of data.train and of data.eval (None where the recipe names no file).
+
+    Args:
+        console: See `row_form`.
+    """
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
-    form = row_form(recipe.data)
+    form = row_form(recipe.data, console)
     train, *evaluation = (
         Corpus(open_sources(named, cache_dir), encoder, form) for named in entries(recipe.data).values()
     )
@@ -104,7 +121,7 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
     """
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     with accelerator.main_process_first():
-        train, evaluation = open_corpora(recipe, processing)
+        train, evaluation = open_corpora(recipe, processing, console)
         train_survey = read_through(recipe, processing, train, console)
         eval_survey = train_survey if evaluation is None else read_through(recipe, processing, evaluation, console)
     if accelerator.is_main_process:
@@ -173,11 +190,12 @@ def refuse_bad(data: DataTable, survey: Survey) -> None:
 
 
 def bad_records(data: DataTable, survey: Survey) -> list[DataError]:
-    """What is wrong with records, less those that are too long where the recipe leaves these out.
+    """What is wrong with records, less those that the recipe leaves out: by data.on_too_long, or by data.reader.
 
-    That key has no budget: their number is the user's choice of length.
+    These have no budget: their number is the user's choice.
     """
-    return [error for error in survey.errors.values() if error.kind != "too_long" or data.on_too_long != "skip"]
+    wanted = {"left_out", *(["too_long"] if data.on_too_long == "skip" else [])}
+    return [error for error in survey.errors.values() if error.kind not in wanted]
 
 
 def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:

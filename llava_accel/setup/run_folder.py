@@ -54,8 +54,9 @@ def folders_released() -> Iterator[None]:
         raise
     except BaseException as error:
         reason = " ".join(str(error).split()) if isinstance(error, UserError) else type(error).__name__
+        how: Ending = "signal" if isinstance(error, KeyboardInterrupt) else "error"
         for folder in _opened:
-            write_end(folder, "error", reason[:_LONGEST_REASON])
+            write_end(folder, how, "SIGINT" if how == "signal" else reason[:_LONGEST_REASON])
         raise
     finally:
         _opened.clear()

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from PIL import Image
 from helpers.report_run import write_run
 from helpers.runs import talk
 from helpers.verbs import start, write_recipe
+from llava_accel.pages.live import live_pages
 from llava_accel.pages.write import write_comparison, write_report
+from llava_accel.watch import Server
 
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _DRIVER = shutil.which("chromedriver")
@@ -228,3 +232,72 @@ def test_an_image_fills_the_window_after_a_click_and_shrinks_after_another_or_es
     image.click()
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert image.size["width"] == small
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[Path]]]:
+    """Two runs that are served, one of them with a hostile record: the URL, and their folders."""
+    monkeypatch.setattr("llava_accel.pages.live._REST", 0.0)
+    runs = [
+        write_run(tmp_path, hostile=True, num_steps=50, num_questions=42),
+        write_run(tmp_path, name="other", seed=5, num_steps=50, num_questions=42),
+    ]
+    with Server(live_pages(runs), 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.url, runs
+        server.shutdown()
+        thread.join()
+
+
+def grow(run: Path, step: int) -> None:
+    """One more line of training, as the run writes it, and the beginning of another."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    line = json.loads(lines[-2]) | {"step": step}
+    (run / "metrics.jsonl").write_text("".join([*lines[:-1], lines[-1].strip() + "\n", json.dumps(line) + "\n"]))
+
+
+def drawn_for(browser: Any) -> str:
+    return browser.find_element("id", "live").get_attribute("data-version")
+
+
+def test_a_watched_page_grows_with_its_run_and_stays_where_it_was_scrolled_to(
+    browser: Any, growing: tuple[str, list[Path]]
+) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    url, runs = growing
+    browser.get(f"{url}1")
+    first = drawn_for(browser)
+    browser.execute_script("window.isFirst = true; window.scrollTo(0, 1500)")
+    time.sleep(4.5)
+    assert browser.execute_script("return window.isFirst && window.scrollY") == 1500, "loaded anew without a reason"
+
+    press(browser, "verdict:right")
+    grow(runs[0], 51)
+    waiting = WebDriverWait(browser, 30, ignored_exceptions=[StaleElementReferenceException])
+    waiting.until(lambda _: "There is more to show" in browser.find_element("id", "live").text)
+    assert browser.execute_script("return window.isFirst") and drawn_for(browser) == first, "a filter is set"
+    browser.execute_script("document.getElementById('clear').click(); window.scrollTo(0, 1500)")
+    waiting.until(lambda _: drawn_for(browser) != first)
+    assert browser.execute_script("return window.isFirst") is None
+    # A line more above it moves it by its height.
+    waiting.until(lambda _: abs(browser.execute_script("return window.scrollY") - 1500) < 100)
+    assert "taken" not in browser.title and browser.get_log("browser") == []
+
+
+def test_watched_runs_are_compared_and_linked_and_the_end_of_watch_is_said(
+    browser: Any, growing: tuple[str, list[Path]]
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    url, _ = growing
+    browser.get(url)
+    assert browser.title == "okvqa_qlora, other: comparison"
+    links = browser.find_elements("css selector", "nav[aria-label=Runs] a")
+    links[2].click()
+    WebDriverWait(browser, 30).until(lambda _: browser.title == "other: report")
+    browser.execute_script("window.fetch = () => Promise.reject(new TypeError('refused'))")
+    WebDriverWait(browser, 30).until(lambda _: "has ended" in browser.find_element("id", "live").text)
+    assert browser.get_log("browser") == []

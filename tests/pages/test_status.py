@@ -53,9 +53,7 @@ def test_the_note_of_a_run_decides(run: Path, end: dict[str, str] | None, kind: 
 def test_a_lock_that_is_held_says_that_it_runs_and_one_that_is_left_behind_does_not(run: Path) -> None:
     state, lock = TrainState(num_steps=90, steps_per_epoch=90), FolderLock(run)
     lock.take()
-    assert status(run, state) == Status(
-        "running", "running: step 50 of 90, when this page was written; llava-accel report writes it anew"
-    )
+    assert status(run, state) == Status("running", "running: step 50 of 90, when this page was written")
     lock.release()
     gone = {"host": "h", "pid": 2**22 - 1, "since": "", "machine": lock._own.machine, "started": "1", "token": "t"}
     (run / LOCK).write_text(json.dumps(gone))

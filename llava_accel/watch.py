@@ -1,0 +1,108 @@
+"""Serve the report of runs that go on, on 127.0.0.1. Nothing is written, into no run folder either.
+
+Who asks gets the pages of `pages/live.py` by their addresses and nothing else, whatever the path says. A browser that a
+foreign page has sent here under another name of this machine is refused.
+"""
+
+from llava_accel.console.command_line import start
+
+if __name__ == "__main__":
+    start("watch")  # before the imports below, so that help and mistakes are answered at once
+
+
+import argparse
+import sys
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from llava_accel.exceptions import UserError
+from llava_accel.pages.live import LivePage, live_pages
+
+_HOST = "127.0.0.1"
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers for some pages on a port of 127.0.0.1.
+
+    Raises:
+        UserError: the port cannot be had.
+    """
+
+    def __init__(self, pages: Mapping[str, LivePage], port: int) -> None:
+        try:
+            super().__init__((_HOST, port), _Handler)
+        except OSError as error:
+            raise UserError(
+                f"--port {port}: {error.strerror}. Name another one, or none for one that is free"
+            ) from None
+        self.pages = pages
+        self.hosts = {f"{name}:{self.server_port}" for name in (_HOST, "localhost")}
+        self.hosts |= {_HOST, "localhost"} if self.server_port == 80 else set()
+
+    @property
+    def url(self) -> str:
+        """Where the first page is."""
+        return f"http://{_HOST}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, but not that somebody has gone before the answer came."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_version, sys_version = "llava-accel", ""
+    timeout = 30  # seconds that a request may take to arrive
+
+    def do_GET(self) -> None:
+        self._answer(with_page=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_page=False)
+
+    def _answer(self, *, with_page: bool) -> None:
+        server, hosts = self.server, self.headers.get_all("Host", [])
+        assert isinstance(server, Server)
+        if len(hosts) != 1 or hosts[0].lower() not in server.hosts:
+            return self.send_error(HTTPStatus.FORBIDDEN, explain=f"Open {server.url}")
+        page = server.pages.get(self.path)
+        if page is None:
+            return self.send_error(HTTPStatus.NOT_FOUND, explain=f"Open {server.url}")
+        version, html = page.html() if with_page else (page.version(), b"")
+        is_known = self.headers.get("If-None-Match") == f'"{version}"'
+        self.send_response(HTTPStatus.NOT_MODIFIED if is_known else HTTPStatus.OK)
+        self.send_header("ETag", f'"{version}"')
+        if not is_known:
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+        if with_page and not is_known:
+            self.send_header("Content-Length", str(len(html)))
+        self.end_headers()
+        if not is_known:
+            self.wfile.write(html)
+
+    def end_headers(self) -> None:
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are of no interest."""
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel watch RUN ...`."""
+    with Server(live_pages(arguments.runs), arguments.port) as server:
+        print(f"watch: {server.url} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("\nwatch: ended. Runs go on")
