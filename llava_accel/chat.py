@@ -182,7 +182,7 @@ def open_page(arguments: argparse.Namespace) -> None:
     from llava_accel.inference.web import Columns, show
 
     door = open_door(arguments.port)
-    collection = Collection(arguments.collect) if arguments.collect else None
+    collection = Collection(arguments.collect, arguments.system) if arguments.collect else None
 
     def say(text: str) -> None:
         print(printable(text), flush=True)
@@ -194,7 +194,7 @@ def open_page(arguments: argparse.Namespace) -> None:
     why = why_no_base(trained, loaded)
     if why and arguments.adapter:
         say(f"There is no base beside it: {why}.")
-    show(Columns(dialogue, loaded, has_base=not why), collection, arguments.system, door)
+    show(Columns(dialogue, loaded, has_base=not why), collection, door)
 
 
 def main(arguments: argparse.Namespace) -> None:

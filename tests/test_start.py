@@ -85,7 +85,7 @@ def test_help_of_every_verb_imports_no_library() -> None:
         ("chat --base b --web --once What?", "--web takes neither --image nor --once"),
         ("chat --base b --collect a.jsonl", "--collect belongs to --web"),
         ("serve", "--base"),
-        ("serve --base b --port 70000", "ports go from 0 to 65535"),
+        ("serve --base b --port 70000", "name one from 1024 to 65535"),
         ("export run --to peft --out a --dry-run", "--push"),
         ("export run --to gguf --out a", "invalid choice"),
         ("report run --out a.html", "comparison"),

@@ -158,8 +158,8 @@ def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add = parser.add_argument
     add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
     add("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
-    add("--web", action="store_true", help="a page in the browser: what was trained, its base, and without the image")
-    add("--collect", metavar="FILE.jsonl", type=Path, help="with --web: where answers that you choose or write go")
+    add("--web", action="store_true", help="a page: answers of what was trained, of its base, and without the image")
+    add("--collect", metavar="FILE.jsonl", type=Path, help="with --web: keeps the answers that you choose or correct")
     arguments = _read_model(parser, words, port=7860)
     if arguments.web and (arguments.image or arguments.once is not None):
         parser.error("--web takes neither --image nor --once: the page asks for them")
@@ -183,14 +183,11 @@ def _read_model(parser: argparse.ArgumentParser, words: Sequence[str], *, port: 
     add("--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
     add("--template", default="", help="conversation template, for what was not trained here")
-    add("--port", type=int, default=port, metavar="N", help=f"on 127.0.0.1 (default {port}); 0 = any that is free")
-    arguments = parser.parse_args(words)
+    arguments = _read_port(parser, words, port)
     if not arguments.base and not arguments.adapter:
         parser.error("name a model with --base, or what was trained with --adapter")
     if arguments.max_new_tokens < 1:
         parser.error("--max-new-tokens: an answer has at least one token")
-    if not 0 <= arguments.port < 1 << 16:
-        parser.error(f"--port {arguments.port}: ports go from 0 to 65535")
     return arguments
 
 
@@ -241,9 +238,13 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 
 
 def _watch(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one that is still to come")
-    add("--port", type=int, default=0, metavar="N", help="of 127.0.0.1; by default one that is free")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one that is to come")
+    return _read_port(parser, words)
+
+
+def _read_port(parser: argparse.ArgumentParser, words: Sequence[str], usual: int = 0) -> argparse.Namespace:
+    what = f"of 127.0.0.1; by default {usual or 'one that is free'}"
+    parser.add_argument("--port", type=int, default=usual, metavar="N", help=what)
     arguments = parser.parse_args(words)
     if not 0 <= arguments.port < 1 << 16:
         parser.error(f"--port {arguments.port}: name one from 1024 to 65535, or none")
@@ -328,10 +329,8 @@ VERBS = {
         _report,
     ),
     "serve": Verb(
-        "Answer requests in the form of OpenAI's chat.completions, for trying: on this machine alone, one at a time.\n\n"
-        "Answers are greedy, whatever temperature and top_p say. Images are data: URLs. For work with many users, export\n"
-        "what was trained and give it to vLLM:\n\n"
-        "  llava-accel export RUN --to merged --out DIR\n  vllm serve DIR",
+        "Answer requests in the form of OpenAI's chat.completions, for trying: greedily, one at a time, on 127.0.0.1.\n\n"
+        "Images are data: URLs. For work: llava-accel export RUN --to merged --out DIR, and then vllm serve DIR.",
         "  llava-accel serve --adapter runs/quickstart",
         _serve,
     ),

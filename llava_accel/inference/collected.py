@@ -17,18 +17,19 @@ from llava_accel.storage.jsonl import append_whole
 class Collection:
     """Two files that grow: FILE.jsonl holds each answer, FILE.pairs.jsonl those that are preferred to another one.
 
-    Pictures are copied to FILE_images beside them, each once, under a name that is made from its content.
+    Pictures are copied to FILE_images beside them, under names that are made from their content.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, system: str | None) -> None:
         check_out(file, "--collect")
+        file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.pairs = file, file.with_name(f"{file.stem}.pairs.jsonl")
-        self._images = file.with_name(f"{file.stem}_images")
+        self._system = system
 
-    def add(self, system: str | None, question: str, image: str, answer: str, rejected: str) -> str:
+    def add(self, question: str, image: str, answer: str, rejected: str) -> str:
         """Write an answer, and return what has been written, for people.
 
         Args:
@@ -40,31 +41,30 @@ class Collection:
         """
         if IMAGE in answer:
             raise UserError(f"{IMAGE} in an answer has no image. Leave it out")
-        same = {"id": uuid.uuid4().hex[:16]} | ({"image": self._name(image)} if image else {})
-        said = [] if system is None else [{"from": "system", "value": system}]
+        same = {"id": uuid.uuid4().hex[:16]}
+        said = [] if self._system is None else [{"from": "system", "value": self._system}]
         said += [{"from": "human", "value": f"{IMAGE}\n" * bool(image) + question}, {"from": "gpt", "value": answer}]
-        record = json.dumps({**same, "conversations": said}) + "\n"
-        parse_record(record.encode(), 1).check_answers()
-        pair = same | ({} if system is None else {"system": system})
-        pair |= {"question": question, "chosen": answer, "rejected": rejected}
-        is_pair = rejected.strip() not in ("", answer.strip())
         try:
-            if image:
-                self._keep(Path(image))
+            same |= {"image": self._kept(Path(image))} if image else {}
+            record = json.dumps({**same, "conversations": said}) + "\n"
+            parse_record(record.encode(), 1).check_answers()
             append_whole(self.file, record)
-            if is_pair:
-                append_whole(self.pairs, json.dumps(pair) + "\n")
+            if rejected.strip() in ("", answer.strip()):
+                return f"Saved in {self.file}"
+            pair = same if self._system is None else same | {"system": self._system}
+            pair |= {"question": question, "chosen": answer, "rejected": rejected}
+            append_whole(self.pairs, json.dumps(pair) + "\n")
         except OSError as error:
             raise UserError(f"{self.file} cannot be written ({error.strerror}). Make room, and save again") from None
-        return f"Saved in {self.file}" + (f" and, as a preference, in {self.pairs}" if is_pair else "")
+        return f"Saved in {self.file} and, as a preference, in {self.pairs}"
 
-    def _name(self, image: str) -> str:
+    def _kept(self, image: Path) -> str:
+        """The name of a copy of it, from the folder of the file on."""
+        content = image.read_bytes()
         with Image.open(image) as opened:
             suffix = str(opened.format).lower()
-        return f"{self._images.name}/{hashlib.sha256(Path(image).read_bytes()).hexdigest()[:32]}.{suffix}"
-
-    def _keep(self, image: Path) -> None:
-        kept = self.file.parent / self._name(str(image))
-        if not kept.exists():
-            with atomic_file(kept) as unfinished:
-                unfinished.write_bytes(image.read_bytes())
+        name = f"{self.file.stem}_images/{hashlib.sha256(content).hexdigest()[:32]}.{suffix}"
+        if not (self.file.parent / name).exists():
+            with atomic_file(self.file.parent / name) as unfinished:
+                unfinished.write_bytes(content)
+        return name

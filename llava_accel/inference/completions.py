@@ -1,9 +1,8 @@
 """The form of OpenAI's chat.completions: a request's messages become turns, and answers and errors take that form."""
 
-import time
 import uuid
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,21 +25,9 @@ class Refused(UserError):
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.code, self.param = status, code, param
-
-    def form(self) -> dict[str, Any]:
-        """It in OpenAI's form."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-class Asked(NamedTuple):
-    """A request that can be answered: turns, paths of their images, tokens of the answer, and whether it comes in pieces."""
-
-    turns: list[Turn]
-    images: list[str]
-    longest: int | None
-    streams: bool
+        self.status = status
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        self.form = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class _Address(BaseModel):
@@ -50,7 +37,7 @@ class _Address(BaseModel):
 class _Part(BaseModel):
     type: Literal["text", "image_url"]
     text: str = ""
-    image_url: _Address | None = None
+    image_url: _Address = _Address(url="")
 
 
 class _Message(BaseModel):
@@ -58,7 +45,9 @@ class _Message(BaseModel):
     content: str | list[_Part]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """What is read of a request. Others of OpenAI's fields have no effect, or are refused."""
+
     model_config = ConfigDict(extra="allow")
     model: str
     messages: list[_Message] = Field(min_length=1)
@@ -67,17 +56,17 @@ class _Request(BaseModel):
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
 
-def read_request(body: bytes, model: str, folder: Path) -> Asked:
-    """What a request asks of the model of this name.
+def read_request(body: bytes, model: str, folder: Path) -> tuple[Request, list[Turn], list[str]]:
+    """A request to the model of this name, its turns, and paths of their images.
 
     Args:
-        folder: Where its images are written to.
+        folder: Where images are written to.
 
     Raises:
         Refused: it is malformed, or asks for what is not done here.
     """
     try:
-        request = _Request.model_validate_json(body)
+        request = Request.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -94,50 +83,42 @@ def read_request(body: bytes, model: str, folder: Path) -> Asked:
     if len(roles) % 2 == 0 or set(roles[::2]) != {"user"} or set(roles[1::2]) - {"assistant"}:
         problem = "roles go [system] user (assistant user) ... and end with a user's question. Put them in this order"
         raise Refused(400, problem, param="messages")
-    return Asked(turns, images, request.max_completion_tokens or request.max_tokens, bool(request.stream))
+    return request, turns, images
 
 
 def _turn(message: _Message, place: str, folder: Path, images: list[str]) -> Turn:
     """The turn of a message. Its images are added to `images`; their marks come first, as in `chat`."""
     parts = [_Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
     text = "".join(part.text for part in parts if part.type == "text")
-    urls = [part.image_url.url if part.image_url else "" for part in parts if part.type == "image_url"]
+    urls = [part.image_url.url for part in parts if part.type == "image_url"]
     if IMAGE in text or (urls and message.role != "user"):
         problem = f"{IMAGE} stands for no image" if IMAGE in text else f"an image comes from the {message.role}"
         raise Refused(400, f"{problem}. Give images as image_url parts of the user's messages", param=place)
-    images += [_saved(url, folder, place) for url in urls]
+    for url in urls:
+        content, path = image_of_base64(url) if url.startswith("data:") else None, folder / uuid.uuid4().hex
+        try:
+            if content is None:
+                problem = f"{quoted(url, 60)} is not data:image/png;base64,..."
+                raise UserError(f"{problem} Files and addresses are never read")
+            path.write_bytes(content)
+            check_images([path], whole=True)
+        except UserError as error:
+            raise Refused(400, str(error).replace(str(path), "image_url"), "invalid_image_url", place) from None
+        images.append(str(path))
     return Turn(message.role, f"{IMAGE}\n" * len(urls) + text)
 
 
-def _saved(url: str, folder: Path, place: str) -> str:
-    content, path = image_of_base64(url) if url.startswith("data:") else None, folder / uuid.uuid4().hex
-    try:
-        if content is None:
-            raise UserError(f"{quoted(url, 60)} is not data:image/png;base64,... Files and addresses are never read")
-        path.write_bytes(content)
-        check_images([path], whole=True)
-    except UserError as error:
-        message = str(error).replace(str(path), "image_url")
-        raise Refused(400, message, "invalid_image_url", place) from None
-    return str(path)
-
-
-def new_answer(model: str) -> dict[str, Any]:
-    """What all pieces of one answer have in common."""
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-
-def answer_form(new: dict[str, Any], reply: Reply | None = None, **said: dict[str, str]) -> dict[str, Any]:
+def answer_form(same: dict[str, Any], reply: Reply | None = None, **said: dict[str, str]) -> dict[str, Any]:
     """An answer, or a piece of it.
 
     Args:
-        new: What `new_answer` gave.
+        same: What all pieces have in common.
         reply: The whole answer, for what ends it.
         said: The `message` that it is, or the `delta` of a piece.
     """
     end = None if reply is None else "length" if reply.is_cut else "stop"
     kind = "chat.completion.chunk" if "delta" in said else "chat.completion"
-    form = {**new, "object": kind, "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": end}]}
+    form = {**same, "object": kind, "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": end}]}
     if reply:
         tokens = {"prompt_tokens": reply.num_asked, "completion_tokens": reply.num_written}
         form["usage"] = {**tokens, "total_tokens": sum(tokens.values())}

@@ -4,6 +4,7 @@ What a model writes stands in text fields, which read no markup. Nobody comes in
 """
 
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,17 +22,14 @@ from llava_accel.exceptions import UserError
 from llava_accel.inference.beside import as_base
 from llava_accel.inference.collected import Collection
 from llava_accel.inference.dialogue import Dialogue
-from llava_accel.inference.door import HOST, LARGEST_BODY, is_key, is_local_name, usable_key
+from llava_accel.inference.door import HOST, LARGEST_BODY, is_key, is_local_name
 from llava_accel.inference.origin import Loaded
 
 if TYPE_CHECKING:
     import gradio
 
 ANSWER, BASE, BLIND = "Answer", "The base's answer", "Answer without the picture"
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' data: blob:; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval'; "
-    "frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
-)
+_POLICY = b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'; form-action 'self'"
 
 
 class Asked(NamedTuple):
@@ -117,8 +115,7 @@ class Guard:
 
         async def send_safely(message: Any) -> None:
             if message["type"] == "http.response.start":
-                safe = (b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")
-                message["headers"] = [*message["headers"], *safe]
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY)]
             await send(message)
 
         if scope["type"] == "lifespan":
@@ -132,20 +129,15 @@ class Guard:
         elif is_key(request.query_params.get("key", ""), self._key):
             refused = RedirectResponse("/", 303)
             refused.set_cookie(self._cookie, self._key, httponly=True, samesite="strict")
-        elif not is_key(request.cookies.get(self._cookie, ""), self._key):
+        elif request.url.path != "/manifest.json" and not is_key(request.cookies.get(self._cookie, ""), self._key):
             refused = PlainTextResponse("The key is missing. Open the address that the terminal shows.", 401)
         elif "transfer-encoding" in request.headers or (length.isdigit() and int(length) > LARGEST_BODY):
             refused = PlainTextResponse("The request is too large.", 413)
         await (refused or self._app)(scope, receive, send_safely)
 
 
-def page(columns: Columns, collection: Collection | None, system: str | None) -> "gradio.Blocks":
-    """The page itself.
-
-    Args:
-        collection: Where chosen and corrected answers go; without one there are no buttons for it.
-        system: The system prompt of all questions, which belongs to their records.
-    """
+def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
+    """The page itself. Without a collection it has no buttons for what goes there."""
     import gradio
 
     def ask(picture: object, question: object) -> Iterator[list[object]]:
@@ -168,7 +160,7 @@ def page(columns: Columns, collection: Collection | None, system: str | None) ->
         others = asked.answers[1:-1] if place == 0 else asked.answers[:1]
         answer = written.strip() if place is None else asked.answers[place]
         try:
-            return None, collection.add(system, asked.question, asked.image, answer, "".join(others))
+            return None, collection.add(asked.question, asked.image, answer, "".join(others))
         except UserError as error:
             return asked, f"error: {error}"
 
@@ -207,9 +199,9 @@ def page(columns: Columns, collection: Collection | None, system: str | None) ->
     return blocks.queue(max_size=16)
 
 
-def show(columns: Columns, collection: Collection | None, system: str | None, door: socket.socket) -> None:
+def show(columns: Columns, collection: Collection | None, door: socket.socket) -> None:
     """Serve the page until Ctrl-C, and print its address. Nothing is asked of other machines."""
-    key, port = usable_key(None), door.getsockname()[1]
+    key, port = secrets.token_urlsafe(24), door.getsockname()[1]
     with TemporaryDirectory(prefix="llava_accel_") as pictures:
         # Read when gradio is imported, which else says home what starts here, and shows pictures to all users.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": pictures}
@@ -220,7 +212,7 @@ def show(columns: Columns, collection: Collection | None, system: str | None, do
 
         app = gradio.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            page(columns, collection, system),
+            page(columns, collection),
             "/",
             server_name=HOST,
             server_port=port,

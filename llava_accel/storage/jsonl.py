@@ -49,11 +49,12 @@ def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
 
 
 def append_whole(path: Path, text: str) -> None:
-    """Write lines behind those of a file, or none of them; OSError if there is no room."""
+    """Write lines behind those of a file, the last of which may lack its end, or none of them; OSError without room."""
     end = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with path.open("a+b") as file:
+            file.seek(max(0, end - 1))
+            file.write((b"\n" if file.read() not in (b"", b"\n") else b"") + text.encode())
     except OSError:
         if path.exists():
             os.truncate(path, end)  # no half lines
