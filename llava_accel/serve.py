@@ -56,12 +56,14 @@ class _Visit(BaseHTTPRequestHandler):
     _has_begun = False
 
     def do_GET(self) -> None:
-        with self._refusing("/v1/models"):
+        with self._refusing():
+            self._admit("/v1/models")
             model = {"id": self.server.model, "object": "model", "created": 0, "owned_by": "llava_accel"}
             self._send(200, {"object": "list", "data": [model]})
 
     def do_POST(self) -> None:
-        with self._refusing("/v1/chat/completions"):
+        with self._refusing():
+            self._admit("/v1/chat/completions")
             if not self.server.waiting.acquire(blocking=False):
                 raise Refused(429, f"{_MOST_WAITING} requests are waiting. Ask again later", "rate_limit_exceeded")
             try:
@@ -77,19 +79,21 @@ class _Visit(BaseHTTPRequestHandler):
         """What the base class refuses, in the form of the other refusals."""
         self._refuse(Refused(code, f"{message or self.responses[code][0]}. Send a plain HTTP request"))
 
+    def _admit(self, path: str) -> None:
+        if not is_local_name(self.headers["Host"]):
+            raise Refused(403, f"the Host header names another machine. Ask http://{HOST}", "forbidden_host")
+        kind, _, key = (self.headers["Authorization"] or "").partition(" ")
+        if kind.lower() != "bearer" or not is_key(key.strip(), self.server.key):
+            problem = "the key is missing or wrong. Send Authorization: Bearer KEY with the one that serve printed"
+            raise Refused(401, problem, "invalid_api_key")
+        if self.path.partition("?")[0] != path:
+            problem = f"there is no {self.command} {self.path[:80]!r} here"
+            raise Refused(404, f"{problem}. Use GET /v1/models or POST /v1/chat/completions", "unknown_url")
+
     @contextmanager
-    def _refusing(self, path: str) -> Iterator[None]:
-        """For a visitor with the key. What is wrong is said in OpenAI's form; a defect without its details."""
+    def _refusing(self) -> Iterator[None]:
+        """Say what is wrong with the request in OpenAI's form; a defect is said without its details, and goes on."""
         try:
-            if not is_local_name(self.headers["Host"]):
-                raise Refused(403, f"the Host header names another machine. Ask http://{HOST}", "forbidden_host")
-            kind, _, key = (self.headers["Authorization"] or "").partition(" ")
-            if kind.lower() != "bearer" or not is_key(key.strip(), self.server.key):
-                problem = "the key is missing or wrong. Send Authorization: Bearer KEY with the one that serve printed"
-                raise Refused(401, problem, "invalid_api_key")
-            if self.path.partition("?")[0] != path:
-                problem = f"there is no {self.command} {self.path[:80]!r} here"
-                raise Refused(404, f"{problem}. Use GET /v1/models or POST /v1/chat/completions", "unknown_url")
             yield
         except Refused as refused:
             self._refuse(refused)

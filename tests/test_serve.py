@@ -42,6 +42,13 @@ def server(dialogue: Dialogue) -> Iterator[serve.Server]:
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def no_traceback(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Nothing that a client does is a defect of the server."""
+    yield
+    assert capsys.readouterr().err == ""
+
+
 @pytest.fixture
 def ask(server: serve.Server) -> Callable[..., tuple[int, str]]:
     """Sends a request; its status and the text of its body."""
