@@ -24,7 +24,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.runtime.restored import settings_restored
-from llava_accel.scoring.held_out import AtOnce, Evaluation, say_own_metrics, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation, say_own_code, write_predictions
 from llava_accel.scoring.held_out import evaluate as evaluate_part
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
@@ -54,7 +54,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None) -> Eval
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)
-    say_own_metrics(recipe, console)
+    say_own_code(recipe, console, trains=False)
     _, part = open_data(run, processing)
     if part is None:
         raise UserError(

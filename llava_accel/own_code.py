@@ -7,7 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,22 @@ def own_line(key: str, name: str) -> str:
     """What is said before code of the user's own is run; UserError if it cannot be loaded."""
     load_own(key, name)
     return f"{key}: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})"
+
+
+def call_own(key: str, name: str, *arguments: object) -> Any:
+    """What the function returns; UserError with its line where it cannot be loaded or fails."""
+    function, file = load_own(key, name), Path(name.rpartition(":")[0]).expanduser().resolve()
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
+        raise UserError(f"{key}: {where(error, file)}. Mend the function") from error
+
+
+def say_own(named: Mapping[str, str], say: Callable[[str], object]) -> None:
+    """Say which of these values, by key, are code of the user's own; UserError if one cannot be loaded."""
+    for key, name in named.items():
+        if is_own(name):
+            say(own_line(key, name))
 
 
 def digest(name: str) -> str:

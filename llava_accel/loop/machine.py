@@ -4,7 +4,9 @@ import torch
 
 from llava_accel.exceptions import UserError
 from llava_accel.kernels.compiled import require_compiler
+from llava_accel.loop.optimizer import try_own
 from llava_accel.model.build import attention
+from llava_accel.own_code import is_own
 from llava_accel.recipe import Recipe
 
 
@@ -37,6 +39,8 @@ def _compiler(recipe: Recipe, device: torch.device) -> None:
 
 
 def _optimizer(recipe: Recipe, device: torch.device) -> None:
+    if is_own(recipe.optim.optimizer):
+        try_own(recipe.optim, device)
     if recipe.optim.optimizer == "paged_adamw_8bit" and device.type == "cpu":
         raise UserError(
             "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "

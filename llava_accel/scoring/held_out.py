@@ -20,7 +20,7 @@ from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.data.records import Record
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
-from llava_accel.own_code import digest, is_own
+from llava_accel.own_code import is_own, own_line, say_own
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
@@ -285,11 +285,16 @@ def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool 
     return {"num_answers": float(len(predictions)), **found}
 
 
-def say_own_metrics(recipe: Recipe, console: Console) -> None:
-    """Say which functions of the user's own score the answers; UserError if one of them does not work on a first answer."""
+def say_own_code(recipe: Recipe, console: Console, *, trains: bool = True) -> None:
+    """Say which code of the user's own trains the model and scores its answers; what reads rows is said when they are read.
+
+    Raises:
+        UserError: it cannot be loaded, or a score does not work on a first answer.
+    """
+    say_own({"optim.optimizer": recipe.optim.optimizer} if trains else {}, console.line)
     for name in filter(is_own, recipe.eval.measured):
         find_metric(name).measure([Judged("a cat", ("a cat", "cat"), 0)])
-        console.line(f"eval.metrics: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})")
+        console.line(own_line("eval.metrics", name))
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
