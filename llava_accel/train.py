@@ -36,6 +36,7 @@ from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
 from llava_accel.setup.figures import mix_of
 from llava_accel.setup.opening import say_opening
+from llava_accel.setup.reference import attach_reference
 from llava_accel.setup.revisions import with_commits
 from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
@@ -75,11 +76,12 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     prepared = prepare(accelerator, objective, optimizer, scheduler)
+    attach_reference(run, prepared.objective, loaded, processing, (training, held_out), source)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
     interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state, mix_of(training))
+    meter = Meter(run, state, mix_of(training), objective.MEASURES)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
     # Train.

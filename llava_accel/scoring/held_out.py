@@ -35,6 +35,7 @@ from llava_accel.scoring.metrics import (
     score_title,
     with_interval,
 )
+from llava_accel.scoring.objective_loss import objective_scores
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -182,8 +183,9 @@ class Evaluation:
     """The same on every rank."""
 
     metrics: dict[str, float]
-    """"loss", "num_answers", and scores under their names, with those of blanked images ("blind_..."), of the commonest
-    answer ("common_..."), and between which they lie in 95 of 100 draws ("low_...", "high_...")."""
+    """"loss" ("answer_loss" too where the objective is another), "num_answers", and scores under their names, with those of
+    blanked images ("blind_..."), of the commonest answer ("common_..."), and between which they lie in 95 of 100 draws
+    ("low_...", "high_...")."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
     seconds: float = 0.0
@@ -266,6 +268,9 @@ def evaluate(
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
         metrics = {"loss": loss, **scores(predictions, recipe)}
+        if recipe.train.objective != "answers":
+            some = _batches(rows, part, recipe.train.per_device_batch_size, accelerator)
+            metrics |= {"answer_loss": loss} | objective_scores(run, objective, part, some, predictions)
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
             metrics |= {f"blind_{name}": value for name, value in scores(blind, recipe, compares=False).items()}

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -184,6 +185,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """The packages that a run depends on and that are installed, with their versions."""
     found: dict[str, str] = {}
