@@ -22,10 +22,9 @@ from accelerate import Accelerator
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
-from llava_accel.loop.machine import check_machine
+from llava_accel.loop.machine import check_machine, say_own_code
 from llava_accel.measurement.probe import Job, Timed, first_windows, with_own_folders
 from llava_accel.model.processing import Processing, load_processing
-from llava_accel.own_code import say_own
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator, resolve_precision
@@ -58,7 +57,7 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))
         run = RunContext(own, accelerator, console)
-        say_own({"optim.optimizer": recipe.optim.optimizer}, console.line)
+        say_own_code(recipe, console, scores=False)
         training, _ = open_data(run, processing)
         windows = first_windows(run, training, steps)
         objective, _ = build_objective(run, processing)

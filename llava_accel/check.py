@@ -37,9 +37,9 @@ from llava_accel.inspection.preflight import Problems, examine_model, examine_ru
 from llava_accel.inspection.repeated_ids import repeated_ids
 from llava_accel.inspection.summary import image_remarks, show_examples, summarise
 from llava_accel.inspection.tokens_in_texts import tokens_in_texts, watched
+from llava_accel.loop.machine import say_own_code
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
-from llava_accel.scoring.held_out import say_own_code
 from llava_accel.setup.datasets import (
     Part,
     bad_records,

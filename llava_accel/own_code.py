@@ -13,6 +13,9 @@ from typing import Any
 
 from llava_accel.exceptions import UserError
 
+_run: set[str] = set()
+"""Files that were run."""
+
 
 def is_own(name: str) -> bool:
     """Whether a name is that of a function in a file."""
@@ -69,6 +72,7 @@ def digest(name: str) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _module(key: str, file: Path, content: str) -> dict[str, Any]:
+    _run.add(str(file))
     spec = importlib.util.spec_from_file_location(f"own_{file.stem}_{content[:12]}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -77,6 +81,14 @@ def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
     return vars(module)
+
+
+def explained(error: Exception) -> UserError | None:
+    """What to tell of an error that was raised in a file of the user's, or in what it has called; None of any other."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _run]
+    if not files:
+        return None
+    return UserError(f"{where(error, files[-1])}. Mend it; with LLAVA_ACCEL_TRACEBACK=1 all of the traceback is shown")
 
 
 def where(error: BaseException, file: Path) -> str:

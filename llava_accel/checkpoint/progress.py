@@ -45,7 +45,11 @@ def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
 
 def own_code(recipe: Recipe) -> dict[str, str]:
     """The hash of each file of the user's own that decides what the steps of a run are, or which of them is best."""
-    named = {"eval.metric": recipe.eval.metric, "optim.optimizer": recipe.optim.optimizer}
+    named = {
+        "train.objective": recipe.train.objective,
+        "optim.optimizer": recipe.optim.optimizer,
+        "eval.metric": recipe.eval.metric,
+    }
     return {key: digest(name) for key, name in named.items() if is_own(name)}
 
 

@@ -9,8 +9,8 @@ import pytest
 from helpers.runs import recipe
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
+from llava_accel.loop.machine import say_own_code
 from llava_accel.recipe import RecipeError, make_recipe
-from llava_accel.scoring.held_out import say_own_code
 from llava_accel.scoring.metrics import cell, main_score, measure, score_names, score_title
 from llava_accel.scoring.predictions_file import score_file
 
