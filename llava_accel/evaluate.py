@@ -10,38 +10,43 @@ if __name__ == "__main__":
 
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from llava_accel.console.output import Console
 from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import with_trained
+from llava_accel.loop.machine import say_own_code
 from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
-from llava_accel.model.processing import load_processing
+from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.runtime.restored import settings_restored
-from llava_accel.scoring.held_out import AtOnce, Evaluation, say_own_metrics, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation, write_predictions
 from llava_accel.scoring.held_out import evaluate as evaluate_part
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
-from llava_accel.setup.datasets import open_data
+from llava_accel.setup.datasets import Part, open_data
+from llava_accel.setup.reference import find_reference
 from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
 
 
 @settings_restored()
 @determinism_explained()
-def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None) -> Evaluation:
+def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter: str = "") -> Evaluation:
     """Evaluate the recipe's model, with `model.adapter` if it names one, on its evaluation data.
 
     Args:
         recipe: A recipe or its file; or the folder of a run, whose weights are evaluated as its recipe says.
         out: File for the predictions; None writes none.
+        adapter: What was trained with the recipe, see `--adapter`. Pairs of answers are compared with what the recipe itself
+            names, which training started from.
 
     Returns:
         Metrics by name, and every answer.
@@ -49,22 +54,29 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None) -> Eval
     Raises:
         UserError: the recipe has no evaluation data, or model or data cannot be used.
     """
-    recipe = _recipe_of(recipe)
+    if not isinstance(recipe, Recipe) and Path(recipe).is_dir():
+        recipe, adapter = Path(recipe) / "recipe.toml", str(recipe)
+    start = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, warns=not adapter)
+    recipe = with_trained(start, adapter) if adapter else start
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)
-    say_own_metrics(recipe, console)
+    say_own_code(recipe, console, trains=False)
     _, part = open_data(run, processing)
     if part is None:
         raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or set data.eval_fraction"
         )
+    if adapter and recipe.train.objective == "dpo":
+        _compare_with(replace(run, recipe=start), processing, part)
     with loading_explained(run, processing):
-        objective, _ = build_objective(run, processing)
+        objective, loaded = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
+    if not adapter:
+        find_reference(run, objective, loaded, processing, (part,))
     at_once = AtOnce(questions_at_once(run, processing, part, trains=False))
     with evaluation_explained():
         evaluation = evaluate_part(run, model, part, processing.processor.tokenizer, at_once=at_once)
@@ -80,6 +92,16 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None) -> Eval
     return evaluation
 
 
+def _compare_with(run: RunContext, processing: Processing, part: Part) -> None:
+    """Let pairs be compared with the model that training started from, which is there for that time alone."""
+    with loading_explained(run, processing):
+        objective, loaded = build_objective(run, processing)
+    attach_features(run, processing, objective, (part,))
+    prepare_frozen(run.accelerator, objective)
+    find_reference(run, objective, loaded, processing, (part,))
+    objective.flush_features()
+
+
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel evaluate RECIPE`, or `--score FILE.jsonl`."""
     out = Path(arguments.out) if arguments.out else None
@@ -93,14 +115,4 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"{name}: {value:.6g}")
         return
     recipe: Recipe = arguments.loaded
-    if arguments.adapter:
-        recipe = with_trained(recipe, arguments.adapter)
-    evaluate(recipe, out)
-
-
-def _recipe_of(named: Recipe | Path | str) -> Recipe:
-    if isinstance(named, Recipe):
-        return named
-    if Path(named).is_file():
-        return load_recipe(named)
-    return with_trained(load_recipe(Path(named) / "recipe.toml", warns=False), str(named))
+    evaluate(recipe, out, arguments.adapter or "")

@@ -16,7 +16,7 @@ from llava_accel.checkpoint.resume import agreed_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
-from llava_accel.loop.machine import check_machine
+from llava_accel.loop.machine import check_machine, say_own_code
 from llava_accel.loop.memory_guard import loading_explained, out_of_memory_explained
 from llava_accel.loop.meter import Meter
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
@@ -31,11 +31,11 @@ from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.restored import settings_restored
 from llava_accel.runtime.signals import NEVER, Interruption
-from llava_accel.scoring.held_out import say_own_metrics
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
 from llava_accel.setup.figures import mix_of
 from llava_accel.setup.opening import say_opening
+from llava_accel.setup.reference import attach_reference
 from llava_accel.setup.revisions import with_commits
 from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
@@ -65,7 +65,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
-    say_own_metrics(recipe, run.console)
+    say_own_code(recipe, run.console)
     order = build_order(recipe, training, accelerator.num_processes)
     say_opening(run, order, training, held_out, source)
     with loading_explained(run, processing):
@@ -75,11 +75,12 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     prepared = prepare(accelerator, objective, optimizer, scheduler)
+    attach_reference(run, prepared.objective, loaded, processing, (training, held_out), source)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
     interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state, mix_of(training))
+    meter = Meter(run, state, mix_of(training), objective.MEASURES)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
     # Train.

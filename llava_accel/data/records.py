@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from llava_accel.data.annotations import parse_answers, parse_choices
 from llava_accel.data.conversation import Turn, check_turns, marked, whole_rounds
 from llava_accel.data.messages import present, read_images, read_messages
+from llava_accel.data.pairs import is_pair, rejected_answer
 from llava_accel.data.row_forms import RowForm, column, in_llavas_form, value_at
 from llava_accel.sources.extraction import PART, check_parts, with_addresses
 from llava_accel.sources.json_rows import MAX_BYTES
@@ -35,6 +36,10 @@ class Record:
     answer_type: str = ""
     choices: tuple[str, ...] = ()
     """Options A, B, C ...; the answer names one of them by its letter."""
+    is_pair: bool = False
+    """Whether the row has an answer that another is preferred to."""
+    rejected: str | None = None
+    """That answer, in place of the last turn; read where the form asks for pairs."""
     dropped_turns: int = 0
     """Turns of the row that are not here: a leading answer, a trailing question."""
 
@@ -54,6 +59,7 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
         files: See `Table.files`.
     """
     fields = _object(read_raw(raw, form, files)) if form.reader else _fields(raw, files)
+    given = fields
     fields, messages, has_marks = in_llavas_form(fields, form)
     record_id = present(fields, "id", "question_id")
     record_id = row if record_id is None else record_id
@@ -75,6 +81,8 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
         choices=parse_choices(fields.get("choices"), answers[0][0] if answers else turns[-1].text),
         question_type=_text(fields, "question_type"),
         answer_type=_text(fields, "answer_type"),
+        is_pair=is_pair(given, form),
+        rejected=rejected_answer(given, form, turns) if form.pairs else None,
         dropped_turns=num_turns - len(turns),
     )
 

@@ -7,9 +7,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from llava_accel.console.output import Console
+from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
 
 OnLog = Callable[[dict[str, Any]], object]
@@ -37,3 +39,10 @@ class Prepared:
     """The objective, in the backend's wrapper or not."""
     optimizer: AcceleratedOptimizer
     scheduler: AcceleratedScheduler
+
+    @property
+    def objective(self) -> Objective:
+        """The model without the wrapper."""
+        objective = extract_model_from_parallel(self.model)
+        assert isinstance(objective, Objective)
+        return objective

@@ -13,28 +13,26 @@ from accelerate.utils import gather_object, release_memory
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava_accel.console.output import Bar, Console
+from llava_accel.console.output import Bar
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.data.records import Record
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
-from llava_accel.own_code import digest, is_own
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
 from llava_accel.scoring.metrics import (
-    Judged,
     Prediction,
-    find_metric,
     main_score,
     measure,
     score_names,
     score_title,
     with_interval,
 )
+from llava_accel.scoring.objective_loss import objective_scores
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -182,8 +180,9 @@ class Evaluation:
     """The same on every rank."""
 
     metrics: dict[str, float]
-    """"loss", "num_answers", and scores under their names, with those of blanked images ("blind_..."), of the commonest
-    answer ("common_..."), and between which they lie in 95 of 100 draws ("low_...", "high_...")."""
+    """"loss" ("answer_loss" too where the objective is another), "num_answers", and scores under their names, with those of
+    blanked images ("blind_..."), of the commonest answer ("common_..."), and between which they lie in 95 of 100 draws
+    ("low_...", "high_...")."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
     seconds: float = 0.0
@@ -266,6 +265,9 @@ def evaluate(
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
         metrics = {"loss": loss, **scores(predictions, recipe)}
+        if recipe.train.objective != "answers":
+            some = _batches(rows, part, recipe.train.per_device_batch_size, accelerator)
+            metrics |= {"answer_loss": loss} | objective_scores(run, objective, part, some, predictions)
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
             metrics |= {f"blind_{name}": value for name, value in scores(blind, recipe, compares=False).items()}
@@ -283,13 +285,6 @@ def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool 
     for row in predictions:
         row["score"] = next((row[name] for name in (main, *score_names(row)) if name in row), 0.0)
     return {"num_answers": float(len(predictions)), **found}
-
-
-def say_own_metrics(recipe: Recipe, console: Console) -> None:
-    """Say which functions of the user's own score the answers; UserError if one of them does not work on a first answer."""
-    for name in filter(is_own, recipe.eval.measured):
-        find_metric(name).measure([Judged("a cat", ("a cat", "cat"), 0)])
-        console.line(f"eval.metrics: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})")
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
