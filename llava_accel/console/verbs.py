@@ -113,10 +113,14 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
         type=Path,
         help="write a page with counts, errors, and images with what is learned",
     )
+    add("--against", metavar="RUN", type=Path, help="list the records that this run has shown to be worth a look")
+    add("--mend", metavar="FILE.jsonl", type=Path, help="with --against: write that list here, not on the console")
     add("--probe", action="store_true", help="take two steps, and say how many hours the run takes on this machine")
     arguments = parse(parser, words)
     if arguments.html and not arguments.html.absolute().parent.is_dir():
         parser.error(f"--html {arguments.html}: there is no folder {arguments.html.parent}. Make it first")
+    if arguments.mend and not arguments.against:
+        parser.error("--mend belongs to --against RUN")
     return arguments
 
 

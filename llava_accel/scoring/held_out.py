@@ -162,15 +162,21 @@ def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -
     return not bool(waiting)
 
 
-def _prediction(record: Record, text: str, loss: float) -> Prediction:
-    question = record.question or record.turns[-2].text.replace(IMAGE, "").strip()
-    kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
-    kinds |= {"num_choices": len(record.choices)}
+def described(record: Record) -> Prediction:
+    """Whose answer a prediction is: id, image, question and answers."""
     return {
         "id": record.id,
         "image": list(record.images) if len(record.images) != 1 else record.images[0],
-        "question": question,
+        "question": record.question or record.turns[-2].text.replace(IMAGE, "").strip(),
         "answers": dict(record.answers) or {record.turns[-1].text: 1},
+    }
+
+
+def _prediction(record: Record, text: str, loss: float) -> Prediction:
+    kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
+    kinds |= {"num_choices": len(record.choices)}
+    return {
+        **described(record),
         "prediction": text,
         "loss": round(loss, 6),
         **{key: value for key, value in kinds.items() if value},
