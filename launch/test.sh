@@ -26,6 +26,7 @@ fi
 [ "${1:-}" = "--setup-only" ] && exit 0
 
 # Few threads: multi-process tests on a small machine slow each other down about tenfold otherwise.
+unset PYTHONDONTWRITEBYTECODE  # else each process that a test starts compiles the package again
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Two processes; tests that share a fixture stay in one of them (tests/conftest.py).
 pytest=(python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder)

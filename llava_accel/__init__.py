@@ -1,10 +1,18 @@
-"""Fine-tunes LLaVA models with a hand-written Accelerate loop: stage 1, LoRA, QLoRA and full."""
+"""Fine-tunes LLaVA models with a hand-written Accelerate loop: stage 1, LoRA, QLoRA and full.
 
+For notebooks and scripts it offers `load_recipe`, `train`, `evaluate`, `load_trained` and `answer`; torch is imported when
+one that needs it is asked for, and not before.
+"""
+
+import importlib
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llava_accel.evaluate import evaluate as evaluate
+    from llava_accel.inference.ask import answer as answer
+    from llava_accel.inference.ask import load_trained as load_trained
     from llava_accel.recipe import load_recipe as load_recipe
     from llava_accel.train import train as train
 
@@ -31,15 +39,21 @@ class _Without(logging.Filter):
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_Without("Failed to load CPU gemm_4bit_forward"))
 
 
+__all__ = ["answer", "evaluate", "load_recipe", "load_trained", "train"]
+_OFFERED = {
+    "load_recipe": "recipe", "train": "train", "evaluate": "evaluate", "load_trained": "inference.ask",
+    "answer": "inference.ask",
+}  # fmt: skip
+"""Name -> the module that it is imported from when it is asked for."""
+
+
 def __getattr__(name: str) -> Any:
-    """`from llava_accel import load_recipe, train`: torch is imported when `train` is asked for, and not before."""
-    if name == "load_recipe":
-        from llava_accel.recipe import load_recipe
+    if name not in _OFFERED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_OFFERED[name]}"), name)
+    globals()[name] = found  # in place of a module of that name, which the import has put there
+    return found
 
-        return load_recipe
-    if name == "train":
-        from llava_accel.train import train
 
-        globals()["train"] = train  # in place of the module, which the import has put there
-        return train
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFERED})

@@ -135,7 +135,7 @@ def check_data(task: Check) -> None:
     task.copy = CleanCopy(Path(task.arguments.fix)) if task.arguments.fix else None
     processing = task.processing
     encoder = problems.attempt(lambda: build_encoder(recipe, processing)) if processing else None
-    form = problems.attempt(lambda: row_form(recipe.data, task.console))
+    form = problems.attempt(lambda: row_form(recipe, task.console))
     with tempfile.TemporaryDirectory() as spare:
         cache_dir = problems.attempt(lambda: cache_folder(recipe.data.cache_dir)) or Path(spare)
         for name, named in entries(recipe.data).items():

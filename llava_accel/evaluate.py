@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from llava_accel.console.output import Console
@@ -17,31 +18,45 @@ from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import with_trained
 from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
-from llava_accel.model.processing import load_processing
+from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.weights import check_values
-from llava_accel.recipe import Recipe
+from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
-from llava_accel.scoring.held_out import AtOnce, Evaluation, evaluate, say_own_metrics, write_predictions
+from llava_accel.runtime.restored import settings_restored
+from llava_accel.scoring.held_out import AtOnce, Evaluation, say_own_metrics, write_predictions
+from llava_accel.scoring.held_out import evaluate as evaluate_part
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
-from llava_accel.setup.datasets import open_data
+from llava_accel.setup.datasets import Part, open_data
+from llava_accel.setup.reference import find_reference
 from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
 
 
+@settings_restored()
 @determinism_explained()
-def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
+def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter: str = "") -> Evaluation:
     """Evaluate the recipe's model, with `model.adapter` if it names one, on its evaluation data.
 
     Args:
+        recipe: A recipe or its file; or the folder of a run, whose weights are evaluated as its recipe says.
         out: File for the predictions; None writes none.
+        adapter: What was trained with the recipe, see `--adapter`. Pairs of answers are compared with what the recipe itself
+            names, which training started from.
+
+    Returns:
+        Metrics by name, and every answer.
 
     Raises:
         UserError: the recipe has no evaluation data, or model or data cannot be used.
     """
+    if not isinstance(recipe, Recipe) and Path(recipe).is_dir():
+        recipe, adapter = Path(recipe) / "recipe.toml", str(recipe)
+    start = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, warns=not adapter)
+    recipe = with_trained(start, adapter) if adapter else start
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
@@ -52,14 +67,18 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
         raise UserError(
             "data.eval: the recipe names no evaluation data. Set data.eval to a file, or set data.eval_fraction"
         )
+    if adapter and recipe.train.objective == "dpo":
+        _compare_with(replace(run, recipe=start), processing, part)
     with loading_explained(run, processing):
-        objective, _ = build_objective(run, processing)
+        objective, loaded = build_objective(run, processing)
     check_values(objective, recipe.model.base or recipe.model.language_model)
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
+    if not adapter:
+        find_reference(run, objective, loaded, processing, (part,))
     at_once = AtOnce(questions_at_once(run, processing, part, trains=False))
     with evaluation_explained():
-        evaluation = evaluate(run, model, part, processing.processor.tokenizer, at_once=at_once)
+        evaluation = evaluate_part(run, model, part, processing.processor.tokenizer, at_once=at_once)
     objective.flush_features()
     for line in evaluation.summary:
         console.line(line)
@@ -67,9 +86,19 @@ def evaluate_recipe(recipe: Recipe, out: Path | None) -> Evaluation:
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)
     if out and accelerator.is_main_process:
-        write_predictions(out, evaluation.predictions)
+        write_predictions(Path(out), evaluation.predictions)
         console.line(f"predictions: {out}")
     return evaluation
+
+
+def _compare_with(run: RunContext, processing: Processing, part: Part) -> None:
+    """Let pairs be compared with the model that training started from, which is there for that time alone."""
+    with loading_explained(run, processing):
+        objective, loaded = build_objective(run, processing)
+    attach_features(run, processing, objective, (part,))
+    prepare_frozen(run.accelerator, objective)
+    find_reference(run, objective, loaded, processing, (part,))
+    objective.flush_features()
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -85,6 +114,4 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"{name}: {value:.6g}")
         return
     recipe: Recipe = arguments.loaded
-    if arguments.adapter:
-        recipe = with_trained(recipe, arguments.adapter)
-    evaluate_recipe(recipe, out)
+    evaluate(recipe, out, arguments.adapter or "")

@@ -26,25 +26,31 @@ from llava_accel.loop.validation import Validation
 from llava_accel.loop.windows import train_windows
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import Recipe
-from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.context import OnLog, RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare
+from llava_accel.runtime.restored import settings_restored
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.scoring.held_out import say_own_metrics
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
 from llava_accel.setup.figures import mix_of
 from llava_accel.setup.opening import say_opening
+from llava_accel.setup.reference import attach_reference
 from llava_accel.setup.revisions import with_commits
 from llava_accel.setup.run_folder import folders_released, hold_run, open_run
 from llava_accel.setup.state import TrainState, is_due
 from llava_accel.setup.vision_cache import attach_features
 
 
+@settings_restored()
 @folders_released()
 @determinism_explained()
-def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
-    """Run one fine-tuning job, from a recipe to an adapter that can be used.
+def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog | None = None) -> TrainState:
+    """Run one fine-tuning job, from a recipe to an adapter in recipe.run.output_dir; the state in which it ended.
+
+    Args:
+        on_log: Gets each line of metrics.jsonl, see `OnLog`.
 
     Raises:
         UserError: recipe, data or model cannot be used; the message says what to change.
@@ -54,7 +60,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     accelerator = build_accelerator(recipe)
     check_machine(recipe, accelerator.device)
     recipe = with_commits(recipe, accelerator)
-    run = RunContext(recipe, accelerator, Console(accelerator.is_main_process))
+    run = RunContext(recipe, accelerator, Console(accelerator.is_main_process), on_log)
     hold_run(run)
     source = agreed_checkpoint(run)
     open_run(recipe, accelerator)
@@ -70,14 +76,14 @@ def train(recipe: Recipe, interruption: Interruption = NEVER) -> TrainState:
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     prepared = prepare(accelerator, objective, optimizer, scheduler)
+    attach_reference(run, prepared.objective, loaded, processing, (training, held_out), source)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
     interruption.built()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state, mix_of(training))
+    meter = Meter(run, state, mix_of(training), objective.MEASURES)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
-
     # Train.
     prepared.model.train()
     windows = train_windows(run, training, order, state, meter.enter, lambda: interruption.is_asked)

@@ -10,20 +10,43 @@
 """
 
 import gc
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 from unittest.mock import patch
 
+import jaxtyping
 import pytest
+from jaxtyping import _import_hook as typed_imports
 
 # No torch at the top of this file: the process that only hands out the tests would wait for it, too.
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+# Accelerate reads it from a file at each save.
+importlib.metadata.metadata = cache(importlib.metadata.metadata)
+
+
+def _typed_code(self: Any, fullname: str) -> CodeType | None:
+    """The code of a module of ours, with checks of its types."""
+    cache_name = partial(typed_imports._optimized_cache_from_source, self._typechecker.get_hash())
+    with patch("importlib._bootstrap_external.cache_from_source", cache_name):
+        return SourceFileLoader.get_code(self, fullname)
+
+
+# As it comes, all that a module of ours imports is looked for under that name too, not found, and compiled anew: torch
+# and the others take twice as long.
+del typed_imports._JaxtypingLoader.exec_module
+typed_imports._JaxtypingLoader.get_code = _typed_code
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -160,6 +183,17 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(settings(tmp_path_factory.mktemp("whole"), data))
 
 
+ALL_KINDS = bool(os.environ.get("LLAVA_ACCEL_ALL_KINDS"))
+TYPED = (
+    "test_exact",
+    "test_matrix",
+    "test_tiles",
+    "test_chat",
+    "test_evaluate",
+    "test_train_script",
+    "test_which_weights",
+)
+"""Slow tests that go through all of the package: every way of training, every kind of base, checking to chatting."""
 SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports", "emulator": "emulated"}
 """Fixtures that take long to make, and the group of the tests that use them: one process makes each once."""
 LONGEST_FIRST = (
@@ -167,6 +201,11 @@ LONGEST_FIRST = (
     "exports", "emulated", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
 )  # fmt: skip
 """Groups of a minute and more: one of them at the end would leave the other process without work."""
+
+
+def pytest_collectstart() -> None:
+    """No garbage is collected while all is imported: of modules there is none."""
+    gc.disable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -196,6 +235,15 @@ def pytest_collection_finish() -> None:
     """Take the libraries out of garbage collection: each run ends with one, which would go through all they hold."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Check types at run time in all that is not slow and in TYPED: the slow ones would go the same ways more often."""
+    is_typed = ALL_KINDS or item.path.stem in TYPED or not item.get_closest_marker("slow")
+    jaxtyping.config.update("jaxtyping_disable", not is_typed)
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -145,7 +145,7 @@ def _only_the_last_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _every_weight_the_same_whatever_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    def num_examples(window: Sequence[dict[str, Any]], _: str, __: Accelerator, flags: Tensor) -> Any:
+    def num_examples(window: Sequence[dict[str, Any]], _: Any, __: str, ___: Accelerator, flags: Tensor) -> Any:
         number = torch.tensor(float(sum(len(micro_batch["indices"]) for micro_batch in window)))
         return [number] * len(window), flags
 

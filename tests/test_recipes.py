@@ -37,7 +37,7 @@ def test_one_is_printed_as_it_is(name: str) -> None:
 
 def test_an_unknown_one_is_answered_with_the_nearest() -> None:
     assert_refused(start("recipes", "show", "okvqa"), ["recipes show okvqa", "Did you mean okvqa_"])
-    assert_refused(start("recipes", "show", "zzz"), ["Name one of finetune_full"])
+    assert_refused(start("recipes", "show", "zzz"), ["Name one of dpo_lora, finetune_full"])
 
 
 def install(folder: Path, declared: list[str]) -> Path:

@@ -47,6 +47,10 @@ class Batch:
     """Whose hidden states predict."""
     target_ids: Int[Tensor, "targets"]
     target_weights: Float[Tensor, "targets"]
+    target_examples: Int[Tensor, "targets"]
+    """Which example of the micro-batch each target is of. Those of a pair follow each other, the chosen answer first."""
+    reference: Float[Tensor, "answers"]
+    """For pairs the log-probability of each example's answer before training; else empty."""
     target_reads: Int[Tensor, "targets"]
     """Which of `read_positions` predicts each target."""
     read_positions: Int[Tensor, "read"]
@@ -62,7 +66,11 @@ IMAGE_FIELDS = ("pixel_values", "tower_features", "image_names", "tile_order", "
 
 
 def collate(
-    rows: Sequence[Row], images: Mapping[ImageView, LoadedImage], image_shape: tuple[int, ...], pad_id: int = 0
+    rows: Sequence[Row],
+    images: Mapping[ImageView, LoadedImage],
+    image_shape: tuple[int, ...],
+    pad_id: int = 0,
+    reference: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Pad rows to the longest and put every image in once.
 
@@ -72,6 +80,7 @@ def collate(
         images: The images of the rows.
         image_shape: Shape of every tile's pixels.
         pad_id: Any id that the embedding holds; padding never reaches a target.
+        reference: See `Batch`.
 
     Returns:
         The fields of `Batch` as a mapping, the form that models and engines take.
@@ -108,6 +117,8 @@ def collate(
         target_positions=positions,
         target_ids=_joined([row.target_ids for row in rows], torch.int64),
         target_weights=_joined([row.target_weights for row in rows], torch.float32),
+        target_examples=_joined([row.target_examples for row in rows], torch.int64),
+        reference=torch.tensor(reference, dtype=torch.float32),
         target_reads=target_reads,
         read_positions=read_positions,
         indices=torch.tensor([index for row in rows for index in row.indices], dtype=torch.int64),

@@ -1,6 +1,7 @@
 """The files of `data.train` or `data.eval` as one sequence of rows, and the dataset that loaders read."""
 
 import hashlib
+import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from llava_accel.data.examples import Encoded
 from llava_accel.data.images import find_image
@@ -110,6 +111,8 @@ class Corpus:
         self.roots = [source.images.resolve() for source in sources]
         """The folder of each source's images, without links."""
         self._root_numbers = [self.roots.index(root) for root in self.roots]
+        self.reference: Float[np.ndarray, "rows 2"] | None = None
+        """Of pairs: the log-probability of the chosen and of the rejected answer before training."""
         self._makes_urls = form.reader is not None and self._try_reader(form.reader.name)
 
     def __len__(self) -> int:
@@ -177,6 +180,20 @@ class Corpus:
             return self._encoder(record, index, self._find(index)[0].address)
         except DataError as error:
             raise self.locate(error, index) from None
+
+    def reference_of(self, index: int) -> list[float]:
+        """The row's part of `reference`: zeros while it is not known, nothing where rows are no pairs.
+
+        Raises:
+            DataError: it was computed without this row, which could not be read then.
+        """
+        if not self.form.pairs:
+            return []
+        found = [0.0, 0.0] if self.reference is None else self.reference[index].tolist()
+        if math.isnan(found[0]):
+            problem = "it could not be read when the run began"
+            raise DataError("pair", problem, 'Mend it, and start the run anew with run.resume = "never"')
+        return found
 
     def image_files(self, index: int) -> list[str]:
         """The addresses of the record's images.

@@ -26,7 +26,8 @@ class Encoded:
     record: Record
     """What was encoded: without the rounds that were dropped."""
     examples: tuple[Example, ...]
-    """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1."""
+    """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1; of a pair
+    the chosen answer and the rejected one."""
     dropped_turns: int = 0
 
     @property
@@ -54,7 +55,8 @@ class Encoder:
         tiling: What the base makes of an image.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
-        answers, labels, image_placement, max_length, on_too_long: The recipe's keys of that name, but for "auto".
+        answers: What a record becomes: data.answers, or "pairs", of which only the last answers are targets.
+        labels, image_placement, max_length, on_too_long: The recipe's keys of that name, but for "auto".
         words, num_rows: See `Labeller`.
         exif: The recipe's key: turned by it, an image has other tiles.
     """
@@ -67,7 +69,7 @@ class Encoder:
         *,
         template: str,
         chat_template: str | None = None,
-        answers: Literal["most_frequent", "weighted"] = "most_frequent",
+        answers: Literal["most_frequent", "weighted", "pairs"] = "most_frequent",
         labels: Literal["answers", "original"] = "answers",
         image_placement: Literal["start", "start_if_single", "in_place"] = "start",
         max_length: int = 2048,
@@ -83,7 +85,7 @@ class Encoder:
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
         self._label.expect(_common_start(self._template))
-        self._is_weighted = answers == "weighted"
+        self._answers = answers
         self._place = PLACEMENTS[image_placement]
         self._max_length = max_length
         self._on_too_long = on_too_long
@@ -146,7 +148,9 @@ class Encoder:
         return fitting
 
     def _examples(self, record: Record, images: Sequence[ImageView], index: int) -> tuple[Example, ...]:
-        if not self._is_weighted or all(is_blank(text) for text, _ in record.answers):
+        if self._answers == "pairs":
+            return self._pair(record, images, index)
+        if self._answers != "weighted" or all(is_blank(text) for text, _ in record.answers):
             return (self._label(self.pieces(record), images, index),)
         answers = [answer for answer in record.answers if not is_blank(answer[0])]
         total = sum(count for _, count in answers)
@@ -157,6 +161,24 @@ class Encoder:
             repeated = max((num_common(example.input_ids, other.input_ids) for other in examples), default=0)
             examples.append(replace(example, weight=count / total, num_repeated=repeated))
         return tuple(examples)
+
+    def _pair(self, record: Record, images: Sequence[ImageView], index: int) -> tuple[Example, ...]:
+        if record.rejected is None:
+            problem = 'there is no "rejected" answer, and train.objective = "dpo" learns from pairs'
+            raise DataError("pair", problem, 'Add one, remove the record, or set train.objective = "answers"')
+        rejected = (*record.turns[:-1], replace(record.turns[-1], text=record.rejected))
+        chosen, other = (
+            _last_answer(self._label(self.pieces(replace(record, turns=turns)), images, index))
+            for turns in (record.turns, rejected)
+        )
+        return chosen, replace(other, num_repeated=num_common(chosen.input_ids, other.input_ids))
+
+
+def _last_answer(example: Example) -> Example:
+    """The example with nothing but its last answer to predict."""
+    is_target = example.is_target.copy()
+    is_target[: example.prompt_length()] = False
+    return replace(example, is_target=is_target)
 
 
 def _common_start(template: Callable[[Sequence[Turn], bool], list[Piece]]) -> str:

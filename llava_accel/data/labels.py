@@ -39,6 +39,8 @@ class Example:
     """Factor on the loss of its targets: the share of the annotators who gave this answer."""
     num_repeated: int = 0
     """Leading tokens that another answer to the same record holds already; 0 for a record's first answer."""
+    number: int = 0
+    """Place among the examples of a micro-batch."""
     is_answer: Bool[np.ndarray, "length"] | None = None
     """Which targets are answers and their ends; None: all."""
 

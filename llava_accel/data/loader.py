@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -46,17 +47,20 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
         examples: list[Example] = []
         images: dict[ImageView, LoadedImage] = {}
         errors: list[DataError] = []
+        reference: list[float] = []
         for index in micro_batch:
             try:
                 found = self._corpus.encode(index)
                 views = found.example.images
                 images |= {view: self._image_reader.load(view) for view in views if view not in images}
                 examples += found.examples
+                reference += self._corpus.reference_of(index)
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))
+        examples = [replace(example, number=number) for number, example in enumerate(examples)]
         rows = share_rows(examples, self._share_up_to) if self._share_up_to else [chain(e) for e in examples]
         rows = pack_rows(rows) if self._pack else rows
-        return collate(rows, images, self._image_reader.shape), errors
+        return collate(rows, images, self._image_reader.shape, reference=reference), errors
 
 
 def load_windows(

@@ -8,10 +8,12 @@ others are brought into it in `row_forms.py`. `prepare` adds `question`, `answer
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llava_accel.data.annotations import parse_answers, parse_choices
-from llava_accel.data.conversation import Turn, check_turns, marked, whole_rounds
+from llava_accel.data.conversation import IMAGE, Turn, check_turns, marked, whole_rounds
 from llava_accel.data.messages import present, read_images, read_messages
+from llava_accel.data.pairs import is_pair, rejected_answer
 from llava_accel.data.row_forms import RowForm, column, in_llavas_form, value_at
 from llava_accel.sources.extraction import PART, check_parts, with_addresses
 from llava_accel.sources.json_rows import MAX_BYTES
@@ -35,6 +37,10 @@ class Record:
     answer_type: str = ""
     choices: tuple[str, ...] = ()
     """Options A, B, C ...; the answer names one of them by its letter."""
+    is_pair: bool = False
+    """Whether the row has an answer that another is preferred to."""
+    rejected: str | None = None
+    """That answer, in place of the last turn; read where the form asks for pairs."""
     dropped_turns: int = 0
     """Turns of the row that are not here: a leading answer, a trailing question."""
 
@@ -54,6 +60,7 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
         files: See `Table.files`.
     """
     fields = _object(read_raw(raw, form, files)) if form.reader else _fields(raw, files)
+    given = fields
     fields, messages, has_marks = in_llavas_form(fields, form)
     record_id = present(fields, "id", "question_id")
     record_id = row if record_id is None else record_id
@@ -75,6 +82,8 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
         choices=parse_choices(fields.get("choices"), answers[0][0] if answers else turns[-1].text),
         question_type=_text(fields, "question_type"),
         answer_type=_text(fields, "answer_type"),
+        is_pair=is_pair(given, form),
+        rejected=rejected_answer(given, form, turns) if form.pairs else None,
         dropped_turns=num_turns - len(turns),
     )
 
@@ -91,6 +100,16 @@ def read_raw(raw: bytes, form: RowForm, files: Sequence[str] = ()) -> bytes:
     if made is None:
         raise DataError("left_out", "data.reader returns None for it", "To use it, return a dict")
     return made
+
+
+def described(record: Record) -> dict[str, Any]:
+    """What a prediction is about: the record's id, image, last question, and answers with how many gave each."""
+    return {
+        "id": record.id,
+        "image": list(record.images) if len(record.images) != 1 else record.images[0],
+        "question": record.question or record.turns[-2].text.replace(IMAGE, "").strip(),
+        "answers": dict(record.answers) or {record.turns[-1].text: 1},
+    }
 
 
 def as_given(answers: Iterable[tuple[str, int | float]]) -> list[str]:

@@ -24,6 +24,8 @@ class RowForm:
     columns: tuple[tuple[str, str], ...] = ()
     """data.columns: our name of a field, and the user's."""
     missing_image_mark: Literal["error", "start"] = "error"
+    pairs: bool = False
+    """Whether the rejected answer of a row is read too."""
     reader: Reader | None = None
     """data.reader, which makes rows of a known form out of those of the file."""
 
@@ -55,14 +57,18 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
     rows = fields.get("conversations")
     if isinstance(rows, list) and not form.columns and fields.keys().isdisjoint(_BESIDE):
         return Row(fields, rows)
-    if form.columns:
-        fields = {**fields, **_renamed(fields, form)}
+    fields = with_columns(fields, form)
     for each in _in_order(form):
         if all(present(fields, *(IMAGE_FIELDS if name == "image" else (name,))) is not None for name in each.names):
             read = each.read(fields)
             has_marks = each.has_marks and isinstance(fields[each.names[0]], list)
             return Row({**fields, **read}, _with_system(fields, read["conversations"]), has_marks)
     raise _unknown(fields, form)
+
+
+def with_columns(fields: Fields, form: RowForm) -> Fields:
+    """A row with the user's columns under our names too."""
+    return {**fields, **_renamed(fields, form)} if form.columns else fields
 
 
 def column(form: RowForm, name: str) -> str:
@@ -164,7 +170,7 @@ def _listed(name: str) -> Callable[[Fields], dict[str, Any]]:
             remedy = 'Write "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]'
             raise DataError("fields", f"{name!r} is {quoted(rows)}", remedy)
         is_open = bool(rows) and role_of(rows[-1]) == "user" and fields.get("chosen") is not None
-        return {"conversations": _continued(rows, fields["chosen"]) if is_open else rows}
+        return {"conversations": continued(rows, fields["chosen"]) if is_open else rows}
 
     return read
 
@@ -183,12 +189,13 @@ def _prompted(answer: str) -> Callable[[Fields], dict[str, Any]]:
     def read(fields: Fields) -> dict[str, Any]:
         prompt = fields["prompt"]
         rows = prompt if isinstance(prompt, list) else [*_history(fields), {"from": "human", "value": prompt}]
-        return {"conversations": _continued(rows, fields[answer])}
+        return {"conversations": continued(rows, fields[answer])}
 
     return read
 
 
-def _continued(rows: list[Any], answer: object) -> list[Any]:
+def continued(rows: list[Any], answer: object) -> list[Any]:
+    """Messages, and the answer to them: a text, a message, or messages, which may begin with these."""
     if not isinstance(answer, list):
         return [*rows, answer if isinstance(answer, dict) else {"from": "gpt", "value": answer}]
     # The answer of some data sets is the whole conversation, the question included.
@@ -217,9 +224,22 @@ def _asked(question: str, answer: str) -> Callable[[Fields], dict[str, Any]]:
     return read
 
 
-def _instructed(fields: Fields) -> dict[str, Any]:
-    question = "\n".join(filter(None, (_text(fields, "instruction"), _text(fields, "input"))))
-    return {"conversations": [*_history(fields), *_round(question, _text(fields, "output"))]}
+def _instructed(answer: str) -> Callable[[Fields], dict[str, Any]]:
+    """An instruction, and what it is applied to below it."""
+
+    def read(fields: Fields) -> dict[str, Any]:
+        question = "\n".join(filter(None, (_text(fields, "instruction"), _text(fields, "input"))))
+        return {"conversations": [*_history(fields), *_round(question, _text(fields, answer))]}
+
+    return read
+
+
+def _preferred(fields: Fields) -> dict[str, Any]:
+    """Two whole conversations, which differ in their last answer."""
+    if not isinstance(fields["chosen"], list):
+        problem = f"'chosen' is {quoted(fields['chosen'])}, and nothing says what it answers"
+        raise DataError("fields", problem, "Write the question in 'prompt' or 'question'")
+    return {"conversations": fields["chosen"]}
 
 
 def _annotated(fields: Fields) -> dict[str, Any]:
@@ -277,10 +297,12 @@ _FORMS = (
     _Form(("prompt", "chosen"), _prompted("chosen"), has_marks=True),
     _Form(("prompt", "response"), _prompted("response"), has_marks=True),
     _Form(("query", "response"), _asked("query", "response")),
-    _Form(("instruction", "output"), _instructed),
+    _Form(("instruction", "output"), _instructed("output")),
+    _Form(("instruction", "chosen"), _instructed("chosen")),
     _Form(("question", "answer"), _question),
     _Form(("question", "answers"), _annotated),
     _Form(("question", "chosen"), _asked("question", "chosen")),
+    _Form(("chosen", "rejected"), _preferred, has_marks=True),
     _Form(("caption", "image"), _captioned("caption")),
     _Form(("text", "image"), _captioned("text")),
 )

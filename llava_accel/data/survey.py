@@ -35,6 +35,7 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_tiles", "n
 _READ = np.dtype(
     [
         *COLUMNS.items(), ("dropped_turns", np.int32), ("unpaired_turns", np.int32), ("vanished", np.int32),
+        ("ignored", np.int32),
     ]
 )  # fmt: skip
 
@@ -67,6 +68,8 @@ class Survey:
     """Leading answers and trailing questions, see `Record.dropped_turns`."""
     num_vanished: int = 0
     """Images whose tiles leave no token: see `ImageView.has_vanished`."""
+    num_ignored: int = 0
+    """Rejected answers that were not read, as only chosen ones are learned."""
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
     traits: Counter[str] = field(default_factory=Counter)
@@ -137,12 +140,13 @@ def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, 
         encoded.dropped_turns,
         record.dropped_turns,
         sum(view.has_vanished for view in encoded.example.images),
+        record.is_pair and record.rejected is None,
     )
 
 
 def _texts(record: Record) -> str:
     """All texts of a record, with who speaks first: from there on turns alternate."""
-    texts = [record.turns[0].role, *[turn.text for turn in record.turns]]
+    texts = [record.turns[0].role, *[turn.text for turn in record.turns], *filter(None, [record.rejected])]
     return "\0".join(texts if not record.answers else [*texts, *[f"{text}\0{count}" for text, count in record.answers]])
 
 
@@ -187,6 +191,7 @@ def survey(
         num_dropped_turns=int(columns.pop("dropped_turns").sum()),
         num_unpaired_turns=int(columns.pop("unpaired_turns").sum()),
         num_vanished=int(columns.pop("vanished").sum()),
+        num_ignored=int(columns.pop("ignored").sum()),
         **columns,
         errors=dict(sorted(errors.items())),
         traits=seen.traits,
@@ -257,8 +262,8 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 9
-_COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished")
+_FORMAT = 10
+_COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished", "num_ignored")
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -318,5 +323,6 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
         num_dropped_turns=survey.num_dropped_turns + int(columns["dropped_turns"].sum()),
         num_unpaired_turns=survey.num_unpaired_turns + int(columns["unpaired_turns"].sum()),
         num_vanished=survey.num_vanished + int(columns["vanished"].sum()),
+        num_ignored=survey.num_ignored + int(columns["ignored"].sum()),
         errors=dict(sorted((others | errors).items())),
     )

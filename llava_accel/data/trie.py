@@ -25,6 +25,8 @@ class Row:
     target_positions: Int[np.ndarray, "targets"]
     target_ids: Int[np.ndarray, "targets"]
     target_weights: Float[np.ndarray, "targets"]
+    target_examples: Int[np.ndarray, "targets"]
+    """`Example.number` of each target's own."""
     image_starts: tuple[int, ...]
     images: tuple[ImageView, ...]
     indices: tuple[int, ...]
@@ -141,7 +143,7 @@ class _Builder:
     def row(self, examples: Sequence[Example], weights: Sequence[float]) -> Row:
         position_ids = np.concatenate([np.arange(start, end) for _, start, end in self.owners])
         input_ids = np.concatenate([examples[owner].input_ids[start:end] for owner, start, end in self.owners])
-        positions, ids, factors = [], [], []
+        positions, ids, factors, numbers = [], [], [], []
         images: dict[int, ImageView] = {}
         for example, weight, stretches in zip(examples, weights, self.paths, strict=True):
             path = np.concatenate(stretches)
@@ -150,6 +152,7 @@ class _Builder:
             positions.append(path[targets - 1])
             ids.append(example.input_ids[targets])
             factors.append(np.full(len(targets), weight, dtype=np.float32))
+            numbers.append(np.full(len(targets), example.number))
             for start, view in zip(example.image_starts, example.images, strict=True):
                 images[int(path[start])] = view
         starts = sorted(images)
@@ -160,6 +163,7 @@ class _Builder:
             target_positions=np.concatenate(positions),
             target_ids=np.concatenate(ids),
             target_weights=np.concatenate(factors),
+            target_examples=np.concatenate(numbers),
             image_starts=tuple(starts),
             images=tuple(images[start] for start in starts),
             indices=tuple(example.index for example in examples if not example.num_repeated),
@@ -198,6 +202,7 @@ def _side_by_side(rows: Sequence[Row]) -> Row:
         target_positions=moved([row.target_positions for row in rows]),
         target_ids=np.concatenate([row.target_ids for row in rows]),
         target_weights=np.concatenate([row.target_weights for row in rows]),
+        target_examples=np.concatenate([row.target_examples for row in rows]),
         image_starts=tuple(moved([np.array(row.image_starts, dtype=np.int64) for row in rows]).tolist()),
         images=tuple(view for row in rows for view in row.images),
         indices=tuple(index for row in rows for index in row.indices),

@@ -17,6 +17,7 @@ from llava_accel.model.lora import language_model_linears, prepare_trainable, wi
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import LOGITS_AT_ONCE, Objective
 from llava_accel.model.processing import Processing
+from llava_accel.model.task import new_objective
 from llava_accel.recipe import Recipe
 
 
@@ -148,7 +149,7 @@ def trace_step(
     model = build_meta(recipe, processing, dtype).train()
     with traced(model, recipe, processing, batch, dtype, is_sharded) as (objective, fields, ledger):
         for _ in range(min(2, recipe.train.accumulation_steps)):
-            objective(**fields).backward()
+            objective(**fields).sum().backward()
     return highest(ledger.moments)
 
 
@@ -165,7 +166,7 @@ def traced(
     what they take. The arguments are those of `trace_step`."""
     # On the meta device itself there is no autocast, and its copies of the weights are not small.
     with compat.fake_tensors(model):
-        objective = Objective(model, processing.vocab_size, dtype, recipe.model.train_vision, recipe.model.tower_batch)
+        objective = new_objective(recipe, model, processing.vocab_size, dtype)
         objective.is_sharded = is_sharded
         with Ledger(objective, [processing.vocab_size, objective.llava.lm_head.out_features]) as ledger:
             fields = {

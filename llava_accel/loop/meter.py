@@ -1,5 +1,6 @@
 """What a run measures of itself: sums on the device, one reduction a log line, metrics.jsonl, trackers."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,14 +31,18 @@ class Meter:
 
     Args:
         mix: Where the data has several sources, their examples are counted apart.
+        measures: What the objective measures besides: `Objective.MEASURES`.
     """
 
-    def __init__(self, run: RunContext, state: TrainState, mix: Mix | None = None) -> None:
+    def __init__(
+        self, run: RunContext, state: TrainState, mix: Mix | None = None, measures: Sequence[str] = ()
+    ) -> None:
         recipe, accelerator, console = run.recipe, run.accelerator, run.console
         self._folder = Path(recipe.run.output_dir)
-        self._accelerator, self._console = accelerator, console
+        self._accelerator, self._console, self._on_log = accelerator, console, run.on_log
         self._scales = resolve_precision(recipe.run.precision, accelerator.device) == torch.float16
-        self._is_per_token = recipe.train.loss == "tokens"
+        self._is_per_token = recipe.train.loss == "tokens" and recipe.train.objective == "answers"
+        self._measures = tuple(measures)
         self._bar = console.open_bar("train", state.num_steps, state.step)
         self._last_step = state.step
         self._state = state
@@ -45,7 +50,7 @@ class Meter:
         if self._mix:  # there once, and not copied in every micro-batch
             self._starts = torch.tensor(self._mix.starts[1:], device=accelerator.device)
             self._of_file = torch.tensor(self._mix.of_file, device=accelerator.device)
-        state.unlogged = self._with_sources(state.unlogged.to(accelerator.device))
+        state.unlogged = self._of_this_width(state.unlogged.to(accelerator.device))
         self._phases = Phases(accelerator.device)
         self.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
@@ -77,14 +82,16 @@ class Meter:
 
     def add(self, window: Sequence[Loaded], step: Step) -> None:
         """Add one step of this rank: losses, targets, tokens, examples, and positions with and without a token."""
-        for micro_batch, loss, divisor in zip(window, step.losses, step.divisors, strict=True):
+        micro_batches = zip(window, step.losses, step.divisors, step.measured, strict=True)
+        for micro_batch, loss, divisor, measured in micro_batches:
             names = ("target_weights", "num_tokens", "indices", "subtree_end")
             weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
             # Numbers that are known here are filled in there: a copy would wait for the device.
             counts = [len(indices), (ends == 0).sum(), ends.numel()]
-            loss = loss.double() if self._is_per_token else loss.double() / divisor
+            loss = loss.double() if self._is_per_token else (loss.double() / divisor).sum()
             before = self._state.unlogged
-            sums = [loss, weights.sum(), tokens, *counts, *self._of_sources(indices)]
+            more = [measured[name] for name in self._measures]
+            sums = [loss, weights.sum(), tokens, *counts, *more, *self._of_sources(indices)]
             added = [one.to(before) if isinstance(one, Tensor) else before.new_full((), one) for one in sums]
             self._state.unlogged = before + torch.stack(added)
 
@@ -96,14 +103,16 @@ class Meter:
         self.enter("other")
         sums = total.tolist()  # the one point where a line waits for the device
         loss_sum, num_targets, num_tokens, num_examples, num_padding, num_positions = sums[:NUM_SUMS]
-        of_sources = zip(self._mix.names if self._mix else (), sums[NUM_SUMS:], strict=True)
+        steps, ours = state.step - state.logged_step, NUM_SUMS + len(self._measures)
+        of_sources = zip(self._mix.names if self._mix else (), sums[ours:], strict=True)
         phases = self._take()
         rates = last.learning_rates
         seconds = sum(phases[phase] for phase in phases if phase not in APART)
         line = {
             "step": state.step,
             "epoch": round(state.epoch, 6),
-            "loss": loss_sum / (num_targets if self._is_per_token else state.step - state.logged_step),
+            "loss": loss_sum / (num_targets if self._is_per_token else steps),
+            **{name: total / steps for name, total in zip(self._measures, sums[NUM_SUMS:ours], strict=True)},
             "learning_rate": rates.get("language_model", next(iter(rates.values()))),
             **({f"learning_rate/{part}": rate for part, rate in rates.items()} if len(rates) > 1 else {}),
             "grad_norm": last.grad_norm,
@@ -144,10 +153,12 @@ class Meter:
         self.trackers.close()
         self._lines.close()
 
-    def _with_sources(self, sums: Tensor) -> Tensor:
-        """The sums of a checkpoint with a place for each source; those of other sources than these are left out."""
-        width = NUM_SUMS + (len(self._mix.names) if self._mix else 0)
-        return sums if len(sums) == width else torch.cat([sums[:NUM_SUMS], sums.new_zeros(width - NUM_SUMS)])
+    def _of_this_width(self, sums: Tensor) -> Tensor:
+        """The sums of a checkpoint with a place for each measure and source; those of other sources are left out."""
+        ours = NUM_SUMS + len(self._measures)
+        width = ours + (len(self._mix.names) if self._mix else 0)
+        kept = sums if len(sums) == width else sums[:ours]
+        return torch.cat([kept, sums.new_zeros(width - len(kept))])
 
     def _of_sources(self, indices: Tensor) -> list[Tensor]:
         """How many of these rows each source has, without waiting for the device."""
@@ -179,6 +190,8 @@ class Meter:
             self.trackers.log({"epoch": line["epoch"], **values}, line["step"])
         else:
             self.trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])
+        if self._on_log and self._accelerator.is_main_process:
+            self._on_log(copy.deepcopy(line))
 
     def _take(self, *, waits: bool = False) -> dict[str, float]:
         found = self._phases.take(waits=waits)

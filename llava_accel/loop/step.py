@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from llava_accel.data.collate import collate
-from llava_accel.data.loader import Loaded, moved, tensor
+from llava_accel.data.loader import Loaded, moved
 from llava_accel.loop.optimizer import learning_rates
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.runtime.context import Prepared, RunContext
@@ -27,10 +27,12 @@ from llava_accel.setup.state import seed_step
 class Step:
     """What a step says of itself. Its tensors stay on the device until a log line is due."""
 
-    losses: list[Float[Tensor, ""]]
-    """Summed over the targets of each micro-batch of this rank; detached."""
-    divisors: list[Float[Tensor, ""]]
+    losses: list[Float[Tensor, "*terms"]]
+    """Summed over the targets of each micro-batch of this rank; detached. Of an objective of several terms: [terms]."""
+    divisors: list[Float[Tensor, "*terms"]]
     """What each of them is divided by; then their sum over all ranks is the loss of the step."""
+    measured: list[dict[str, Float[Tensor, ""]]]
+    """What the objective measured besides, of each micro-batch, divided already."""
     grad_norm: float
     """Of the whole gradient over all ranks, before it was clipped."""
     learning_rates: dict[str, float]
@@ -62,11 +64,11 @@ def train_step(
     recipe, accelerator = run.recipe, run.accelerator
     flags = interruption.flags(accelerator.device, has_data=bool(window))
     window = window or _padding(recipe.train.accumulation_steps, accelerator.device)
-    divisors, flags = loss_divisors(window, recipe.train.loss, accelerator, flags)
+    divisors, flags = loss_divisors(window, prepared.objective.count, recipe.train.loss, accelerator, flags)
     while True:  # once, but for an overflow of fp16: see loss_scale.py
         seed_step(recipe.run.seed, step, accelerator.process_index)
         factor = take_loss_scale(accelerator, prepared.optimizer, guard.loss_scale.value)
-        losses = backward_passes(accelerator, prepared.model, window, divisors, factor, enter)
+        losses, measured = backward_passes(run, prepared, window, divisors, factor, enter)
         # DeepSpeed has clipped and made its update by now, within the last backward pass: there, the next lines read the
         # norm, and `optimizer.step` does nothing. Where the norm was not finite it made no update.
         enter("optimizer")
@@ -74,7 +76,7 @@ def train_step(
         unscale_gradients(prepared.optimizer, factor)
         grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
         # The one point where a step waits for the device: the update must not run before the norm is known to be finite.
-        found = [grad_norm, divisors[0], guard.watched_loss(losses, divisors), *flags]
+        found = [grad_norm, divisors[0].sum(), guard.watched_loss(losses, divisors), *flags]
         norm, divisor, total, *sums = torch.stack([one.double() for one in found]).tolist()
         if not (divisor > 0 and guard.loss_scale.repeats(losses, norm)):
             break
@@ -87,28 +89,31 @@ def train_step(
         prepared.optimizer.step()
     prepared.scheduler.step()
     prepared.optimizer.zero_grad()
-    return Step(losses, divisors, norm, rates)
+    return Step(losses, divisors, measured, norm, rates)
 
 
 def backward_passes(
-    accelerator: Accelerator,
-    model: nn.Module,
+    run: RunContext,
+    prepared: Prepared,
     window: Sequence[Loaded],
     divisors: Sequence[Tensor],
     factor: float,
     enter: Callable[[str], None],
-) -> list[Float[Tensor, ""]]:
-    """The losses of the window's micro-batches; their gradients, of loss / divisor x factor, are summed up in the model."""
-    losses = []
+) -> tuple[list[Float[Tensor, "*terms"]], list[dict[str, Float[Tensor, ""]]]]:
+    """The losses of the window's micro-batches, and what the objective measured; the gradients, of loss / divisor x factor,
+    are summed up in the model."""
+    losses, measured, accelerator, model = [], [], run.accelerator, prepared.model
     for micro_batch, divisor in zip(window, divisors, strict=True):
         with gradient_sync(accelerator, model, enabled=micro_batch is window[-1]):
             enter("forward")
             loss = model(**micro_batch, enter=enter)
             enter("backward")
             # Every backend averages gradients over ranks; the number of processes makes that average a sum again.
-            accelerator.backward(loss / divisor * (accelerator.num_processes * factor))
+            accelerator.backward((loss / divisor).sum() * (accelerator.num_processes * factor))
         losses.append(loss.detach())
-    return losses
+        sums = prepared.objective.measured
+        measured.append({name: value / divisor.view(-1)[0] for name, value in sums.items()})
+    return losses, measured
 
 
 def _padding(count: int, device: torch.device) -> list[Loaded]:
@@ -117,19 +122,24 @@ def _padding(count: int, device: torch.device) -> list[Loaded]:
 
 
 def loss_divisors(
-    window: Sequence[Loaded], loss: str, accelerator: Accelerator, flags: Float[Tensor, "flags"]
-) -> tuple[list[Float[Tensor, ""]], Float[Tensor, "flags"]]:
+    window: Sequence[Loaded],
+    count: Callable[[Loaded], Shaped[Tensor, "*terms"]],
+    loss: str,
+    accelerator: Accelerator,
+    flags: Float[Tensor, "flags"],
+) -> tuple[list[Float[Tensor, "*terms"]], Float[Tensor, "flags"]]:
     """What the summed loss of each micro-batch is divided by, and the sum of the ranks' flags. All stay on the device.
 
     Divisors are 0 only if no record of the window could be loaded; then the loss is 0 / 0, and `UpdateGuard` says so.
 
     Args:
-        loss: The recipe's `train.loss`: "tokens" divides by the weight of all targets; "micro_batch_mean" by the weight of
-            the micro-batch's own, and by the number of micro-batches with targets over the window and all ranks.
+        count: `Objective.count`: the weight of a micro-batch's targets, or the number of its pairs.
+        loss: The recipe's `train.loss`: "tokens" divides by the count over the window and all ranks; "micro_batch_mean" by
+            the micro-batch's own, and by the number of micro-batches over the window and all ranks in which it is not 0.
         flags: Of `Interruption.flags`: they take no reduction of their own. The first is NaN where a rank has no data,
             and so are all divisors then.
     """
-    weights = [tensor(micro_batch, "target_weights").sum() for micro_batch in window]
+    weights = [count(micro_batch) for micro_batch in window]
     number, flags = count_over_ranks(weights if loss == "tokens" else [own > 0 for own in weights], flags, accelerator)
     if loss == "tokens":
         return [number] * len(window), flags
@@ -137,14 +147,14 @@ def loss_divisors(
 
 
 def count_over_ranks(
-    own: Sequence[Tensor], flags: Float[Tensor, "flags"], accelerator: Accelerator
-) -> tuple[Float[Tensor, ""], Float[Tensor, "flags"]]:
-    """The sum of these values, and of each flag, over all ranks. With unit weights the first is the number of targets."""
-    count = sum(own, torch.zeros((), device=accelerator.device))
-    assert isinstance(count, Tensor)
-    total = accelerator.reduce(torch.cat([count[None], flags]), reduction="sum")
+    own: Sequence[Shaped[Tensor, "*terms"]], flags: Float[Tensor, "flags"], accelerator: Accelerator
+) -> tuple[Float[Tensor, "*terms"], Float[Tensor, "flags"]]:
+    """The sum of these counts, and of each flag, over all ranks. With unit weights the first is the number of targets."""
+    count = torch.stack(list(own)).sum(0).to(flags)
+    total = accelerator.reduce(torch.cat([count.view(-1), flags]), reduction="sum")
     assert isinstance(total, Tensor)
-    return total[0] + total[1], total[1:]
+    counts, flags = total.split([count.numel(), len(flags)])
+    return counts.view_as(count) + flags[0], flags
 
 
 @contextmanager

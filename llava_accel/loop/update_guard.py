@@ -49,7 +49,7 @@ class UpdateGuard:
             divisors: What these are divided by.
         """
         if not self._recipe.train.spike_factor:
-            return losses[0]
+            return losses[0].sum()
         own = torch.stack(list(losses)).double() / torch.stack(list(divisors))
         total = self._accelerator.reduce(own.sum(), reduction="sum")
         assert isinstance(total, Tensor)

@@ -4,7 +4,7 @@ Nothing is computed that cannot change the gradient: each tile runs through the 
 nothing that matters, and only the hidden states at target positions reach the last MLP and `lm_head`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
-from transformers import GradientCheckpointingLayer, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers import PreTrainedModel
 
 from llava_accel import compat
 from llava_accel.data.feature_store import FeatureWriter
@@ -26,14 +22,13 @@ from llava_accel.data.tiling import WHOLE, ImageLayout
 from llava_accel.families.registry import Llava
 from llava_accel.kernels.decoder import lighten_decoder
 from llava_accel.kernels.low_rank import lighten_lora
+from llava_accel.model.last_layer import read_at_positions
 from llava_accel.model.merging import TileMerger
 from llava_accel.model.precision import computed_in
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
 """256 MiB in fp32; their gradient and their softmax are as large again."""
-_SAME_FORM = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
-"""Layers whose forward pass is that of `LastLayer`; tests compare each of them."""
 _ALIGNED = 8  # numbers, of a mask's line for sdpa on a GPU (torch 2.13, native/transformers/attention.cpp: pad_bias)
 
 
@@ -41,8 +36,16 @@ def _ignore(_phase: str) -> None:
     """Of a caller without a clock."""
 
 
+def cross_entropy(logits: Float[Tensor, "targets vocab"], ids: Int[Tensor, "targets"]) -> Float[Tensor, "targets"]:
+    """In nats, of each target."""
+    return F.cross_entropy(logits, ids, reduction="none")
+
+
 class Objective(nn.Module):
-    """Wraps a LLaVA, with or without LoRA layers in it.
+    """Wraps a LLaVA, with or without LoRA layers in it. Its loss is the cross-entropy over the targets.
+
+    Another loss is a class that inherits from this one, with a `loss` and, where that is not divided by the weight of the
+    targets, a `count` of its own (`preference.py` has both).
 
     Args:
         model: A LLaVA, or peft's model around one.
@@ -53,6 +56,9 @@ class Objective(nn.Module):
             or gathered from other ranks, which would else wait for this one for ever.
         tower_batch: Tiles that run through the tower at once; 0 = all of a micro-batch.
     """
+
+    MEASURES: tuple[str, ...] = ()
+    """What a loss tells of itself besides, for log lines and the report: see `measured`."""
 
     def __init__(
         self,
@@ -69,6 +75,8 @@ class Objective(nn.Module):
         self.compute_dtype = compute_dtype
         self.tower_on_every_rank = tower_on_every_rank
         self.tower_batch = tower_batch
+        self.measured: dict[str, Float[Tensor, ""]] = {}
+        """A sum for each of `MEASURES`, of the last micro-batch; `train_step` divides it as it does the loss."""
         self.features: FeatureWriter | None = None
         """Keeps what a frozen tower computes, for later epochs and runs."""
         self.tower_name = ""
@@ -104,7 +112,34 @@ class Objective(nn.Module):
         assert isinstance(tower, PreTrainedModel)
         return tower
 
-    def forward(
+    def count(self, batch: Mapping[str, Any]) -> Float[Tensor, "*terms"]:
+        """What a micro-batch's loss is divided by, once summed up over the step's micro-batches and ranks."""
+        return batch["target_weights"].sum()
+
+    def loss(self, hidden: Float[Tensor, "targets hidden"], batch: Mapping[str, Any]) -> Float[Tensor, "*terms"]:
+        """The sum of weight x cross-entropy over the targets.
+
+        Args:
+            hidden: The state that each target is predicted from.
+            batch: The fields of `collate.Batch`.
+
+        Returns:
+            A sum, or several whose counts differ: `count` gives as many.
+        """
+        losses = self.for_each_target(cross_entropy, hidden, batch["target_ids"])
+        return (losses * batch["target_weights"]).sum()
+
+    def forward(self, enter: Callable[[str], None] = _ignore, **batch: Any) -> Float[Tensor, "*terms"]:
+        """The loss of a micro-batch, whose fields are those of `collate.Batch`.
+
+        Args:
+            enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
+        """
+        with computed_in(self.compute_dtype, batch["input_ids"].device):
+            hidden, zero = self.hidden_at_targets(enter=enter, **batch)
+            return self.loss(hidden, batch) + zero
+
+    def hidden_at_targets(
         self,
         *,
         input_ids: Int[Tensor, "rows seq"],
@@ -114,8 +149,6 @@ class Objective(nn.Module):
         pixel_values: Float[Tensor, "tiles 3 height width"],
         image_positions: Int[Tensor, "places"],
         image_index: Int[Tensor, "places"],
-        target_ids: Int[Tensor, "targets"],
-        target_weights: Float[Tensor, "targets"],
         target_reads: Int[Tensor, "targets"],
         read_positions: Int[Tensor, "read"],
         tower_features: Float[Tensor, "cached tokens channels"],
@@ -124,51 +157,48 @@ class Objective(nn.Module):
         image_layouts: Sequence[ImageLayout],
         enter: Callable[[str], None] = _ignore,
         **_: Tensor,
-    ) -> Float[Tensor, ""]:
-        """Sum of weight x cross-entropy over the batch's targets; the fields are those of `collate.Batch`.
-
-        Args:
-            enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
-        """
+    ) -> tuple[Float[Tensor, "targets hidden"], Float[Tensor, ""]]:
+        """The state that each target is predicted from, and a zero that a loss has to be added to."""
         llava = self.llava
-        with computed_in(self.compute_dtype, input_ids.device):
-            embeds = llava.get_input_embeddings()(input_ids)
-            enter("vision")
-            features = self.image_features(pixel_values, tower_features, image_names, tile_order, image_layouts)
-            enter("forward")
-            embeds = place_features(embeds, features[image_index], image_positions)
-            with compat.one_sequence_a_row():  # where a row is more than that, it has a mask
-                hidden = llava.model.language_model(
-                    inputs_embeds=embeds,
-                    attention_mask=attention_mask(subtree_end, self._kernel, self.compute_dtype) if branched else None,
-                    position_ids=position_ids,
-                    use_cache=False,
-                    read_positions=read_positions,
-                ).last_hidden_state.flatten(0, 1)
-            # A language model whose last layer has another form gives the hidden states of all positions.
-            read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
-            loss = self._cross_entropy(read[target_reads], target_ids, target_weights)
-            # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
-            # In fp16 the sum may be infinite, and 0 times that is no number.
-            return loss + 0.0 * features.sum(dtype=torch.float32)
+        embeds = llava.get_input_embeddings()(input_ids)
+        enter("vision")
+        features = self.image_features(pixel_values, tower_features, image_names, tile_order, image_layouts)
+        enter("forward")
+        embeds = place_features(embeds, features[image_index], image_positions)
+        with compat.one_sequence_a_row():  # where a row is more than that, it has a mask
+            hidden = llava.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask(subtree_end, self._kernel, self.compute_dtype) if branched else None,
+                position_ids=position_ids,
+                use_cache=False,
+                read_positions=read_positions,
+            ).last_hidden_state.flatten(0, 1)
+        # A language model whose last layer has another form gives the hidden states of all positions.
+        read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
+        # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
+        # In fp16 the sum may be infinite, and 0 times that is no number.
+        return read[target_reads], 0.0 * features.sum(dtype=torch.float32)
 
-    def _cross_entropy(
+    def for_each_target(
         self,
+        compute: Callable[[Tensor, Tensor], Tensor],
         hidden: Float[Tensor, "targets hidden"],
         ids: Int[Tensor, "targets"],
-        weights: Float[Tensor, "targets"],
-    ) -> Float[Tensor, ""]:
-        """Weighted sum of the cross-entropy. Logits of many targets are made in parts, and again for the gradient."""
+    ) -> Float[Tensor, "targets"]:
+        """What `compute` makes of the logits, in fp32, and the id of each target.
+
+        Logits of many targets are made in parts, and again for the gradient.
+        """
         size = max(1, LOGITS_AT_ONCE // self.vocab_size)
+
+        def part(hidden: Tensor, ids: Tensor) -> Tensor:
+            return compute(self.llava.lm_head(hidden)[:, : self.vocab_size].float(), ids)
+
         # Ranks that share each weight must call lm_head equally often, and have unequal numbers of targets.
         if len(ids) <= size or self.is_sharded:
-            return self._part(hidden, ids, weights)
-        parts = zip(hidden.split(size), ids.split(size), weights.split(size), strict=True)
-        return torch.stack([checkpoint(self._part, *part, use_reentrant=False) for part in parts]).sum()
-
-    def _part(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        logits = self.llava.lm_head(hidden)[:, : self.vocab_size]
-        return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
+            return part(hidden, ids)
+        parts = zip(hidden.split(size), ids.split(size), strict=True)
+        return torch.cat([checkpoint(part, *each, use_reentrant=False) for each in parts])
 
     def image_features(
         self,
@@ -229,54 +259,6 @@ def place_features(
     seq = embeds.shape[1]
     # No view of flattened rows: torch.compile would make graphs of their own for a first layer whose input is one.
     return embeds.index_put((positions // seq, positions % seq), features.to(embeds.dtype))
-
-
-class LastLayer(GradientCheckpointingLayer):
-    """A language model's last layer, computed from its attention on only where its output is read.
-
-    An MLP treats each position by itself, and after the last layer only positions that predict a target are read: for a
-    question on an image some three of hundreds. It takes the place of a pre-norm decoder layer and keeps its modules under
-    their names, so checkpoints are the same.
-
-    Args:
-        layer: One of `_SAME_FORM`.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        assert isinstance(layer, _SAME_FORM)
-        self.self_attn, self.mlp = layer.self_attn, layer.mlp
-        self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
-        self.train(layer.training)
-
-    def forward(
-        self,
-        hidden_states: Float[Tensor, "rows seq hidden"],
-        *,
-        read_positions: Int[Tensor, "read"] | None = None,
-        **attention: Any,
-    ) -> Float[Tensor, "rows2 read2 hidden"]:
-        """The layer's output, [1, read, hidden], at positions in the flattened rows; None reads all of them.
-
-        Args:
-            attention: Mask, positions and cache, as transformers gives them to every layer.
-        """
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention)
-        hidden_states = hidden_states + attended
-        if read_positions is not None:
-            hidden_states = hidden_states.flatten(0, 1)[read_positions][None]
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-
-
-def read_at_positions(language_model: nn.Module) -> None:
-    """Let a decoder take `read_positions`; one whose layers have another form ignores them and computes all positions.
-
-    The last layer must not be checkpointed (`memory.enable_checkpointing` leaves it out): nothing would be saved.
-    """
-    layers = language_model.layers
-    assert isinstance(layers, nn.ModuleList)
-    if isinstance(layers[-1], _SAME_FORM):
-        layers[-1] = LastLayer(layers[-1])
 
 
 def attention_mask(

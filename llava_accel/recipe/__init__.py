@@ -40,11 +40,11 @@ class RecipeWarning(UserWarning):
     """A key is set to something but has no effect in this recipe."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, warns: bool = True) -> Recipe:
+def load_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, warns: bool = True) -> Recipe:
     """Read a recipe, apply the overrides, and check all of it.
 
     Args:
-        path: A TOML file.
+        recipe: A TOML file, or a mapping that holds what such a file would.
         overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML. Of a key
             that takes a list, one value or several apart by commas will do.
         warns: False for the recipe of a run, which has warned of its keys already.
@@ -52,12 +52,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, warns: bool 
     Raises:
         RecipeError: The file cannot be read, or something in it or in an override is wrong.
     """
-    tables = _read(Path(path))
+    is_file = isinstance(recipe, Path | str)
+    tables = _read(Path(recipe)) if is_file else copy.deepcopy(dict(recipe))
     problems = apply_overrides(overrides, tables)
-    recipe = make_recipe(tables, str(path), problems)
-    for message in unused(recipe) if warns else ():
+    loaded = make_recipe(tables, str(recipe) if is_file else "recipe", problems)
+    for message in unused(loaded) if warns else ():
         warnings.warn(message, RecipeWarning, stacklevel=2)
-    return recipe
+    return loaded
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Sequence[Problem] = ()) -> Recipe:

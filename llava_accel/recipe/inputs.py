@@ -205,7 +205,7 @@ Sources = Annotated[Annotated[Text, Tag("path")] | _Listed, _SOURCES]
 OptionalSources = Annotated[Annotated[str, Tag("path")] | _Listed, _SOURCES]
 ColumnName = Literal[
     "id", "image", "conversations", "messages", "system", "question", "answer", "answers", "choices", "caption", "text",
-    "texts", "prompt", "completion", "chosen", "response", "query", "history", "instruction", "input", "output",
+    "texts", "prompt", "completion", "chosen", "rejected", "response", "query", "history", "instruction", "input", "output",
     "question_type", "answer_type",
 ]  # fmt: skip
 """Fields of a record whose columns data.columns may name."""

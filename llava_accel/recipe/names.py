@@ -29,6 +29,8 @@ OTHER_NAMES = {
     "lr_scheduler_type": "optim.schedule", "warmup_ratio": "optim.warmup_fraction",
     "num_train_epochs": "train.epochs", "gradient_accumulation_steps": "train.accumulation_steps",
     "per_device_train_batch_size": "train.per_device_batch_size",
+    "rpo_alpha": "preference.sft_weight", "pref_beta": "preference.beta", "pref_loss": "preference.loss",
+    "pref_ftx": "preference.sft_weight", "loss_type": "preference.loss", "rlhf_type": "train.objective",
     "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep",
     "logging_steps": "log.every", "report_to": "log.trackers",
 }  # fmt: skip

@@ -14,7 +14,7 @@ Conflict = tuple[str, str, str]
 def conflicts(recipe: Recipe) -> list[Problem]:
     """Every combination of keys in `recipe` that cannot be run, each naming the keys and what to change."""
     values = flatten(recipe.model_dump())
-    excluded = [*_parts(recipe), *_training(recipe), *_kernels(recipe), *_evaluation(recipe)]
+    excluded = [*_parts(recipe), *_training(recipe), *_pairs(recipe), *_kernels(recipe), *_evaluation(recipe)]
     return [
         Problem({key: None if values[key] == "" else values[key] for key in keys.split()}, expected, remedy)
         for keys, expected, remedy in excluded
@@ -128,6 +128,48 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
         )
 
 
+def _pairs(recipe: Recipe) -> Iterator[Conflict]:
+    data, preference = recipe.data, recipe.preference
+    if recipe.train.objective != "dpo":
+        if recipe.eval.metric == "pair_accuracy":
+            yield (
+                "eval.metric train.objective",
+                "Only pairs of answers have a pair_accuracy.",
+                'Set eval.metric = "loss" or the name of a score, or train.objective = "dpo".',
+            )
+        return
+    if data.answers == "weighted":
+        yield (
+            "train.objective data.answers",
+            "A pair has one chosen and one rejected answer, and no others with weights.",
+            'Set data.answers = "most_frequent", or train.objective = "answers".',
+        )
+    if data.labels == "original":
+        yield (
+            "train.objective data.labels",
+            "Of a pair the last answers count and nothing else.",
+            'Set data.labels = "answers", or train.objective = "answers".',
+        )
+    if data.on_too_long == "drop_turns":
+        yield (
+            "train.objective data.on_too_long",
+            "The last turns of a pair are what it is about, and cannot be dropped.",
+            'Set data.on_too_long = "skip" or "error", or train.objective = "answers".',
+        )
+    if not (preference.loss_weight or preference.bco_weight):
+        yield (
+            "preference.loss_weight preference.bco_weight",
+            "Nothing would be learned from the rejected answers.",
+            'Set one of them above 0, or train.objective = "answers".',
+        )
+    if preference.loss == "robust" and not preference.label_smoothing:
+        yield (
+            "preference.loss preference.label_smoothing",
+            '"robust" allows for a share of wrong labels, which is 0 here: it would be "sigmoid".',
+            'Set preference.label_smoothing to that share, such as 0.1, or preference.loss = "sigmoid".',
+        )
+
+
 def _kernels(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.model.compile and recipe.model.attention in ("flex_attention", "flash_attention_2"):
         yield (
@@ -203,6 +245,12 @@ def _switched_off(recipe: Recipe) -> list[tuple[str, str]]:
             f"with model.template = {toml_value(model.template)} LLaVA's own code learns the answers alone",
         ),
         (is_uncached, "data.cache_max_gb", "vision features are not cached"),
+        (train.objective != "dpo", "preference", 'train.objective is not "dpo"'),
+        (
+            recipe.preference.loss not in ("sigmoid", "robust"),
+            "preference.label_smoothing",
+            f"preference.loss is {toml_value(recipe.preference.loss)}",
+        ),
         (train.on_nonfinite == "stop", "train.max_nonfinite", 'train.on_nonfinite is "stop"'),
         (train.max_steps > 0, "train.epochs", "train.max_steps decides when the run ends"),
         (not (data.eval or data.eval_fraction), "eval", "neither data.eval nor data.eval_fraction is set"),

@@ -1,4 +1,4 @@
-"""The tables of a recipe that say how the run goes, and `Recipe`, which holds all eight."""
+"""The tables of a recipe that say how the run goes, and `Recipe`, which holds all nine."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from llava_accel.recipe.inputs import (
     ModelTable,
     NotNegative,
     OwnFunction,
+    Positive,
     Seed,
     Table,
     Text,
@@ -25,6 +26,8 @@ Metric = Literal[
 ]  # fmt: skip
 USUAL_METRICS: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
 """Of eval.metrics = "auto"."""
+_OF_THE_OBJECTIVE = ("loss", "pair_accuracy")
+"""What chooses the best checkpoint without an answer being generated."""
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 
 
@@ -112,9 +115,12 @@ class TrainTable(Table):
     """Examples in a micro-batch on one rank."""
     accumulation_steps: AtLeastOne = 1
     """Micro-batches in a window, that is in one optimizer step, on one rank."""
+    objective: Literal["answers", "dpo"] | OwnFunction = "answers"
+    """What is learned: the answers; which of two answers is preferred ("dpo", see [preference]); or "my_loss.py:Name", a
+    class of yours that inherits from llava_accel.model.objective.Objective."""
     loss: Literal["tokens", "micro_batch_mean"] = "tokens"
-    """What a step's loss is the mean of: all target tokens of its global batch, however that is split; or the means of its
-    micro-batches, as in LLaVA's own training. One without a target counts in neither sum nor number."""
+    """What a step's loss is the mean of: all target tokens (or pairs) of its global batch, however that is split; or the
+    means of its micro-batches, as in LLaVA's own training. One without a target counts in neither sum nor number."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite stops the run, or makes no update and is reported."""
     max_nonfinite: Count = 10
@@ -131,6 +137,24 @@ class TrainTable(Table):
         return factor
 
 
+class PreferenceTable(Table):
+    """Learning from pairs of answers, with train.objective = "dpo". Of all pairs of a step it is the mean of loss_weight x
+    loss + bco_weight x BCO; sft_weight x the cross-entropy of the chosen answers, a mean over their tokens, is added."""
+
+    beta: Positive = 0.1
+    """How strongly the model is held to what it was before training; with ipo the paper's tau."""
+    loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
+    """DPO's own; SLiC's hinge; IPO, of log-probabilities a token; or DPO that allows for wrong labels (label_smoothing)."""
+    loss_weight: NotNegative = 1.0
+    """0 leaves it out. MPO is loss_weight = 0.8, bco_weight = 0.2, sft_weight = 1.0."""
+    bco_weight: NotNegative = 0.0
+    """Weight of BCO, which asks of the chosen answer alone to become likelier, and of the rejected one to become less so."""
+    sft_weight: NotNegative = 0.0
+    """Weight of learning the chosen answer itself; others call it rpo_alpha."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the pairs whose labels may be the wrong way round, for sigmoid (conservative DPO) and robust."""
+
+
 class EvalTable(Table):
     """Evaluation during the run; it needs data.eval or data.eval_fraction."""
 
@@ -144,8 +168,9 @@ class EvalTable(Table):
     list. anls is for documents, relaxed_accuracy for charts, rouge_l, bleu and cider for captions, classification is the
     mean F1 of classes, pope that of yes and no.
     "my_scores.py:name" is a function of yours: (prediction, references) -> a number, higher is better."""
-    metric: Literal["loss"] | Metric | OwnFunction = "loss"
-    """Chooses the best checkpoint, and is what patience watches; multiple_choice needs records with "choices"."""
+    metric: Literal["loss", "pair_accuracy"] | Metric | OwnFunction = "loss"
+    """Chooses the best checkpoint, and is what patience watches; multiple_choice needs records with "choices", and
+    pair_accuracy, the share of pairs whose chosen answer has gained more, train.objective = "dpo"."""
     max_new_tokens: AtLeastOne = 16
     """Longest generated answer, in tokens."""
     limit: Count = 0
@@ -161,7 +186,7 @@ class EvalTable(Table):
     def measured(self) -> tuple[str, ...]:
         """Names of all scores that an evaluation measures."""
         named = USUAL_METRICS if self.metrics == "auto" else self.metrics
-        return tuple(dict.fromkeys([*named, *([] if self.metric == "loss" else [self.metric])]))
+        return tuple(dict.fromkeys([*named, *([] if self.metric in _OF_THE_OBJECTIVE else [self.metric])]))
 
 
 class CheckpointTable(Table):
@@ -197,6 +222,7 @@ class Recipe(Table):
     data: DataTable
     optim: OptimTable = OptimTable()
     train: TrainTable = TrainTable()
+    preference: PreferenceTable = PreferenceTable()
     eval: EvalTable = EvalTable()
     checkpoint: CheckpointTable = CheckpointTable()
     log: LogTable = LogTable()

@@ -1,14 +1,24 @@
 """What every part of a run needs of it, under one name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from llava_accel.console.output import Console
+from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
+
+OnLog = Callable[[dict[str, Any]], object]
+"""Called on the main process with each line of metrics.jsonl, of steps and of evaluations, once it is written.
+
+What it raises ends the run as it is, Ctrl-C too; the same call then goes on from the last checkpoint.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +28,7 @@ class RunContext:
     recipe: Recipe
     accelerator: Accelerator
     console: Console
+    on_log: OnLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +39,10 @@ class Prepared:
     """The objective, in the backend's wrapper or not."""
     optimizer: AcceleratedOptimizer
     scheduler: AcceleratedScheduler
+
+    @property
+    def objective(self) -> Objective:
+        """The model without the wrapper."""
+        objective = extract_model_from_parallel(self.model)
+        assert isinstance(objective, Objective)
+        return objective

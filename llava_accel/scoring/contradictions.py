@@ -37,10 +37,14 @@ def contradictions(corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"]
 def contradict(one: Record, other: Record) -> bool:
     """Whether two records that ask the same about the same picture cannot both be right.
 
-    Records that name several right answers, as of several annotators, need one in common.
+    Records that name several right answers, as of several annotators, need one in common. Of pairs each has to prefer what
+    the other rejects.
     """
     if _system(one) != _system(other):
         return False
+    if one.rejected is not None and other.rejected is not None:
+        preferred = [normalize(each.turns[-1].text) for each in (one, other)]
+        return preferred == [normalize(other.rejected), normalize(one.rejected)]
     return any(
         both[0].isdisjoint(both[1]) and all(len(text.split()) <= _SHORT for text in both[0] | both[1])
         for both in zip(_answers(one), _answers(other), strict=False)

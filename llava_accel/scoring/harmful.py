@@ -10,10 +10,10 @@ from jaxtyping import Int
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.nearest import nearest
+from llava_accel.data.records import described
 from llava_accel.data.survey import Survey, text_key
 from llava_accel.scoring.contradictions import contradictions
 from llava_accel.scoring.held_out import FILE as TRAINING
-from llava_accel.scoring.held_out import described
 from llava_accel.scoring.metrics import Prediction
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_accel.console.output import Bar, Console
-from llava_accel.data.conversation import IMAGE
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
-from llava_accel.data.records import Record
+from llava_accel.data.records import Record, described
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
 from llava_accel.own_code import digest, is_own
@@ -35,6 +34,7 @@ from llava_accel.scoring.metrics import (
     score_title,
     with_interval,
 )
+from llava_accel.scoring.objective_loss import objective_scores
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import write_json_lines
 
@@ -162,16 +162,6 @@ def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -
     return not bool(waiting)
 
 
-def described(record: Record) -> Prediction:
-    """Whose answer a prediction is: id, image, question and answers."""
-    return {
-        "id": record.id,
-        "image": list(record.images) if len(record.images) != 1 else record.images[0],
-        "question": record.question or record.turns[-2].text.replace(IMAGE, "").strip(),
-        "answers": dict(record.answers) or {record.turns[-1].text: 1},
-    }
-
-
 def _prediction(record: Record, text: str, loss: float) -> Prediction:
     kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
     kinds |= {"num_choices": len(record.choices)}
@@ -188,8 +178,9 @@ class Evaluation:
     """The same on every rank."""
 
     metrics: dict[str, float]
-    """"loss", "num_answers", and scores under their names, with those of blanked images ("blind_..."), of the commonest
-    answer ("common_..."), and between which they lie in 95 of 100 draws ("low_...", "high_...")."""
+    """"loss" ("answer_loss" too where the objective is another), "num_answers", and scores under their names, with those of
+    blanked images ("blind_..."), of the commonest answer ("common_..."), and between which they lie in 95 of 100 draws
+    ("low_...", "high_...")."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
     seconds: float = 0.0
@@ -272,6 +263,9 @@ def evaluate(
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
         metrics = {"loss": loss, **scores(predictions, recipe)}
+        if recipe.train.objective != "answers":
+            some = _batches(rows, part, recipe.train.per_device_batch_size, accelerator)
+            metrics |= {"answer_loss": loss} | objective_scores(run, objective, part, some, predictions)
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
             metrics |= {f"blind_{name}": value for name, value in scores(blind, recipe, compares=False).items()}

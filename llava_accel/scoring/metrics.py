@@ -65,12 +65,13 @@ def average(score: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[
     """
 
     def measure(answers: Sequence[Judged]) -> Measured | None:
-        return _mean_of([float(score(each.prediction, each.references)) for each in answers])
+        return mean_of([float(score(each.prediction, each.references)) for each in answers])
 
     return measure
 
 
-def _mean_of(scores: Sequence[float | None]) -> Measured | None:
+def mean_of(scores: Sequence[float | None]) -> Measured | None:
+    """The mean of the scores that apply; None where none does."""
     counted = np.array([score is not None for score in scores], dtype=bool)
     values = np.array([score or 0.0 for score in scores], dtype=np.float64)
     if not counted.any():
@@ -89,7 +90,7 @@ def _multiple_choice(answers: Sequence[Judged]) -> Measured | None:
             return None
         return float(option(each.prediction, each.num_choices) == option(each.references[0], each.num_choices))
 
-    return _mean_of([score(each) for each in answers])
+    return mean_of([score(each) for each in answers])
 
 
 def _classification(answers: Sequence[Judged]) -> Measured:
@@ -114,7 +115,7 @@ def _bleu(answers: Sequence[Judged]) -> Measured:
 
 
 def _cider(answers: Sequence[Judged]) -> Measured | None:
-    return _mean_of(cider([each.prediction for each in answers], [each.references for each in answers]))
+    return mean_of(cider([each.prediction for each in answers], [each.references for each in answers]))
 
 
 METRICS = {
@@ -131,7 +132,7 @@ METRICS = {
     "pope": Metric("POPE F1", _pope),
 }
 """Name in a recipe -> metric; the first ones are what people look at first."""
-SCORES = {name: metric.title for name, metric in METRICS.items()} | {
+SCORES = {"pair_accuracy": "pairs right", **{name: metric.title for name, metric in METRICS.items()}} | {
     "pope_accuracy": "POPE accuracy", "pope_precision": "POPE precision", "pope_recall": "POPE recall",
     "pope_yes_rate": "POPE answers that say yes",
 }  # fmt: skip
@@ -226,7 +227,7 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
         found |= {f"{name}_{part}" if part else name: value for part, value in scored.whole(once).items()}
         if compares and (common := metric.measure(_commonest(answers, name))):
             found[f"common_{name}"] = common.whole(once)[""]
-    return found | (intervals(measured, [_image(row, number) for number, row in enumerate(rows)]) if compares else {})
+    return found | (intervals(measured, images_of(rows)) if compares else {})
 
 
 def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dict[str, float]:
@@ -254,10 +255,10 @@ def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dic
     }
 
 
-def _image(row: Mapping[str, Any], number: int) -> object:
+def images_of(rows: Sequence[Mapping[str, Any]]) -> list[object]:
     """What tells the questions on an image from others; a question without one stands alone."""
-    image = row.get("image")
-    return (tuple(image) if isinstance(image, list) else image) or number
+    images = (row.get("image") for row in rows)
+    return [(tuple(each) if isinstance(each, list) else each) or number for number, each in enumerate(images)]
 
 
 def _commonest(answers: Sequence[Judged], metric: str) -> list[Judged]:

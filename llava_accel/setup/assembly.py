@@ -18,6 +18,7 @@ from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import load_saved, other_base, step_saved, with_step
+from llava_accel.model.task import new_objective
 from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
@@ -55,7 +56,7 @@ def build_objective(
     lighten_dropout(model)
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
     console.pairs("weights", describe_weights(summary))
-    objective = Objective(model, loaded.vocab_size, dtype, recipe.model.train_vision, recipe.model.tower_batch)
+    objective = new_objective(recipe, model, loaded.vocab_size, dtype)
     if recipe.model.compile:
         compile_layers(objective.llava.model.language_model)
     if source:

@@ -61,7 +61,7 @@ def build_encoder(recipe: Recipe, processing: Processing) -> Encoder:
         processing.tiling,
         template=recipe.model.template,
         chat_template=processing.processor.chat_template,  # pyright: ignore[reportArgumentType]
-        answers=recipe.data.answers,
+        answers="pairs" if recipe.train.objective == "dpo" else recipe.data.answers,
         labels=recipe.data.labels,
         image_placement=image_placement(recipe.data, processing),
         max_length=recipe.data.max_length,
@@ -77,7 +77,7 @@ def image_placement(data: DataTable, processing: Processing) -> Literal["start",
     return processing.base.family.image_placement if data.image_placement == "auto" else data.image_placement
 
 
-def row_form(data: DataTable, console: Console | None = None) -> RowForm:
+def row_form(recipe: Recipe, console: Console | None = None) -> RowForm:
     """How the recipe says that rows are to be read.
 
     Args:
@@ -86,9 +86,10 @@ def row_form(data: DataTable, console: Console | None = None) -> RowForm:
     Raises:
         UserError: that cannot be loaded.
     """
+    data, pairs = recipe.data, recipe.train.objective == "dpo"
     if data.reader and console:
         console.line(own_line("data.reader", data.reader))
-    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark, open_reader(data.reader))
+    return RowForm(tuple(sorted(data.columns.items())), data.missing_image_mark, pairs, open_reader(data.reader))
 
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
@@ -106,7 +107,7 @@ def open_corpora(
         console: See `row_form`.
     """
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
-    form = row_form(recipe.data, console)
+    form = row_form(recipe, console)
     train, *evaluation = (
         Corpus(open_sources(named, cache_dir), encoder, form) for named in entries(recipe.data).values()
     )
@@ -223,6 +224,11 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
         said.append(
             f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as with LLaVA itself: the "
             "model sees them squeezed into a square alone. Crop them, or paste them onto a wider canvas"
+        )
+    if survey.num_ignored:
+        said.append(
+            f'{survey.num_ignored:,} rejected answers are not learned from: train.objective is not "dpo", so the chosen '
+            "ones alone are"
         )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
     again = np.setdiff1d(np.arange(len(usable)), first)

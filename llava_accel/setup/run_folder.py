@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -54,8 +55,9 @@ def folders_released() -> Iterator[None]:
         raise
     except BaseException as error:
         reason = " ".join(str(error).split()) if isinstance(error, UserError) else type(error).__name__
+        how: Ending = "signal" if isinstance(error, KeyboardInterrupt) else "error"
         for folder in _opened:
-            write_end(folder, "error", reason[:_LONGEST_REASON])
+            write_end(folder, how, "SIGINT" if how == "signal" else reason[:_LONGEST_REASON])
         raise
     finally:
         _opened.clear()
@@ -183,6 +185,7 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """The packages that a run depends on and that are installed, with their versions."""
     found: dict[str, str] = {}

@@ -10,8 +10,8 @@ from llava_accel.data.sampler import Order
 from llava_accel.recipe import TrainTable
 
 NUM_SUMS = 6
-"""Loss, targets, tokens, examples, padding and positions: what `meter.Meter` adds up between two log lines. Where the data
-has several sources, the examples of each follow."""
+"""Loss, targets, tokens, examples, padding and positions: what `meter.Meter` adds up between two log lines. What the
+objective measures besides follows, and where the data has several sources, the examples of each."""
 
 
 @dataclass

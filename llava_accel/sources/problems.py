@@ -8,7 +8,7 @@ from llava_accel.exceptions import UserError
 
 Kind = Literal[
     "json", "fields", "roles", "empty", "image_count", "unsafe_path", "missing_image", "broken_image", "too_long",
-    "duplicate_id", "blank_answer", "reader", "left_out",
+    "duplicate_id", "blank_answer", "pair", "reader", "left_out",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ _KINDS = {
     "images": (r"[0-9a-f]{24}\.arrow", "digests of image files"),
     "splits": (r"[0-9a-f]{24}\.npy", "held-out shares"),
     "towers": (r"[0-9a-f]{64}", "names of vision towers"),
+    "reference": (r"[0-9a-f]{32}\.safetensors", "log-probabilities of pairs before training"),
     "features": (r"[0-9a-f]{32}\.safetensors", "features of tower"),
 }
 """Folders of the cache, the names of the files in each, and what they are."""

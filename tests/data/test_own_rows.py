@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_loaded_is_said_with_its_line(tmp_path: Path, text
     name = f"{tmp_path / 'mine.py'}:read" if text is None else reader(tmp_path, text)
     made = recipe(tmp_path, data={"reader": name})
     with pytest.raises(UserError, match=r"data\.reader: ") as raised:
-        row_form(made.data, Console(False))
+        row_form(made, Console(False))
     assert says in str(raised.value)
 
 

@@ -8,6 +8,7 @@ makes of launch/PROFILE.yaml. They end with a job of null, or when the process P
 """
 
 import gc
+import importlib.metadata
 import json
 import os
 import sys
@@ -28,7 +29,6 @@ import llava_accel.train as train_module
 from llava_accel.model import chat_template, trial
 from llava_accel.pages import write
 from llava_accel.recipe import make_recipe
-from llava_accel.setup import run_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import mutants
@@ -71,7 +71,7 @@ def main(folder: Path, parent: int) -> None:
     # A run takes its process group down at the end, and a second one would wait for it at the same store for ever.
     PartialState.destroy_process_group = lambda self, group=None: None
     write.report_end = lambda *_: None  # half of the time of so short a run
-    run_folder.version = cache(run_folder.version)
+    importlib.metadata.metadata = cache(importlib.metadata.metadata)  # accelerate reads it from a file at each save
     # What was found good stays so: no job changes a base.
     _once(trial, "check_tokenizer", 0)
     _once(chat_template, "check_template", 1)  # of the template and its source: the tokenizer is read anew for each job

@@ -30,9 +30,10 @@ from llava_accel.loop.optimizer import (
     parameter_groups,
     part_of,
 )
+from llava_accel.model.last_layer import LastLayer
 from llava_accel.model.layouts import to_original
 from llava_accel.model.lora import prepare_trainable
-from llava_accel.model.objective import LastLayer, Objective
+from llava_accel.model.objective import Objective
 from llava_accel.recipe import OptimTable
 
 RATES = OptimTable(

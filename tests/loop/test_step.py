@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +75,19 @@ def test_every_seed_step_and_rank_draws_its_own_numbers_and_the_same_again() -> 
     assert _draw(42, 3, 1) == _draw(42, 3, 1)
 
 
+def weight(batch: Mapping[str, Any]) -> Tensor:
+    return batch["target_weights"].sum()
+
+
 def test_divisors_of_means_leave_out_a_micro_batch_without_targets() -> None:
     empty = collate([], {}, (3, 4, 4))
     weights = [torch.tensor([1.0, 0.5]), torch.zeros(0), torch.ones(3)]
     window = [{**empty, "target_weights": own} for own in weights]
     accelerator = Accelerator(cpu=True)
-    assert [float(own) for own in loss_divisors(window, "tokens", accelerator, FLAGS)[0]] == [4.5] * 3
-    means, _ = loss_divisors(window, "micro_batch_mean", accelerator, FLAGS)
+    assert [float(own) for own in loss_divisors(window, weight, "tokens", accelerator, FLAGS)[0]] == [4.5] * 3
+    means, _ = loss_divisors(window, weight, "micro_batch_mean", accelerator, FLAGS)
     assert [float(own) for own in means] == [1.5 * 2, 1.0 * 2, 3.0 * 2]
-    means, _ = loss_divisors([empty], "micro_batch_mean", accelerator, FLAGS)
+    means, _ = loss_divisors([empty], weight, "micro_batch_mean", accelerator, FLAGS)
     assert [float(own) for own in means] == [0.0], "then it is refused"
 
 
@@ -126,7 +130,9 @@ def test_the_loss_and_gradient_of_means_are_the_mean_of_the_means(
     parts = []
     for place in range(4):
 
-        def only(window: Sequence[Any], loss: str, accelerator: Accelerator, flags: Tensor, place: int = place) -> Any:
+        def only(
+            window: Sequence[Any], _: Any, loss: str, accelerator: Accelerator, flags: Tensor, place: int = place
+        ) -> Any:
             numbers = [batch["target_weights"].sum() for batch in window]
             return [number if own == place else torch.tensor(torch.inf) for own, number in enumerate(numbers)], flags
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from helpers.decoders import DECODERS
-from llava_accel.model.objective import LastLayer, read_at_positions
+from llava_accel.model.last_layer import LastLayer, read_at_positions
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -9,7 +9,8 @@ import pytest
 from helpers.runs import PARITY, talk
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import find_images
-from llava_accel.data.records import parse_record
+from llava_accel.data.records import Record, parse_record
+from llava_accel.data.row_forms import RowForm
 from llava_accel.data.survey import survey
 from llava_accel.scoring.contradictions import contradict, contradictions
 from llava_accel.sources.named import Named
@@ -41,6 +42,17 @@ def row(answer: str, **fields: Any) -> dict[str, Any]:
 def test_what_contradicts_what(one: dict[str, Any], other: dict[str, Any], expected: bool) -> None:
     records = [parse_record(json.dumps(each).encode(), 0) for each in (one, other)]
     assert contradict(*records) is contradict(*records[::-1]) is expected
+
+
+def test_pairs_contradict_each_other_where_each_prefers_what_the_other_rejects() -> None:
+    def pair(chosen: str, rejected: str) -> Record:
+        fields = {"image": "t1.png", "question": "Which?", "chosen": chosen, "rejected": rejected}
+        return parse_record(json.dumps(fields).encode(), 0, RowForm(pairs=True))
+
+    long = "a red ball lies on the grass in front of a house"
+    assert contradict(pair(long, "a dog"), pair("A dog.", long)) and contradict(pair("no", "yes"), pair("yes", "no"))
+    assert not contradict(pair("red", "blue"), pair("green", "red"))
+    assert not contradict(pair("red", "blue"), pair("green", "pink"))
 
 
 def test_every_round_counts_and_so_does_the_system_prompt() -> None:

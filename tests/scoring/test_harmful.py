@@ -108,7 +108,11 @@ def test_check_lists_what_is_left_to_mend_and_says_what_to_do(folder: Path, tmp_
     assert ended.code == 0 and "1 more are not in these data any more" in " ".join(ended.out.split())
     found = lines(out)
     assert not [line for line in found if line["why"] == CONTRADICTED or line["id"] == "rtwice"]
-    assert {(line["id"], line["row"]) for line in found if line["why"] == HARD} >= {("r0", 2), ("r7", 9), ("rother", 10)}
+    assert {(line["id"], line["row"]) for line in found if line["why"] == HARD} >= {
+        ("r0", 2),
+        ("r7", 9),
+        ("rother", 10),
+    }
 
 
 @pytest.mark.slow

@@ -115,10 +115,12 @@ def test_a_run_with_them_ends_at_the_same_numbers(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(products, "LEAST_WIDTH", 0)
     for matmul in ("auto", "native"):
         settings = recipe(tmp_path / matmul, run={"matmul": matmul}, train={"per_device_batch_size": 2})
-        verb.train(settings)
-        assert matmul_in_use() == {"auto": "onednn", "native": "native"}[matmul]
+        used = {"auto": "onednn", "native": "native"}[matmul]
+        seen: set[str] = set()
+        verb.train(settings, on_log=lambda _, seen=seen: seen.add(matmul_in_use()))
+        assert seen == {used} and matmul_in_use() == "native"  # of this process before and after
         newest = tmp_path / matmul / "run" / "checkpoints" / "step-000004"
-        assert json.loads((newest / "engine" / "progress.json").read_text())["matmul"] == matmul_in_use()
+        assert json.loads((newest / "engine" / "progress.json").read_text())["matmul"] == used
     with_onednn, native = (trained(tmp_path / matmul / "run" / "export") for matmul in ("auto", "native"))
     assert 0 < distance(with_onednn, native) < 1e-5
     losses = [[line["loss"] for line in metrics(tmp_path / m / "run") if "loss" in line] for m in ("auto", "native")]

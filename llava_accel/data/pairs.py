@@ -1,0 +1,61 @@
+"""Rows of two answers, of which one is preferred: the forms in which TRL, LLaMA-Factory, ms-swift and RLAIF-V write them.
+
+A rejected answer is read by the form of its row, put in the place of the chosen one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llava_accel.data.conversation import IMAGE, Turn, whole_rounds
+from llava_accel.data.messages import Fields, present, read_images, read_messages, role_of
+from llava_accel.data.row_forms import RowForm, continued, in_llavas_form, with_columns
+from llava_accel.sources.problems import DataError, quoted
+
+_ANSWERS = ("chosen", "completion", "response", "output", "answer")
+"""Fields that hold the answer in one form or another."""
+
+
+def is_pair(fields: Fields, form: RowForm) -> bool:
+    """Whether a row has an answer that another is preferred to."""
+    return _rejected(with_columns(fields, form)) is not None
+
+
+def _with_rejected(fields: Fields, form: RowForm) -> Fields:
+    """A row with a rejected answer, as if that one were the answer to learn."""
+    fields = with_columns(fields, form)
+    rejected = _rejected(fields)
+    for name in ("conversations", "messages", "conversation"):
+        rows = fields.get(name)
+        if isinstance(rows, list) and rows and role_of(rows[-1]) == "assistant":
+            return {**fields, name: continued(rows[:-1], rejected)}
+    answer = next((name for name in _ANSWERS if fields.get(name) is not None), "answer")
+    return {**fields, "answers": None, answer: rejected}
+
+
+def _rejected(fields: Fields) -> object:
+    return present(fields, "rejected", "rejected_response", "rejected_messages")
+
+
+def rejected_answer(fields: Fields, form: RowForm, turns: Sequence[Turn]) -> str | None:
+    """The answer that the last of these turns is preferred to; None where the row has none.
+
+    Raises:
+        DataError: it is the same, or ends another conversation.
+    """
+    if not is_pair(fields, form):
+        return None
+    renamed = replace(form, columns=tuple((ours, ours) for ours, _ in form.columns))
+    others, named = read_messages(in_llavas_form(_with_rejected(fields, form), renamed).messages)
+    others, _ = whole_rounds(others, read_images(fields, named))
+    before = [[(turn.role, _unmarked(turn.text)) for turn in each[:-1]] for each in (turns, others)]
+    if before[0] != before[1]:
+        problem = "the chosen and the rejected answer do not end the same conversation"
+        raise DataError("pair", problem, "Let both have the same turns before their last answer, which alone differs")
+    if others[-1].text.strip() == turns[-1].text.strip():
+        problem = f"the chosen and the rejected answer are the same, {quoted(turns[-1].text)}"
+        raise DataError("pair", problem, "Remove the record: there is nothing to prefer")
+    return others[-1].text
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(IMAGE, "").strip()

@@ -1,0 +1,82 @@
+"""A trained model that answers single questions, for notebooks and scripts: `load_trained` and `answer`."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from llava_accel.inference import origin
+from llava_accel.inference.dialogue import Dialogue
+from llava_accel.runtime.devices import find_device
+from llava_accel.runtime.engines import resolve_precision
+
+Picture = str | Path | Image.Image
+"""A file, or an image in memory."""
+
+
+class Answerer:
+    """A model, and what turns questions into its input. Each question stands alone."""
+
+    def __init__(self, dialogue: Dialogue, notes: Sequence[str]) -> None:
+        self._dialogue = dialogue
+        self.notes = list(notes)
+        """Which weights these are, and what is odd about them."""
+
+    def answer(self, image: Picture | Sequence[Picture] | None, question: str) -> str:
+        """What the model answers, the likeliest word at each place.
+
+        Args:
+            image: A file, an image of PIL's, several of these, or None. They stand before the question.
+
+        Raises:
+            DataError: there is no such image, or it cannot be read.
+            UserError: the question does not fit into the model.
+        """
+        images = [] if image is None else [image] if isinstance(image, Picture) else image
+        with ExitStack() as stack:
+            stack.callback(self._dialogue.reset)
+            for each in images:
+                if isinstance(each, Image.Image):
+                    file = Path(stack.enter_context(TemporaryDirectory())) / "image.png"
+                    shown = each if each.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else each.convert("RGB")
+                    shown.save(file, exif=each.getexif())
+                    each = file
+                self._dialogue.show(Path(each))
+            return self._dialogue.ask(question)
+
+
+def load_trained(
+    folder: Path | str, *, base: str = "", template: str = "", bits: int = 0, max_new_tokens: int = 512
+) -> Answerer:
+    """Load what `llava-accel chat --adapter FOLDER` loads.
+
+    Args:
+        folder: A run, a checkpoint, an export, or another folder or hub id of weights.
+        base: Folder or hub id that comes before the one of the folder's recipe. Adapters made elsewhere need it.
+        template: Comes before the recipe's.
+        bits: 4, 8 or 16 in place of the recipe's quantisation; 0 leaves it.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        UserError: the folder holds no weights, or they are damaged, or do not belong to the base.
+    """
+    trained = origin.find_trained(str(folder), base=base, template=template, bits=bits)
+    device = find_device()
+    dtype = resolve_precision(trained.recipe.run.precision, device)
+    loaded = origin.load_trained(trained, dtype=dtype, device=device)
+    return Answerer(Dialogue(loaded, trained.recipe, max_new_tokens), [origin.describe(trained), *loaded.notes])
+
+
+def answer(model: Answerer | Path | str, image: Picture | Sequence[Picture] | None, question: str) -> str:
+    """A model's answer to a question.
+
+    Args:
+        model: From `load_trained`; or a folder, which is loaded for this question alone.
+        image: See `Answerer.answer`.
+
+    Raises:
+        UserError: see `load_trained` and `Answerer.answer`.
+    """
+    return (model if isinstance(model, Answerer) else load_trained(model)).answer(image, question)

@@ -1,0 +1,102 @@
+"""Preference tuning: of two answers to a question the chosen one is to become likelier than the rejected one, measured
+against the model before training (Rafailov et al. 2023, arXiv:2305.18290).
+
+Both answers follow one prompt with one image in the same row, so a pair costs little more than an answer. What the model
+before training said of them is computed once (`setup/reference.py`) and stands in the batch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llava_accel.model.objective import Objective, cross_entropy
+from llava_accel.recipe.tables import PreferenceTable
+
+
+class Preference(Objective):
+    """The objective of train.objective = "dpo".
+
+    Its loss has two terms: of pairs, divided by their number, and of the chosen answers' tokens, divided by theirs.
+    """
+
+    MEASURES = (
+        "pair_accuracy", "reward_margin", "chosen_reward", "rejected_reward", "chosen_log_prob", "rejected_log_prob", "kl",
+    )  # fmt: skip
+    """Means over pairs. A reward is beta x what an answer's log-probability has gained. "kl" is the mean gain a token of
+    both answers: the divergence from the reference, as far as the answers of the data show it."""
+    table = PreferenceTable()
+    """The recipe's, which `model/task.py` puts here."""
+    margins: Float[Tensor, "pairs"] = torch.zeros(0)
+    """By how much the chosen answer of each pair of the last micro-batch has gained more than the rejected one, x beta."""
+
+    def count(self, batch: Mapping[str, Any]) -> Float[Tensor, "terms"]:
+        is_chosen = batch["target_examples"] % 2 == 0
+        return torch.stack([batch["target_weights"].new_tensor(len(batch["reference"]) / 2), is_chosen.sum()])
+
+    def loss(self, hidden: Float[Tensor, "targets hidden"], batch: Mapping[str, Any]) -> Float[Tensor, "terms"]:
+        reference, owners = batch["reference"], batch["target_examples"]
+        log_probs = self.answer_log_probs(hidden, batch["target_ids"], owners, len(reference))
+        lengths = torch.zeros_like(reference).index_add(0, owners, torch.ones_like(batch["target_weights"]))
+        self.measured = self._measured(log_probs.detach(), reference, lengths)
+        pairs = pair_losses(_pairs(log_probs - reference), _pairs(lengths), self.table).sum()
+        return torch.stack([pairs, -self.table.sft_weight * log_probs[0::2].sum()])
+
+    def answer_log_probs(
+        self,
+        hidden: Float[Tensor, "targets hidden"],
+        ids: Int[Tensor, "targets"],
+        owners: Int[Tensor, "targets"],
+        number: int,
+    ) -> Float[Tensor, "examples"]:
+        """Log-probability of each example's answer: the sum over its tokens."""
+        losses = self.for_each_target(cross_entropy, hidden, ids)
+        return -losses.new_zeros(number).index_add(0, owners, losses)
+
+    def _measured(
+        self,
+        log_probs: Float[Tensor, "examples"],
+        reference: Float[Tensor, "examples"],
+        lengths: Float[Tensor, "examples"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        gained = log_probs - reference
+        chosen, rejected = _pairs(self.table.beta * gained).unbind(-1)
+        self.margins = chosen - rejected
+        sums = (
+            (self.margins.sign() + 1) / 2, self.margins, chosen, rejected, log_probs[0::2], log_probs[1::2],
+            _pairs(gained / lengths.clamp(min=1)).mean(-1),
+        )  # fmt: skip
+        return {name: each.sum() for name, each in zip(self.MEASURES, sums, strict=True)}
+
+
+def pair_losses(
+    gained: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"], table: PreferenceTable
+) -> Float[Tensor, "pairs"]:
+    """The loss of each pair, without that of learning the chosen answer itself.
+
+    Args:
+        gained: By how much the log-probability of the chosen and of the rejected answer has grown since before training.
+        lengths: Tokens of these answers.
+    """
+    (chosen, rejected), smoothing = gained.unbind(-1), table.label_smoothing
+    margin = table.beta * (chosen - rejected)
+    right, wrong = -F.logsigmoid(margin), -F.logsigmoid(-margin)
+    if table.loss == "sigmoid":
+        losses = (1 - smoothing) * right + smoothing * wrong
+    elif table.loss == "robust":  # Chowdhury et al. 2024, arXiv:2403.00409
+        losses = ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+    elif table.loss == "hinge":  # Zhao et al. 2023, arXiv:2305.10425
+        losses = F.relu(1 - margin)
+    else:  # Azar et al. 2023, arXiv:2310.12036, whose figures are of log-probabilities a token
+        a_token = gained / lengths
+        losses = (a_token[:, 0] - a_token[:, 1] - 1 / (2 * table.beta)) ** 2
+    # BCO without its moving mean of rewards, as MPO is trained elsewhere too: Wang et al. 2024, arXiv:2411.10442.
+    apart = -F.logsigmoid(table.beta * chosen) - F.logsigmoid(-table.beta * rejected)
+    return table.loss_weight * losses + table.bco_weight * apart
+
+
+def _pairs(values: Float[Tensor, "examples"]) -> Float[Tensor, "pairs 2"]:
+    return values.unflatten(0, (len(values) // 2, 2))

@@ -1,0 +1,29 @@
+"""What a run chooses for all of its process is as before once it has ended, so that others may follow in a notebook."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC")
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Around a run, however it ends: kernels that keep an order (`determinism.py`), and those of matrix products."""
+    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    is_ordered, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    precision, chooses = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_ordered, warn_only=warns)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = chooses
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}

@@ -1,0 +1,194 @@
+"""What the model says of pairs of answers before it is trained: preference tuning compares with it in every step.
+
+It is computed once, with the weights that training starts from, so no second model is ever in memory. It is kept in the
+cache under a name of all that decides it, and in the run folder, from which a run goes on that resumes.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from llava_accel.data.loader import Loaded, load_windows, tensor
+from llava_accel.data.questions import image_batches
+from llava_accel.exceptions import UserError
+from llava_accel.model.build import LoadedModel
+from llava_accel.model.files import resolve_folder
+from llava_accel.model.objective import Objective
+from llava_accel.model.preference import Preference
+from llava_accel.model.processing import Processing
+from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.engines import autocast, resolve_precision, whole_root
+from llava_accel.setup.datasets import Part, content, list_skipped, survey_key
+from llava_accel.setup.run_folder import SKIPPED
+from llava_accel.sources.problems import DataError
+from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.kept_files import cache_folder, store, stored
+
+REFERENCE = "reference.safetensors"
+"""In the run folder."""
+_FORMAT = 1
+_Found = Float[np.ndarray, "rows 2"]
+
+
+def attach_reference(
+    run: RunContext,
+    objective: Objective,
+    loaded: LoadedModel,
+    processing: Processing,
+    parts: Sequence[Part | None],
+    source: Path | None = None,
+) -> None:
+    """`find_reference`, and keep what was found in the run folder."""
+    found = find_reference(run, objective, loaded, processing, parts, source)
+    if found and run.accelerator.is_main_process:
+        with atomic_file(Path(run.recipe.run.output_dir) / REFERENCE) as unfinished:
+            save_file(found, unfinished)
+    run.accelerator.wait_for_everyone()
+
+
+def find_reference(
+    run: RunContext,
+    objective: Objective,
+    loaded: LoadedModel,
+    processing: Processing,
+    parts: Sequence[Part | None],
+    source: Path | None = None,
+) -> dict[str, _Found]:
+    """Let loaders know what the model says of the pairs before training; nothing for other objectives. Every rank calls it.
+
+    Args:
+        objective: As it starts, where it can run; as `source` left it, if there is one.
+        parts: All data of the run.
+        source: A checkpoint that the run goes on from: then nothing is computed.
+
+    Raises:
+        UserError: the run goes on from a checkpoint, and what it had computed before is gone.
+        DataError: a record is broken now, and the recipe says "error".
+    """
+    if not isinstance(objective, Preference):
+        return {}
+    found: dict[str, _Found] = {}
+    corpora = {id(part.corpus): part for part in parts if part is not None}
+    for key, first in corpora.items():
+        same = [part for part in parts if part is not None and id(part.corpus) == key]
+        rows = np.unique(np.concatenate([part.rows for part in same]))
+        name = _name(run, loaded, processing, first)
+        known = _known(run, name, source)
+        known = _computed(run, objective, first, rows, name) if known is None else known
+        first.corpus.reference = found[name] = known
+    return found
+
+
+def _name(run: RunContext, loaded: LoadedModel, processing: Processing, part: Part) -> str:
+    """All that decides the numbers: the weights that training starts from, the records, and the type of computing."""
+    recipe = run.recipe
+    table, lora = recipe.model, recipe.model.lora
+    changes_weights = table.train == "lora" and lora.variant in ("pissa", "olora")
+    facts = {
+        "format": _FORMAT,
+        "base": loaded.fingerprint,
+        "trained": [
+            _digests(name, f"model.{key}") for key in ("adapter", "projector") if (name := getattr(table, key))
+        ],
+        "quantization": table.quantization.model_dump() if table.quantization.bits < 16 else None,
+        "start": [lora.model_dump(), recipe.run.seed] if changes_weights else None,
+        "new": recipe.run.seed if not (table.base or table.projector) else None,
+        "precision": str(resolve_precision(recipe.run.precision, run.accelerator.device)),
+        "records": [survey_key(recipe, processing), content(run, part), processing.image_aspect],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _digests(name: str, key: str) -> list[str]:
+    """Of the files of weights that a key of the recipe names."""
+    path = Path(name).expanduser()
+    folder = path if path.is_file() else resolve_folder(name, key)
+    files = [path] if path.is_file() else sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    found = []
+    for file in files:
+        with file.open("rb") as opened:
+            found.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return found
+
+
+def _known(run: RunContext, name: str, source: Path | None) -> _Found | None:
+    """What was computed before: by this run, if it goes on from a checkpoint, or else by another one."""
+    places = [cache_folder(run.recipe.data.cache_dir) / "reference" / f"{name}.safetensors"]
+    if source is not None:
+        places = [Path(run.recipe.run.output_dir) / REFERENCE, source.parents[1] / REFERENCE, *places]
+    for place in places:
+        if (found := stored(place, partial(_read, name))) is not None:
+            return found
+    if source is not None:
+        raise UserError(
+            f"run.resume: {places[0]} is missing or of other data or weights: it holds what the model said of the pairs "
+            f"before training, which {source} no longer does. Copy it there from the folder of the run, or start a new run "
+            "from its weights with model.adapter"
+        )
+    return None
+
+
+def _read(name: str, path: Path) -> _Found | None:
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(name) if name in file.keys() else None
+
+
+def _computed(run: RunContext, objective: Preference, part: Part, rows: Int[np.ndarray, "rows"], name: str) -> _Found:
+    """Every rank computes its share."""
+    recipe, accelerator, survey = run.recipe, run.accelerator, part.survey
+    size = recipe.train.per_device_batch_size
+    batches = image_batches(rows, survey.lengths[rows], survey.image_keys[rows], size)
+    batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    found = torch.zeros((len(part.corpus), 2), dtype=torch.float32, device=accelerator.device)
+    is_known = torch.zeros(len(part.corpus), dtype=torch.float32, device=accelerator.device)
+    was_training = objective.training
+    objective.eval()
+
+    def on_error(error: DataError) -> None:
+        if recipe.data.on_bad_record == "error":
+            raise error
+        list_skipped(Path(recipe.run.output_dir) / SKIPPED, [error])
+
+    windows = load_windows(
+        part.corpus,
+        part.image_reader,
+        [[batch] for batch in own],
+        workers=recipe.data.num_workers,
+        device=accelerator.device,
+        on_error=on_error,
+        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
+        pack=recipe.model.attention != "flash_attention_2",
+    )
+    with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
+        with run.console.bar("reference", len(own)) as bar:
+            for batch, (loaded,) in zip(own, windows, strict=True):
+                there = set(tensor(loaded, "indices").tolist())
+                places = [row for row in batch if row in there]
+                found[places] = _log_probs(objective, loaded).view(len(places), 2)
+                is_known[places] = 1.0
+                bar.advance()
+    objective.train(was_training)
+    values, counts = (accelerator.reduce(each, reduction="sum") for each in (found, is_known))
+    assert isinstance(values, Tensor) and isinstance(counts, Tensor)
+    values[counts == 0] = torch.nan
+    result = values.cpu().numpy()
+    if accelerator.is_main_process:
+        path = cache_folder(recipe.data.cache_dir) / "reference" / f"{name}.safetensors"
+        store(path, lambda unfinished: save_file({name: result}, unfinished))
+    return result
+
+
+def _log_probs(objective: Preference, loaded: Loaded) -> Float[Tensor, "examples"]:
+    hidden, _ = objective.hidden_at_targets(**loaded)  # pyright: ignore[reportArgumentType]
+    number = 2 * len(tensor(loaded, "indices"))
+    return objective.answer_log_probs(hidden, tensor(loaded, "target_ids"), tensor(loaded, "target_examples"), number)
