@@ -15,7 +15,7 @@ case "${1:-}" in
   ;;
 esac
 # shellcheck disable=SC1091
-source launch/environment.sh test,deepspeed $([ "$mode" = floor ] && echo floor)
+source launch/environment.sh $([ "$mode" = floor ] && echo "test,deepspeed floor" || echo test,deepspeed,web)
 if [ "$mode" = whole ] && [ ! -d .transformers4 ]; then
   # Exports are opened with version 4 as well. What it needs besides these is in the environment.
   rm -rf .transformers4.tmp

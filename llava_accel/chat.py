@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,21 +26,24 @@ from llava_accel.inference.typed import help_text, kept_history, remember, split
 
 if TYPE_CHECKING:
     from llava_accel.inference.dialogue import Dialogue
+    from llava_accel.inference.origin import Loaded, Trained
 
 _POLL_S = 0.2
 _PROMPT = "> "
 
 
-def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -> "Dialogue":
-    """Load what the command line names, with its image if there is one; UserError if one of them cannot be used.
+def load_named(
+    arguments: argparse.Namespace, say: Callable[[str], object], *, keep_base: bool = False
+) -> "tuple[Trained, Loaded]":
+    """Load what the command line names; UserError if it cannot be used.
 
     Args:
         say: Told which weights these are, and what is odd about them.
+        keep_base: See `load_trained`.
     """
     # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
     from transformers.utils.logging import disable_progress_bar
 
-    from llava_accel.inference.dialogue import Dialogue
     from llava_accel.inference.origin import describe, find_trained, load_trained
     from llava_accel.runtime.devices import find_device
     from llava_accel.runtime.engines import resolve_precision
@@ -50,9 +54,19 @@ def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -
     device = find_device()
     disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
     say(describe(trained))
-    loaded = load_trained(trained, dtype=resolve_precision(trained.recipe.run.precision, device), device=device)
+    dtype = resolve_precision(trained.recipe.run.precision, device)
+    loaded = load_trained(trained, dtype=dtype, device=device, keep_base=keep_base)
     for note in loaded.notes:
         say(note)
+    return trained, loaded
+
+
+def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -> "Dialogue":
+    """A dialogue with what the command line names, begun with its system prompt and images; UserError if one of them
+    cannot be used."""
+    from llava_accel.inference.dialogue import Dialogue
+
+    trained, loaded = load_named(arguments, say)
     dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
     if arguments.system is not None:
         dialogue.use_system(arguments.system)
@@ -157,8 +171,36 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
         print(flush=True)
 
 
+def open_page(arguments: argparse.Namespace) -> None:
+    """The page of `--web`, until Ctrl-C; UserError if it cannot be opened."""
+    if find_spec("gradio") is None:
+        raise UserError('--web needs gradio, which is not installed. Run: pip install "llava_accel[web]"')
+    from llava_accel.inference.beside import why_no_base
+    from llava_accel.inference.collected import Collection
+    from llava_accel.inference.dialogue import Dialogue
+    from llava_accel.inference.door import open_door
+    from llava_accel.inference.web import Columns, show
+
+    door = open_door(arguments.port)
+    collection = Collection(arguments.collect, arguments.system) if arguments.collect else None
+
+    def say(text: str) -> None:
+        print(printable(text), flush=True)
+
+    trained, loaded = load_named(arguments, say, keep_base=True)
+    dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
+    if arguments.system is not None:
+        dialogue.use_system(arguments.system)
+    why = why_no_base(trained, loaded)
+    if why and arguments.adapter:
+        say(f"There is no base beside it: {why}.")
+    show(Columns(dialogue, loaded, has_base=not why), collection, door)
+
+
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel chat`."""
+    if arguments.web:
+        return open_page(arguments)
     if arguments.once is None and sys.stdin.isatty():
         notes: list[str] = []
         with kept_history():

@@ -17,6 +17,7 @@ from llava_accel.console.output import Console
 from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import with_trained
+from llava_accel.loop.machine import say_own_code
 from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.weights import check_values
@@ -25,7 +26,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.runtime.restored import settings_restored
-from llava_accel.scoring.held_out import AtOnce, Evaluation, say_own_metrics, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation, write_predictions
 from llava_accel.scoring.held_out import evaluate as evaluate_part
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
@@ -61,7 +62,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)
-    say_own_metrics(recipe, console)
+    say_own_code(recipe, console, trains=False)
     _, part = open_data(run, processing)
     if part is None:
         raise UserError(

@@ -7,11 +7,14 @@ import functools
 import hashlib
 import importlib.util
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llava_accel.exceptions import UserError
+
+_run: set[str] = set()
+"""Files that were run."""
 
 
 def is_own(name: str) -> bool:
@@ -46,6 +49,22 @@ def own_line(key: str, name: str) -> str:
     return f"{key}: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})"
 
 
+def call_own(key: str, name: str, *arguments: object) -> Any:
+    """What the function returns; UserError with its line where it cannot be loaded or fails."""
+    function, file = load_own(key, name), Path(name.rpartition(":")[0]).expanduser().resolve()
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
+        raise UserError(f"{key}: {where(error, file)}. Mend the function") from error
+
+
+def say_own(named: Mapping[str, str], say: Callable[[str], object]) -> None:
+    """Say which of these values, by key, are code of the user's own; UserError if one cannot be loaded."""
+    for key, name in named.items():
+        if is_own(name):
+            say(own_line(key, name))
+
+
 def digest(name: str) -> str:
     """The file's content as a hash, which tells whether it has changed."""
     return hashlib.sha256(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
@@ -53,6 +72,7 @@ def digest(name: str) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _module(key: str, file: Path, content: str) -> dict[str, Any]:
+    _run.add(str(file))
     spec = importlib.util.spec_from_file_location(f"own_{file.stem}_{content[:12]}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -61,6 +81,14 @@ def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
     return vars(module)
+
+
+def explained(error: Exception) -> UserError | None:
+    """What to tell of an error that was raised in a file of the user's, or in what it has called; None of any other."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _run]
+    if not files:
+        return None
+    return UserError(f"{where(error, files[-1])}. Mend it; with LLAVA_ACCEL_TRACEBACK=1 all of the traceback is shown")
 
 
 def where(error: BaseException, file: Path) -> str:

@@ -16,7 +16,7 @@ from llava_accel.checkpoint.resume import agreed_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
-from llava_accel.loop.machine import check_machine
+from llava_accel.loop.machine import check_machine, say_own_code
 from llava_accel.loop.memory_guard import loading_explained, out_of_memory_explained
 from llava_accel.loop.meter import Meter
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
@@ -31,7 +31,6 @@ from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.restored import settings_restored
 from llava_accel.runtime.signals import NEVER, Interruption
-from llava_accel.scoring.held_out import say_own_metrics
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, content, open_data
 from llava_accel.setup.figures import mix_of
@@ -66,7 +65,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     open_run(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
-    say_own_metrics(recipe, run.console)
+    say_own_code(recipe, run.console)
     order = build_order(recipe, training, accelerator.num_processes)
     say_opening(run, order, training, held_out, source)
     with loading_explained(run, processing):

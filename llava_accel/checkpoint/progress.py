@@ -6,7 +6,7 @@ full under `PARAMETER//KEY`, however the backend had divided it. The schedule is
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -43,10 +43,28 @@ def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
                 yield name, key, file.get_tensor(entry)
 
 
-def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState, sums: Tensor) -> None:
+def own_code(recipe: Recipe) -> dict[str, str]:
+    """The hash of each file of the user's own that decides what the steps of a run are, or which of them is best."""
+    named = {
+        "train.objective": recipe.train.objective,
+        "optim.optimizer": recipe.optim.optimizer,
+        "eval.metric": recipe.eval.metric,
+    }
+    return {key: digest(name) for key, name in named.items() if is_own(name)}
+
+
+def write_position(
+    folder: Path,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    state: TrainState,
+    own: Mapping[str, str],
+    sums: Tensor,
+) -> None:
     """Write where the run stands, and what its steps are made of.
 
     Args:
+        own: `own_code` when the run began: the files may have changed since, and the run goes on with what they were.
         sums: (ranks, sums) `state.unlogged` of every rank.
     """
     facts = {
@@ -56,7 +74,7 @@ def write_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state
         "optimizer": recipe.optim.optimizer,
         "precision": str(resolve_precision(recipe.run.precision, accelerator.device)),
         "matmul": matmul_of(accelerator.device),
-        "metric": digest(recipe.eval.metric) if is_own(recipe.eval.metric) else "",
+        "own_code": dict(own),
         "written_by": {"engine": accelerator.distributed_type.value, "num_processes": accelerator.num_processes},
     }
     (folder / PROGRESS).write_text(json.dumps(facts, indent=2) + "\n")
@@ -71,13 +89,13 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
     """
     if not (facts := read_progress(folder.parent)):
         raise UserError(f"run.resume: {folder} has no {PROGRESS}. To start from its weights alone, set model.adapter")
-    now, then = global_batch_size(recipe, accelerator), facts["global_batch_size"]
-    if now != then:
+    size, then = global_batch_size(recipe, accelerator), facts["global_batch_size"]
+    if size != then:
         ranks = accelerator.num_processes
         raise UserError(
             f"run.resume: {folder.parent} counts steps of {then} examples, and {ranks} ranks x "
             f"train.accumulation_steps = {recipe.train.accumulation_steps} x train.per_device_batch_size = "
-            f"{recipe.train.per_device_batch_size} make {now}: step {facts['state']['step']} would be another place in the "
+            f"{recipe.train.per_device_batch_size} make {size}: step {facts['state']['step']} would be another place in the "
             f"data. Choose them so that their product is {then}, or start a new run from its weights with model.adapter"
         )
     if facts["optimizer"] != recipe.optim.optimizer:
@@ -92,11 +110,11 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
             f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start a new run from its weights "
             "with model.adapter"
         )
-    if is_own(name := recipe.eval.metric) and facts["metric"] != digest(name):
+    now = own_code(recipe)
+    if changed := [key for key, content in now.items() if content != facts["own_code"].get(key)]:
         raise UserError(
-            f"run.resume: the file of eval.metric = {name!r} has changed since {folder.parent}, and it chose the best "
-            "checkpoint: scores before and after cannot be compared. Set the file back, or start a new run from its "
-            "weights with model.adapter"
+            f"run.resume: the file of {changed[0]} has changed since {folder.parent}, so that the steps before and after "
+            "would not be of one run. Set it back, or start a new run from its weights with model.adapter"
         )
     if facts["state"]["data"] != state.data:
         raise UserError(

@@ -78,7 +78,7 @@ class Checkpoints:
         self._model, self._optimizer, self._scheduler = prepared.model, prepared.optimizer, prepared.scheduler
         self.processing, self._state = processing, state
         self._contents = Contents(run, prepared, loaded, processing)
-        self._run = Path(run.recipe.run.output_dir)
+        self._run, self._own = Path(run.recipe.run.output_dir), progress.own_code(run.recipe)
         self._folder = self._run / "checkpoints"
         self._saved_step = self._failed_step = -1
         self._problem = ""  # of the last write, on the main process
@@ -202,7 +202,9 @@ class Checkpoints:
                 folder = beside(target)
                 if isinstance(sums, Tensor):
                     (folder / "engine").mkdir()
-                    progress.write_position(folder / "engine", self._recipe, self._accelerator, self._state, sums)
+                    progress.write_position(
+                        folder / "engine", self._recipe, self._accelerator, self._state, self._own, sums
+                    )
                 made = [(folder, self._contents.lay_out(folder, taken, step))]
         if (found := broadcast_object_list(made)[0]) is None:
             return None

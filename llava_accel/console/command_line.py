@@ -23,6 +23,7 @@ from llava_accel import compat
 from llava_accel.console.output import printable
 from llava_accel.console.verbs import read_arguments
 from llava_accel.exceptions import SIGNALS, Interrupted, UserError, end_at_once
+from llava_accel.own_code import explained
 
 
 def start(verb: str) -> None:
@@ -128,6 +129,8 @@ def run(verb: Callable[[], object]) -> None:
                     "or train.per_device_batch_size lower. The same command goes on from the last checkpoint"
                 )
             )
+        if (own := explained(error)) is not None:
+            _refuse(own)
         if is_reporting_rank():
             raise
         sys.exit(1)

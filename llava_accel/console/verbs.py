@@ -160,15 +160,34 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
+    add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
+    add("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
+    add("--web", action="store_true", help="a page: answers of what was trained, of its base, and without the image")
+    add("--collect", metavar="FILE.jsonl", type=Path, help="with --web: keeps the answers that you choose or correct")
+    arguments = _read_model(parser, words, port=7860)
+    if arguments.web and (arguments.image or arguments.once is not None):
+        parser.error("--web takes neither --image nor --once: the page asks for them")
+    if arguments.collect and not arguments.web:
+        parser.error("--collect belongs to --web")
+    return arguments
+
+
+def _serve(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    parser.add_argument("--key", help="what requests must bring; by default made anew, as others here see this one")
+    parser.set_defaults(image=[])
+    return _read_model(parser, words, port=8000)
+
+
+def _read_model(parser: argparse.ArgumentParser, words: Sequence[str], *, port: int) -> argparse.Namespace:
+    """With what names a model that answers."""
+    add = parser.add_argument
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it")
     add("--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter")
-    add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
     add("--system", metavar="TEXT", help="system prompt in place of the template's own; '' = none")
-    add("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
     add("--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
     add("--template", default="", help="conversation template, for what was not trained here")
-    arguments = parser.parse_args(words)
+    arguments = _read_port(parser, words, port)
     if not arguments.base and not arguments.adapter:
         parser.error("name a model with --base, or what was trained with --adapter")
     if arguments.max_new_tokens < 1:
@@ -223,9 +242,13 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 
 
 def _watch(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one that is still to come")
-    add("--port", type=int, default=0, metavar="N", help="of 127.0.0.1; by default one that is free")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one that is to come")
+    return _read_port(parser, words)
+
+
+def _read_port(parser: argparse.ArgumentParser, words: Sequence[str], usual: int = 0) -> argparse.Namespace:
+    what = f"of 127.0.0.1; by default {usual or 'one that is free'}"
+    parser.add_argument("--port", type=int, default=usual, metavar="N", help=what)
     arguments = parser.parse_args(words)
     if not 0 <= arguments.port < 1 << 16:
         parser.error(f"--port {arguments.port}: name one from 1024 to 65535, or none")
@@ -266,7 +289,8 @@ VERBS = {
         "Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.\n\n"
         "Commands: /image FILE adds an image to the next question, /system TEXT sets the system prompt of the next\n"
         "conversation, /reset starts one, /help shows all, /quit ends.",
-        "  llava-accel chat --adapter runs/quickstart --image image.jpg",
+        "  llava-accel chat --adapter runs/quickstart --image image.jpg\n"
+        "  llava-accel chat --adapter runs/quickstart --web --collect data/mine.jsonl",
         _chat,
     ),
     "check": Verb(
@@ -307,6 +331,12 @@ VERBS = {
         "Write the report of a run, or compare several, as one HTML file that needs no network.",
         "  llava-accel report runs/quickstart\n  llava-accel report runs/rank_16 runs/rank_128 --out comparison.html",
         _report,
+    ),
+    "serve": Verb(
+        "Answer requests in the form of OpenAI's chat.completions, for trying: greedily, one at a time, on 127.0.0.1.\n\n"
+        "Images are data: URLs. For work: llava-accel export RUN --to merged --out DIR, and then vllm serve DIR.",
+        "  llava-accel serve --adapter runs/quickstart",
+        _serve,
     ),
     "train": Verb(
         "Fine-tune a LLaVA.",

@@ -24,8 +24,7 @@ SPARE_BYTES = int(1.5 * GIB)
 """Of a process that compares an export: driver, kernels' libraries, and what a few examples take while they are computed."""
 _LIVE_WEIGHTS = 1_000_000_000
 """Weights that ZeRO-3 keeps whole before it divides some again: DeepSpeed's `stage3_max_live_parameters`."""
-STATE_BYTES = {"adamw": 8.0, "sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
-"""Of the optimizer, for each trained weight."""
+_STATE_BYTES = {"sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
 _OUTSIDE = "outside the layers"
 
 
@@ -179,6 +178,11 @@ def plan_run(run: RunContext, processing: Processing, moments: Sequence[Moment])
     return plan_for(layout, weights, recipe, moments), weights
 
 
+def state_bytes(recipe: Recipe) -> float:
+    """Of the optimizer, for each trained weight; one of the user's own is taken to keep what AdamW does."""
+    return _STATE_BYTES.get(recipe.optim.optimizer, 8.0)
+
+
 def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence[Moment], on_gpu: bool = True) -> Plan:
     """Memory of one rank.
 
@@ -192,7 +196,7 @@ def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence
         return Plan(layout, gathered, 0, 0, 0, 0, waiting)
     parts = layout.ranks if layout.divides_weights else 1
     state_parts = layout.ranks if layout.divides_optimizer_state else 1
-    state = weights.trained * STATE_BYTES[recipe.optim.optimizer] / state_parts
+    state = weights.trained * state_bytes(recipe) / state_parts
     # FSDP2 divides no gradient before the last micro-batch of a window.
     gradient_parts = 1 if layout.name == "fsdp2" and recipe.train.accumulation_steps > 1 else state_parts
     if layout.name.startswith("zero"):

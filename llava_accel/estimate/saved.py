@@ -1,14 +1,14 @@
 """What a checkpoint takes: of the disk, and of main memory while it is written behind the next steps."""
 
 from llava_accel.checkpoint.background import WORTH_IT
-from llava_accel.estimate.peak_memory import STATE_BYTES, Weights, unit_of
+from llava_accel.estimate.peak_memory import Weights, state_bytes, unit_of
 from llava_accel.recipe import Recipe
 
 
 def checkpoint_bytes(weights: Weights, recipe: Recipe) -> int:
     """Of one checkpoint: what is trained in fp32 with the optimizer's state, and all the rest of a model trained in full."""
     frozen = weights.frozen_bytes if recipe.model.train == "full" else 0
-    return frozen + round(weights.trained * (4 + STATE_BYTES[recipe.optim.optimizer]))
+    return frozen + round(weights.trained * (4 + state_bytes(recipe)))
 
 
 def checkpoint_line(weights: Weights, recipe: Recipe, ranks: int) -> str:

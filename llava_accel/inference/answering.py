@@ -7,7 +7,7 @@ branch of the row that does not see the reference answer. No logits are kept.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -44,14 +44,18 @@ def question_batch(
     images: Mapping[ImageView, LoadedImage],
     image_shape: tuple[int, ...],
     device: torch.device,
+    *,
+    blind: bool = False,
 ) -> tuple[Loaded, Questions]:
     """A batch with one example a row, on `device`, and what it asks: the last answer of each.
 
     Args:
         examples: Each with an index of its own.
         images: Every image of theirs.
+        blind: Leave the images out, for an `answer_batch` that blanks them.
     """
     rows = [chain(example) for example in examples]
+    rows = [replace(row, images=(), image_starts=()) for row in rows] if blind else rows
     records = {example.index: Record(id="", turns=()) for example in examples}
     questions = ask(rows, {example.index: example for example in examples}, records)
     return moved(collate(rows, images, image_shape), device), questions

@@ -1,8 +1,9 @@
 """A conversation with a model, its prompts made by the code that makes the training's."""
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -25,6 +26,15 @@ from llava_accel.setup.datasets import build_encoder, build_image_reader
 from llava_accel.sources.problems import DataError
 
 _ANSWER = "-"  # stands where the model's answer will; the prompt ends before it, whatever it is
+
+
+class Reply(NamedTuple):
+    """An answer, with the tokens of the question before it and its own; and whether it is cut off at its longest."""
+
+    text: str
+    num_asked: int
+    num_written: int
+    is_cut: bool
 
 
 class Dialogue:
@@ -111,16 +121,7 @@ class Dialogue:
         if IMAGE in text:
             raise UserError(f"{IMAGE} in a question has no image. Give one with /image FILE")
         question = Turn("user", f"{IMAGE}\n" * len(self._waiting) + text)
-        turns = (*self._begun(), question, Turn("assistant", _ANSWER))
-        try:
-            return self._example(turns, (*self._images, *self._waiting))
-        except DataError as error:
-            if error.kind != "too_long":
-                raise
-            raise UserError(
-                f"the conversation does not fit into the model's {self._window:,} tokens together with an answer of "
-                f"{self._max_new_tokens:,}. Start again with /reset"
-            ) from None
+        return self._fitting((*self._begun(), question), (*self._images, *self._waiting), "Start again with /reset")
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> str:
         """The model's answer; question and answer become part of the conversation.
@@ -132,20 +133,72 @@ class Dialogue:
             UserError: see `prompt`.
         """
         example = self.prompt(text)
-        stops = frozenset(_stops(example, self._tokenizer.eos_token_id))
-        pieces = _Pieces(self._tokenizer, stops, on_text or (lambda text: None))
-        objective, longest, device = self._objective, self._max_new_tokens, self._objective.llava.device
         # Beside a second image the first is seen in another way than alone.
         self._shown |= {view: self._image_reader.load(view) for view in example.images if view not in self._shown}
-        batch, questions = question_batch([example], self._shown, self._image_reader.shape, device)
-        with computed_in(objective.llava.dtype, device):
-            answer_batch(objective, batch, questions, stop_ids=stops, max_new_tokens=longest, on_tokens=pieces.add)
-        answer = pieces.end()
+        answer = self._answer(example, self._shown, on_text).text
         question = f"{IMAGE}\n" * len(self._waiting) + text
         self._turns = [*self._begun(), Turn("user", question), Turn("assistant", answer)]
         self._images += self._waiting
         self._waiting = []
         return answer
+
+    def reply(
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[str],
+        on_text: Callable[[str], None] | None = None,
+        *,
+        longest: int | None = None,
+        blind: bool = False,
+    ) -> Reply:
+        """The model's answer to turns that stand alone: no part of the conversation, which does not change.
+
+        Args:
+            turns: The last one is a question. Without a system turn they have the conversation's.
+            images: Whole paths, one for each mark.
+            on_text: As in `ask`; what it raises ends the answer.
+            longest: Tokens of the answer, if that is to be shorter than the dialogue's longest.
+            blind: Blank the images.
+
+        Raises:
+            UserError: see `prompt`.
+        """
+        if self._system is not None and turns[0].role != "system":
+            turns = [Turn("system", self._system), *turns]
+        example = self._fitting(turns, images, "Shorten it, or set --max-new-tokens lower")
+        shown = {} if blind else {view: self._image_reader.load(view) for view in example.images}
+        return self._answer(example, shown, on_text, longest, blind)
+
+    def _fitting(self, turns: Sequence[Turn], images: Sequence[str], remedy: str) -> Example:
+        try:
+            return self._example((*turns, Turn("assistant", _ANSWER)), tuple(images))
+        except DataError as error:
+            if error.kind != "too_long":
+                raise
+            raise UserError(
+                f"the conversation does not fit into the model's {self._window:,} tokens together with an answer of "
+                f"{self._max_new_tokens:,}. {remedy}"
+            ) from None
+
+    def _answer(
+        self,
+        example: Example,
+        shown: Mapping[ImageView, LoadedImage],
+        on_text: Callable[[str], None] | None,
+        longest: int | None = None,
+        blind: bool = False,
+    ) -> Reply:
+        stops = frozenset(_stops(example, self._tokenizer.eos_token_id))
+        pieces = _Pieces(self._tokenizer, stops, on_text or (lambda text: None))
+        objective, device = self._objective, self._objective.llava.device
+        most = min(longest or self._max_new_tokens, self._max_new_tokens)
+        batch, questions = question_batch([example], shown, self._image_reader.shape, device, blind=blind)
+        with computed_in(objective.llava.dtype, device):
+            answered = answer_batch(
+                objective, batch, questions, stop_ids=stops, max_new_tokens=most, on_tokens=pieces.add, blind=blind
+            )
+        num_written = len(answered.ids[0])
+        return Reply(pieces.end(), example.prompt_length(), num_written, num_written == most)
 
     def _begun(self) -> Sequence[Turn]:
         """The turns so far, of which a new conversation may have one."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
-from llava_accel.model.adapters import lora_settings, put_rest
+from llava_accel.model.adapters import copy_whole, lora_settings, put_rest
 from llava_accel.model.build import LoadedModel, find_projector, load_model
 from llava_accel.model.files import read_json, read_tensors, resolve_folder
 from llava_accel.model.lora import prepare_trainable
@@ -41,12 +42,16 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready to answer; `notes` are lines for the user."""
+    """A model that is ready to answer; `notes` are lines for the user.
+
+    `replaced` holds what the base had in the parameters that were trained: see `beside.py`.
+    """
 
     objective: Objective
     processing: Processing
     base: LoadedModel
     notes: list[str]
+    replaced: Mapping[nn.Parameter, Tensor]
 
 
 def find_trained(path: str = "", *, base: str = "", template: str = "", bits: int = 0) -> Trained:
@@ -133,8 +138,11 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": quantization})})
 
 
-def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) -> Loaded:
+def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device, keep_base: bool = False) -> Loaded:
     """The trained model in evaluation mode.
+
+    Args:
+        keep_base: Keep what the base had in the place of trained weights.
 
     Raises:
         UserError: base or trained weights are damaged, missing, or do not belong together.
@@ -142,14 +150,22 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device) 
     recipe = trained.recipe
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     base = load_model(recipe, processing, dtype=dtype, device=device)
-    model = base.model if trained.kind == "model" else prepare_trainable(base.model, recipe)
+    replaced: dict[nn.Parameter, Tensor] = {}
+
+    def put(parameter: nn.Parameter, value: Tensor) -> None:
+        replaced.setdefault(parameter, parameter.detach().clone())
+        parameter.copy_(value)
+
+    chosen = put if keep_base else copy_whole
+    model = base.model if trained.kind == "model" else prepare_trainable(base.model, recipe, chosen)
     if trained.kind == "projector":
         file = find_projector(str(trained.folder))
         rest = {layouts.trainable_to_memory(tensor.name): tensor.read() for tensor in read_tensors(file)}
-        put_rest(model, rest, str(file))
+        put_rest(model, rest, str(file), chosen)
     check_values(model, str(trained.folder))
     note = fingerprint_note(trained, recipe, base.fingerprint)
-    return Loaded(Objective(model, base.vocab_size).to(device).eval(), processing, base, [note] if note else [])
+    objective = Objective(model, base.vocab_size).to(device).eval()
+    return Loaded(objective, processing, base, [note] if note else [], replaced)
 
 
 def fingerprint_note(trained: Trained, recipe: Recipe, fingerprint: str) -> str:

@@ -1,15 +1,20 @@
-"""What a recipe needs of the machine that trains it, asked before any data or weight is read."""
+"""What a recipe needs of the machine that trains it and of code of the user's own, asked before any weight is read."""
 
 import torch
 
+from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.kernels.compiled import require_compiler
+from llava_accel.loop.optimizer import try_own
 from llava_accel.model.build import attention
+from llava_accel.model.task import objective_class
+from llava_accel.own_code import is_own, say_own
 from llava_accel.recipe import Recipe
+from llava_accel.scoring.metrics import Judged, find_metric
 
 
 def check_machine(recipe: Recipe, device: torch.device) -> None:
-    """Look at kernels, compiler and optimizer.
+    """Look at kernels, compiler, optimizer and objective.
 
     Args:
         device: That the run computes on.
@@ -18,13 +23,32 @@ def check_machine(recipe: Recipe, device: torch.device) -> None:
         UserError: something is not there; key, value and remedy of all that is not.
     """
     problems: list[str] = []
-    for check in (_attention, _compiler, _optimizer):
+    for check in (_attention, _compiler, _optimizer, _objective):
         try:
             check(recipe, device)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def say_own_code(recipe: Recipe, console: Console, *, trains: bool = True, scores: bool = True) -> None:
+    """Say which code of the user's own makes the loss, the updates and the scores; of data.reader its own caller does.
+
+    Raises:
+        UserError: it cannot be loaded, or a score does not work on a first answer.
+    """
+    named = {"train.objective": recipe.train.objective} | (
+        {"optim.optimizer": recipe.optim.optimizer} if trains else {}
+    )
+    say_own(named, console.line)
+    for name in filter(is_own, recipe.eval.measured if scores else ()):
+        find_metric(name).measure([Judged("a cat", ("a cat", "cat"), 0)])
+        say_own({"eval.metrics": name}, console.line)
+
+
+def _objective(recipe: Recipe, _device: torch.device) -> None:
+    objective_class(recipe)
 
 
 def _attention(recipe: Recipe, _device: torch.device) -> None:
@@ -37,6 +61,8 @@ def _compiler(recipe: Recipe, device: torch.device) -> None:
 
 
 def _optimizer(recipe: Recipe, device: torch.device) -> None:
+    if is_own(recipe.optim.optimizer):
+        try_own(recipe.optim, device)
     if recipe.optim.optimizer == "paged_adamw_8bit" and device.type == "cpu":
         raise UserError(
             "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "

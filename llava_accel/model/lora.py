@@ -20,17 +20,20 @@ from llava_accel.model.layouts import CONNECTION, LANGUAGE_MODEL, NEWLINE, PEFT_
 from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
-_FROM_WEIGHTS = ("pissa", "olora")
+FROM_WEIGHTS = ("pissa", "olora")
 """Variants that start from the weights, which they change."""
 
 Trainable = Llava | PeftModel
 """A LLaVA, or peft's wrapper around one."""
 
 
-def prepare_trainable(model: Llava, recipe: Recipe) -> Trainable:
+def prepare_trainable(model: Llava, recipe: Recipe, put: Put = copy_whole) -> Trainable:
     """Freeze the model, then add and unfreeze what the recipe trains; continue from its adapter if it names one.
 
     Trainable parameters become fp32 whatever the type of the frozen ones: bf16 loses an update of 1e-3 of a weight.
+
+    Args:
+        put: Gives a parameter the adapter's value.
 
     Raises:
         UserError: a LoRA target or an adapter does not fit the model.
@@ -52,7 +55,7 @@ def prepare_trainable(model: Llava, recipe: Recipe) -> Trainable:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             prepared = get_peft_model(model, config)
         if adapter:
-            load_adapter(prepared, adapter)
+            load_adapter(prepared, adapter, put)
     elif table.train == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
@@ -115,7 +118,7 @@ def compact(targets: list[str], model: nn.Module) -> str | list[str]:
 
 def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraConfig:
     """peft's own config for the recipe's table; `base` is written into it as the name of the base."""
-    initial = lora.variant if lora.variant in _FROM_WEIGHTS else True
+    initial = lora.variant if lora.variant in FROM_WEIGHTS else True
     return LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -132,7 +135,7 @@ def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraCon
 
 def without_starting_values(table: ModelTable) -> ModelTable:
     """The settings with LoRA layers that need no weights to start from, for a model that has none; sizes are the same."""
-    if table.lora.variant not in _FROM_WEIGHTS:
+    if table.lora.variant not in FROM_WEIGHTS:
         return table
     return table.model_copy(update={"lora": table.lora.model_copy(update={"variant": "lora"})})
 
@@ -157,7 +160,7 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     adapter = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     adapter = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
     kept = {name for name, p in model.named_parameters() if p.requires_grad}
-    is_changed = str(model.peft_config["default"].init_lora_weights).startswith(_FROM_WEIGHTS)  # pyright: ignore[reportAttributeAccessIssue]
+    is_changed = str(model.peft_config["default"].init_lora_weights).startswith(FROM_WEIGHTS)  # pyright: ignore[reportAttributeAccessIssue]
     always = (NEWLINE,) if adapts_projector(model) and is_changed else CONNECTION
     kept |= {name for name in state if name.startswith(tuple(PEFT_PREFIX + each for each in always))}
     return adapter, {without_peft(name): state[name] for name in state if name in kept and ".lora_" not in name}

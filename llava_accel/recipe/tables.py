@@ -81,8 +81,9 @@ class OptimTable(Table):
     """Peak rate of the projector; "null" = learning_rate, and the resolved recipe holds the number."""
     vision_learning_rate: NotNegative = 2e-6
     """Peak rate of the vision tower, with model.train_vision."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw"
-    """The 8-bit ones keep their state in 8 bits; the paged one can spill it to main memory."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] | OwnFunction = "adamw"
+    """The 8-bit ones keep their state in 8 bits; the paged one can spill it to main memory. "my_optim.py:build" is a
+    function of yours: (parameter groups, this table) -> a torch.optim.Optimizer; not with ZeRO or FSDP2."""
     betas: Annotated[tuple[BelowOne, BelowOne], Strict(False)] = (0.9, 0.999)
     """Decay of Adam's running means of the gradient and of its square."""
     weight_decay: NotNegative = 0.0

@@ -269,8 +269,12 @@ def load_optimizer_state(
     they belong to other weights."""
     engine = _engine(accelerator)
     parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
+    # Where weights are whole, an optimizer of the user's own may keep tensors of any shape.
+    is_divided = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     for name, key, value in moments:
-        if name not in parameters or (value.ndim and value.shape != engine.whole_shape(parameters[name])):
+        if name not in parameters or (
+            is_divided and value.ndim and value.shape != engine.whole_shape(parameters[name])
+        ):
             raise UserError(
                 f"run.resume: the checkpoint has moments of {name}, which is not trained or has another shape"
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_accel.exceptions import UserError
+from llava_accel.own_code import is_own
 from llava_accel.recipe import Recipe
 
 Backend = Literal["none", "ddp", "deepspeed", "fsdp"]
@@ -104,6 +105,11 @@ class Profile:
             yield (
                 f"model.quantization.bits = 8 does not work with {self.title}: 8-bit weights need scales that this "
                 "backend does not keep with them. Set 4, or launch with launch/ddp.yaml"
+            )
+        if is_own(recipe.optim.optimizer):
+            yield (
+                f"optim.optimizer = {recipe.optim.optimizer!r} does not work with {self.title}: it may need whole weights, "
+                "and this backend divides them. Set 'adamw', or launch with launch/ddp.yaml"
             )
         if recipe.optim.optimizer.endswith("8bit"):
             yield (

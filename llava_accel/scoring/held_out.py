@@ -13,21 +13,18 @@ from accelerate.utils import gather_object, release_memory
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava_accel.console.output import Bar, Console
+from llava_accel.console.output import Bar
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.data.records import Record, described
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
-from llava_accel.own_code import digest, is_own
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
 from llava_accel.scoring.metrics import (
-    Judged,
     Prediction,
-    find_metric,
     main_score,
     measure,
     score_names,
@@ -283,13 +280,6 @@ def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool 
     for row in predictions:
         row["score"] = next((row[name] for name in (main, *score_names(row)) if name in row), 0.0)
     return {"num_answers": float(len(predictions)), **found}
-
-
-def say_own_metrics(recipe: Recipe, console: Console) -> None:
-    """Say which functions of the user's own score the answers; UserError if one of them does not work on a first answer."""
-    for name in filter(is_own, recipe.eval.measured):
-        find_metric(name).measure([Judged("a cat", ("a cat", "cat"), 0)])
-        console.line(f"eval.metrics: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})")
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:

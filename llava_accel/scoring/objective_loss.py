@@ -31,7 +31,8 @@ def objective_scores(
     """
     recipe, accelerator = run.recipe, run.accelerator
     width = len(objective.MEASURES)
-    losses = counts = measured = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    losses = counts = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    measured = losses.new_zeros(width)
     of_pairs: list[tuple[int, float]] = []
 
     def on_error(error: DataError) -> None:

@@ -48,6 +48,19 @@ def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
     return lines
 
 
+def append_whole(path: Path, text: str) -> None:
+    """Write lines behind those of a file, the last of which may lack its end, or none of them; OSError without room."""
+    end = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a+b") as file:
+            file.seek(max(0, end - 1))
+            file.write((b"\n" if file.read() not in (b"", b"\n") else b"") + text.encode())
+    except OSError:
+        if path.exists():
+            os.truncate(path, end)  # no half lines
+        raise
+
+
 class Lines:
     """A file that grows by whole lines; those that a full disk keeps back are written when it has room again."""
 
@@ -58,14 +71,10 @@ class Lines:
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one more line."""
         self._unwritten.append(json.dumps(line) + "\n")
-        end = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with self.path.open("a") as file:
-                file.write("".join(self._unwritten))
+            append_whole(self.path, "".join(self._unwritten))
             self._unwritten = []
         except OSError as error:
-            if self.path.exists():
-                os.truncate(self.path, end)  # no half lines
             if len(self._unwritten) == 1:
                 self._console.line(f"{self.path} cannot be written ({error.strerror}); its lines are kept until it can")
 

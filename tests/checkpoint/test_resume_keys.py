@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 
 from llava_accel.checkpoint import resume
-from llava_accel.checkpoint.progress import read_position, write_position
+from llava_accel.checkpoint.progress import own_code, read_position, write_position
 from llava_accel.checkpoint.resume import differences, find_checkpoint
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import load_recipe
@@ -57,10 +57,10 @@ def test_a_score_that_chose_the_best_checkpoint_may_not_change(tmp_path: Path) -
     now, accelerator = load_recipe(tmp_path / "r.toml", chosen), Accelerator(cpu=True)
     state = TrainState(num_steps=4, steps_per_epoch=2, step=1)
     (engine := tmp_path / "engine").mkdir()
-    write_position(engine, now, accelerator, state, state.unlogged[None])
+    write_position(engine, now, accelerator, state, own_code(now), state.unlogged[None])
     found = TrainState(num_steps=4, steps_per_epoch=2)
     read_position(engine, now, accelerator, found)
     assert found.step == 1
     (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
-    with pytest.raises(UserError, match=r"mine\.py:f' has changed since"):
+    with pytest.raises(UserError, match=r"the file of eval\.metric has changed since"):
         read_position(engine, now, accelerator, found)
