@@ -14,6 +14,7 @@ from PIL import Image
 from llava_accel.data.images import Exif, decode, find_image
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
+from llava_accel.scoring.harmful import WRONG
 from llava_accel.setup.datasets import entries
 from llava_accel.sources.downloads import DOWNLOADS, is_remote, place_of
 from llava_accel.sources.image_parts import part_of
@@ -88,6 +89,35 @@ def training_cards(predictions: Sequence[Prediction], data: DataTable, metric: s
     roots = image_roots(data, "data.train")
     ranked = sorted(hardest(predictions), key=lambda number: -predictions[number]["loss"])
     return [_card(predictions[number], None, True, roots, metric, data.exif) for number in ranked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """A record that is worth a look: a line of `scoring.harmful`, with images."""
+
+    line: Mapping[str, Any]
+    images: list[GalleryImage]
+    near: list[tuple[Mapping[str, Any], list[GalleryImage]]]
+
+
+def doubts(lines: Sequence[Mapping[str, Any]], why: str, data: DataTable) -> list[Doubt]:
+    """The first lines of one kind; of two records that contradict each other one."""
+    roots, own = image_roots(data, "data.train"), image_roots(data, "data.eval" if why == WRONG else "data.train")
+
+    def shown(line: Mapping[str, Any], roots: list[Path]) -> list[GalleryImage]:
+        names = line["image"] if isinstance(line["image"], list) else [line["image"]]
+        return [show(name, roots, data.exif) for name in names[:_MOST_IMAGES]]
+
+    chosen = [line for line in lines if line["why"] == why and ("other" not in line or _stands_first(line))]
+    return [
+        Doubt(line=line, images=shown(line, own), near=[(near, shown(near, roots)) for near in line.get("nearest", ())])
+        for line in chosen[:_MOST_HARD]
+    ]
+
+
+def _stands_first(line: Mapping[str, Any]) -> bool:
+    one, other = ((each["file"], each["row"]) for each in (line, line["other"]))
+    return one < other
 
 
 def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[Path], metric: str, exif: Exif) -> Card:
