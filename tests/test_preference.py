@@ -18,8 +18,9 @@ from llava_accel.setup.reference import REFERENCE
 
 pytestmark = pytest.mark.slow
 
+# Without "pair_accuracy", which before the first update is that of rounding.
 PAIR_MEASURES = (
-    "pair_accuracy", "reward_margin", "chosen_reward", "rejected_reward", "chosen_log_prob", "rejected_log_prob", "kl",
+    "reward_margin", "chosen_reward", "rejected_reward", "chosen_log_prob", "rejected_log_prob", "kl",
 )  # fmt: skip
 STEPS = 4
 

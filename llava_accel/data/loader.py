@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from llava_accel.data.labels import Example
 from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.sampler import MicroBatch, Window
 from llava_accel.data.tiling import ImageLayout, ImageView
-from llava_accel.data.trie import chain, pack_rows, share_rows
+from llava_accel.data.trie import Row, build_row, chain, pack_rows, share_rows
 from llava_accel.exceptions import SIGNALS, UserError, kill_workers
 from llava_accel.sources.problems import DataError
 
@@ -44,7 +45,7 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
         self._pack = pack
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Loaded, list[DataError]]:
-        examples: list[Example] = []
+        records: list[tuple[Example, ...]] = []
         images: dict[ImageView, LoadedImage] = {}
         errors: list[DataError] = []
         reference: list[float] = []
@@ -53,14 +54,22 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
                 found = self._corpus.encode(index)
                 views = found.example.images
                 images |= {view: self._image_reader.load(view) for view in views if view not in images}
-                examples += found.examples
+                records.append(found.examples)
                 reference += self._corpus.reference_of(index)
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))
-        examples = [replace(example, number=number) for number, example in enumerate(examples)]
-        rows = share_rows(examples, self._share_up_to) if self._share_up_to else [chain(e) for e in examples]
-        rows = pack_rows(rows) if self._pack else rows
-        return collate(rows, images, self._image_reader.shape, reference=reference), errors
+        return collate(self._rows(records), images, self._image_reader.shape, reference=reference), errors
+
+    def _rows(self, records: Sequence[Sequence[Example]]) -> list[Row]:
+        numbers = count()
+        records = [[replace(example, number=next(numbers)) for example in examples] for examples in records]
+        if self._share_up_to:
+            rows = share_rows([example for examples in records for example in examples], self._share_up_to)
+        elif self._pack:  # answers to one question follow one prompt in any case
+            rows = [build_row(examples) for examples in records]
+        else:
+            rows = [chain(example) for examples in records for example in examples]
+        return pack_rows(rows) if self._pack else rows
 
 
 def load_windows(
@@ -83,11 +92,12 @@ def load_windows(
         workers: Processes that decode images; 0 decodes in the loop's own process.
         on_error: Called for each record that the survey found in order and that is broken now; it raises, or the step
             goes on without that record.
-        share_up_to: Join examples of the same images into rows of at most so many tokens; 0 = a row each.
+        share_up_to: Join examples of the same images into rows of at most so many tokens; 0 = a row for each record.
         enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
         is_asked: Whether the process has been asked to end: then nothing more is waited for, and the last window is an
             empty one, so that this rank, too, comes to the point where all of them agree on the end.
-        pack: Put short rows side by side, where the attention kernel takes a mask that keeps them apart.
+        pack: Put short rows side by side, and answers to one question behind one prompt, where the attention kernel takes a
+            mask that keeps them apart.
     """
     sizes: list[int] = []
 

@@ -137,4 +137,4 @@ def test_one_source_has_no_count_of_its_own_and_old_sums_are_taken(logged: dict[
     sums = torch.arange(NUM_SUMS + 3, dtype=torch.float64)
     for mix, kept in ((Mix(["a", "b"], [0, 1], [0, 1]), [*range(NUM_SUMS), 0, 0]), (None, [*range(NUM_SUMS)])):
         meter._mix = mix
-        assert meter._with_sources(sums).tolist() == kept
+        assert meter._of_this_width(sums).tolist() == kept
