@@ -13,7 +13,7 @@ import gc
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from importlib.machinery import SourceFileLoader
@@ -26,11 +26,12 @@ import jaxtyping
 import pytest
 from jaxtyping import _import_hook as typed_imports
 
+from helpers.kinds import ALL_KINDS
+
 # No torch at the top of this file: the process that only hands out the tests would wait for it, too.
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 
 # Accelerate reads it from a file at each save.
 importlib.metadata.metadata = cache(importlib.metadata.metadata)
@@ -47,6 +48,14 @@ def _typed_code(self: Any, fullname: str) -> CodeType | None:
 # and the others take twice as long.
 del typed_imports._JaxtypingLoader.exec_module
 typed_imports._JaxtypingLoader.get_code = _typed_code
+
+
+def _checked(jaxtyped: Callable[..., Any], typechecker: Any) -> Callable[[Any], Any]:
+    """Checks of a function's or class's types, unless it is made anew at each call of another: that takes a millisecond."""
+    return lambda found: found if "<locals>" in found.__qualname__ else jaxtyped(found, typechecker=typechecker)
+
+
+jaxtyping.jaxtyped = partial(_checked, jaxtyping.jaxtyped)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -183,21 +192,12 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(settings(tmp_path_factory.mktemp("whole"), data))
 
 
-ALL_KINDS = bool(os.environ.get("LLAVA_ACCEL_ALL_KINDS"))
-TYPED = (
-    "test_exact",
-    "test_matrix",
-    "test_tiles",
-    "test_chat",
-    "test_evaluate",
-    "test_train_script",
-    "test_which_weights",
-)
-"""Slow tests that go through all of the package: every way of training, every kind of base, checking to chatting."""
+TYPED = ("test_exact", "test_train_script", "test_share_prefix", "test_chat", "test_evaluate", "test_original_llava")
+"""Slow tests that go through all of the package, from checking data to exports and chatting."""
 SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports", "emulator": "emulated"}
 """Fixtures that take long to make, and the group of the tests that use them: one process makes each once."""
 LONGEST_FIRST = (
-    "engines", "launch", "interrupted", "test_start", "test_interruption", "test_matrix", "test_plan", "test_init",
+    "engines", "interrupted", "test_start", "test_interruption", "test_matrix", "test_plan", "test_init",
     "exports", "emulated", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
 )  # fmt: skip
 """Groups of a minute and more: one of them at the end would leave the other process without work."""
@@ -216,8 +216,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def group(item: pytest.Item) -> str:
-        if item.path.stem == "test_launch":
-            return "launch"
         uses = getattr(item, "fixturenames", ())
         return next((name for fixture, name in SHARED.items() if fixture in uses), item.path.stem)
 
@@ -226,7 +224,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
-        if group(item) in ("launch", *SHARED.values()):
+        if group(item) in SHARED.values():
             item.add_marker("slow")
     items.sort(key=rank)
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, trains, weights
+from helpers.kinds import ALL_KINDS
 from llava_accel.storage.atomic import is_complete
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,7 @@ def test_a_resumed_run_ends_with_the_very_same_weights(lab: Lab, engine: str) ->
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_checkpoint_is_resumed_by_another_engine_and_by_another_number_of_ranks(lab: Lab, engine: str) -> None:
     source, reference = checkpoint(lab, engine), lab.reference(**trains("lora"))
-    assert difference(lab.run(NEXT[engine], 2, 4, **resumed(source)), reference) < TOLERANCE
+    assert difference(lab.run(NEXT[engine], 2, 2, **resumed(source)), reference) < TOLERANCE
     assert difference(lab.run("cpu", 1, 1, **resumed(source)), reference) < TOLERANCE
 
 
@@ -86,20 +87,20 @@ def test_a_whole_model_is_written_by_all_ranks_behind_the_steps_and_resumed_by_o
     source, reference = run / "checkpoints" / "step-000003", lab.reference(**trains("full"))
     assert is_complete(source)
     assert difference(run, reference) < TOLERANCE
-    assert difference(lab.run(NEXT[engine], 2, 4, **trains("full"), **resumed(source)), reference) < TOLERANCE
+    assert difference(lab.run(NEXT[engine], 2, 2, **trains("full"), **resumed(source)), reference) < TOLERANCE
     assert difference(lab.run("cpu", 1, 1, **trains("full"), **resumed(source)), reference) < TOLERANCE
     again = weights(lab.run(engine, 2, 4, **trains("full"), **resumed(source)) / "export")
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights(run / "export").items())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("zero3", "fsdp2"))  # which divide it
 def test_a_whole_model_of_one_process_is_resumed_by_two(lab: Lab, engine: str) -> None:
     source = lab.reference(**trains("full"), **SAVED) / "checkpoints" / "step-000003"
     run = lab.run(engine, 2, 2, **trains("full"), **resumed(source))
     assert difference(run, lab.reference(**trains("full"))) < TOLERANCE
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("ddp", "zero2"))
 def test_a_checkpoint_of_one_process_is_resumed_by_two(lab: Lab, engine: str) -> None:
     source = lab.reference(**trains("lora"), **SAVED) / "checkpoints" / "step-000003"
     assert difference(lab.run(engine, 2, 2, **resumed(source)), lab.reference(**trains("lora"))) < TOLERANCE
@@ -111,7 +112,7 @@ def test_a_checkpoint_is_refused_where_a_step_is_another_portion_of_data(lab: La
     assert len(errors) == 2 and all("counts steps of 8 examples" in error for error in errors)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("zero3", "fsdp2"))  # all write the same, see above
 def test_an_adapter_of_any_engine_starts_a_run_of_one_process_and_of_two(lab: Lab, engine: str) -> None:
     start: dict[str, Any] = {"model": {"adapter": str(checkpoint(lab, engine))}}
     assert difference(lab.run(engine, 2, 1, **start), lab.reference(**start)) < TOLERANCE

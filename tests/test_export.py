@@ -112,6 +112,7 @@ def test_variants_and_biases_and_towers_survive_every_form(
 
 
 def test_base_of_the_original_converts_to_the_hubs_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prove_here(monkeypatch)
     converted = export(monkeypatch, ORIGINAL, "merged", tmp_path / "converted")
     assert_same(logits(ORIGINAL), logits(converted))
     theirs = PARITY / "adapter_final"

@@ -155,8 +155,7 @@ def _launched(command: list[str]) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_while_the_data_is_read_ends_the_run_at_once(
     tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
@@ -187,7 +186,9 @@ def _wait_for_steps(run: Path, count: int) -> None:
 
 def _long(folder: Path, data: Path, **changes: Any) -> Tables:
     """More steps than a signal takes to arrive; all epochs alike."""
-    return settings(folder, data, data={"workers": 1}, train={"epochs": 10, **changes}, eval={"every": 40})
+    return settings(
+        folder, data, data={"workers": 1}, train={"epochs": 6, **changes}, eval={"every": 40}, checkpoint={"every": 9}
+    )
 
 
 def _file(folder: Path, tables: Tables) -> str:

@@ -2,6 +2,12 @@
 
 import ast
 from pathlib import Path
+from typing import Any
+
+import pytest
+from jaxtyping import TypeCheckError
+
+from llava_accel.data.tiling import Tiling
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llava_accel"
@@ -95,3 +101,11 @@ def test_no_two_modules_have_names_of_one_family() -> None:
 def test_files_are_small() -> None:
     long = {path.name: count for path in FILES if (count := len(path.read_text().splitlines())) > 350}
     assert long == {}
+
+
+def test_types_of_classes_and_of_functions_are_checked_by_the_tests() -> None:
+    wrong: Any = "576"
+    with pytest.raises(TypeCheckError):
+        Tiling(336, wrong)
+    with pytest.raises(TypeCheckError):
+        Tiling(336, 576).layout(336, wrong)

@@ -4,7 +4,6 @@ The suite takes few kinds, in which every pair of tower, layout, language model 
 LLAVA_ACCEL_ALL_KINDS=1 it takes all of them.
 """
 
-import os
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -15,13 +14,14 @@ import torch
 
 from helpers.bases import Kind, every_kind, make_base, pairwise_kinds
 from helpers.exported import assert_same, logits, prove_here
+from helpers.kinds import ALL_KINDS
 from helpers.runs import metrics, mixed_records, tables, trained, without_times, write_records
 from helpers.verbs import start
 from llava_accel.recipe.toml import to_toml
 
 pytestmark = pytest.mark.slow
 
-KINDS = every_kind() if os.environ.get("LLAVA_ACCEL_ALL_KINDS") else pairwise_kinds()
+KINDS = every_kind() if ALL_KINDS else pairwise_kinds()
 STEPS = 3
 
 

@@ -57,7 +57,10 @@ Path(job["out"]).write_text(json.dumps(found))
 def fine_tune(folder: Path, **tables: Any) -> Path:
     """A run of two steps, with an evaluation before and one after; the adapter starts anew."""
     model = {"adapter": "", "vision_tower": ""} | tables.pop("model")
-    data, evaluation = {"eval": str(PARITY / "traj_lora.json")}, {"at_start": True, "blind_limit": 0}
+    data, evaluation = (
+        {"eval": str(PARITY / "traj_lora.json")},
+        {"at_start": True, "blind_limit": 0},
+    )
     train(recipe(folder, train={"max_steps": 2}, model=model, data=data, eval=evaluation, **tables))
     return folder / "run"
 
