@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 
 import argparse
+import json
 import shlex
 import tempfile
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from llava_accel.data.split import held_out
 from llava_accel.data.survey import Survey
 from llava_accel.data.survey import survey as survey_records
 from llava_accel.exceptions import UserError
+from llava_accel.inspection.against import lines_to_mend
 from llava_accel.inspection.clean_copy import CleanCopy
 from llava_accel.inspection.data_facts import Checked
 from llava_accel.inspection.data_page import AllData, write_data_page
@@ -40,6 +42,7 @@ from llava_accel.inspection.tokens_in_texts import tokens_in_texts, watched
 from llava_accel.loop.machine import say_own_code
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
+from llava_accel.scoring.harmful import Records
 from llava_accel.setup.datasets import (
     Part,
     bad_records,
@@ -53,6 +56,7 @@ from llava_accel.setup.datasets import (
 )
 from llava_accel.setup.remote_images import fetch_images
 from llava_accel.sources.problems import DataError
+from llava_accel.storage.jsonl import write_json_lines
 from llava_accel.storage.kept_files import cache_folder
 
 _MODEL = ("model.base", "model.language_model", "model.vision_tower", "model.projector", "model.adapter", "model.train")
@@ -217,12 +221,27 @@ def check_run(task: Check, cache_dir: Path) -> None:
         if len(eval_rows):
             task.problems.attempt(lambda: check_choices(recipe, judged.corpus, eval_rows))
         task.notes += overlap(training, rows, judged, eval_rows)
+        if task.arguments.against:
+            task.problems.attempt(lambda: say_harmful(task, training, rows, judged, eval_rows))
     for note in task.notes:
         task.console.line(f"note: {note}")
     if training and training.processing and len(rows):
         reader = build_image_reader(recipe.data, training.processing)
         part = Part(corpus=training.corpus, survey=training.survey, rows=rows, image_reader=reader)
         say_duration(task, training.processing, part)
+
+
+def say_harmful(task: Check, training: Checked, rows: np.ndarray, evaluation: Checked, eval_rows: np.ndarray) -> None:
+    """List the records that a run has shown to be worth a look; UserError if RUN is none, or its answers are damaged."""
+    sides = [Records(each.corpus, each.survey, some) for each, some in ((training, rows), (evaluation, eval_rows))]
+    lines, remarks = lines_to_mend(task.arguments.against, *sides)
+    for remark in remarks:
+        task.console.line(f"against {task.arguments.against}: {remark}")
+    if path := task.arguments.mend:
+        write_json_lines(lines, path)
+        task.console.line(f"records to look at: {path}")
+    else:
+        print("".join(json.dumps(line) + "\n" for line in lines), end="")
 
 
 def say_duration(task: Check, processing: Processing, part: Part) -> None:

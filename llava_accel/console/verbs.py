@@ -107,16 +107,15 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
     add("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
-    add(
-        "--html",
-        metavar="FILE.html",
-        type=Path,
-        help="write a page with counts, errors, and images with what is learned",
-    )
+    add("--html", metavar="FILE.html", type=Path, help="write a page: counts, errors, images with what is learned")
+    add("--against", metavar="RUN", type=Path, help="list the records that this run has shown to be worth a look")
+    add("--mend", metavar="FILE.jsonl", type=Path, help="with --against: write that list here, not on the console")
     add("--probe", action="store_true", help="take two steps, and say how many hours the run takes on this machine")
     arguments = parse(parser, words)
     if arguments.html and not arguments.html.absolute().parent.is_dir():
         parser.error(f"--html {arguments.html}: there is no folder {arguments.html.parent}. Make it first")
+    if arguments.mend and not arguments.against:
+        parser.error("--mend belongs to --against RUN")
     return arguments
 
 
@@ -225,12 +224,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
-    add(
-        "--out",
-        metavar="FILE.html",
-        type=Path,
-        help="of a comparison; by default comparison.html next to the first run",
-    )
+    add("--out", metavar="FILE.html", type=Path, help="of a comparison; comparison.html next to the first run")
     arguments = parser.parse_args(words)
     if arguments.out and len(arguments.runs) == 1:
         parser.error("--out is for a comparison: the report of one run is RUN/report.html")

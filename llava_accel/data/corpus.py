@@ -212,8 +212,12 @@ class Corpus:
 
     def place(self, index: int) -> str:
         """File and row of a record, for messages."""
+        return "{}, row {}".format(*self.file_and_row(index))
+
+    def file_and_row(self, index: int) -> tuple[str, int]:
+        """Where a record stands."""
         source, row = self._find(index)
-        return f"{source.table.path}, row {source.number(row)}"
+        return str(source.table.path), source.number(row)
 
     def row(self, index: int) -> Row:
         """The record as a row of one chain."""

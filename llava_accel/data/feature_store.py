@@ -30,6 +30,9 @@ from llava_accel.console.output import note
 from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
+_MEAN = (
+    b"mean"  # after a record's name: its mean over all tokens, which is read where a whole record would take too long
+)
 _SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _HEADER_BYTES = 220  # of a record and its checksum in a file's header, at most
@@ -64,7 +67,7 @@ class FeatureStore:
 
     def __len__(self) -> int:
         self._refresh()
-        return len(self._places)
+        return sum(len(name) == 2 * DIGEST_BYTES for name in self._places)
 
     def __contains__(self, name: bytes) -> bool:
         if name.hex() not in self._places:
@@ -83,6 +86,12 @@ class FeatureStore:
                 return record
             self._give_up(file, "a bit of it has changed", remove=True)
         return None
+
+    def mean(self, name: bytes) -> Float[Tensor, " channels"] | None:
+        """The mean of an image's record over its tokens. None where there is none."""
+        found = self.get(name + _MEAN)
+        found = self.get(name) if found is None else found  # earlier versions kept none
+        return None if found is None else found.float().mean((0, 1))
 
     def num_bytes(self) -> int:
         """Disk space of this tower's records."""
@@ -201,8 +210,10 @@ class FeatureWriter:
             for name, record in zip(names[starts].numpy(), features.split(counts.tolist()), strict=True):
                 if name.tobytes() not in self._waiting and self._store.get(name.tobytes()) is None:
                     # A SigLIP leaves its channels apart; files hold them side by side.
+                    mean = record.float().mean((0, 1), keepdim=True)
                     self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)
-                    self._waiting_bytes += record.nbytes
+                    self._waiting[name.tobytes() + _MEAN] = mean
+                    self._waiting_bytes += record.nbytes + mean.nbytes
 
     def _write(self, patience_s: float | None = None) -> None:
         if self._waiting and not self.is_full:

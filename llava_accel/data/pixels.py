@@ -1,6 +1,8 @@
 """Images -> pixels of tiles: decoded, made square or cut, normalised as the tower wants them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from transformers import PilBackend
 
 from llava_accel.data.feature_store import FeatureStore, digest
-from llava_accel.data.images import Exif, broken, decode, named
+from llava_accel.data.images import Exif, broken, decode, image_size, named
 from llava_accel.data.tiling import ImageView, Tiling
 from llava_accel.sources.image_parts import read_image
 from llava_accel.sources.problems import DataError
@@ -43,6 +45,14 @@ class LoadedImage:
     def is_encoded(self) -> bool:
         """Whether these are features."""
         return self.tensor.ndim == 3
+
+
+def feature_name(view: ImageView) -> bytes:
+    """What the features of an image are kept under; DataError if its file cannot be read."""
+    try:
+        return digest(read_image(view.file), is_cut=view.layout.num_tiles > 1)
+    except OSError as error:
+        raise broken(view.file, error) from None
 
 
 class ImageReader:
@@ -94,12 +104,20 @@ class ImageReader:
         """
         if self.store is None:
             return LoadedImage(self(view))
-        try:
-            name = digest(read_image(view.file), is_cut=view.layout.num_tiles > 1)
-        except OSError as error:
-            raise broken(view.file, error) from None
+        name = feature_name(view)
         features = self.store.get(name)
         return LoadedImage(self(view) if features is None else features, name)
+
+    def mean_features(self, files: Sequence[str]) -> Float[Tensor, " channels"] | None:
+        """The mean over all tokens of a record's images, as far as their features are stored; None where none are.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        views = self._tiling.views(files, partial(image_size, exif=self._exif)) if self._tiling else ()
+        found = [self.store.mean(feature_name(view)) for view in views] if self.store else []
+        known = [mean for mean in found if mean is not None]
+        return torch.stack(known).mean(0) if known else None
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """Bring an RGB image to the tower's size and range."""

@@ -8,9 +8,10 @@ others are brought into it in `row_forms.py`. `prepare` adds `question`, `answer
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llava_accel.data.annotations import parse_answers, parse_choices
-from llava_accel.data.conversation import Turn, check_turns, marked, whole_rounds
+from llava_accel.data.conversation import IMAGE, Turn, check_turns, marked, whole_rounds
 from llava_accel.data.messages import present, read_images, read_messages
 from llava_accel.data.pairs import is_pair, rejected_answer
 from llava_accel.data.row_forms import RowForm, column, in_llavas_form, value_at
@@ -99,6 +100,16 @@ def read_raw(raw: bytes, form: RowForm, files: Sequence[str] = ()) -> bytes:
     if made is None:
         raise DataError("left_out", "data.reader returns None for it", "To use it, return a dict")
     return made
+
+
+def described(record: Record) -> dict[str, Any]:
+    """What a prediction is about: the record's id, image, last question, and answers with how many gave each."""
+    return {
+        "id": record.id,
+        "image": list(record.images) if len(record.images) != 1 else record.images[0],
+        "question": record.question or record.turns[-2].text.replace(IMAGE, "").strip(),
+        "answers": dict(record.answers) or {record.turns[-1].text: 1},
+    }
 
 
 def as_given(answers: Iterable[tuple[str, int | float]]) -> list[str]:

@@ -29,13 +29,13 @@ from llava_accel.storage.kept_files import store, stored
 _CHUNK = 256  # records a worker reads before it reports
 _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
 COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_tiles", "num_turns"), np.int32) | dict.fromkeys(
-    ("image_keys", "record_keys", "answer_keys"), np.int64
+    ("image_keys", "record_keys", "answer_keys", "question_keys", "id_keys"), np.int64
 )
 """What is kept of each row: few bytes, as there may be ten million rows."""
 _READ = np.dtype(
     [
-        *COLUMNS.items(), ("question_keys", np.int64), ("id_keys", np.int64), ("dropped_turns", np.int32),
-        ("unpaired_turns", np.int32), ("vanished", np.int32), ("ignored", np.int32),
+        *COLUMNS.items(), ("dropped_turns", np.int32), ("unpaired_turns", np.int32), ("vanished", np.int32),
+        ("ignored", np.int32),
     ]
 )  # fmt: skip
 
@@ -59,6 +59,10 @@ class Survey:
     """Equal where images and texts are the same."""
     answer_keys: Int[np.ndarray, "rows"]
     """Equal where the last answer is the same."""
+    question_keys: Int[np.ndarray, "rows"]
+    """Equal where the texts of all questions are the same, images aside."""
+    id_keys: Int[np.ndarray, "rows"]
+    """Equal where the id is the same."""
     num_dropped_turns: int
     num_unpaired_turns: int = 0
     """Leading answers and trailing questions, see `Record.dropped_turns`."""
@@ -68,12 +72,8 @@ class Survey:
     """Rejected answers that were not read, as only chosen ones are learned."""
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
-    question_keys: Int[np.ndarray, "read"] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Equal where the texts of all questions are the same, images aside. Not kept, as all below: empty where not read."""
-    id_keys: Int[np.ndarray, "read"] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Equal where the id is the same."""
     traits: Counter[str] = field(default_factory=Counter)
-    """Of the images: see `check_images`. Known where they were decoded."""
+    """Of the images: see `check_images`. Known where they were decoded. Not kept, as all below."""
     pictures: Int[np.ndarray, "pictures 2"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     """An image key, and a key of what an image file of it holds, for each file of each different set of images."""
     mentions: Counter[str] = field(default_factory=Counter)
@@ -132,11 +132,11 @@ def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, 
         len(images),
         encoded.example.num_tiles,
         len(record.turns) - (record.turns[0].role == "system"),
-        _key("\0".join(images)) if images else 0,
-        _key("\0".join((*images, texts))),
-        _key(record.turns[-1].text.strip()),
-        _key("\0".join([turn.text.replace(IMAGE, "").strip() for turn in record.turns if turn.role == "user"])),
-        _key(record.id),
+        text_key("\0".join(images)) if images else 0,
+        text_key("\0".join((*images, texts))),
+        text_key(record.turns[-1].text.strip()),
+        text_key("\0".join([turn.text.replace(IMAGE, "").strip() for turn in record.turns if turn.role == "user"])),
+        text_key(record.id),
         encoded.dropped_turns,
         record.dropped_turns,
         sum(view.has_vanished for view in encoded.example.images),
@@ -150,7 +150,8 @@ def _texts(record: Record) -> str:
     return "\0".join(texts if not record.answers else [*texts, *[f"{text}\0{count}" for text, count in record.answers]])
 
 
-def _key(text: str) -> int:
+def text_key(text: str) -> int:
+    """Equal for equal texts."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
 
 
@@ -261,7 +262,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 9
+_FORMAT = 10
 _COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished", "num_ignored")
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 

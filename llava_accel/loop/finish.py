@@ -17,6 +17,7 @@ from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
+from llava_accel.scoring.harmful import counted, write_harmful
 from llava_accel.scoring.held_out import AtOnce, score_training
 from llava_accel.scoring.metrics import cell, main_score, score_names, score_title
 from llava_accel.setup.datasets import Part
@@ -51,7 +52,7 @@ def finish(
         UserError: it could not be saved, or its export does not load elsewhere as what was trained.
     """
     # Here, as what draws takes a second to import, and no first step is to wait for it.
-    from llava_accel.pages.write import report_end
+    from llava_accel.pages.write import attempted, report_end
 
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(prepared.model)
@@ -93,6 +94,12 @@ def finish(
         show_times(meter.seconds, console)
         show_evaluations(folder, state, console)
         show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
+        lines, problem = attempted(lambda: write_harmful(folder, step, training, held_out))
+        if problem:
+            console.line(f"records to look at: not listed ({problem}). The run is complete")
+        elif lines:
+            check = f"llava-accel check {folder / 'recipe.toml'} --against {folder}"
+            console.line(f"records to look at: {counted(lines)}; `{check}` lists them")
         write_end(folder, "finished" if state.step >= state.num_steps else "patience")
         report_end(recipe, state, console)
         release(prepared, objective.parked.module if objective.parked else None)

@@ -14,6 +14,7 @@ from PIL import Image
 from llava_accel.data.images import Exif, decode, find_image
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
+from llava_accel.scoring.harmful import WRONG
 from llava_accel.setup.datasets import entries
 from llava_accel.sources.downloads import DOWNLOADS, is_remote, place_of
 from llava_accel.sources.image_parts import part_of
@@ -46,6 +47,8 @@ class Question:
     """Annotators' answers with the number of annotators, the most frequent first."""
     types: dict[str, str]
     """question_type and answer_type, where the annotations have them."""
+    rejected: str
+    """Of a pair; empty where there is none."""
     images: list[GalleryImage]
     tags: list[str]
     """What filters ask for: "verdict:right", "answer_type:yes/no", and so on."""
@@ -88,6 +91,35 @@ def training_cards(predictions: Sequence[Prediction], data: DataTable, metric: s
     return [_card(predictions[number], None, True, roots, metric, data.exif) for number in ranked]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """A record that is worth a look: a line of `scoring.harmful`, with images."""
+
+    line: Mapping[str, Any]
+    images: list[GalleryImage]
+    near: list[tuple[Mapping[str, Any], list[GalleryImage]]]
+
+
+def doubts(lines: Sequence[Mapping[str, Any]], why: str, data: DataTable) -> list[Doubt]:
+    """The first lines of one kind; of two records that contradict each other one."""
+    roots, own = image_roots(data, "data.train"), image_roots(data, "data.eval" if why == WRONG else "data.train")
+
+    def shown(line: Mapping[str, Any], roots: list[Path]) -> list[GalleryImage]:
+        names = line["image"] if isinstance(line["image"], list) else [line["image"]]
+        return [show(name, roots, data.exif) for name in names[:_MOST_IMAGES]]
+
+    chosen = [line for line in lines if line["why"] == why and ("other" not in line or _stands_first(line))]
+    return [
+        Doubt(line=line, images=shown(line, own), near=[(near, shown(near, roots)) for near in line.get("nearest", ())])
+        for line in chosen[:_MOST_HARD]
+    ]
+
+
+def _stands_first(line: Mapping[str, Any]) -> bool:
+    one, other = ((each["file"], each["row"]) for each in (line, line["other"]))
+    return one < other
+
+
 def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[Path], metric: str, exif: Exif) -> Card:
     result = verdict(row[metric])
     earlier = verdict(base[metric]) if base else result
@@ -113,6 +145,7 @@ def question_fields(row: Prediction, roots: list[Path], tags: list[str], exif: E
         "id": str(row["id"]),
         "question": row["question"],
         "answers": sorted(((text, float(count)) for text, count in row["answers"].items()), key=lambda pair: -pair[1]),
+        "rejected": str(row.get("rejected", "")),
         "types": types,
         "images": [show(name, roots, exif) for name in names[:_MOST_IMAGES]],
         "tags": [*tags, *(f"{key}:{value}" for key, value in types.items())],

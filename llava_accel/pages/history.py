@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
+from llava_accel.scoring.harmful import HARMFUL
 from llava_accel.scoring.held_out import FILE
-from llava_accel.scoring.metrics import main_score
+from llava_accel.scoring.metrics import PAIR, main_score
 from llava_accel.setup.figures import FIGURES
 from llava_accel.setup.run_folder import ENDED
 from llava_accel.setup.state import TrainState
@@ -121,6 +122,13 @@ class History:
         """The main score of the recipe's metric, or None."""
         return main_score(self.recipe.eval.metric, {key for line in self.evaluations for key in line["eval"]})
 
+    @property
+    def answer_score(self) -> str:
+        """The main score of what was generated: whether a pair stands right is none of it."""
+        measured = {key for line in self.evaluations for key in line["eval"]} - set(PAIR)
+        metric = self.recipe.eval.metric
+        return main_score("loss" if metric in PAIR else metric, measured) or "exact_match"
+
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""
         return self._read_predictions(f"step-{step:06d}.jsonl")
@@ -130,8 +138,13 @@ class History:
         """The answers to some training examples after the last step; none before it."""
         return self._read_predictions(FILE)
 
+    @property
+    def harmful(self) -> list[dict[str, Any]]:
+        """The lines of `scoring.harmful`; none before the run's end."""
+        return self._read_predictions(HARMFUL)
+
     def _read_predictions(self, name: str) -> list[Prediction]:
-        return _undamaged(self.folder / "predictions" / name, read_json_lines) or []
+        return _undamaged(self.folder / "predictions" / name, _read_objects) or []
 
     def count_lines(self, name: str) -> int:
         """Lines of a file of the run folder, 0 where there is none."""
@@ -166,6 +179,13 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
         is_held=is_held(folder),
         figures=_read_json(folder / FIGURES),
     )
+
+
+def _read_objects(path: Path) -> list[dict[str, Any]]:
+    rows = read_json_lines(path)
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no object")
+    return rows
 
 
 def titles(runs: Sequence[History]) -> list[str]:

@@ -13,7 +13,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
 from llava_accel.pages.curves import curves, length_plots
-from llava_accel.pages.gallery import cards, choose, image_roots, training_cards, verdict
+from llava_accel.pages.gallery import cards, choose, doubts, image_roots, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import Live, render, write_page
 from llava_accel.pages.outcome import notes, sentence, tiles
@@ -21,6 +21,7 @@ from llava_accel.recipe import DataTable, Recipe, dump_recipe
 from llava_accel.runtime.trackers import Trackers
 from llava_accel.scoring.best import overfitting, read_lines
 from llava_accel.scoring.classes import confusion
+from llava_accel.scoring.harmful import CONTRADICTED, WRONG
 from llava_accel.scoring.metrics import cell, judged, score_title
 from llava_accel.setup.state import TrainState
 from llava_accel.sources.problems import DataError
@@ -79,7 +80,7 @@ def confused(predictions: Sequence[Prediction]) -> tuple[list[str], list[tuple[s
 
 
 def _context(run: History) -> dict[str, object]:
-    chosen, before, metric = run.chosen or run.before, run.before, run.score or "exact_match"
+    chosen, before, metric = run.chosen or run.before, run.before, run.answer_score
     predictions = run.predictions(chosen["step"]) if chosen else []
     earlier = run.predictions(before["step"]) if before and before is not chosen else []
     return {
@@ -93,6 +94,8 @@ def _context(run: History) -> dict[str, object]:
         "chosen": chosen,
         "cards": cards(predictions, earlier, run.recipe.data, metric),
         "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
+        "wrong": doubts(run.harmful, WRONG, run.recipe.data),
+        "contradicted": doubts(run.harmful, CONTRADICTED, run.recipe.data),
         "num_predictions": len(predictions),
         "metric": metric,
         "score_title": score_title(metric),
@@ -136,7 +139,7 @@ def say_overfitting(recipe: Recipe, console: Console) -> None:
 
 def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:
     run = read_run(folder, state)
-    images = tracker_images(run.predictions(state.step), run.recipe.data, run.score or "exact_match")
+    images = tracker_images(run.predictions(state.step), run.recipe.data, run.answer_score)
     trackers.images(images, state.step)
 
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_accel.console.output import Bar
-from llava_accel.data.conversation import IMAGE
 from llava_accel.data.loader import Loaded
 from llava_accel.data.questions import Questions, image_batches, load_questions
-from llava_accel.data.records import Record
+from llava_accel.data.records import Record, described
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
 from llava_accel.recipe import Recipe
@@ -161,14 +160,10 @@ def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -
 
 
 def _prediction(record: Record, text: str, loss: float) -> Prediction:
-    question = record.question or record.turns[-2].text.replace(IMAGE, "").strip()
     kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
-    kinds |= {"num_choices": len(record.choices)}
+    kinds |= {"num_choices": len(record.choices), "rejected": record.rejected}
     return {
-        "id": record.id,
-        "image": list(record.images) if len(record.images) != 1 else record.images[0],
-        "question": question,
-        "answers": dict(record.answers) or {record.turns[-1].text: 1},
+        **described(record),
         "prediction": text,
         "loss": round(loss, 6),
         **{key: value for key, value in kinds.items() if value},

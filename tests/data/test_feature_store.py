@@ -80,6 +80,28 @@ def test_equal_images_side_by_side_are_one_record_of_one_of_them(tmp_path: Path)
     assert torch.equal(present(store, 2), torch.cat([record(2), record(3)]))
 
 
+def test_a_records_mean_is_kept_beside_it_and_made_of_it_where_it_is_not(tmp_path: Path) -> None:
+    writer = FeatureWriter(FeatureStore(tmp_path, "tower"), GIGA)
+    writer.put(names(1, -1), torch.cat([record(1, torch.bfloat16), record(2, torch.bfloat16)]))
+    writer.flush()
+    store = FeatureStore(tmp_path, "tower")
+    expected = present(store, 1).float().mean((0, 1))
+    assert torch.equal(mean(store, 1), expected) and len(store) == 1 and store.mean(name(2)) is None
+    save_file({name(3).hex(): record(3)}, store.folder / "old.safetensors")  # of an earlier version
+    assert torch.equal(mean(store, 3), record(3).mean((0, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            store, "get", lambda name, get=store.get: get(name) if len(name) > 16 else pytest.fail("read whole")
+        )
+        assert torch.equal(mean(store, 1), expected)
+
+
+def mean(store: FeatureStore, number: int) -> Tensor:
+    found = store.mean(name(number))
+    assert found is not None
+    return found
+
+
 def test_another_tower_has_no_part_in_it(tmp_path: Path) -> None:
     write(FeatureStore(tmp_path, "tower"), 1)
     assert name(1) not in FeatureStore(tmp_path, "other")
@@ -94,7 +116,7 @@ def test_a_reader_sees_what_is_written_after_it_was_opened_even_in_a_worker(tmp_
 
 
 def test_features_never_take_more_than_their_limit(tmp_path: Path) -> None:
-    each = record(0).nbytes + 220
+    each = record(0).nbytes + record(0)[0, 0].nbytes + 2 * 220
     writer = write(FeatureStore(tmp_path, "tower"), *range(10), max_bytes=4 * each)
     assert writer.is_full and len(FeatureStore(tmp_path, "tower")) == 4
     write(FeatureStore(tmp_path, "other"), *range(10), max_bytes=8 * each)
@@ -161,6 +183,7 @@ def test_a_damaged_file_is_removed_and_its_records_are_computed_anew(
     store = FeatureStore(tmp_path, "tower")
     for number in (1, 2):
         store.get(name(number))
+        store.mean(name(number))
     assert [store.get(name(number)) is None for number in (1, 2, 3)] == [True, True, False]
     assert not file.exists() and capsys.readouterr().err.count(file.name) == 1
     write(store, 1, 2)

@@ -1,0 +1,43 @@
+"""Which pictures are most like some others, by what the vision tower made of them. Few are held at a time, however many."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+_AT_ONCE = 1024  # pictures
+
+
+class Near(NamedTuple):
+    """One of the pictures that were looked through."""
+
+    number: int
+    similarity: float
+    """The cosine of the means over all tokens."""
+
+
+def nearest(
+    asked: Sequence[Float[Tensor, " channels"]], known: Iterable[tuple[int, Float[Tensor, " channels"]]], most: int
+) -> list[list[Near]]:
+    """For each of `asked` the nearest of `known`, the nearest first.
+
+    Args:
+        known: A number of its own for each picture, and its features.
+        most: How many to find.
+    """
+    if not asked:
+        return []
+    wanted = normalize(torch.stack(list(asked)), dim=1)
+    values, numbers = torch.empty(len(asked), 0), torch.empty(len(asked), 0, dtype=torch.int64)
+    left = iter(known)
+    while some := list(islice(left, _AT_ONCE)):
+        features = normalize(torch.stack([each for _, each in some]), dim=1)
+        values = torch.cat([values, wanted @ features.T], dim=1)
+        numbers = torch.cat([numbers, torch.tensor([number for number, _ in some]).expand(len(asked), -1)], dim=1)
+        values, places = values.topk(min(most, values.shape[1]), dim=1)
+        numbers = numbers.gather(1, places)
+    return [list(map(Near, *each)) for each in zip(numbers.tolist(), values.tolist(), strict=True)]

@@ -1,0 +1,48 @@
+"""What a run says of the records that a recipe names today: which of them are worth a look, and what to do with them."""
+
+from pathlib import Path
+
+from llava_accel.exceptions import UserError
+from llava_accel.pages.history import Prediction, read_run
+from llava_accel.scoring.harmful import WRONG, Line, Records, counted, facts, harmful
+
+_ADVICE = (
+    "look at each picture beside its answer. Where the answer is wrong, correct it in that file and row, or remove the "
+    "record; of two that contradict each other at least one is wrong. Where a held-out answer is right, the nearest "
+    "training pictures may be labelled wrong, or there are too few like it. Then train again"
+)
+
+
+def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list[Line], list[str]]:
+    """The lines of `scoring.harmful` as the data are now, and remarks on them.
+
+    Raises:
+        UserError: there is no run, or its answers are damaged.
+    """
+    history = read_run(run)
+    chosen = history.chosen or history.before
+    answered = [_checked(row, run) for row in (history.predictions(chosen["step"]) if chosen else [])]
+    trained = [_checked(row, run) for row in history.training_predictions]
+    found, num_lost = harmful(training, held_out, answered, trained)
+    lines = [line for _, line in found]
+    near = {facts(_checked(line, run)): line["nearest"] for line in history.harmful if "nearest" in line}
+    for line in lines:
+        if line["why"] == WRONG and facts(line) in near:
+            line["nearest"] = near[facts(line)]
+    remarks = [f"{counted(lines)}. {_ADVICE[:1].upper()}{_ADVICE[1:]}" if lines else "no record is worth a look"]
+    if num_lost:
+        remarks.append(f"{num_lost:,} more are not in these data any more, or have another answer now")
+    if not trained:
+        remarks.append(
+            "the run has not answered training records (eval.train_limit, after its last step): none has a loss"
+        )
+    if any(line["why"] == WRONG for line in lines) and not near:
+        remarks.append("the run has kept no features (data.cache_features): no nearest training pictures are named")
+    return lines, remarks
+
+
+def _checked(row: Prediction, run: Path) -> Prediction:
+    """UserError if a line was not written by a run."""
+    if not {"id", "image", "question"} <= row.keys() or not isinstance(row.get("loss", 0.0), int | float):
+        raise UserError(f"{run}/predictions: a line is of no run. Name the folder of a run that nobody has edited")
+    return row

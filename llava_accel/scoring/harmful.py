@@ -1,0 +1,150 @@
+"""Records that a run has shown to be worth a look: their labels may be wrong, or teach what others deny."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from llava_accel.data.corpus import Corpus
+from llava_accel.data.nearest import nearest
+from llava_accel.data.records import described
+from llava_accel.data.survey import Survey, text_key
+from llava_accel.scoring.contradictions import contradictions
+from llava_accel.scoring.held_out import FILE as TRAINING
+from llava_accel.scoring.metrics import Prediction
+from llava_accel.setup.datasets import Part
+from llava_accel.storage.jsonl import read_json_lines, write_json_lines
+
+HARMFUL = "harmful.jsonl"
+"""In the folder of predictions."""
+WRONG, HARD, CONTRADICTED = "answered wrong", "highest loss", "contradicts another record"
+_MOST_WRONG, _MOST_NEAR = 100, 3
+_LEAST_HARD, _SHARE_HARD = 12, 0.05
+_MOST_SAME_ID = 100  # records that are looked through for the one that was answered
+
+Line = dict[str, Any]
+"""One record: why it is named, its file and row, what it asks and answers, and what tells against it."""
+Facts = tuple[str, str, str]
+"""Id, image and question: what a record is known by where rows may have moved."""
+
+
+class Records(NamedTuple):
+    """Usable rows of data.train or data.eval."""
+
+    corpus: Corpus
+    survey: Survey
+    rows: Int[np.ndarray, "rows"]
+
+
+def harmful(
+    training: Records, held_out: Records | None, answered: Sequence[Prediction], trained: Sequence[Prediction]
+) -> tuple[list[tuple[int, Line]], int]:
+    """Rows and lines on held-out records that were answered wrong and on training records with the highest loss, in the
+    order of their losses, and on training records that contradict another one.
+
+    Args:
+        answered: The held-out answers of a run.
+        trained: Its answers to training records after the last step.
+
+    Returns:
+        Rows with their lines, and how many answers are of records that are gone, or whose answer is another now.
+    """
+    wrong = [row for row in answered if row.get("score") == 0]
+    hard = sorted(trained, key=_loss, reverse=True)[: max(_LEAST_HARD, round(_SHARE_HARD * len(trained)))]
+    lines: list[tuple[int, Line]] = []
+    num_lost = 0
+    chosen = [(sorted(wrong, key=_loss, reverse=True)[:_MOST_WRONG], WRONG, held_out), (hard, HARD, training)]
+    for predictions, why, records in chosen:
+        places = _rows_of(predictions, records) if records else {}
+        num_lost += len(predictions) - len(places)
+        for number, row in places.items():
+            shown = {key: predictions[number][key] for key in ("prediction", "loss") if key in predictions[number]}
+            lines.append((row, _line(records.corpus, row, why) | shown))  # pyright: ignore[reportOptionalMemberAccess]
+    for row, other in contradictions(*training).items():
+        lines.append((row, _line(training.corpus, row, CONTRADICTED) | {"other": _line(training.corpus, other)}))
+    return lines, num_lost
+
+
+def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None) -> list[Line]:
+    """Write the lines of a run into its folder, each wrong answer with the nearest pictures of the training data, where
+    their features are kept, and return them.
+
+    Args:
+        step: Of the evaluation that counts.
+
+    Raises:
+        DataError: a record or an image was changed since the run has begun.
+    """
+    answered, trained = (_read(folder / "predictions" / name) for name in (f"step-{step:06d}.jsonl", TRAINING))
+    sides = [Records(part.corpus, part.survey, part.rows) if part else None for part in (training, held_out)]
+    assert sides[0] is not None
+    found, _ = harmful(sides[0], sides[1], answered, trained)
+    if held_out and training.image_reader.store:
+        _add_nearest([(row, line) for row, line in found if line["why"] == WRONG], training, held_out)
+    lines = [line for _, line in found]
+    if lines:
+        write_json_lines(lines, folder / "predictions" / HARMFUL)
+    return lines
+
+
+def facts(row: Mapping[str, Any]) -> Facts:
+    """What the record of a line or of a prediction is known by."""
+    return str(row["id"]), str(row["image"]), str(row["question"])
+
+
+def counted(lines: Sequence[Line]) -> str:
+    """How many there are of each kind: "3 answered wrong, 12 highest loss"."""
+    return ", ".join(f"{number:,} {why}" for why, number in Counter(line["why"] for line in lines).items())
+
+
+def _loss(row: Prediction) -> float:
+    return row.get("loss", 0.0)
+
+
+def _read(path: Path) -> list[Prediction]:
+    return read_json_lines(path) if path.is_file() else []
+
+
+def _line(corpus: Corpus, row: int, why: str = "") -> Line:
+    file, number = corpus.file_and_row(row)
+    known = described(corpus.record(row))
+    answer = max(known["answers"], key=known["answers"].get)
+    named = {"file": file, "row": number, "id": known["id"], "image": known["image"], "question": known["question"]}
+    return ({"why": why} if why else {}) | named | {"answer": answer}
+
+
+def _rows_of(predictions: Sequence[Prediction], records: Records) -> dict[int, int]:
+    """Number of a prediction -> the row of its record, where it is still there with the same answers."""
+    corpus, survey, rows = records
+    keys = survey.id_keys[rows]
+    order = np.argsort(keys, kind="stable")
+    found: dict[int, int] = {}
+    for number, prediction in enumerate(predictions):
+        start, end = (np.searchsorted(keys[order], text_key(str(prediction["id"])), side) for side in ("left", "right"))
+        for row in rows[order[start : min(end, start + _MOST_SAME_ID)]].tolist():
+            known = described(corpus.record(row))
+            if facts(known) == facts(prediction) and known["answers"] == prediction.get("answers"):
+                found[number] = row
+                break
+    return found
+
+
+def _add_nearest(found: Sequence[tuple[int, Line]], training: Part, held_out: Part) -> None:
+    """Put the nearest pictures of the training data into lines on held-out records, each with a record that shows it: one
+    that asks the same where there is one."""
+    reader, corpus, survey = training.image_reader, training.corpus, training.survey
+    asked = [(row, line, reader.mean_features(held_out.corpus.image_files(row))) for row, line in found]
+    asked = [(row, line, mean) for row, line, mean in asked if mean is not None]
+    shown = training.rows[survey.image_keys[training.rows] != 0]
+    different = shown[np.sort(np.unique(survey.image_keys[shown], return_index=True)[1])].tolist() if asked else []
+    known = ((row, reader.mean_features(corpus.image_files(row))) for row in different)
+    near = nearest([mean for *_, mean in asked], ((row, mean) for row, mean in known if mean is not None), _MOST_NEAR)
+    for (row, line, _), each in zip(asked, near, strict=True):
+        line["nearest"] = []
+        for picture, similarity in each:
+            rows = shown[survey.image_keys[shown] == survey.image_keys[picture]]
+            best = int(rows[np.argmax(survey.question_keys[rows] == held_out.survey.question_keys[row])])
+            line["nearest"].append(_line(corpus, best) | {"similarity": round(similarity, 4)})
