@@ -134,6 +134,7 @@ def test_examples_of_each_source_are_counted_over_a_resume(tmp_path: Path) -> No
 def test_one_source_has_no_count_of_its_own_and_old_sums_are_taken(logged: dict[int, list[dict[str, float]]]) -> None:
     assert not [key for line in logged[1] for key in line if key.startswith("num_examples/")]
     meter = object.__new__(Meter)
+    meter._measures = ()
     sums = torch.arange(NUM_SUMS + 3, dtype=torch.float64)
     for mix, kept in ((Mix(["a", "b"], [0, 1], [0, 1]), [*range(NUM_SUMS), 0, 0]), (None, [*range(NUM_SUMS)])):
         meter._mix = mix
