@@ -13,7 +13,7 @@ from PIL import Image
 from helpers import curves
 from helpers.jobs import ENGINES, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
 from helpers.kinds import ALL_KINDS
-from helpers.runs import PARITY, distance, losses, metrics, mixed_records, write_records
+from helpers.runs import PARITY, distance, losses, metrics, mixed_records, pairs, write_records
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +93,22 @@ def test_tiles_train_as_in_the_originals_own_code_under_every_engine(lab: Lab, e
     assert losses(run) == pytest.approx([step["loss"] for step in curves.reference(name)], abs=curves.LOSS_TOLERANCE)
     # Sums in another order: where a gradient is little more than its rounding, Adam makes a step of that.
     assert curves.furthest(run, name) < (2 * curves.WEIGHT_TOLERANCE, "")
+
+
+@pytest.mark.parametrize(("engine", "train"), zip(ENGINES, ("lora", "full", "full", "lora"), strict=True))
+def test_pairs_are_preferred_under_every_engine_as_on_one_process(lab: Lab, engine: str, train: str) -> None:
+    data = write_records(lab.folder / "pairs.json", pairs(13))
+    settings = trains(train)
+    settings["data"] = {**settings.get("data", {}), "train": str(data), "eval_fraction": 0.3, "share_prefix": True}
+    settings["train"] = {**settings.get("train", {}), "objective": "dpo"}
+    settings["preference"] = {"sft_weight": 0.5}
+    settings["optim"] = {**settings.get("optim", {}), "optimizer": "sgd", "learning_rate": 0.2}
+    run, reference = lab.run(engine, 2, 2, **settings), lab.reference(**settings)
+    assert difference(run, reference) < TOLERANCE
+    for ours, theirs in zip(metrics(run), metrics(reference), strict=True):
+        ours, theirs = ours.get("eval", ours), theirs.get("eval", theirs)
+        for name in ("loss", "reward_margin", "kl"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

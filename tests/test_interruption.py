@@ -186,9 +186,7 @@ def _wait_for_steps(run: Path, count: int) -> None:
 
 def _long(folder: Path, data: Path, **changes: Any) -> Tables:
     """More steps than a signal takes to arrive; all epochs alike."""
-    return settings(
-        folder, data, data={"workers": 1}, train={"epochs": 6, **changes}, eval={"every": 40}, checkpoint={"every": 9}
-    )
+    return settings(folder, data, data={"workers": 1}, train={"epochs": 6, **changes}, eval={"every": 40})
 
 
 def _file(folder: Path, tables: Tables) -> str:

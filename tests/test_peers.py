@@ -44,6 +44,7 @@ def settings(folder: Path) -> dict[str, str]:
         "learning_rate": "1e-3",
         "batch": "4",
         "share_prefix": "true",
+        "pairs": "",
     }
     return {**common, "base": str(QUICKSTART), "rows": str(rows)}
 

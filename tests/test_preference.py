@@ -11,7 +11,7 @@ import torch
 
 import llava_accel.train as verb
 from helpers.interrupted import train, train_until
-from helpers.runs import distance, metrics, recipe, tables, trained, without_times, write_records
+from helpers.runs import distance, metrics, pairs, recipe, tables, trained, without_times, write_records
 from llava_accel.evaluate import evaluate
 from llava_accel.exceptions import UserError
 from llava_accel.setup.reference import REFERENCE
@@ -24,19 +24,6 @@ PAIR_MEASURES = (
 STEPS = 4
 
 Run = Callable[..., Path]
-
-
-def pairs(count: int) -> list[dict[str, object]]:
-    """Pairs of unequal lengths: several on an image, every fifth without one."""
-    words = "red green blue a small circle on the left of two squares and nothing else".split()
-    records: list[dict[str, object]] = []
-    for number in range(count):
-        image: dict[str, object] = {"image": f"t{number % 3}.png"} if number % 5 else {}
-        chosen = " ".join(words[(number + step) % len(words)] for step in range(1 + 3 * number % 7))
-        rejected = " ".join(words[(2 * number + step + 5) % len(words)] for step in range(1 + 2 * number % 5))
-        records.append({"id": f"p{number}", **image, "question": f"Which {number % 4}?", "chosen": chosen,
-                        "rejected": rejected})  # fmt: skip
-    return records
 
 
 @pytest.fixture(scope="module")

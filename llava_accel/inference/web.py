@@ -172,6 +172,7 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
                 image_mode=None,
                 sources=["upload", "clipboard"],
                 label="Picture",
+                elem_id="picture",
                 height=320,
                 buttons=[],
             )
@@ -196,6 +197,9 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
             kept = gradio.Button("Save the correction", elem_id="save")
             worse.click(lambda asked: asked.answers[0] if asked else "", asked, written, **private)
             kept.click(partial(save, None), [asked, written], [asked, note], **private)
+    blocks.has_launched = (
+        True  # else, as only `launch` says so, gradio takes any file of the machine for one that was dropped
+    )
     return blocks.queue(max_size=16)
 
 
@@ -225,7 +229,7 @@ def show(columns: Columns, collection: Collection | None, door: socket.socket) -
             pwa=False,
             theme=Base(font=["sans-serif"], font_mono=["monospace"]),  # the default's are fetched
         )
-        settings = uvicorn.Config(Guard(app, key, port), log_level="error", timeout_graceful_shutdown=1)
+        settings = uvicorn.Config(Guard(app, key, port), log_level="critical", timeout_graceful_shutdown=1)
         print(f"page: http://{HOST}:{port}/?key={key}\nCtrl-C ends it.", flush=True)
         try:
             uvicorn.Server(settings).run(sockets=[door])

@@ -94,7 +94,9 @@ def show_examples(console: Console, checked: Checked, count: int) -> None:
     processing, usable = checked.processing, checked.survey.usable
     if processing is None or not len(usable):
         return
-    console.line("examples (the model learns to write what is between ⟦ and ⟧):")
+    is_pair = checked.corpus.form.pairs
+    learned = "prefers the first of two answers" if is_pair else "learns to write what is"
+    console.line(f"examples (the model {learned} between ⟦ and ⟧):")
     for row in spread(usable, count):
         for example in checked.corpus.encode(row).examples:
             console.rich.print(coloured(example, processing), soft_wrap=True)

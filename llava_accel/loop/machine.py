@@ -5,7 +5,7 @@ import torch
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.kernels.compiled import require_compiler
-from llava_accel.loop.optimizer import try_own
+from llava_accel.loop.own_optimizer import try_own
 from llava_accel.model.build import attention
 from llava_accel.model.task import objective_class
 from llava_accel.own_code import is_own, say_own

@@ -4,17 +4,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llava_accel.exceptions import UserError
-from llava_accel.own_code import call_own, is_own
+from llava_accel.loop.own_optimizer import own_optimizer
+from llava_accel.own_code import is_own
 from llava_accel.recipe import OptimTable
-from llava_accel.sources.problems import quoted
-
-_KEY = "optim.optimizer"
 
 _NORMS = (nn.LayerNorm, LlamaRMSNorm)
 """What transformers 4.40 knows as ALL_LAYERNORM_LAYERS: other RMS norms, such as Qwen2's, never came into that list."""
@@ -81,7 +79,7 @@ def build_optimizer(model: nn.Module, optim: OptimTable) -> torch.optim.Optimize
     if not groups:
         raise UserError("model.train: nothing is trainable. Set model.train_projector or model.train_vision to true")
     if is_own(optim.optimizer):
-        return _own(groups, optim)
+        return own_optimizer(groups, optim)
     betas = (optim.betas[0], optim.betas[1])
     if optim.optimizer == "adamw":
         devices = {parameter.device.type for parameter in model.parameters() if parameter.requires_grad}
@@ -93,46 +91,6 @@ def build_optimizer(model: nn.Module, optim: OptimTable) -> torch.optim.Optimize
 
     chosen = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}  # pyright: ignore[reportPrivateImportUsage]
     return chosen[optim.optimizer](groups, lr=optim.learning_rate, betas=betas, eps=1e-8)
-
-
-def _own(groups: list[dict[str, Any]], optim: OptimTable) -> torch.optim.Optimizer:
-    """That of a function of the user's: (groups as of `parameter_groups`, the recipe's [optim]) -> an optimizer."""
-    name, given = optim.optimizer, {id(each) for group in groups for each in group["params"]}
-    made = call_own(_KEY, name, groups, optim)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise UserError(f"{_KEY}: {name} returns {quoted(made)}. Return a torch.optim.Optimizer")
-    taken = {id(each) for group in made.param_groups for each in group["params"]}
-    if taken != given:
-        raise UserError(
-            f"{_KEY}: {name} takes {len(taken & given)} of {len(given)} weights. Give it all, and no others"
-        )
-    return made
-
-
-def try_own(optim: OptimTable, device: torch.device) -> None:
-    """Let an optimizer of the user's take two steps on two small weights.
-
-    Raises:
-        UserError: it fails, or keeps what a checkpoint does not hold, so that a run would not go on as it was.
-    """
-    weights = [nn.Parameter(torch.ones(shape, device=device)) for shape in ((6, 4), (6,))]
-    names, rate = ("language_model", "language_model (no decay)"), optim.learning_rate
-    groups = [{"params": [w], "lr": rate, "weight_decay": 0.0, "name": n} for w, n in zip(weights, names, strict=True)]
-    optimizer = _own(groups, optim)
-    before = [{**group, "params": None} for group in optimizer.param_groups]
-    for weight in weights * 2:
-        weight.grad = torch.ones_like(weight)
-        try:
-            optimizer.step()
-        except Exception as error:  # whatever it raises is the user's to mend
-            raise UserError(f"{_KEY}: a step of {optim.optimizer} fails: {error}. Mend it, or take another") from error
-    kept = {key: value for weight in weights for key, value in optimizer.state.get(weight, {}).items()}
-    lost = [key for key, value in kept.items() if not isinstance(value, int | Tensor)]
-    for group, old in zip(optimizer.param_groups, before, strict=True):
-        lost += [key for key, value in group.items() if key != "params" and value != old.get(key)]
-    if lost:
-        remedy = "Keep integers and tensors, in the state of each weight"
-        raise UserError(f"{_KEY}: {optim.optimizer} keeps {lost[0]!r}, which a checkpoint does not hold. {remedy}")
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -154,7 +154,7 @@ class Job:
         recipe, device = self.run.recipe, self.run.accelerator.device
         seen: list[Loaded] = []
         state = TrainState(num_steps=len(self.windows), steps_per_epoch=len(self.windows))
-        meter = Meter(self.run, state)
+        meter = Meter(self.run, state, measures=self._objective.MEASURES)
         guard = UpdateGuard(self.run, self.prepared.model, self.part.corpus, state)
         wait_for(device)
         begun = time.perf_counter()

@@ -9,6 +9,11 @@ from llava_accel.pages.plots import SERIES, Histogram, Plot, Series, Shares
 from llava_accel.runtime.timing import PHASES
 from llava_accel.scoring.metrics import score_names, score_title
 
+_LOSSES = {
+    "answers": "Cross-entropy in nats a target, over all targets of all ranks.",
+    "dpo": "Of the preference, a mean over pairs; 0.693 is that of no preference, with the usual loss.",
+}
+
 
 def capital(text: str) -> str:
     """The text with a capital at its start and the rest as it is."""
@@ -30,7 +35,7 @@ def curves(run: History) -> list[Plot | Shares]:
     plots = [
         Plot(
             title="Loss",
-            note="Cross-entropy in nats a target, over all targets of all ranks.",
+            note=_LOSSES.get(run.recipe.train.objective, f"That of {run.recipe.train.objective}."),
             series=[_series(steps, "loss", "training"), _series(evaluations, "loss", "evaluation", 1)],
             is_log=True,
             steps=marks,
@@ -42,6 +47,7 @@ def curves(run: History) -> list[Plot | Shares]:
             is_percent=True,
             steps=marks,
         ),
+        *_measures(run),
         Plot(title="Learning rate", note="Of each part that is trained.", series=rates),
         Plot(
             title="Gradient norm",
@@ -114,6 +120,37 @@ def _scores(run: History) -> list[Series]:
         if any(abs(one - another) > 5e-4 for one, another in pairs):
             series.append(_series(lines, other, score_title(other), number))
     return series
+
+
+def _measures(run: History) -> list[Plot]:
+    """What the objective measures besides its loss: in lines of training these keys stand right behind it."""
+    keys = list(run.steps[0]) if run.steps else []
+    own = keys[keys.index("loss") + 1 : keys.index("learning_rate")] if "learning_rate" in keys else []
+    if run.recipe.train.objective != "dpo":
+        return [Plot(title=key, note="A mean over steps.", series=_both(run, key)) for key in own]
+    pairs = ("chosen", "rejected")
+    return [
+        Plot(
+            title="Reward margin",
+            note="By how much a chosen answer has gained more than the rejected one, times preference.beta.",
+            series=_both(run, "reward_margin"),
+        ),
+        Plot(
+            title="Log-probability",
+            note="Of whole answers, in training. Both may fall; their distance counts.",
+            series=[_series(run.steps, f"{which}_log_prob", which, n) for n, which in enumerate(pairs)],
+        ),
+        Plot(
+            title="Distance to the reference",
+            note="Mean gain of log-probability a token of both answers: how far the model has moved.",
+            series=_both(run, "kl"),
+        ),
+    ]
+
+
+def _both(run: History, key: str) -> list[Series]:
+    """A value in training and in evaluations."""
+    return [_series(run.steps, key, "training"), _series(run.evaluations, key, "evaluation", 1)]
 
 
 def _times(run: History) -> list[Shares]:

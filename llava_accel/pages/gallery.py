@@ -47,6 +47,8 @@ class Question:
     """Annotators' answers with the number of annotators, the most frequent first."""
     types: dict[str, str]
     """question_type and answer_type, where the annotations have them."""
+    rejected: str
+    """Of a pair; empty where there is none."""
     images: list[GalleryImage]
     tags: list[str]
     """What filters ask for: "verdict:right", "answer_type:yes/no", and so on."""
@@ -143,6 +145,7 @@ def question_fields(row: Prediction, roots: list[Path], tags: list[str], exif: E
         "id": str(row["id"]),
         "question": row["question"],
         "answers": sorted(((text, float(count)) for text, count in row["answers"].items()), key=lambda pair: -pair[1]),
+        "rejected": str(row.get("rejected", "")),
         "types": types,
         "images": [show(name, roots, exif) for name in names[:_MOST_IMAGES]],
         "tags": [*tags, *(f"{key}:{value}" for key, value in types.items())],

@@ -11,7 +11,7 @@ from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
 from llava_accel.scoring.harmful import HARMFUL
 from llava_accel.scoring.held_out import FILE
-from llava_accel.scoring.metrics import main_score
+from llava_accel.scoring.metrics import PAIR, main_score
 from llava_accel.setup.figures import FIGURES
 from llava_accel.setup.run_folder import ENDED
 from llava_accel.setup.state import TrainState
@@ -121,6 +121,13 @@ class History:
     def score(self) -> str | None:
         """The main score of the recipe's metric, or None."""
         return main_score(self.recipe.eval.metric, {key for line in self.evaluations for key in line["eval"]})
+
+    @property
+    def answer_score(self) -> str:
+        """The main score of what was generated: whether a pair stands right is none of it."""
+        measured = {key for line in self.evaluations for key in line["eval"]} - set(PAIR)
+        metric = self.recipe.eval.metric
+        return main_score("loss" if metric in PAIR else metric, measured) or "exact_match"
 
     def predictions(self, step: int) -> list[Prediction]:
         """The answers of the evaluation at `step`; none where it left no file."""

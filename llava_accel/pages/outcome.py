@@ -79,7 +79,8 @@ def tiles(run: History) -> list[Tile]:
         if (common := chosen["eval"].get(f"common_{key}")) is not None:
             shown.append(Tile("Commonest answer", _value(key, common), "if it were given to every question"))
     if chosen:
-        note = f"from {before['eval']['loss']:.4f}" if before else "nats a target"
+        unit = "nats a target" if run.recipe.train.objective == "answers" else "of the objective"
+        note = f"from {before['eval']['loss']:.4f}" if before else unit
         shown.append(Tile("Evaluation loss", f"{chosen['eval']['loss']:.4f}", note))
     if steps := run.steps:
         total = f"of {run.num_steps:,}, " if run.num_steps and run.num_steps > run.step else ""
@@ -144,9 +145,7 @@ def _time(run: History) -> Tile:
 
 def _interval(measured: Mapping[str, Any], key: str) -> str:
     low, high = (measured.get(f"{end}_{key}") for end in ("low", "high"))
-    return (
-        "" if low is None or high is None else f", {percent(low)} to {percent(high)} in 95{PERCENT} of draws of images"
-    )
+    return "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
 
 
 def _value(key: str | None, value: Any) -> str:

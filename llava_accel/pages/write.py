@@ -80,7 +80,7 @@ def confused(predictions: Sequence[Prediction]) -> tuple[list[str], list[tuple[s
 
 
 def _context(run: History) -> dict[str, object]:
-    chosen, before, metric = run.chosen or run.before, run.before, run.score or "exact_match"
+    chosen, before, metric = run.chosen or run.before, run.before, run.answer_score
     predictions = run.predictions(chosen["step"]) if chosen else []
     earlier = run.predictions(before["step"]) if before and before is not chosen else []
     return {
@@ -139,7 +139,7 @@ def say_overfitting(recipe: Recipe, console: Console) -> None:
 
 def _send_images(folder: Path, state: TrainState, trackers: Trackers) -> None:
     run = read_run(folder, state)
-    images = tracker_images(run.predictions(state.step), run.recipe.data, run.score or "exact_match")
+    images = tracker_images(run.predictions(state.step), run.recipe.data, run.answer_score)
     trackers.images(images, state.step)
 
 

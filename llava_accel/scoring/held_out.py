@@ -161,7 +161,7 @@ def _everywhere(is_done: bool, objective: Objective, accelerator: Accelerator) -
 
 def _prediction(record: Record, text: str, loss: float) -> Prediction:
     kinds = {"question_type": record.question_type, "answer_type": record.answer_type}
-    kinds |= {"num_choices": len(record.choices)}
+    kinds |= {"num_choices": len(record.choices), "rejected": record.rejected}
     return {
         **described(record),
         "prediction": text,

@@ -132,6 +132,8 @@ METRICS = {
     "pope": Metric("POPE F1", _pope),
 }
 """Name in a recipe -> metric; the first ones are what people look at first."""
+PAIR = ("pair_accuracy", "reward_margin")
+"""What is known of each pair by itself, whatever the model answers."""
 SCORES = {"pair_accuracy": "pairs right", **{name: metric.title for name, metric in METRICS.items()}} | {
     "pope_accuracy": "POPE accuracy", "pope_precision": "POPE precision", "pope_recall": "POPE recall",
     "pope_yes_rate": "POPE answers that say yes",

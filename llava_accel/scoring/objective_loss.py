@@ -12,12 +12,9 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.preference import Preference
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import whole_root
-from llava_accel.scoring.metrics import Prediction, images_of, intervals, mean_of
+from llava_accel.scoring.metrics import PAIR, Prediction, images_of, intervals, mean_of
 from llava_accel.setup.datasets import Part
 from llava_accel.sources.problems import DataError
-
-PAIR = ("pair_accuracy", "reward_margin")
-"""What is known of each pair by itself."""
 
 
 def objective_scores(

@@ -8,7 +8,8 @@ questions and answers in its own process, and goes through its own Trainer and c
 ours, a step of one after a step of the other. Batch, trained layers (LoRA on all linear layers of the language model, and
 the whole projector), fp32, AdamW and clipping are the same, and nothing is evaluated, saved or logged. A training set is
 one batch, so that no order of rows matters.
-The first three steps of each are not timed: their losses are compared.
+The first three steps of each are not timed: their losses are compared, with --pairs also their gradients' norms, rewards and
+log-probabilities.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from bench.peer_steps.stepper import TESTS, Stepper, tail
 from llava_accel.data.conversation import SYSTEM_PROMPTS
 
 NUM_LOSSES = 3
+FIGURES = ("grad_norm", "reward_margin", "chosen_reward", "chosen_log_prob", "rejected_log_prob")
 SAME = 2e-4
 """How far first losses may be apart: most peers round theirs to four digits."""
 
@@ -48,7 +50,7 @@ def make_rows(folder: Path, num_rows: int, questions: int) -> Path:
         path = folder / f"{number // questions}.png"
         if not path.exists():
             Image.fromarray(pixels.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
-        rows.append({"image": str(path), "question": question, "answer": answer})
+        rows.append({"image": str(path), "question": question, "answer": answer, "rejected": f"not {answer}, but two"})
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder / "rows.json"
 
@@ -134,6 +136,8 @@ def report(pair: Pair) -> dict[str, Any]:
             f"  {title}: {_spread([wall for wall, _ in times])} s, {_spread([cpu for _, cpu in times])} CPU s, peak "
             f"{stepper.peak_mib:,.0f} MiB, losses {', '.join(f'{loss:.4f}' for loss in stepper.losses)}"
         )
+    for name, apart in _apart(theirs, ours).items():
+        print(f"  {name} of the first steps: at most {apart:.1e} apart")
     memory = ours.peak_mib / theirs.peak_mib
     print(
         f"  ours is {_spread(found['wall_cold'])} x as fast with features computed, {_spread(found['wall_warm'])} x with "
@@ -142,7 +146,7 @@ def report(pair: Pair) -> dict[str, Any]:
         flush=True,
     )
     sides = {
-        name: {"prompt": one.prompt, "peak_mib": one.peak_mib, "losses": one.losses, **one.facts}
+        name: {"prompt": one.prompt, "peak_mib": one.peak_mib, "losses": one.losses, "first": one.figures, **one.facts}
         for name, one in (("theirs", theirs), ("ours", ours))
     }
     times = {"step": pair.step, "cold": pair.cold, "warm": pair.warm}
@@ -155,6 +159,17 @@ def report(pair: Pair) -> dict[str, Any]:
         "seconds_and_cpu_seconds": times,
         **sides,
     }
+
+
+def _apart(theirs: Stepper, ours: Stepper) -> dict[str, float]:
+    """By how much the figures of the first steps differ, as far as both tell them: relative to ours, but for rewards, which
+    may be 0."""
+    found: dict[str, float] = {}
+    for other, own in zip(theirs.figures, ours.figures, strict=True):
+        for name in (each for each in FIGURES if other.get(each) is not None and own.get(each) is not None):
+            scale = 1.0 if "reward" in name else abs(own[name])
+            found[name] = max(found.get(name, 0.0), abs(other[name] - own[name]) / scale)
+    return found
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -198,12 +213,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dropout", type=float, default=0.0, help="of the LoRA layers")
+    parser.add_argument("--pairs", action="store_true", help="of TRL alone: DPO on pairs of answers, beta 0.1")
     parser.add_argument("--llava-code", default="", help="a folder with LLaVA's own code, in place of the registry's")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "llava_accel" / "peers")
     parser.add_argument("--out", type=Path, help="all figures, as JSON")
     parser.add_argument("--environments-only", action="store_true", help="make them, and take no step")
     arguments = parser.parse_args()
-    names = list(PEERS) if "all" in arguments.names else arguments.names
+    names = [name for name in PEERS if name != "trl-ahead"] if "all" in arguments.names else arguments.names
+    if arguments.pairs and set(names) - {"trl", "trl-ahead"}:
+        parser.error("--pairs: name trl, trl-ahead or both")
     peers = {name: PEERS[name] for name in names}
     for peer in peers.values():
         python_of(peer, arguments.cache)
@@ -220,14 +238,17 @@ def main() -> None:
             "alpha": "16",
             "learning_rate": "2e-4",
             "system": SYSTEM_PROMPTS["v1"],
-            "share_prefix": "true" if arguments.questions > 1 else "false",
+            "share_prefix": "true" if arguments.questions > 1 or arguments.pairs else "false",
+            "pairs": "true" if arguments.pairs else "",
             "code": arguments.llava_code,
         }
         found = []
         for line in compare(peers, arguments.cache, folder, settings, arguments.rounds):
             found.append(line)
             if arguments.out:
-                given = {name: getattr(arguments, name) for name in ("questions", "batch", "rounds", "dropout")}
+                given = {
+                    name: getattr(arguments, name) for name in ("questions", "batch", "rounds", "dropout", "pairs")
+                }
                 arguments.out.write_text(json.dumps({"arguments": given, "peers": found}, indent=1) + "\n")
 
 

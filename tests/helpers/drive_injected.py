@@ -7,6 +7,7 @@ its exit code.
 PLACES are module:function=BAD@CALL, with commas between them; BAD is a key of `BAD`, and CALL counts the calls of a process.
 """
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -66,6 +67,7 @@ def inject(place: str, bad: str, call: int) -> None:
 def fork_for_each_line() -> None:
     """Returns in each of the new processes, with its words in `sys.argv`."""
     importlib.import_module("llava_accel.train")
+    gc.freeze()  # each process would go through all that the libraries hold, and copy it
     for line in sys.stdin:
         places, recipe, injected, output = json.loads(line)
         sys.stdout.flush()

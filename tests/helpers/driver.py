@@ -63,6 +63,7 @@ def run_job(job: dict[str, Any]) -> None:
     with mutants.applied(job["mutant"]):
         train_module.train(make_recipe(job["tables"]))
     gc.collect()
+    gc.freeze()  # of what the engine has imported, too: collecting what a job has left is quick then
 
 
 def main(folder: Path, parent: int) -> None:
@@ -75,7 +76,7 @@ def main(folder: Path, parent: int) -> None:
     # What was found good stays so: no job changes a base.
     _once(trial, "check_tokenizer", 0)
     _once(chat_template, "check_template", 1)  # of the template and its source: the tokenizer is read anew for each job
-    gc.freeze()  # of the libraries: collecting what a job has left is quick then
+    gc.freeze()
     number = 0
     while (job := _wait_for(folder / f"{number:04d}.json", parent)) is not None:
         error = ""

@@ -85,6 +85,19 @@ def mixed_records(count: int) -> list[dict[str, object]]:
     return records
 
 
+def pairs(count: int) -> list[dict[str, object]]:
+    """Pairs of unequal lengths: several on an image, every fifth without one."""
+    words = "red green blue a small circle on the left of two squares and nothing else".split()
+    records: list[dict[str, object]] = []
+    for number in range(count):
+        image: dict[str, object] = {"image": f"t{number % 3}.png"} if number % 5 else {}
+        chosen = " ".join(words[(number + step) % len(words)] for step in range(1 + 3 * number % 7))
+        rejected = " ".join(words[(2 * number + step + 5) % len(words)] for step in range(1 + 2 * number % 5))
+        records.append({"id": f"p{number}", **image, "question": f"Which {number % 4}?", "chosen": chosen,
+                        "rejected": rejected})  # fmt: skip
+    return records
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

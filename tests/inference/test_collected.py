@@ -97,12 +97,12 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
         Collection(tmp_path, None)
 
 
-@pytest.mark.parametrize("which", ["file", "pairs"])
-def test_one_can_train_on_it_as_it_is(which: str, collection: Collection, tmp_path: Path) -> None:
-    file = getattr(filled(collection), which)
-    checked = start("check", str(write_recipe(tmp_path, file, data={"images": ""})))
+@pytest.mark.parametrize(("which", "objective"), [("file", "answers"), ("pairs", "answers"), ("pairs", "dpo")])
+def test_one_can_train_on_it_as_it_is(which: str, objective: str, collection: Collection, tmp_path: Path) -> None:
+    file, changes = getattr(filled(collection), which), {"objective": objective, "max_steps": 1}
+    checked = start("check", str(write_recipe(tmp_path, file, data={"images": ""}, train=changes)))
     assert checked.code == 0, checked.err
-    train(recipe(tmp_path, file, data={"images": ""}, train={"max_steps": 1}))
+    train(recipe(tmp_path, file, data={"images": ""}, train=changes))
     assert len(losses(tmp_path / "run")) == 1
     shown = [row for row in read_json_lines(file) if "image" in row]
     assert shown

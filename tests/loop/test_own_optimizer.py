@@ -9,7 +9,8 @@ import torch
 from helpers.runs import metrics, recipe, trained, without_times
 from helpers.verbs import start, write_recipe
 from llava_accel.exceptions import UserError
-from llava_accel.loop.optimizer import learning_rates, try_own
+from llava_accel.loop.optimizer import learning_rates
+from llava_accel.loop.own_optimizer import try_own
 from llava_accel.recipe import OptimTable
 from llava_accel.runtime.launch_profile import Backend, Profile
 from llava_accel.train import train

@@ -1,8 +1,6 @@
 """The pages in a real browser, opened from disk. Skipped, with the reason, where there is no Chromium."""
 
-import importlib.util
 import json
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from unittest.mock import patch
 import pytest
 from PIL import Image
 
+from helpers.browser import MISSING, open_browser
 from helpers.report_run import write_run
 from helpers.runs import talk
 from helpers.verbs import start, write_recipe
@@ -20,20 +19,10 @@ from llava_accel.pages.live import live_pages
 from llava_accel.pages.write import write_comparison, write_report
 from llava_accel.watch import Server
 
-_BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_DRIVER = shutil.which("chromedriver")
-_MISSING = [name for name, found in (("Chromium", _BROWSER), ("chromedriver", _DRIVER)) if not found]
-_MISSING += [] if importlib.util.find_spec("selenium") else ["selenium"]
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(_MISSING), reason=f"no {' and no '.join(_MISSING)} on this machine"),
+    pytest.mark.skipif(bool(MISSING), reason=f"no {' and no '.join(MISSING)} on this machine"),
 ]
-
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--window-size=1280,900",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +58,8 @@ def check_page(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One headless Chromium for all tests, with a profile of its own."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(_BROWSER)
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(_DRIVER)))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 def opened(browser: Any, page: Path, width: int = 1280, mode: str = "light") -> Any:

@@ -11,6 +11,13 @@ NUM_LOSSES = 3
 """Steps whose losses are logged. They are compared and not timed; later steps log nothing."""
 
 
+_FIGURES = {
+    "grad_norm": "grad_norm", "reward_margin": "rewards/margins", "chosen_reward": "rewards/chosen",
+    "chosen_log_prob": "logps/chosen", "rejected_log_prob": "logps/rejected",
+}  # fmt: skip
+"""Our names of figures of a step, and those of TRL."""
+
+
 class Gate(TrainerCallback):
     """A step lasts from the word that lets it through to its end: data, passes, update and whatever the Trainer adds."""
 
@@ -37,7 +44,9 @@ class Gate(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step <= NUM_LOSSES and "loss" in kwargs["logs"]:
-            self._turnstile.passed(float(kwargs["logs"]["loss"]))
+            logs = kwargs["logs"]
+            more = {ours: logs.get(theirs) for ours, theirs in _FIGURES.items()}
+            self._turnstile.passed(float(logs["loss"]), **more)
             self._let_through()
 
     def _let_through(self) -> None:

@@ -14,6 +14,9 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
+from llava_accel.setup.reference import find_reference
+
+FIGURES = ("grad_norm", "reward_margin", "chosen_reward", "chosen_log_prob", "rejected_log_prob")
 
 
 def make_own_recipe(given: dict[str, str]) -> Recipe:
@@ -23,7 +26,8 @@ def make_own_recipe(given: dict[str, str]) -> Recipe:
     records = []
     for number, row in enumerate(rows()):
         turns = [{"from": "human", "value": f"<image>\n{row['question']}"}, {"from": "gpt", "value": row["answer"]}]
-        records.append({"id": str(number), "image": Path(row["image"]).name, "conversations": turns})
+        record = {"id": str(number), "image": Path(row["image"]).name, "conversations": turns}
+        records.append(record | ({"rejected": row["rejected"]} if given["pairs"] else {}))
     (folder / "data.json").write_text(json.dumps(records))
     rate = float(given["learning_rate"])
     lora = {"rank": int(given["rank"]), "alpha": int(given["alpha"]), "dropout": float(given["dropout"])}
@@ -44,7 +48,10 @@ def make_own_recipe(given: dict[str, str]) -> Recipe:
                 "schedule": "constant",
                 "warmup_fraction": 0.0,
             },
-            "train": {"per_device_batch_size": int(given["batch"])},
+            "train": {
+                "per_device_batch_size": int(given["batch"]),
+                "objective": "dpo" if given["pairs"] else "answers",
+            },
         }
     )
 
@@ -58,7 +65,8 @@ def main() -> None:
         own = with_own_folders(recipe, Path(folder))
         run = RunContext(own, accelerator, console)
         training, _ = open_data(run, processing)
-        objective, _ = build_objective(run, processing)
+        objective, loaded = build_objective(run, processing)
+        find_reference(run, objective, loaded, processing, (training,))
         job = Job(run, processing, objective, training, first_windows(run, training, 1))
         turnstile.ready(
             trained=sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad),
@@ -73,7 +81,8 @@ def main() -> None:
             turnstile.start()
             job.loop()
             lines = (Path(own.run.output_dir) / "metrics.jsonl").read_text().splitlines()
-            turnstile.passed(json.loads(lines[-1])["loss"])
+            line = json.loads(lines[-1])
+            turnstile.passed(line["loss"], **{name: line[name] for name in FIGURES if name in line})
 
 
 if __name__ == "__main__":

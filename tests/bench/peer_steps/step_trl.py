@@ -1,9 +1,9 @@
-"""TRL's SFTTrainer with its own collator for vision and language, on rows of prompt and completion."""
+"""TRL's SFTTrainer with its own collator for vision and language, on rows of prompt and completion; or its DPOTrainer."""
 
 from datasets import Dataset, Image
 from peft import LoraConfig
 from transformers import LlavaForConditionalGeneration
-from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
 from bench.peer_steps.gate import Gate, common_arguments
 from bench.peer_steps.turnstile import Turnstile, rows, settings
@@ -16,8 +16,8 @@ def main() -> None:
     examples = [
         {
             "prompt": f"<s> {given['system']} USER: <image> \n{row['question']} ASSISTANT:",
-            "completion": f" {row['answer']}</s>",
             "images": [row["image"]],
+            **{name: f" {text}</s>" for name, text in _answers(row, given).items()},
         }
         for row in rows()
     ]
@@ -30,8 +30,20 @@ def main() -> None:
         target_modules=TARGETS,
         modules_to_save=["multi_modal_projector"],
     )
-    arguments = SFTConfig(**common_arguments(given), max_length=None, completion_only_loss=True)  # pyright: ignore
-    SFTTrainer(model, arguments, train_dataset=data, peft_config=lora, callbacks=[Gate(turnstile)]).train()
+    common = {**common_arguments(given), "max_length": None}
+    if given["pairs"]:
+        # It computes what the reference says in every step, unless it is asked not to.
+        arguments = DPOConfig(**common, beta=0.1, precompute_ref_log_probs=given.get("precompute") == "true")  # pyright: ignore
+        trainer = DPOTrainer
+    else:
+        arguments, trainer = SFTConfig(**common, completion_only_loss=True), SFTTrainer  # pyright: ignore
+    trainer(model, args=arguments, train_dataset=data, peft_config=lora, callbacks=[Gate(turnstile)]).train()
+
+
+def _answers(row: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    if given["pairs"]:
+        return {"chosen": row["answer"], "rejected": row["rejected"]}
+    return {"completion": row["answer"]}
 
 
 if __name__ == "__main__":

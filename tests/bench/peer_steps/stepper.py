@@ -22,6 +22,8 @@ class Stepper:
     log: Path
     facts: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    """What else the first steps tell."""
     peak_mib: float = 0.0
 
     @classmethod
@@ -66,7 +68,8 @@ class Stepper:
 
     def warm_up(self, *words: str) -> None:
         """The first steps: they are not timed, and tell their losses."""
-        self.losses = [self.step(word)["loss"] for word in words]
+        self.figures = [self.step(word) for word in words]
+        self.losses = [found["loss"] for found in self.figures]
 
     def stop(self) -> None:
         """End it; nothing is saved."""

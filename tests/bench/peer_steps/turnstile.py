@@ -24,7 +24,7 @@ def settings() -> dict[str, str]:
 
 
 def rows() -> list[dict[str, str]]:
-    """The examples: `image` (a path), `question` and `answer`."""
+    """The examples: `image` (a path), `question`, `answer` and `rejected`, a worse answer."""
     return json.loads(Path(settings()["rows"]).read_text())
 
 
@@ -51,10 +51,10 @@ class Turnstile:
         """The clocks of a step begin."""
         self._since = time.perf_counter(), time.process_time()
 
-    def passed(self, loss: float | None = None) -> None:
+    def passed(self, loss: float | None = None, **figures: object) -> None:
         """A step has ended: tell its seconds on the clock and on all cores, and the most memory so far."""
         seconds, cpu_seconds = time.perf_counter() - self._since[0], time.process_time() - self._since[1]
-        self._tell(seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=memory_mib("VmHWM"), loss=loss)
+        self._tell(seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=memory_mib("VmHWM"), loss=loss, **figures)
 
     def _tell(self, **values: object) -> None:
         print(json.dumps(values), file=self._out, flush=True)
