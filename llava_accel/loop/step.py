@@ -51,8 +51,8 @@ def train_step(
     """Forward and backward passes over the window, and one update of what is trained. Every rank must call it.
 
     Args:
-        window: Empty where the process was asked to end while it waited for its data. The other ranks cannot know it yet,
-            and this one computes padding with them; then no rank makes an update.
+        window: Empty where the process was asked to end while it waited for its data. Others cannot know it yet, and this
+            rank computes padding with them; then none makes an update.
         step: Optimizer steps taken before this one.
         guard: Whether the update may be made.
         enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
@@ -62,9 +62,11 @@ def train_step(
         None where a rank had no data: the step was not taken.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    flags = interruption.flags(accelerator.device, has_data=bool(window))
-    window = window or _padding(recipe.train.accumulation_steps, accelerator.device)
-    divisors, flags = loss_divisors(window, prepared.objective.count, recipe.train.loss, accelerator, flags)
+    given, flags = window or _padding(1, accelerator.device), interruption.flags(accelerator.device, len(window))
+    divisors, flags = loss_divisors(given, prepared.objective.count, recipe.train.loss, accelerator, flags)
+    if not window:  # the last window of an epoch may be short: all ranks must run backward equally often
+        window = _padding(interruption.micro_batches_of_others(flags), accelerator.device)
+        divisors *= len(window)
     while True:  # once, but for an overflow of fp16: see loss_scale.py
         seed_step(recipe.run.seed, step, accelerator.process_index)
         factor = take_loss_scale(accelerator, prepared.optimizer, guard.loss_scale.value)
@@ -136,8 +138,7 @@ def loss_divisors(
         count: `Objective.count`: the weight of a micro-batch's targets, or the number of its pairs.
         loss: The recipe's `train.loss`: "tokens" divides by the count over the window and all ranks; "micro_batch_mean" by
             the micro-batch's own, and by the number of micro-batches over the window and all ranks in which it is not 0.
-        flags: Of `Interruption.flags`: they take no reduction of their own. The first is NaN where a rank has no data,
-            and so are all divisors then.
+        flags: Of `Interruption.flags`: they take no reduction of their own. A NaN among them makes all divisors NaN.
     """
     weights = [count(micro_batch) for micro_batch in window]
     number, flags = count_over_ranks(weights if loss == "tokens" else [own > 0 for own in weights], flags, accelerator)

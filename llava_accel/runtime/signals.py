@@ -24,6 +24,10 @@ from llava_accel.exceptions import SIGNALS, Interrupted, end_at_once
 _SAME_CTRL_C_S = 0.5
 
 
+_BEFORE_SIGNALS = 3
+"""Flags of a rank: NaN where it has no window, the micro-batches of its window, and whether it has one."""
+
+
 class Interruption:
     """Whether the run has been asked to end. Before `listen` is called nothing asks it."""
 
@@ -50,23 +54,32 @@ class Interruption:
         """Whether this process has been asked; the other ranks may not know it yet."""
         return self._received is not None
 
-    def flags(self, device: torch.device, *, has_data: bool = True) -> Float[Tensor, "flags"]:
+    def flags(self, device: torch.device, micro_batches: int = 1) -> Float[Tensor, "flags"]:
         """What this rank puts into the sum over all ranks; made without waiting for the device.
 
         Args:
-            has_data: Whether it can take part in the step. If not, the first flag is NaN, and so is its sum.
+            micro_batches: Of its window. With 0 it cannot take part in the step: the first flag is NaN, and so is its sum.
         """
-        flags = torch.zeros(1 + len(SIGNALS), device=device)
-        if not has_data:
+        flags = torch.zeros(_BEFORE_SIGNALS + len(SIGNALS), device=device)
+        if not micro_batches:
             flags[0].fill_(math.nan)
+        flags[1].fill_(float(micro_batches))
+        flags[2].fill_(float(micro_batches > 0))
         if self._received is not None:
-            flags[1 + SIGNALS.index(self._received)].fill_(1.0)
+            flags[_BEFORE_SIGNALS + SIGNALS.index(self._received)].fill_(1.0)
         return flags
+
+    @staticmethod
+    def micro_batches_of_others(sums: Float[Tensor, "flags"]) -> int:
+        """How many the windows of the ranks with data have, from the sum of all flags; 1 where there is no such rank."""
+        return round(float(sums[1] / sums[2].clamp(min=1))) or 1
 
     def heard(self, sums: Sequence[float]) -> None:
         """Take note of the sum of all ranks' flags, which is the same on every rank."""
         if self._agreed is None:
-            self._agreed = next((one for one, count in zip(SIGNALS, sums[1:], strict=True) if count), None)
+            self._agreed = next(
+                (one for one, count in zip(SIGNALS, sums[_BEFORE_SIGNALS:], strict=True) if count), None
+            )
 
     def ends_before_the_next_step(self, accelerator: Accelerator) -> bool:
         """Whether all ranks know by now that the run is to end; without asking them."""
