@@ -64,6 +64,14 @@ def test_a_rank_had_text_alone_and_a_rank_had_nothing(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_rank_without_data_goes_through_a_short_window_with_the_others(lab: Lab, engine: str) -> None:
+    # The second window is that of the end of an epoch: three micro-batches on each rank, of four.
+    run = lab.run(engine, 2, 4, mutant="no_data_for_the_second_step")
+    assert [line["step"] for line in metrics(run)] == [1], "no rank has taken the second step"
+    assert weights(run / "export")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_plain_gradient_descent_hides_no_wrong_scale(lab: Lab, engine: str) -> None:
     # Adam hides a scale that is the same in every step, and so does clipping.
     sgd = {"optimizer": "sgd", "learning_rate": 0.5, "projector_learning_rate": 0.5, "max_grad_norm": 0.0}

@@ -160,9 +160,19 @@ def loss_scale_too_high(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TrainState, "of", high)
 
 
-NOTES: dict[str, _Patch] = {
-    note.__name__: note for note in (note_images, note_traffic, note_state_dicts, note_saves, loss_scale_too_high)
-}
+def no_data_for_the_second_step(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: rank 1 has no data for the second step, as if it had been asked to end while it waited for them."""
+    right = train_module.train_windows
+
+    def cut(run: Any, *arguments: Any) -> Iterator[Any]:
+        for number, window in enumerate(right(run, *arguments)):
+            yield [] if number == 1 and run.accelerator.process_index == 1 else window
+
+    patch.setattr(train_module, "train_windows", cut)
+
+
+_NOTES = (note_images, note_traffic, note_state_dicts, note_saves, loss_scale_too_high, no_data_for_the_second_step)
+NOTES: dict[str, _Patch] = {note.__name__: note for note in _NOTES}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
     for mutant in (
