@@ -93,12 +93,12 @@ def _with_rows(recipe: Recipe, processing: Processing, folder: Path) -> Recipe:
         for _ in range(_ROWS):
             name = f"{len(records)}.png"
             Image.new("RGB", size).save(folder / name)
-            records.append({"id": name, "image": name, "conversations": turns})
+            records.append({"id": name, "image": name, "conversations": turns, "rejected": f"no {answer}"})
     path = folder / "records.json"
     path.write_text(json.dumps(records))
     evaluates = bool(recipe.data.eval or recipe.data.eval_fraction)
     data = {"train": str(path), "images": str(folder), "eval": str(path) if evaluates else "", "eval_fraction": 0.0}
-    data |= {"cache_dir": str(folder / "cache"), "workers": 0, "share_prefix": False}
+    data |= {"cache_dir": str(folder / "cache"), "workers": 0, "share_prefix": False, "columns": {}, "reader": ""}
     train = {"per_device_batch_size": _ROWS}
     changes = {
         "data": recipe.data.model_copy(update=data),

@@ -29,7 +29,7 @@ def test_the_table_says_what_plan_computes(name: str, fresh_accelerator: None) -
 
 def test_the_table_has_every_recipe_whose_base_is_published() -> None:
     names = [path.name for path in planned_recipes()]
-    assert len(names) == 10 and line(HEAD) in TABLE
+    assert len(names) == 11 and line(HEAD) in TABLE
     rows = TABLE.partition(line(HEAD))[2].partition("\n\n")[0]
     assert [text.split("]")[0].removeprefix("| [") for text in rows.splitlines()[2:]] == names
     assert profile(RECIPES / "okvqa_qlora.toml") == "one GPU" and profile(RECIPES / "okvqa_lora.toml") == "zero2"
