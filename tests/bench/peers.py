@@ -219,9 +219,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="all figures, as JSON")
     parser.add_argument("--environments-only", action="store_true", help="make them, and take no step")
     arguments = parser.parse_args()
-    names = [name for name in PEERS if name != "trl-ahead"] if "all" in arguments.names else arguments.names
-    if arguments.pairs and set(names) - {"trl", "trl-ahead"}:
-        parser.error("--pairs: name trl, trl-ahead or both")
+    names = list(PEERS) if "all" in arguments.names else arguments.names
+    if arguments.pairs and names != ["trl"]:
+        parser.error("--pairs: name trl alone")
     peers = {name: PEERS[name] for name in names}
     for peer in peers.values():
         python_of(peer, arguments.cache)

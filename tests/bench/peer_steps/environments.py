@@ -43,13 +43,6 @@ PEERS = {
         settings=(("template", "llava1_5_hf"),),
     ),
     "trl": Peer("TRL 1.16.0", "trl==1.16.0", "step_trl.py", more=("peft", "pillow")),
-    "trl-ahead": Peer(
-        "TRL 1.16.0, its reference computed ahead",
-        "trl==1.16.0",
-        "step_trl.py",
-        more=("peft", "pillow"),
-        settings=(("precompute", "true"),),
-    ),
     "llama-factory": Peer(
         "LLaMA-Factory 0.9.5",
         "llamafactory==0.9.5",

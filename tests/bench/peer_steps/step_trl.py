@@ -32,9 +32,8 @@ def main() -> None:
     )
     common = {**common_arguments(given), "max_length": None}
     if given["pairs"]:
-        # It computes what the reference says in every step, unless it is asked not to.
-        arguments = DPOConfig(**common, beta=0.1, precompute_ref_log_probs=given.get("precompute") == "true")  # pyright: ignore
-        trainer = DPOTrainer
+        # It asks the reference in every step: with images it refuses to ask it ahead.
+        arguments, trainer = DPOConfig(**common, beta=0.1), DPOTrainer  # pyright: ignore
     else:
         arguments, trainer = SFTConfig(**common, completion_only_loss=True), SFTTrainer  # pyright: ignore
     trainer(model, args=arguments, train_dataset=data, peft_config=lora, callbacks=[Gate(turnstile)]).train()
