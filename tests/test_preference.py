@@ -1,6 +1,7 @@
 """Preference tuning keeps the promises that training on answers keeps: one update however a step is split, and an exact
 resume; what it learns is which of two answers is preferred."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -121,6 +122,9 @@ def test_preferences_are_learned_and_held_out_pairs_come_right(tmp_path: Path) -
     assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert found[-1]["pair_accuracy"] >= 0.95 and found[-1]["reward_margin"] > 0.1
     assert found[-1]["loss"] < found[0]["loss"]
+    harmful = tmp_path / "run" / "predictions" / "harmful.jsonl"
+    named = [json.loads(line)["why"] for line in harmful.read_text().splitlines()] if harmful.exists() else []
+    assert "answered wrong" not in named, "a pair that stands right is none, whatever is generated"
     evaluated = evaluate(made, adapter=str(tmp_path / "run"))
     for name in ("loss", *PAIR_MEASURES):
         assert evaluated.metrics[name] == pytest.approx(found[-1][name], rel=1e-4, abs=1e-5)

@@ -193,11 +193,11 @@ def test_a_report_shows_no_image_from_outside(
 ) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "run"))
     Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")
-    (file,) = sorted((run / "predictions").glob("*.jsonl"))[-1:]
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    for row in rows:
-        row["image"] = f"{PARITY}/images/../../../../../..{tmp_path}/secret.png"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in (run / "predictions").glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in [*rows, *(other for row in rows for other in (*row.get("nearest", []), row.get("other", {})))]:
+            row["image"] = f"{PARITY}/images/../../../../../..{tmp_path}/secret.png"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     started("report", capsys, str(run))
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "lies outside" in page and "data:image/jpeg" not in page

@@ -14,7 +14,7 @@ from llava_accel.data.records import described
 from llava_accel.data.survey import Survey, text_key
 from llava_accel.scoring.contradictions import contradictions
 from llava_accel.scoring.held_out import FILE as TRAINING
-from llava_accel.scoring.metrics import Prediction
+from llava_accel.scoring.metrics import PAIR, Prediction
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines
 
@@ -52,7 +52,8 @@ def harmful(
     Returns:
         Rows with their lines, and how many answers are of records that are gone, or whose answer is another now.
     """
-    wrong = [row for row in answered if row.get("score") == 0]
+    # Of a pair it counts how it stands: what is generated beside it is rarely one of its answers.
+    wrong = [row for row in answered if row.get(PAIR[0], row.get("score")) == 0]
     hard = sorted(trained, key=_loss, reverse=True)[: max(_LEAST_HARD, round(_SHARE_HARD * len(trained)))]
     lines: list[tuple[int, Line]] = []
     num_lost = 0

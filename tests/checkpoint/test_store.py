@@ -143,9 +143,9 @@ def test_lines_that_a_full_disk_keeps_back_are_written_later(
     log, write = Meter.log, Path.open
 
     def half(self: Path, mode: str = "r", **named: Any) -> Any:
-        if self.name == "metrics.jsonl" and mode == "a":
+        if self.name == "metrics.jsonl" and mode.startswith("a"):
             with write(self, mode) as file:
-                file.write('{"step": 9')
+                file.write(b'{"step": 9')
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, mode, **named)
 
