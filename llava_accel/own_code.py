@@ -5,10 +5,10 @@ No other file is ever run: none of a model's folder, and none from the network.
 
 import functools
 import hashlib
-import importlib.util
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llava_accel.exceptions import UserError
@@ -73,11 +73,11 @@ def digest(name: str) -> str:
 @functools.lru_cache(maxsize=32)
 def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     _run.add(str(file))
-    spec = importlib.util.spec_from_file_location(f"own_{file.stem}_{content[:12]}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(f"own_{file.stem}_{content[:12]}")
+    module.__file__ = str(file)
     try:
-        spec.loader.exec_module(module)
+        # Not through an import: the bytecode that one keeps is known by time and size, which a changed file may share.
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
     return vars(module)

@@ -80,7 +80,7 @@ ALLOWED = {
         "transformers.modeling_utils",
     },
     # The layers whose form `LastLayer` repeats; tests/model/test_last_layer.py compares it with each of them.
-    "model/objective.py": {
+    "model/last_layer.py": {
         f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2", "qwen3")
     },
     # The norm that transformers itself knew as one when LLaVA's code was written; tests/loop/test_optimizer.py compares the

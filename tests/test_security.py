@@ -195,7 +195,8 @@ def test_a_report_shows_no_image_from_outside(
     Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")
     for file in (run / "predictions").glob("*.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        for row in [*rows, *(other for row in rows for other in (*row.get("nearest", []), row.get("other", {})))]:
+        beside = [other for row in rows for other in (*row.get("nearest", []), row.get("other", {}))]
+        for row in [*rows, *beside]:
             row["image"] = f"{PARITY}/images/../../../../../..{tmp_path}/secret.png"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     started("report", capsys, str(run))
