@@ -7,8 +7,10 @@ import functools
 import hashlib
 import traceback
 from collections.abc import Callable, Mapping
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType
 from typing import Any
 
 from llava_accel.exceptions import UserError
@@ -70,14 +72,23 @@ def digest(name: str) -> str:
     return hashlib.sha256(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
 
 
+class _FromSource(SourceFileLoader):
+    """Reads the file itself: bytecode of an earlier import is known by time and size, which a changed file may share."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 @functools.lru_cache(maxsize=32)
 def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     _run.add(str(file))
-    module = ModuleType(f"own_{file.stem}_{content[:12]}")
-    module.__file__ = str(file)
+    name = f"own_{file.stem}_{content[:12]}"
+    spec = spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
     try:
-        # Not through an import: the bytecode that one keeps is known by time and size, which a changed file may share.
-        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+        spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
     return vars(module)
