@@ -88,8 +88,6 @@ def write_recipe(folder: Path, data: Path, ranks: int, background: bool) -> Path
     }
     if background:
         tables["model"] = {"base": tables["model"]["base"], "train": "full"}
-        tables["data"]["cache_features"] = False
-        tables["checkpoint"]["verify"] = False  # nothing is written any more by then
     (folder / "recipe.toml").write_text(to_toml(tables))
     return folder / "recipe.toml"
 
