@@ -44,18 +44,14 @@ def load_named(
     # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
     from transformers.utils.logging import disable_progress_bar
 
-    from llava_accel.inference.origin import describe, find_trained, load_trained
-    from llava_accel.runtime.devices import find_device
-    from llava_accel.runtime.engines import resolve_precision
+    from llava_accel.inference.origin import describe, find_trained, load_here
 
     trained = find_trained(
         arguments.adapter, base=arguments.base, template=arguments.template, bits=arguments.bits or 0
     )
-    device = find_device()
     disable_progress_bar()  # it would run through the prompt, or into the file of `--once`
     say(describe(trained))
-    dtype = resolve_precision(trained.recipe.run.precision, device)
-    loaded = load_trained(trained, dtype=dtype, device=device, keep_base=keep_base)
+    loaded = load_here(trained, keep_base=keep_base)
     for note in loaded.notes:
         say(note)
     return trained, loaded
@@ -175,10 +171,10 @@ def open_page(arguments: argparse.Namespace) -> None:
     """The page of `--web`, until Ctrl-C; UserError if it cannot be opened."""
     if find_spec("gradio") is None:
         raise UserError('--web needs gradio, which is not installed. Run: pip install "llava_accel[web]"')
+    from llava_accel.console.door import open_door
     from llava_accel.inference.beside import why_no_base
     from llava_accel.inference.collected import Collection
     from llava_accel.inference.dialogue import Dialogue
-    from llava_accel.inference.door import open_door
     from llava_accel.inference.web import Columns, show
 
     door = open_door(arguments.port)

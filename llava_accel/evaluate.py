@@ -32,7 +32,7 @@ from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
-from llava_accel.setup.reference import find_reference
+from llava_accel.setup.reference import attach_reference
 from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
 
@@ -76,7 +76,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
     if not adapter:
-        find_reference(run, objective, loaded, processing, (part,))
+        attach_reference(run, objective, loaded, processing, (part,))
     at_once = AtOnce(questions_at_once(run, processing, part, trains=False))
     with evaluation_explained():
         evaluation = evaluate_part(run, model, part, processing.processor.tokenizer, at_once=at_once)
@@ -98,7 +98,7 @@ def _compare_with(run: RunContext, processing: Processing, part: Part) -> None:
         objective, loaded = build_objective(run, processing)
     attach_features(run, processing, objective, (part,))
     prepare_frozen(run.accelerator, objective)
-    find_reference(run, objective, loaded, processing, (part,))
+    attach_reference(run, objective, loaded, processing, (part,))
     objective.flush_features()
 
 

@@ -24,6 +24,11 @@ def is_own(name: str) -> bool:
     return ".py:" in name
 
 
+def file_of(name: str) -> Path:
+    """The file that a name holds."""
+    return Path(name.rpartition(":")[0]).expanduser()
+
+
 def load_own(key: str, name: str) -> Callable[..., Any]:
     """The function; the file is run the first time that it is asked for, and again once it has changed.
 
@@ -34,7 +39,7 @@ def load_own(key: str, name: str) -> Callable[..., Any]:
         UserError: there is no such file or function, or the file cannot be run.
     """
     path, _, function = name.rpartition(":")
-    file = Path(path).expanduser()
+    file = file_of(name)
     if "://" in path:
         raise UserError(f"{key}: {path} is not on this machine. Download it, read it, and name the file")
     if not file.is_file():
@@ -53,7 +58,7 @@ def own_line(key: str, name: str) -> str:
 
 def call_own(key: str, name: str, *arguments: object) -> Any:
     """What the function returns; UserError with its line where it cannot be loaded or fails."""
-    function, file = load_own(key, name), Path(name.rpartition(":")[0]).expanduser().resolve()
+    function, file = load_own(key, name), file_of(name).resolve()
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
@@ -69,7 +74,7 @@ def say_own(named: Mapping[str, str], say: Callable[[str], object]) -> None:
 
 def digest(name: str) -> str:
     """The file's content as a hash, which tells whether it has changed."""
-    return hashlib.sha256(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
+    return hashlib.sha256(file_of(name).read_bytes()).hexdigest()
 
 
 class _FromSource(SourceFileLoader):

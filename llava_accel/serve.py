@@ -12,41 +12,32 @@ import re
 import secrets
 import select
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from llava_accel.chat import open_dialogue
+from llava_accel.console.door import HOST, LARGEST_BODY, LocalServer, is_key, is_local_name, open_door
 from llava_accel.console.output import printable
 from llava_accel.exceptions import UserError
 from llava_accel.inference.completions import Refused, answer_form, read_request
 from llava_accel.inference.dialogue import Dialogue
-from llava_accel.inference.door import HOST, LARGEST_BODY, is_key, is_local_name, open_door
 
 _MOST_WAITING = 8
 
 
-class Server(ThreadingHTTPServer):
-    """One model behind a door: a thread for each connection, one answer at a time."""
+class Server(LocalServer):
+    """One model behind a door: one answer at a time."""
 
     def __init__(self, door: socket.socket, dialogue: Dialogue, model: str, key: str) -> None:
-        super().__init__(door.getsockname(), _Visit, bind_and_activate=False)
-        self.socket.close()
-        self.socket = door
+        super().__init__(door, _Visit)
         self.dialogue, self.model, self.key = dialogue, model, key
         self.answering, self.waiting = threading.Lock(), threading.BoundedSemaphore(_MOST_WAITING)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print the traceback of a defect; that a client has gone is none."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
 
 
 class _Visit(BaseHTTPRequestHandler):
@@ -174,6 +165,6 @@ def main(arguments: argparse.Namespace) -> None:
     dialogue = open_dialogue(arguments, lambda text: print(printable(text), flush=True))
     model = Path(arguments.adapter or arguments.base).resolve().name
     with Server(door, dialogue, model, key) as server:
-        address = f"http://{HOST}:{door.getsockname()[1]}/v1"
+        address = f"http://{HOST}:{server.server_port}/v1"
         print(printable(f"address: {address}\nkey: {key}\nmodel: {model}\nCtrl-C ends it"), flush=True)
         server.serve_forever()

@@ -75,7 +75,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     prepared = prepare(accelerator, objective, optimizer, scheduler)
-    attach_reference(run, prepared.objective, loaded, processing, (training, held_out), source)
+    attach_reference(run, prepared.objective, loaded, processing, (training, held_out), source, keeps=True)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
     interruption.built()
@@ -83,6 +83,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     meter = Meter(run, state, mix_of(training), objective.MEASURES)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
+
     # Train.
     prepared.model.train()
     windows = train_windows(run, training, order, state, meter.enter, lambda: interruption.is_asked)

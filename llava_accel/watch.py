@@ -11,16 +11,14 @@ if __name__ == "__main__":
 
 
 import argparse
-import sys
 from collections.abc import Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from llava_accel.exceptions import UserError
+from llava_accel.console.door import HOST, LocalServer, open_door
 from llava_accel.pages.live import LivePage, live_pages
 
-_HOST = "127.0.0.1"
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -30,33 +28,19 @@ _HEADERS = {
 }
 
 
-class Server(ThreadingHTTPServer):
-    """Answers for some pages on a port of 127.0.0.1.
-
-    Raises:
-        UserError: the port cannot be had.
-    """
+class Server(LocalServer):
+    """Answers for some pages on a port of this machine; UserError if the port is taken."""
 
     def __init__(self, pages: Mapping[str, LivePage], port: int) -> None:
-        try:
-            super().__init__((_HOST, port), _Handler)
-        except OSError as error:
-            raise UserError(
-                f"--port {port}: {error.strerror}. Name another one, or none for one that is free"
-            ) from None
+        super().__init__(open_door(port), _Handler)
         self.pages = pages
-        self.hosts = {f"{name}:{self.server_port}" for name in (_HOST, "localhost")}
-        self.hosts |= {_HOST, "localhost"} if self.server_port == 80 else set()
+        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+        self.hosts |= {HOST, "localhost"} if self.server_port == 80 else set()
 
     @property
     def url(self) -> str:
         """Where the first page is."""
-        return f"http://{_HOST}:{self.server_port}/"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say what went wrong, but not that somebody has gone before the answer came."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
+        return f"http://{HOST}:{self.server_port}/"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -17,9 +17,9 @@ from helpers.exported import CPU
 from helpers.runs import PARITY
 from helpers.verbs import assert_refused, start
 from llava_accel import serve
+from llava_accel.console.door import open_door
 from llava_accel.exceptions import UserError
 from llava_accel.inference.dialogue import Dialogue, Reply
-from llava_accel.inference.door import open_door
 from llava_accel.inference.origin import find_trained, load_trained
 
 ONE, TWO = PARITY / "images" / "t0.png", PARITY / "images" / "t3.png"

@@ -30,9 +30,8 @@ from llava_accel.console.output import note
 from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
-_MEAN = (
-    b"mean"  # after a record's name: its mean over all tokens, which is read where a whole record would take too long
-)
+_MEAN = b"mean"
+"""After a record's name: its mean over all tokens, which is read where a whole record would take too long."""
 _SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _HEADER_BYTES = 220  # of a record and its checksum in a file's header, at most

@@ -79,7 +79,7 @@ def load_windows(
     *,
     workers: int,
     device: torch.device,
-    on_error: Callable[[DataError], None],
+    on_error: Callable[[DataError], None] | None = None,
     share_up_to: int = 0,
     enter: Callable[[str], None] | None = None,
     is_asked: Callable[[], bool] | None = None,
@@ -90,8 +90,8 @@ def load_windows(
     Args:
         windows: Rows of the corpus for every micro-batch of every step of this rank.
         workers: Processes that decode images; 0 decodes in the loop's own process.
-        on_error: Called for each record that the survey found in order and that is broken now; it raises, or the step
-            goes on without that record.
+        on_error: Called for each record that the survey found in order and that is broken now, and the step goes on
+            without it; None raises the error.
         share_up_to: Join examples of the same images into rows of at most so many tokens; 0 = a row for each record.
         enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
         is_asked: Whether the process has been asked to end: then nothing more is waited for, and the last window is an
@@ -117,6 +117,8 @@ def load_windows(
     window: list[Loaded] = []
     for micro_batch, errors in _waited(iter(loader), is_asked) if is_asked else loader:
         for error in errors:
+            if on_error is None:
+                raise error
             on_error(error)
         if enter:
             enter("copy")

@@ -4,10 +4,9 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from llava_accel.own_code import digest, load_own, where
+from llava_accel.own_code import digest, file_of, load_own, where
 from llava_accel.sources.problems import DataError, quoted
 
 _KEY = "data.reader"
@@ -29,12 +28,13 @@ class Reader:
         Raises:
             DataError: it fails, or returns what is no row. Without its place.
         """
-        file = Path(self.name.rpartition(":")[0]).expanduser().resolve()
         function = _function(self.name, self.content)
         try:
             made = function(fields)
         except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
-            raise _wrong(f"{where(error, file)}", "Mend the function, or let it return None") from error
+            raise _wrong(
+                where(error, file_of(self.name).resolve()), "Mend the function, or let it return None"
+            ) from error
         if made is None:
             return None
         if not isinstance(made, Mapping):

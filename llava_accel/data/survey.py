@@ -171,7 +171,7 @@ def survey(
         progress: Called with the number of records that are done since the last call.
         watched: Texts to look for; of two that begin at one place the longer one counts.
     """
-    columns = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in _READ.names or ()}
+    columns: dict[str, Any] = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in _READ.names or ()}
     errors: dict[int, DataError] = {}
     mentions: Counter[str] = Counter()
     expression = re.compile("|".join(map(re.escape, sorted(watched, key=len, reverse=True)))) if watched else None
@@ -188,10 +188,7 @@ def survey(
     for column in columns.values():
         column[list(errors)] = 0
     return Survey(
-        num_dropped_turns=int(columns.pop("dropped_turns").sum()),
-        num_unpaired_turns=int(columns.pop("unpaired_turns").sum()),
-        num_vanished=int(columns.pop("vanished").sum()),
-        num_ignored=int(columns.pop("ignored").sum()),
+        **{name: int(columns.pop(column).sum()) for name, column in _COUNTS.items()},
         **columns,
         errors=dict(sorted(errors.items())),
         traits=seen.traits,
@@ -263,7 +260,11 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
 
 
 _FORMAT = 10
-_COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished", "num_ignored")
+_COUNTS = {
+    "num_dropped_turns": "dropped_turns", "num_unpaired_turns": "unpaired_turns", "num_vanished": "vanished",
+    "num_ignored": "ignored",
+}  # fmt: skip
+"""What is kept as a sum over all rows, and the column that it is the sum of."""
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -320,9 +321,6 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
     return replace(
         survey,
         **arrays,
-        num_dropped_turns=survey.num_dropped_turns + int(columns["dropped_turns"].sum()),
-        num_unpaired_turns=survey.num_unpaired_turns + int(columns["unpaired_turns"].sum()),
-        num_vanished=survey.num_vanished + int(columns["vanished"].sum()),
-        num_ignored=survey.num_ignored + int(columns["ignored"].sum()),
+        **{name: getattr(survey, name) + int(columns[column].sum()) for name, column in _COUNTS.items()},
         errors=dict(sorted((others | errors).items())),
     )

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, load_windows, tensor
+from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.pixels import ImageReader
 from llava_accel.data.sampler import deal
 from llava_accel.data.tiling import ImageLayout
@@ -18,7 +18,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.devices import find_device
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.setup.datasets import Part, build_order
-from llava_accel.sources.problems import DataError
+from llava_accel.setup.micro_batches import load_rows
 
 _CANDIDATES = 8
 
@@ -99,20 +99,8 @@ def load_largest(
     Raises:
         DataError: a record or an image cannot be read.
     """
-
-    def on_error(error: DataError) -> None:
-        raise error
-
-    windows = load_windows(
-        corpus,
-        image_reader,
-        [[rows.tolist()] for rows in candidates],
-        workers=0,
-        device=torch.device("cpu"),
-        on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
-        pack=recipe.model.attention != "flash_attention_2",
-    )
+    wanted = [[rows.tolist()] for rows in candidates]
+    windows = load_rows(recipe, corpus, image_reader, wanted, workers=0, device=torch.device("cpu"))
     return max((window[0] for window in windows), key=measure)
 
 

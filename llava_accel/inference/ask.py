@@ -9,8 +9,6 @@ from PIL import Image
 
 from llava_accel.inference import origin
 from llava_accel.inference.dialogue import Dialogue
-from llava_accel.runtime.devices import find_device
-from llava_accel.runtime.engines import resolve_precision
 
 Picture = str | Path | Image.Image
 """A file, or an image in memory."""
@@ -63,9 +61,7 @@ def load_trained(
         UserError: the folder holds no weights, or they are damaged, or do not belong to the base.
     """
     trained = origin.find_trained(str(folder), base=base, template=template, bits=bits)
-    device = find_device()
-    dtype = resolve_precision(trained.recipe.run.precision, device)
-    loaded = origin.load_trained(trained, dtype=dtype, device=device)
+    loaded = origin.load_here(trained)
     return Answerer(Dialogue(loaded, trained.recipe, max_new_tokens), [origin.describe(trained), *loaded.notes])
 
 

@@ -19,6 +19,8 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.save import FACTS, other_base, step_saved, with_step
 from llava_accel.model.weights import check_values
 from llava_accel.recipe import Recipe, load_recipe, make_recipe
+from llava_accel.runtime.devices import find_device
+from llava_accel.runtime.engines import resolve_precision
 from llava_accel.storage.run_weights import complete_checkpoints, find_weights, step_of
 
 Kind = Literal["lora", "projector", "model"]
@@ -136,6 +138,13 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with another quantisation of the base."""
     quantization = recipe.model.quantization.model_copy(update={"bits": bits})
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": quantization})})
+
+
+def load_here(trained: Trained, *, keep_base: bool = False) -> Loaded:
+    """`load_trained` on the device that is here, in the precision of its recipe."""
+    device = find_device()
+    dtype = resolve_precision(trained.recipe.run.precision, device)
+    return load_trained(trained, dtype=dtype, device=device, keep_base=keep_base)
 
 
 def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device, keep_base: bool = False) -> Loaded:

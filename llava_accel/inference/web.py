@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llava_accel.console.door import HOST, LARGEST_BODY, is_key, is_local_name
 from llava_accel.data.conversation import IMAGE, Turn
 from llava_accel.data.images import check_images
 from llava_accel.exceptions import UserError
 from llava_accel.inference.beside import as_base
 from llava_accel.inference.collected import Collection
 from llava_accel.inference.dialogue import Dialogue
-from llava_accel.inference.door import HOST, LARGEST_BODY, is_key, is_local_name
 from llava_accel.inference.origin import Loaded
 
 if TYPE_CHECKING:
@@ -197,9 +197,8 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
             kept = gradio.Button("Save the correction", elem_id="save")
             worse.click(lambda asked: asked.answers[0] if asked else "", asked, written, **private)
             kept.click(partial(save, None), [asked, written], [asked, note], **private)
-    blocks.has_launched = (
-        True  # else, as only `launch` says so, gradio takes any file of the machine for one that was dropped
-    )
+    # Else, as only `launch` says so, gradio takes any file of the machine for one that was dropped.
+    blocks.has_launched = True
     return blocks.queue(max_size=16)
 
 

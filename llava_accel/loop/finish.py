@@ -11,7 +11,6 @@ from llava_accel.console.output import Console
 from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.meter import Meter
-from llava_accel.model.objective import Objective
 from llava_accel.release.verification import reference_outputs, standing_by, verify
 from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import release
@@ -55,8 +54,7 @@ def finish(
     from llava_accel.pages.write import attempted, report_end
 
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
-    folder, objective = Path(recipe.run.output_dir), accelerator.unwrap_model(prepared.model)
-    assert isinstance(objective, Objective)
+    folder, objective = Path(recipe.run.output_dir), prepared.objective
     received = interruption.agreed(accelerator)
     # Before the first step there is nothing to save: the next start evaluates the base again.
     if (state.step or not received) and not (checkpoints.save(meter.enter) and checkpoints.settled()):

@@ -1,14 +1,13 @@
 """The windows of a run: this rank's micro-batches of every step, decoded ahead."""
 
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from llava_accel.data.loader import Loaded, load_windows
+from llava_accel.data.loader import Loaded
 from llava_accel.data.sampler import Order, Window, windows
 from llava_accel.runtime.context import RunContext
-from llava_accel.setup.datasets import Part, list_skipped
+from llava_accel.setup.datasets import Part
+from llava_accel.setup.micro_batches import load
 from llava_accel.setup.state import TrainState
-from llava_accel.sources.problems import DataError
 
 
 def train_windows(
@@ -36,36 +35,3 @@ def own_windows(run: RunContext, part: Part, order: Order, first: int, last: int
     sizes = {"per_device_batch_size": train.per_device_batch_size, "num_ranks": ranks}
     steps = windows(order, first, last, keeps_order=keeps_order, **sizes)
     return ([part.rows[micro_batch].tolist() for micro_batch in step[rank]] for step in steps)
-
-
-def load(
-    run: RunContext,
-    part: Part,
-    wanted: Iterable[Window],
-    enter: Callable[[str], None] | None = None,
-    is_asked: Callable[[], bool] | None = None,
-) -> Iterator[list[Loaded]]:
-    """The micro-batches of these windows on the run's device, in the layout that the recipe asks for.
-
-    Raises:
-        DataError: a record that was in order when the data was read through is broken now, and the recipe says "error".
-    """
-    recipe = run.recipe
-
-    def on_error(error: DataError) -> None:
-        if recipe.data.on_bad_record == "error":
-            raise error
-        list_skipped(Path(recipe.run.output_dir) / "skipped.txt", [error])
-
-    return load_windows(
-        part.corpus,
-        part.image_reader,
-        wanted,
-        workers=recipe.data.num_workers,
-        device=run.accelerator.device,
-        on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
-        enter=enter,
-        is_asked=is_asked,
-        pack=recipe.model.attention != "flash_attention_2",
-    )

@@ -21,7 +21,7 @@ from llava_accel.loop.meter import Meter
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
 from llava_accel.loop.step import train_step
 from llava_accel.loop.update_guard import UpdateGuard
-from llava_accel.loop.windows import load, own_windows
+from llava_accel.loop.windows import own_windows
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
@@ -30,6 +30,7 @@ from llava_accel.runtime.engines import prepare
 from llava_accel.runtime.timing import wait_for
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, build_order
+from llava_accel.setup.micro_batches import load
 from llava_accel.setup.state import TrainState, is_due
 from llava_accel.setup.vision_cache import attach_features, may_cache
 

@@ -41,8 +41,9 @@ class Preference(Objective):
         reference, owners = batch["reference"], batch["target_examples"]
         log_probs = self.answer_log_probs(hidden, batch["target_ids"], owners, len(reference))
         lengths = torch.zeros_like(reference).index_add(0, owners, torch.ones_like(batch["target_weights"]))
-        self.measured = self._measured(log_probs.detach(), reference, lengths)
-        pairs = pair_losses(_pairs(log_probs - reference), _pairs(lengths), self.table).sum()
+        gained = log_probs - reference
+        self.measured = self._measured(log_probs.detach(), gained.detach(), lengths)
+        pairs = pair_losses(_pairs(gained), _pairs(lengths), self.table).sum()
         return torch.stack([pairs, -self.table.sft_weight * log_probs[0::2].sum()])
 
     def answer_log_probs(
@@ -59,10 +60,9 @@ class Preference(Objective):
     def _measured(
         self,
         log_probs: Float[Tensor, "examples"],
-        reference: Float[Tensor, "examples"],
+        gained: Float[Tensor, "examples"],
         lengths: Float[Tensor, "examples"],
     ) -> dict[str, Float[Tensor, ""]]:
-        gained = log_probs - reference
         chosen, rejected = _pairs(self.table.beta * gained).unbind(-1)
         self.margins = chosen - rejected
         sums = (

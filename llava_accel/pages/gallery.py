@@ -104,13 +104,13 @@ def doubts(lines: Sequence[Mapping[str, Any]], why: str, data: DataTable) -> lis
     """The first lines of one kind; of two records that contradict each other one."""
     roots, own = image_roots(data, "data.train"), image_roots(data, "data.eval" if why == WRONG else "data.train")
 
-    def shown(line: Mapping[str, Any], roots: list[Path]) -> list[GalleryImage]:
-        names = line["image"] if isinstance(line["image"], list) else [line["image"]]
-        return [show(name, roots, data.exif) for name in names[:_MOST_IMAGES]]
-
     chosen = [line for line in lines if line["why"] == why and ("other" not in line or _stands_first(line))]
     return [
-        Doubt(line=line, images=shown(line, own), near=[(near, shown(near, roots)) for near in line.get("nearest", ())])
+        Doubt(
+            line=line,
+            images=_images(line, own, data.exif),
+            near=[(near, _images(near, roots, data.exif)) for near in line.get("nearest", ())],
+        )
         for line in chosen[:_MOST_HARD]
     ]
 
@@ -137,9 +137,14 @@ def _card(row: Prediction, base: Prediction | None, is_hard: bool, roots: list[P
     )
 
 
+def _images(row: Mapping[str, Any], roots: list[Path], exif: Exif) -> list[GalleryImage]:
+    """The first images of a question."""
+    names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    return [show(name, roots, exif) for name in names[:_MOST_IMAGES]]
+
+
 def question_fields(row: Prediction, roots: list[Path], tags: list[str], exif: Exif) -> dict[str, Any]:
     """The fields of `Question`, with a tag for each of its types after `tags`."""
-    names = row["image"] if isinstance(row["image"], list) else [row["image"]]
     types = {key: str(row[key]) for key in ("answer_type", "question_type") if row.get(key)}
     return {
         "id": str(row["id"]),
@@ -147,7 +152,7 @@ def question_fields(row: Prediction, roots: list[Path], tags: list[str], exif: E
         "answers": sorted(((text, float(count)) for text, count in row["answers"].items()), key=lambda pair: -pair[1]),
         "rejected": str(row.get("rejected", "")),
         "types": types,
-        "images": [show(name, roots, exif) for name in names[:_MOST_IMAGES]],
+        "images": _images(row, roots, exif),
         "tags": [*tags, *(f"{key}:{value}" for key, value in types.items())],
     }
 

@@ -83,6 +83,7 @@ def _context(run: History) -> dict[str, object]:
     chosen, before, metric = run.chosen or run.before, run.before, run.answer_score
     predictions = run.predictions(chosen["step"]) if chosen else []
     earlier = run.predictions(before["step"]) if before and before is not chosen else []
+    harmful = run.harmful
     return {
         "run": run,
         "sentence": sentence(run),
@@ -94,8 +95,8 @@ def _context(run: History) -> dict[str, object]:
         "chosen": chosen,
         "cards": cards(predictions, earlier, run.recipe.data, metric),
         "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
-        "wrong": doubts(run.harmful, WRONG, run.recipe.data),
-        "contradicted": doubts(run.harmful, CONTRADICTED, run.recipe.data),
+        "wrong": doubts(harmful, WRONG, run.recipe.data),
+        "contradicted": doubts(harmful, CONTRADICTED, run.recipe.data),
         "num_predictions": len(predictions),
         "metric": metric,
         "score_title": score_title(metric),

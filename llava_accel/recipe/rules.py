@@ -114,6 +114,12 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
             "What LLaVA's own code learns depends on its template, and \"auto\" is the base's.",
             'Set data.labels = "answers", or name the template, such as model.template = "qwen_1_5".',
         )
+    if recipe.data.reader and recipe.data.columns:
+        yield (
+            f"data.reader data.columns.{next(iter(recipe.data.columns))}",
+            "Both say how a row is read.",
+            "Let the reader return our names, and remove data.columns.",
+        )
     if recipe.data.group_by_length and not recipe.data.shuffle:
         yield (
             "data.shuffle data.group_by_length",
@@ -200,12 +206,6 @@ def _evaluation(recipe: Recipe) -> Iterator[Conflict]:
             "data.eval data.eval_fraction",
             "Evaluation data is either a file or a share of data.train.",
             "Remove data.eval, or set data.eval_fraction = 0.",
-        )
-    if data.reader and data.columns:
-        yield (
-            f"data.reader data.columns.{next(iter(data.columns))}",
-            "Both say how a row is read.",
-            "Let the reader return our names, and remove data.columns.",
         )
     if data.eval or data.eval_fraction:
         return

@@ -7,7 +7,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from llava_accel.console.output import Console
@@ -39,10 +38,5 @@ class Prepared:
     """The objective, in the backend's wrapper or not."""
     optimizer: AcceleratedOptimizer
     scheduler: AcceleratedScheduler
-
-    @property
-    def objective(self) -> Objective:
-        """The model without the wrapper."""
-        objective = extract_model_from_parallel(self.model)
-        assert isinstance(objective, Objective)
-        return objective
+    objective: Objective
+    """The model without the wrapper."""

@@ -13,7 +13,8 @@ import torch
 
 from llava_accel.exceptions import UserError
 
-_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_WORKSPACE, _FLASH = VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC")
+"""That are set in the environment."""
 _REPEATABLE = (":4096:8", ":16:8")
 _NO_SUCH_KERNEL = "does not have a deterministic implementation"
 
@@ -32,7 +33,7 @@ def set_determinism(is_wanted: bool) -> None:
             f"run.deterministic: {_WORKSPACE} is {found!r} in the environment, with which cuBLAS adds up in no fixed order. "
             f"Unset it, or set it to {_REPEATABLE[0]!r}"
         )
-    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers reads it in every step
+    os.environ[_FLASH] = "1"  # transformers reads it in every step
     torch.backends.cudnn.benchmark = False
 
 

@@ -120,10 +120,11 @@ def prepare(
     """Hand model, optimizer and schedule to the backend."""
     if accelerator.distributed_type == DistributedType.FSDP:
         # Accelerate's own preparation would shard; matching parameters by address, it mixes up those that are empty here.
-        return Prepared(objective, accelerator.prepare_optimizer(optimizer), accelerator.prepare_scheduler(scheduler))  # pyright: ignore[reportArgumentType]
+        kept = accelerator.prepare_optimizer(optimizer), accelerator.prepare_scheduler(scheduler)
+        return Prepared(objective, *kept, objective=objective)  # pyright: ignore[reportArgumentType]
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         zero.fit_buckets(accelerator, objective)
-    return Prepared(*accelerator.prepare(objective, optimizer, scheduler))
+    return Prepared(*accelerator.prepare(objective, optimizer, scheduler), objective=objective)
 
 
 def prepare_frozen(accelerator: Accelerator, objective: Objective) -> nn.Module:

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 import torch
 
-_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC")
+from llava_accel.runtime.determinism import VARIABLES
 
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
     """Around a run, however it ends: kernels that keep an order (`determinism.py`), and those of matrix products."""
-    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    variables = {name: os.environ.get(name) for name in VARIABLES}
     is_ordered, warns = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

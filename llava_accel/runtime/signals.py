@@ -22,8 +22,6 @@ from llava_accel.exceptions import SIGNALS, Interrupted, end_at_once
 
 # A launcher passes on the Ctrl-C that the terminal has sent to its workers already: that is not a second one.
 _SAME_CTRL_C_S = 0.5
-
-
 _BEFORE_SIGNALS = 3
 """Flags of a rank: NaN where it has no window, the micro-batches of its window, and whether it has one."""
 

@@ -120,12 +120,12 @@ def _line(corpus: Corpus, row: int, why: str = "") -> Line:
 def _rows_of(predictions: Sequence[Prediction], records: Records) -> dict[int, int]:
     """Number of a prediction -> the row of its record, where it is still there with the same answers."""
     corpus, survey, rows = records
+    rows = rows[np.argsort(survey.id_keys[rows], kind="stable")]
     keys = survey.id_keys[rows]
-    order = np.argsort(keys, kind="stable")
     found: dict[int, int] = {}
     for number, prediction in enumerate(predictions):
-        start, end = (np.searchsorted(keys[order], text_key(str(prediction["id"])), side) for side in ("left", "right"))
-        for row in rows[order[start : min(end, start + _MOST_SAME_ID)]].tolist():
+        start, end = (np.searchsorted(keys, text_key(str(prediction["id"])), side) for side in ("left", "right"))
+        for row in rows[start : min(end, start + _MOST_SAME_ID)].tolist():
             known = described(corpus.record(row))
             if facts(known) == facts(prediction) and known["answers"] == prediction.get("answers"):
                 found[number] = row
@@ -140,12 +140,13 @@ def _add_nearest(found: Sequence[tuple[int, Line]], training: Part, held_out: Pa
     asked = [(row, line, reader.mean_features(held_out.corpus.image_files(row))) for row, line in found]
     asked = [(row, line, mean) for row, line, mean in asked if mean is not None]
     shown = training.rows[survey.image_keys[training.rows] != 0]
-    different = shown[np.sort(np.unique(survey.image_keys[shown], return_index=True)[1])].tolist() if asked else []
+    keys = survey.image_keys[shown]
+    different = shown[np.sort(np.unique(keys, return_index=True)[1])].tolist() if asked else []
     known = ((row, reader.mean_features(corpus.image_files(row))) for row in different)
     near = nearest([mean for *_, mean in asked], ((row, mean) for row, mean in known if mean is not None), _MOST_NEAR)
     for (row, line, _), each in zip(asked, near, strict=True):
         line["nearest"] = []
         for picture, similarity in each:
-            rows = shown[survey.image_keys[shown] == survey.image_keys[picture]]
+            rows = shown[keys == survey.image_keys[picture]]
             best = int(rows[np.argmax(survey.question_keys[rows] == held_out.survey.question_keys[row])])
             line["nearest"].append(_line(corpus, best) | {"similarity": round(similarity, 4)})

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_accel.console.output import Bar
 from llava_accel.data.loader import Loaded
-from llava_accel.data.questions import Questions, image_batches, load_questions
+from llava_accel.data.questions import Questions, load_questions
 from llava_accel.data.records import Record, described
 from llava_accel.inference.answering import Answered, answer_batch
 from llava_accel.model.objective import Objective
@@ -33,6 +33,7 @@ from llava_accel.scoring.metrics import (
 )
 from llava_accel.scoring.objective_loss import objective_scores
 from llava_accel.setup.datasets import Part
+from llava_accel.setup.micro_batches import own_batches
 from llava_accel.storage.jsonl import write_json_lines
 
 _COLUMNS = 80  # of a line
@@ -254,14 +255,14 @@ def evaluate(
     planned = at_once.number = _least(at_once.number, accelerator)
     rows = choose_rows(choose_rows(part.rows, recipe.eval.limit, recipe.run.seed), at_most, recipe.run.seed)
     blind_rows = choose_rows(rows, recipe.eval.blind_limit, recipe.run.seed) if recipe.eval.blind_limit else rows[:0]
-    batches, blind_batches = (_batches(some, part, planned, accelerator) for some in (rows, blind_rows))
+    batches, blind_batches = (own_batches(some, part, planned, accelerator) for some in (rows, blind_rows))
     number = len(batches) + len(blind_batches)
     with torch.no_grad(), autocast(recipe, accelerator), console.bar("evaluate", number) as plain_bar:
         bar = CheckedBar(plain_bar, interruption, accelerator)
         predictions, loss = answer(run, objective, part, batches, tokenizer, bar, at_once)
         metrics = {"loss": loss, **scores(predictions, recipe)}
         if recipe.train.objective != "answers":
-            some = _batches(rows, part, recipe.train.per_device_batch_size, accelerator)
+            some = own_batches(rows, part, recipe.train.per_device_batch_size, accelerator)
             metrics |= {"answer_loss": loss} | objective_scores(run, objective, part, some, predictions)
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
@@ -306,13 +307,6 @@ def _least(number: int, accelerator: Accelerator) -> int:
     numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
     assert isinstance(numbers, Tensor)
     return int(numbers.min())
-
-
-def _batches(rows: np.ndarray, part: Part, size: int, accelerator: Accelerator) -> list[list[int]]:
-    """This rank's batches. All ranks get the same number: backends that gather weights need every rank every time."""
-    batches = image_batches(rows, part.survey.lengths[rows], part.survey.image_keys[rows], size)
-    batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]
-    return batches[accelerator.process_index :: accelerator.num_processes]
 
 
 FILE = "training.jsonl"  # in the folder of predictions

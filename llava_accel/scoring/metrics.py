@@ -9,7 +9,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from llava_accel.data.annotations import LETTERS, option
 from llava_accel.data.records import as_given
 from llava_accel.exceptions import UserError
-from llava_accel.own_code import is_own, load_own, where
+from llava_accel.own_code import file_of, is_own, load_own, where
 from llava_accel.scoring.captions import bleu_counts, bleu_of, cider, rouge_l
 from llava_accel.scoring.classes import Weights, class_numbers, macro_f1, says_yes, yes_and_no
 from llava_accel.scoring.documents import anls, relaxed_accuracy, token_f1
@@ -156,8 +155,8 @@ def find_metric(name: str) -> Metric:
         try:
             value = function(prediction, list(references))
         except Exception as error:  # whatever the user's code raises is the user's to mend
-            file = Path(name.rpartition(":")[0]).expanduser().resolve()
-            raise UserError(f"eval.metrics: {where(error, file)}, for {given}. Mend the function") from error
+            place = where(error, file_of(name).resolve())
+            raise UserError(f"eval.metrics: {place}, for {given}. Mend the function") from error
         if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
             return float(value)
         raise UserError(f"eval.metrics: {name} gives {quoted(value)} for {given}. Return a number, higher is better")

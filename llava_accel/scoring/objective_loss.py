@@ -7,14 +7,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from llava_accel.data.loader import load_windows
 from llava_accel.model.objective import Objective
 from llava_accel.model.preference import Preference
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import whole_root
 from llava_accel.scoring.metrics import PAIR, Prediction, images_of, intervals, mean_of
 from llava_accel.setup.datasets import Part
-from llava_accel.sources.problems import DataError
+from llava_accel.setup.micro_batches import load
 
 
 def objective_scores(
@@ -26,25 +25,11 @@ def objective_scores(
         batches: Rows of the corpus that this rank computes; ranks have the same number of batches.
         predictions: Of these rows on all ranks, in the order of the data. Of pairs each is told its `PAIR`.
     """
-    recipe, accelerator = run.recipe, run.accelerator
-    width = len(objective.MEASURES)
+    accelerator, width = run.accelerator, len(objective.MEASURES)
     losses = counts = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     measured = losses.new_zeros(width)
     of_pairs: list[tuple[int, float]] = []
-
-    def on_error(error: DataError) -> None:
-        raise error
-
-    windows = load_windows(
-        part.corpus,
-        part.image_reader,
-        [[batch] for batch in batches],
-        workers=recipe.data.num_workers,
-        device=accelerator.device,
-        on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
-        pack=recipe.model.attention != "flash_attention_2",
-    )
+    windows = load(run, part, [[batch] for batch in batches], skips=False)
     with whole_root(objective):
         for batch, (loaded,) in zip(batches, windows, strict=True):
             losses = losses + objective(**loaded).double()

@@ -17,19 +17,18 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from llava_accel.data.loader import Loaded, load_windows, tensor
-from llava_accel.data.questions import image_batches
+from llava_accel.data.loader import Loaded, tensor
 from llava_accel.exceptions import UserError
 from llava_accel.model.build import LoadedModel
 from llava_accel.model.files import resolve_folder
+from llava_accel.model.lora import FROM_WEIGHTS
 from llava_accel.model.objective import Objective
 from llava_accel.model.preference import Preference
 from llava_accel.model.processing import Processing
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, resolve_precision, whole_root
-from llava_accel.setup.datasets import Part, content, list_skipped, survey_key
-from llava_accel.setup.run_folder import SKIPPED
-from llava_accel.sources.problems import DataError
+from llava_accel.setup.datasets import Part, content, survey_key
+from llava_accel.setup.micro_batches import load, own_batches
 from llava_accel.storage.atomic import atomic_file
 from llava_accel.storage.kept_files import cache_folder, store, stored
 
@@ -46,36 +45,23 @@ def attach_reference(
     processing: Processing,
     parts: Sequence[Part | None],
     source: Path | None = None,
+    *,
+    keeps: bool = False,
 ) -> None:
-    """`find_reference`, and keep what was found in the run folder."""
-    found = find_reference(run, objective, loaded, processing, parts, source)
-    if found and run.accelerator.is_main_process:
-        with atomic_file(Path(run.recipe.run.output_dir) / REFERENCE) as unfinished:
-            save_file(found, unfinished)
-    run.accelerator.wait_for_everyone()
-
-
-def find_reference(
-    run: RunContext,
-    objective: Objective,
-    loaded: LoadedModel,
-    processing: Processing,
-    parts: Sequence[Part | None],
-    source: Path | None = None,
-) -> dict[str, _Found]:
     """Let loaders know what the model says of the pairs before training; nothing for other objectives. Every rank calls it.
 
     Args:
         objective: As it starts, where it can run; as `source` left it, if there is one.
         parts: All data of the run.
         source: A checkpoint that the run goes on from: then nothing is computed.
+        keeps: Keep it in the run folder.
 
     Raises:
         UserError: the run goes on from a checkpoint, and what it had computed before is gone.
         DataError: a record is broken now, and the recipe says "error".
     """
     if not isinstance(objective, Preference):
-        return {}
+        return
     found: dict[str, _Found] = {}
     corpora = {id(part.corpus): part for part in parts if part is not None}
     for key, first in corpora.items():
@@ -85,14 +71,17 @@ def find_reference(
         known = _known(run, name, source)
         known = _computed(run, objective, first, rows, name) if known is None else known
         first.corpus.reference = found[name] = known
-    return found
+    if keeps and run.accelerator.is_main_process:
+        with atomic_file(Path(run.recipe.run.output_dir) / REFERENCE) as unfinished:
+            save_file(found, unfinished)
+    run.accelerator.wait_for_everyone()
 
 
 def _name(run: RunContext, loaded: LoadedModel, processing: Processing, part: Part) -> str:
     """All that decides the numbers: the weights that training starts from, the records, and the type of computing."""
     recipe = run.recipe
     table, lora = recipe.model, recipe.model.lora
-    changes_weights = table.train == "lora" and lora.variant in ("pissa", "olora")
+    changes_weights = table.train == "lora" and lora.variant in FROM_WEIGHTS
     facts = {
         "format": _FORMAT,
         "base": loaded.fingerprint,
@@ -144,31 +133,13 @@ def _read(name: str, path: Path) -> _Found | None:
 
 def _computed(run: RunContext, objective: Preference, part: Part, rows: Int[np.ndarray, "rows"], name: str) -> _Found:
     """Every rank computes its share."""
-    recipe, accelerator, survey = run.recipe, run.accelerator, part.survey
-    size = recipe.train.per_device_batch_size
-    batches = image_batches(rows, survey.lengths[rows], survey.image_keys[rows], size)
-    batches += [[] for _ in range(-len(batches) % accelerator.num_processes)]
-    own = batches[accelerator.process_index :: accelerator.num_processes]
+    recipe, accelerator = run.recipe, run.accelerator
+    own = own_batches(rows, part, recipe.train.per_device_batch_size, accelerator)
     found = torch.zeros((len(part.corpus), 2), dtype=torch.float32, device=accelerator.device)
     is_known = torch.zeros(len(part.corpus), dtype=torch.float32, device=accelerator.device)
     was_training = objective.training
     objective.eval()
-
-    def on_error(error: DataError) -> None:
-        if recipe.data.on_bad_record == "error":
-            raise error
-        list_skipped(Path(recipe.run.output_dir) / SKIPPED, [error])
-
-    windows = load_windows(
-        part.corpus,
-        part.image_reader,
-        [[batch] for batch in own],
-        workers=recipe.data.num_workers,
-        device=accelerator.device,
-        on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
-        pack=recipe.model.attention != "flash_attention_2",
-    )
+    windows = load(run, part, [[batch] for batch in own])
     with torch.no_grad(), autocast(recipe, accelerator), whole_root(objective):
         with run.console.bar("reference", len(own)) as bar:
             for batch, (loaded,) in zip(own, windows, strict=True):

@@ -14,7 +14,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import open_data
-from llava_accel.setup.reference import find_reference
+from llava_accel.setup.reference import attach_reference
 
 FIGURES = ("grad_norm", "reward_margin", "chosen_reward", "chosen_log_prob", "rejected_log_prob")
 
@@ -66,7 +66,7 @@ def main() -> None:
         run = RunContext(own, accelerator, console)
         training, _ = open_data(run, processing)
         objective, loaded = build_objective(run, processing)
-        find_reference(run, objective, loaded, processing, (training,))
+        attach_reference(run, objective, loaded, processing, (training,))
         job = Job(run, processing, objective, training, first_windows(run, training, 1))
         turnstile.ready(
             trained=sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad),

@@ -1,9 +1,12 @@
-"""Who may come in to what is served here: this machine alone, under its own name, with the key."""
+"""Who may come in to what is served here: this machine alone, under its own name, with the key where there is one."""
 
 import hmac
 import os
 import re
 import socket
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from llava_accel.exceptions import UserError
 
@@ -19,6 +22,20 @@ def open_door(port: int) -> socket.socket:
     except OSError as error:
         problem = os.strerror(error.errno or 0)
         raise UserError(f"--port {port}: {problem}. Name another one, or 0 for any that is free") from None
+
+
+class LocalServer(ThreadingHTTPServer):
+    """Answers at an open door, in a thread for each connection."""
+
+    def __init__(self, door: socket.socket, visit: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(door.getsockname(), visit, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.server_port = door, door.getsockname()[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback of a defect; that a client has gone is none."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 def is_key(given: str, key: str) -> bool:
