@@ -55,7 +55,7 @@ DROP = """
 const [name, content] = arguments, data = new DataTransfer();
 const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0));
 data.items.add(new File([bytes], name, {type: "image/png"}));
-const zone = document.querySelector("#picture input[type=file]").closest("button, [role=button]");
+const zone = document.querySelector("#image input[type=file]").closest("button, [role=button]");
 zone.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 """
 
@@ -119,9 +119,9 @@ def press(browser: Any, name: str) -> None:
 def asked(browser: Any, question: str) -> list[str]:
     """Drop a picture with a hostile name, ask, and wait for the last of three answers."""
     browser.get(browser.current_url)
-    until(lambda: browser.find_elements("css selector", "#picture input[type=file]"))
+    until(lambda: browser.find_elements("css selector", "#image input[type=file]"))
     browser.execute_script(DROP, NAME, base64.b64encode(ONE.read_bytes()).decode())
-    until(lambda: browser.find_elements("css selector", "#picture img"))
+    until(lambda: browser.find_elements("css selector", "#image img"))
     field = browser.find_element("css selector", "#question textarea")
     field.clear()
     field.send_keys(question)

@@ -12,7 +12,7 @@ from llava_accel.exceptions import UserError
 
 HOST = "127.0.0.1"
 LARGEST_BODY = 32 << 20
-"""Bytes of a request: pictures of some 20 MB in base64."""
+"""Bytes of a request: images of some 20 MB in base64."""
 
 
 def open_door(port: int) -> socket.socket:

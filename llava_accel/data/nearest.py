@@ -1,4 +1,4 @@
-"""Which pictures are most like some others, by what the vision tower made of them. Few are held at a time, however many."""
+"""Which images are most like some others, by what the vision tower made of them. Few are held at a time, however many."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-_AT_ONCE = 1024  # pictures
+_AT_ONCE = 1024  # images
 
 
 class Near(NamedTuple):
-    """One of the pictures that were looked through."""
+    """One of the images that were looked through."""
 
     number: int
     similarity: float
@@ -26,7 +26,7 @@ def nearest(
     """For each of `asked` the nearest of `known`, the nearest first.
 
     Args:
-        known: A number of its own for each picture, and its features.
+        known: A number of its own for each image, and its features.
         most: How many to find.
     """
     if not asked:

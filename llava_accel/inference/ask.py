@@ -10,7 +10,7 @@ from PIL import Image
 from llava_accel.inference import origin
 from llava_accel.inference.dialogue import Dialogue
 
-Picture = str | Path | Image.Image
+ImageSource = str | Path | Image.Image
 """A file, or an image in memory."""
 
 
@@ -22,7 +22,7 @@ class Answerer:
         self.notes = list(notes)
         """Which weights these are, and what is odd about them."""
 
-    def answer(self, image: Picture | Sequence[Picture] | None, question: str) -> str:
+    def answer(self, image: ImageSource | Sequence[ImageSource] | None, question: str) -> str:
         """What the model answers, the likeliest word at each place.
 
         Args:
@@ -32,7 +32,7 @@ class Answerer:
             DataError: there is no such image, or it cannot be read.
             UserError: the question does not fit into the model.
         """
-        images = [] if image is None else [image] if isinstance(image, Picture) else image
+        images = [] if image is None else [image] if isinstance(image, ImageSource) else image
         with ExitStack() as stack:
             stack.callback(self._dialogue.reset)
             for each in images:
@@ -65,7 +65,7 @@ def load_trained(
     return Answerer(Dialogue(loaded, trained.recipe, max_new_tokens), [origin.describe(trained), *loaded.notes])
 
 
-def answer(model: Answerer | Path | str, image: Picture | Sequence[Picture] | None, question: str) -> str:
+def answer(model: Answerer | Path | str, image: ImageSource | Sequence[ImageSource] | None, question: str) -> str:
     """A model's answer to a question.
 
     Args:

@@ -17,7 +17,7 @@ from llava_accel.storage.jsonl import append_whole
 class Collection:
     """Two files that grow: FILE.jsonl holds each answer, FILE.pairs.jsonl those that are preferred to another one.
 
-    Pictures are copied to FILE_images beside them, under names that are made from their content.
+    Images are copied to FILE_images beside them, under names that are made from their content.
 
     Raises:
         UserError: the file cannot be written.
@@ -33,7 +33,7 @@ class Collection:
         """Write an answer, and return what has been written, for people.
 
         Args:
-            image: A picture that can be read, or empty.
+            image: An image that can be read, or empty.
             rejected: What it is better than; empty, or the same answer, if it is not.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The page of `chat --web`: a picture, a question, and answers side by side, streamed as they are written.
+"""The page of `chat --web`: an image, a question, and answers side by side, streamed as they are written.
 
 What a model writes stands in text fields, which read no markup. Nobody comes in but with the key, from this machine.
 """
@@ -28,7 +28,7 @@ from llava_accel.inference.origin import Loaded
 if TYPE_CHECKING:
     import gradio
 
-ANSWER, BASE, BLIND = "Answer", "The base's answer", "Answer without the picture"
+ANSWER, BASE, BLIND = "Answer", "The base's answer", "Answer without the image"
 _POLICY = b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'; form-action 'self'"
 
 
@@ -61,7 +61,7 @@ class Columns:
         """
         if not question or IMAGE in question:
             problem = f"{IMAGE} in a question has no image" if question else "there is no question"
-            raise UserError(f"{problem}. Write one in words, and drop the picture beside it")
+            raise UserError(f"{problem}. Write one in words, and drop the image beside it")
         check_images([image] if image else [], whole=True)
         said = [""] * len(self.titles)
         for place, title in enumerate(self.titles):
@@ -140,17 +140,17 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
     """The page itself. Without a collection it has no buttons for what goes there."""
     import gradio
 
-    def ask(picture: object, question: object) -> Iterator[list[object]]:
+    def ask(dropped: object, question: object) -> Iterator[list[object]]:
         answers = [""] * len(columns.titles)
         yield [*answers, None, ""]
         image = ""
         try:
-            image, text = _path(picture), str(question or "").strip()
+            image, text = _path(dropped), str(question or "").strip()
             for answers in columns.answers(text, image):
                 yield [*answers, None, ""]
             yield [*answers, Asked(text, image, answers), ""]
         except UserError as error:
-            yield [*answers, None, f"error: {error}".replace(image or "\0", "the picture")]
+            yield [*answers, None, f"error: {error}".replace(image or "\0", "the image")]
 
     def save(place: int | None, asked: Asked | None, written: str = "") -> tuple[None, str] | tuple[Asked | None, str]:
         """Of a column, or what was written in place of the first one's."""
@@ -167,12 +167,12 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
     with gradio.Blocks(title="llava_accel", analytics_enabled=False) as blocks:
         asked = gradio.State(None)
         with gradio.Row():
-            picture = gradio.Image(
+            image = gradio.Image(
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard"],
-                label="Picture",
-                elem_id="picture",
+                label="Image",
+                elem_id="image",
                 height=320,
                 buttons=[],
             )
@@ -186,7 +186,7 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
                 for place, title in enumerate(columns.titles)
             ]
         private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
-        gradio.on([button.click, question.submit], ask, [picture, question], [*fields, asked, note], **private)
+        gradio.on([button.click, question.submit], ask, [image, question], [*fields, asked, note], **private)
         if collection is not None:
             with gradio.Row():
                 for place, title in enumerate(columns.titles[:-1]):
@@ -205,9 +205,9 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
 def show(columns: Columns, collection: Collection | None, door: socket.socket) -> None:
     """Serve the page until Ctrl-C, and print its address. Nothing is asked of other machines."""
     key, port = secrets.token_urlsafe(24), door.getsockname()[1]
-    with TemporaryDirectory(prefix="llava_accel_") as pictures:
-        # Read when gradio is imported, which else says home what starts here, and shows pictures to all users.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": pictures}
+    with TemporaryDirectory(prefix="llava_accel_") as dropped:
+        # Read when gradio is imported, which else says home what starts here, and shows images to all users.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": dropped}
         import fastapi
         import gradio
         import uvicorn
@@ -236,9 +236,9 @@ def show(columns: Columns, collection: Collection | None, door: socket.socket) -
             columns.close()
 
 
-def _path(picture: object) -> str:
-    """The file of a picture that was dropped; UserError if it is none of those that came in through the page."""
-    path = picture.get("path") if isinstance(picture, dict) else None
+def _path(dropped: object) -> str:
+    """The file of an image that was dropped; UserError if it is none of those that came in through the page."""
+    path = dropped.get("path") if isinstance(dropped, dict) else None
     if path is not None and not Path(str(path)).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
-        raise UserError("this picture was not dropped here. Drop it again")
+        raise UserError("this image was not dropped here. Drop it again")
     return str(path or "")

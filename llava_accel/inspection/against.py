@@ -7,9 +7,9 @@ from llava_accel.pages.history import Prediction, read_run
 from llava_accel.scoring.harmful import WRONG, Line, Records, counted, facts, harmful
 
 _ADVICE = (
-    "look at each picture beside its answer. Where the answer is wrong, correct it in that file and row, or remove the "
+    "look at each image beside its answer. Where the answer is wrong, correct it in that file and row, or remove the "
     "record; of two that contradict each other at least one is wrong. Where a held-out answer is right, the nearest "
-    "training pictures may be labelled wrong, or there are too few like it. Then train again"
+    "training images may be labelled wrong, or there are too few like it. Then train again"
 )
 
 
@@ -37,7 +37,7 @@ def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list
             "the run has not answered training records (eval.train_limit, after its last step): none has a loss"
         )
     if any(line["why"] == WRONG for line in lines) and not near:
-        remarks.append("the run has kept no features (data.cache_features): no nearest training pictures are named")
+        remarks.append("the run has kept no features (data.cache_features): no nearest training images are named")
     return lines, remarks
 
 

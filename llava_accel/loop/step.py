@@ -113,8 +113,7 @@ def backward_passes(
             # Every backend averages gradients over ranks; the number of processes makes that average a sum again.
             accelerator.backward((loss / divisor).sum() * (accelerator.num_processes * factor))
         losses.append(loss.detach())
-        sums = prepared.objective.measured
-        measured.append({name: value / divisor.view(-1)[0] for name, value in sums.items()})
+        measured.append({name: value / divisor.view(-1)[0] for name, value in prepared.objective.measured.items()})
     return losses, measured
 
 

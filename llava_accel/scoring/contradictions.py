@@ -1,6 +1,6 @@
-"""Records that answer one question about one picture differently, so that one of them teaches what is wrong.
+"""Records that answer one question about one image differently, so that one of them teaches what is wrong.
 
-Only short answers can be compared: two captions of a picture differ and may both be right.
+Only short answers can be compared: two captions of an image differ and may both be right.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from llava_accel.data.survey import Survey
 from llava_accel.scoring.vqa import normalize
 
 _SHORT = 3  # words, articles aside
-_MOST_ALIKE = 100  # records on one picture and question that are compared with each other
+_MOST_ALIKE = 100  # records on one image and question that are compared with each other
 
 
 def contradictions(corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"]) -> dict[int, int]:
@@ -35,7 +35,7 @@ def contradictions(corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"]
 
 
 def contradict(one: Record, other: Record) -> bool:
-    """Whether two records that ask the same about the same picture cannot both be right.
+    """Whether two records that ask the same about the same image cannot both be right.
 
     Records that name several right answers, as of several annotators, need one in common. Of pairs each has to prefer what
     the other rejects.
@@ -52,7 +52,7 @@ def contradict(one: Record, other: Record) -> bool:
 
 
 def _alike(survey: Survey, rows: Int[np.ndarray, "rows"]) -> Iterator[list[int]]:
-    """Rows of the same picture and question, as far as there are several that are not the same."""
+    """Rows of the same image and question, as far as there are several that are not the same."""
     shown = rows[survey.image_keys[rows] != 0]
     shown = shown[np.lexsort((shown, survey.question_keys[shown], survey.image_keys[shown]))]
     keys = np.stack([survey.image_keys[shown], survey.question_keys[shown]])

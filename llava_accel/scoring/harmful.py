@@ -70,7 +70,7 @@ def harmful(
 
 
 def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None) -> list[Line]:
-    """Write the lines of a run into its folder, each wrong answer with the nearest pictures of the training data, where
+    """Write the lines of a run into its folder, each wrong answer with the nearest images of the training data, where
     their features are kept, and return them.
 
     Args:
@@ -134,7 +134,7 @@ def _rows_of(predictions: Sequence[Prediction], records: Records) -> dict[int, i
 
 
 def _add_nearest(found: Sequence[tuple[int, Line]], training: Part, held_out: Part) -> None:
-    """Put the nearest pictures of the training data into lines on held-out records, each with a record that shows it: one
+    """Put the nearest images of the training data into lines on held-out records, each with a record that shows it: one
     that asks the same where there is one."""
     reader, corpus, survey = training.image_reader, training.corpus, training.survey
     asked = [(row, line, reader.mean_features(held_out.corpus.image_files(row))) for row, line in found]
@@ -146,7 +146,7 @@ def _add_nearest(found: Sequence[tuple[int, Line]], training: Part, held_out: Pa
     near = nearest([mean for *_, mean in asked], ((row, mean) for row, mean in known if mean is not None), _MOST_NEAR)
     for (row, line, _), each in zip(asked, near, strict=True):
         line["nearest"] = []
-        for picture, similarity in each:
-            rows = shown[keys == survey.image_keys[picture]]
+        for near_row, similarity in each:
+            rows = shown[keys == survey.image_keys[near_row]]
             best = int(rows[np.argmax(survey.question_keys[rows] == held_out.survey.question_keys[row])])
             line["nearest"].append(_line(corpus, best) | {"similarity": round(similarity, 4)})
