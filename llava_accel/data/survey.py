@@ -74,7 +74,7 @@ class Survey:
     """Row -> why it cannot be used."""
     traits: Counter[str] = field(default_factory=Counter)
     """Of the images: see `check_images`. Known where they were decoded. Not kept, as all below."""
-    pictures: Int[np.ndarray, "pictures 2"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    contents: Int[np.ndarray, "files 2"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     """An image key, and a key of what an image file of it holds, for each file of each different set of images."""
     mentions: Counter[str] = field(default_factory=Counter)
     """How many records hold each of the texts that were `watched`."""
@@ -192,7 +192,7 @@ def survey(
         **columns,
         errors=dict(sorted(errors.items())),
         traits=seen.traits,
-        pictures=np.array(seen.pictures, dtype=np.int64).reshape(-1, 2),
+        contents=np.array(seen.contents, dtype=np.int64).reshape(-1, 2),
         mentions=mentions,
     )
 
@@ -205,7 +205,7 @@ class _Images:
     """By row, what is wrong with its images."""
     traits: Counter[str] = field(default_factory=Counter)
     """Of the others."""
-    pictures: list[tuple[int, int]] = field(default_factory=list)
+    contents: list[tuple[int, int]] = field(default_factory=list)
     """See `Survey`; in place of the image key, of a part of the rows, the row."""
 
 
@@ -224,7 +224,7 @@ def _read_images(
     read = partial(_check_rows, corpus, decode=decode)
     for chunk, seen in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
         found.traits += seen.traits
-        found.pictures += [(int(keys[row]), picture) for row, picture in seen.pictures]
+        found.contents += [(int(keys[row]), content) for row, content in seen.contents]
         broken |= {int(keys[row]): error for row, error in seen.errors.items()}
         progress(int(counts[done : done + len(chunk)].sum()))
         done += len(chunk)
@@ -243,7 +243,7 @@ def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
             seen.errors[row] = error
             continue
         if decode:
-            seen.pictures += [(row, content_key(file)) for file in files]
+            seen.contents += [(row, content_key(file)) for file in files]
     return seen
 
 

@@ -32,9 +32,9 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def num_pictures(self) -> int:
+    def num_different(self) -> int:
         """Different images, by what their files hold."""
-        return len(np.unique(self.survey.pictures[:, 1]))
+        return len(np.unique(self.survey.contents[:, 1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def numbers(checked: Checked) -> dict[str, str]:
     rows = {
         "records": f"{len(survey.lengths):,}",
         "usable": f"{len(survey.usable):,}",
-        "images": f"{shown:,} shown, {checked.num_pictures:,} different" if shown else "0",
+        "images": f"{shown:,} shown, {checked.num_different:,} different" if shown else "0",
         **({"tiles of images shown": f"{tiles:,}"} if tiles > shown else {}),
         "turns": f"{int(survey.num_turns.sum()):,}",
         "turns dropped to fit": f"{survey.num_dropped_turns:,}",

@@ -16,19 +16,19 @@ def overlap(
     """
     if not len(rows) or not len(eval_rows):
         return []
-    places, pictures = _shown(training, rows)
-    eval_places, eval_pictures = _shown(evaluation, eval_rows)
+    places, contents = _shown(training, rows)
+    eval_places, eval_contents = _shown(evaluation, eval_rows)
     questions, eval_questions = training.survey.question_keys[rows], evaluation.survey.question_keys[eval_rows]
     asked = np.isin(eval_questions, questions)
-    known = np.isin(eval_pictures, pictures)
-    both = np.isin(_paired(eval_pictures, eval_questions[eval_places]), _paired(pictures, questions[places]))
-    of_pictures, of_both = np.unique(eval_places[known]), np.unique(eval_places[both])
+    known = np.isin(eval_contents, contents)
+    both = np.isin(_paired(eval_contents, eval_questions[eval_places]), _paired(contents, questions[places]))
+    of_images, of_both = np.unique(eval_places[known]), np.unique(eval_places[both])
     said: list[str] = []
-    if len(of_pictures):
-        row = int(eval_rows[of_pictures[0]])
-        match = int(rows[places[pictures == eval_pictures[known][0]][0]])
+    if len(of_images):
+        row = int(eval_rows[of_images[0]])
+        match = int(rows[places[contents == eval_contents[known][0]][0]])
         said.append(
-            f"{len(of_pictures):,} of {len(eval_rows):,} evaluation records show an image that training shows too, "
+            f"{len(of_images):,} of {len(eval_rows):,} evaluation records show an image that training shows too, "
             f"under whatever name ({len(of_both):,} with the same question), such as {evaluation.corpus.place(row)}, whose "
             f"image is that of {training.corpus.place(match)}. Remove them from one of the two: scores on them tell "
             "nothing of new images"
@@ -47,12 +47,12 @@ def _paired(one: Int[np.ndarray, "n"], other: Int[np.ndarray, "n"]) -> Int[np.nd
 
 
 def _shown(checked: Checked, rows: Int[np.ndarray, "rows"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """A place in `rows` and a picture, for every image that these rows show."""
-    pictures = checked.survey.pictures
-    pictures = pictures[np.argsort(pictures[:, 0], kind="stable")]
+    """A place in `rows` and a content key, for every image that these rows show."""
+    contents = checked.survey.contents
+    contents = contents[np.argsort(contents[:, 0], kind="stable")]
     keys = checked.survey.image_keys[rows]
-    starts = np.searchsorted(pictures[:, 0], keys, side="left")
-    counts = np.searchsorted(pictures[:, 0], keys, side="right") - starts
+    starts = np.searchsorted(contents[:, 0], keys, side="left")
+    counts = np.searchsorted(contents[:, 0], keys, side="right") - starts
     places = np.repeat(np.arange(len(rows)), counts)
     within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return places, pictures[np.repeat(starts, counts) + within, 1]
+    return places, contents[np.repeat(starts, counts) + within, 1]
