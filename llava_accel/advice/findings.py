@@ -21,7 +21,6 @@ _IMAGE_BYTES = 2000  # of text that makes as many tokens as an image
 _SHORT_WORDS = 5
 _FEW_QUESTIONS, _FEW_ANSWERS = 20, 100
 
-TASKS = ("vqa", "caption", "classify", "chat")
 _IN_OUR_WORDS = {
     "data.train and data.eval": "--data and --eval",
     "set data.images to a folder": "give --images a folder",
@@ -170,7 +169,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
 
 
 def guess_task(findings: Findings) -> tuple[str, str]:
-    """One of `TASKS`, and why."""
+    """One of the choices of `init --task`, and why."""
     words, rounds = int(np.median(findings.answer_words)), float(findings.rounds.mean())
     questions, answers = findings.num_questions, findings.num_answers
     if findings.have_choices:
