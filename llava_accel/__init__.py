@@ -50,9 +50,9 @@ _OFFERED = {
 def __getattr__(name: str) -> Any:
     if name not in _OFFERED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_OFFERED[name]}"), name)
-    globals()[name] = found  # in place of a module of that name, which the import has put there
-    return found
+    offered = getattr(importlib.import_module(f"{__name__}.{_OFFERED[name]}"), name)
+    globals()[name] = offered  # in place of a module of that name, which the import has put there
+    return offered
 
 
 def __dir__() -> list[str]:

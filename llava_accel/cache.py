@@ -139,9 +139,9 @@ def show(folder: Path, console: Console) -> None:
     rows: list[list[str]] = []
     total = 0
     for what, files in contents(folder).items():
-        found = [file.stat() for file in files]
-        size = sum(one.st_size for one in found)
-        last = datetime.fromtimestamp(max(one.st_mtime for one in found)).strftime("%Y-%m-%d %H:%M")
+        stats = [file.stat() for file in files]
+        size = sum(one.st_size for one in stats)
+        last = datetime.fromtimestamp(max(one.st_mtime for one in stats)).strftime("%Y-%m-%d %H:%M")
         rows.append([what, f"{len(files):,}", f"{size / 1e6:,.1f}", last])
         total += size
     console.table(

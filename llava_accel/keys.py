@@ -24,16 +24,16 @@ def shown(name: str) -> str:
         UserError: there is no such table and no such key.
     """
     name = name.strip("[]")
-    found: list[str] = []
+    sections: list[str] = []
     for table in described_tables():
         path = table.path.removesuffix("[]")
         is_asked = not name or f"{path}.".startswith(f"{name}.")
         keys = [key for key in table.keys if is_asked or key.path == name]
         if keys:
-            found.append("\n".join([*([_title(table), ""] if is_asked else []), *map(_key, keys)]))
-    if not found:
+            sections.append("\n".join([*([_title(table), ""] if is_asked else []), *map(_key, keys)]))
+    if not sections:
         raise _unknown(name)
-    return "\n\n".join(found)
+    return "\n\n".join(sections)
 
 
 def _title(table: TableLines) -> str:

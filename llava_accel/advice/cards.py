@@ -71,17 +71,17 @@ def _plan(
     dtype = planned_dtype(recipe.run.precision, True)
     weights = count_weights(build_meta(recipe, processing, dtype), recipe)
     batch, moments = trace_worst(recipe, processing, worst_batches(recipe, training), dtype)
-    found: dict[str, tuple[int, ...]] = {}
+    largest: dict[str, tuple[int, ...]] = {}
     answers = trace_evaluation(recipe, processing, held_out, dtype) if held_out else {}
     for layout in layouts(ranks):
         planned = plan_for(layout, weights, recipe, moments[layout.divides_weights])
         asked = plan_answers(planned, answers[layout.divides_weights]) if held_out else None
-        found[layout.name] = tuple(
+        largest[layout.name] = tuple(
             planned.largest_batch(card * 1e9, _ROWS) if not asked or answered_at_once(asked, card * 1e9, recipe) else 0
             for card in CARDS
         )
     tokens = int(tensor(batch, "input_ids").shape[1])
-    return Cards(assumed, str(dtype).removeprefix("torch."), tokens, num_tiles(batch) // _ROWS, found)
+    return Cards(assumed, str(dtype).removeprefix("torch."), tokens, num_tiles(batch) // _ROWS, largest)
 
 
 def _with_rows(recipe: Recipe, processing: Processing, folder: Path) -> Recipe:
@@ -129,16 +129,16 @@ def _text(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str:
 
 def show_cards(recipe: Recipe, ranks: int, console: Console) -> None:
     """Print the largest micro-batch of each launch profile on each card."""
-    found = largest_batches(recipe, ranks)
-    if found.assumed:
-        console.line(found.assumed)
+    cards = largest_batches(recipe, ranks)
+    if cards.assumed:
+        console.line(cards.assumed)
     rows = [
         [name if name == "one GPU" else f"{name} x {ranks}", *(f"{number:,}" if number else "-" for number in batches)]
-        for name, batches in found.batches.items()
+        for name, batches in cards.batches.items()
     ]
-    tiles = f"{found.num_tiles:,} tile{'s' if found.num_tiles > 1 else ''}"
+    tiles = f"{cards.num_tiles:,} tile{'s' if cards.num_tiles > 1 else ''}"
     console.line(
-        f"computed, not measured: the largest train.per_device_batch_size in {found.dtype}, of rows of {found.num_tokens:,} "
+        f"computed, not measured: the largest train.per_device_batch_size in {cards.dtype}, of rows of {cards.num_tokens:,} "
         f"tokens with an image of {tiles} in each; - where none fits"
     )
     console.table(f"micro-batch of {recipe.run.name}", ["", *(f"{card} GB" for card in CARDS)], rows)

@@ -19,9 +19,9 @@ def find_folder(names: Sequence[str], own: Path) -> Path | None:
         names: Of some images, as records have them.
         own: The folder of the data file.
     """
-    found = {folder: _count(names, folder) for folder in (own, *islice(_near(names, own), _MOST))}
-    best = max(found, key=lambda folder: found[folder])  # the first of equals
-    return best if found[best] > found[own] else None
+    counts = {folder: _count(names, folder) for folder in (own, *islice(_near(names, own), _MOST))}
+    best = max(counts, key=lambda folder: counts[folder])  # the first of equals
+    return best if counts[best] > counts[own] else None
 
 
 def _near(names: Sequence[str], own: Path) -> Iterator[Path]:

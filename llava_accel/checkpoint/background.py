@@ -65,11 +65,11 @@ def _left_of_limits(root: Path, own: Path) -> list[int]:
     """
     lines = own.read_text().splitlines() if own.is_file() else []
     group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    found: list[int] = []
+    left: list[int] = []
     for each in (group, *group.parents):
         limit = each / "memory.max"
         if each.is_relative_to(root) and limit.is_file() and (most := limit.read_text().strip()) != "max":
             counts = dict(line.split() for line in (each / "memory.stat").read_text().splitlines())
             used = int((each / "memory.current").read_text()) - int(counts["inactive_file"])  # which gives way
-            found.append(int(most) - used)
-    return found
+            left.append(int(most) - used)
+    return left

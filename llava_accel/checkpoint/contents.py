@@ -101,7 +101,7 @@ class Contents:
             shares = {stored: taken.weights[name] for stored, name in names.items()}
             files, index = into_files(shares, "model{suffix}.safetensors", _FILE_BYTES)  # pyright: ignore[reportArgumentType]
         else:
-            found = adapter_files(self.objective, taken.weights)  # pyright: ignore[reportArgumentType]
-            files = {file: {name: divided(tensor) for name, tensor in state.items()} for file, state in found.items()}
+            by_file = adapter_files(self.objective, taken.weights)  # pyright: ignore[reportArgumentType]
+            files = {file: {name: divided(tensor) for name, tensor in state.items()} for file, state in by_file.items()}
         moments = progress.optimizer_files(taken.moments)
         return files | {f"engine/{file}": tensors for file, tensors in moments.items()}, index

@@ -206,9 +206,9 @@ class Checkpoints:
                         folder / "engine", self._recipe, self._accelerator, self._state, self._own, sums
                     )
                 made = [(folder, self._contents.lay_out(folder, taken, step))]
-        if (found := broadcast_object_list(made)[0]) is None:
+        if (announced := broadcast_object_list(made)[0]) is None:
             return None
-        folder, names = found
+        folder, names = announced
         return _Unfinished(folder, target, self._contents.chunks(taken, names))
 
     def _goes_behind(self, parts: Sequence[Chunk]) -> bool:
@@ -236,11 +236,11 @@ class Checkpoints:
         What prevents it is noted on the main process.
         """
         with self._noting_problems(begun.target):
-            found = self._of_all_ranks(begun, threads)
+            written = self._of_all_ranks(begun, threads)
             if not self._accelerator.is_main_process:
                 return
             known: Pieces = {}
-            for problem, pieces in found:
+            for problem, pieces in written:
                 if problem:
                     raise OSError(errno.EIO, problem, str(begun.folder))
                 for file, own in pieces.items():
@@ -261,10 +261,10 @@ class Checkpoints:
             own = (_reason(error), {})
         if self._group is None:
             return [own]
-        found: list[tuple[str, Pieces]] = [own] * self._accelerator.num_processes
+        gathered: list[tuple[str, Pieces]] = [own] * self._accelerator.num_processes
         is_main = self._accelerator.is_main_process
-        torch.distributed.gather_object(own, found if is_main else None, dst=0, group=self._group)
-        return found
+        torch.distributed.gather_object(own, gathered if is_main else None, dst=0, group=self._group)
+        return gathered
 
     def _copy_best(self, source: Path, step: int) -> None:
         target = self._run / "best"

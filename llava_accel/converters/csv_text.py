@@ -72,8 +72,8 @@ def find_delimiter(text: str, columns: Sequence[str]) -> str:
 
 def take_excels_line(text: str) -> tuple[str, str]:
     """The text without the line "sep=;" that Excel writes and reads, and the delimiter that it names; else empty."""
-    found = _EXCELS_LINE.match(text)
-    return (text[found.end() :], found[1]) if found else (text, "")
+    match = _EXCELS_LINE.match(text)
+    return (text[match.end() :], match[1]) if match else (text, "")
 
 
 def _marked(raw: bytes) -> str:

@@ -51,7 +51,7 @@ def _rows(corpus: Corpus, folder: Path) -> Rows:
 
 def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:
     turns = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in record.turns]
-    found = {
+    fields = {
         "image": images if len(images) > 1 else images[0] if images else None,
         "question": record.question,
         "answers": dict(record.answers),
@@ -59,7 +59,7 @@ def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:
         "answer_type": record.answer_type,
         "choices": list(record.choices),
     }
-    return {"id": record.id, "conversations": turns} | {name: value for name, value in found.items() if value}
+    return {"id": record.id, "conversations": turns} | {name: value for name, value in fields.items() if value}
 
 
 def _copy(address: str, folder: Path, written: dict[str, str]) -> str:

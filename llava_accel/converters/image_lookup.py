@@ -37,16 +37,16 @@ class ImageLookup:
         Raises:
             DataError: without its place; it is missing, or lies outside the folder.
         """
-        found = self._found.get(names[0])
-        if found is None:
-            found = next((place + name for name in names for place in self._places if self._has(place + name)), None)
-            if found is None:
+        image = self._found.get(names[0])
+        if image is None:
+            image = next((place + name for name in names for place in self._places if self._has(place + name)), None)
+            if image is None:
                 self.missing[names[0]] = None
                 problem = f"there is no image {quoted(names[0])} in {self.folder}"
                 raise DataError("missing_image", problem, f"Add it, from {self.source}")
-            find_image(self.folder, found)
-            self._found[names[0]] = found
-        return found
+            find_image(self.folder, image)
+            self._found[names[0]] = image
+        return image
 
     def shortage(self) -> tuple[str, str]:
         """How many images are missing, with the names of some, and the remedy."""

@@ -91,11 +91,11 @@ def split_of(file: Path, told: str = "") -> str:
     Raises:
         DataError: neither this nor its name tells.
     """
-    found = _SPLIT.search(told.lower()) or _SPLIT.search(file.name.lower())
-    if found is None:
+    match = _SPLIT.search(told.lower()) or _SPLIT.search(file.name.lower())
+    if match is None:
         problem = "neither the file's name nor what is in it tells the split"
         raise DataError("fields", problem, "Give its name with --split-name", file=str(file))
-    return found.group()
+    return match.group()
 
 
 def _read(form: Form, file: Path) -> _Questions:

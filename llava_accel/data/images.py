@@ -164,13 +164,13 @@ def check_images(paths: Iterable[Path | str], whole: bool) -> Counter[str]:
     Raises:
         DataError: of the first that cannot be used.
     """
-    found: Counter[str] = Counter()
+    traits: Counter[str] = Counter()
     for path in paths:
         with _open(path) as image:
             if whole:
                 _decoded(image, path, "ignore")
-                found.update(turned=_is_turned(image), transparent=_is_transparent(image))
-    return found
+                traits.update(turned=_is_turned(image), transparent=_is_transparent(image))
+    return traits
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -51,10 +51,10 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
         reference: list[float] = []
         for index in micro_batch:
             try:
-                found = self._corpus.encode(index)
-                views = found.example.images
+                encoded = self._corpus.encode(index)
+                views = encoded.example.images
                 images |= {view: self._image_reader.load(view) for view in views if view not in images}
-                records.append(found.examples)
+                records.append(encoded.examples)
                 reference += self._corpus.reference_of(index)
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))

@@ -42,9 +42,9 @@ def num_tokens(batch: Loaded) -> int:
 
 def image_layouts(batch: Loaded) -> Sequence[ImageLayout]:
     """Of its different images."""
-    found = batch["image_layouts"]
-    assert isinstance(found, Sequence)
-    return found
+    layouts = batch["image_layouts"]
+    assert isinstance(layouts, Sequence)
+    return layouts
 
 
 def num_tiles(batch: Loaded) -> int:

@@ -13,10 +13,10 @@ _ASPECT = r"anyres_max_([1-9]\d{0,2})"
 
 def _most_tiles(config: Any) -> int:
     """Of `vision_aspect_ratio`, which a LLaVA-OneVision of transformers always has."""
-    found = re.fullmatch(_ASPECT, str(config.vision_aspect_ratio))
-    if found is None:
+    match = re.fullmatch(_ASPECT, str(config.vision_aspect_ratio))
+    if match is None:
         raise ValueError(f"vision_aspect_ratio is {config.vision_aspect_ratio!r}, and must be such as 'anyres_max_9'")
-    return int(found[1])
+    return int(match[1])
 
 
 ONEVISION = Family(

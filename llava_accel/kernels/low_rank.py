@@ -168,20 +168,20 @@ class _Sum(torch.autograd.Function):
         weights, of_flat = _up(
             flat, parts, noises, [layer.a.to(dtype) for layer in layers], down, ctx.needs_input_grad[1]
         )
-        found: list[Any] = []
+        of_layers: list[Any] = []
         for place, (layer, gradient) in enumerate(zip(layers, flats, strict=True)):
             needs = ctx.needs_input_grad[3 + place * _SIZE :]
             if layer.weight is not None and of_flat is not None:
                 of_flat.addmm_(gradient, layer.weight.to(dtype))
             of_b = (gradient.t() @ lows[place]).mul_(parts[place].factor).to(layer.b.dtype)
             of_bias = gradient.sum(0).to(layer.bias.dtype) if layer.bias is not None and needs[1] else None
-            found += [None, of_bias, gradients[place] if needs[2] else None, weights[place].to(layer.a.dtype), of_b]
+            of_layers += [None, of_bias, gradients[place] if needs[2] else None, weights[place].to(layer.a.dtype), of_b]
         if of_flat is None:
-            return None, None, None, *found
+            return None, None, None, *of_layers
         of_whole = of_flat.view(whole.shape)
         if up is None:
-            return None, of_whole, None, *found
-        return None, *gated_gradients(of_whole, inputs, up), *found
+            return None, of_whole, None, *of_layers
+        return None, *gated_gradients(of_whole, inputs, up), *of_layers
 
 
 def _down(

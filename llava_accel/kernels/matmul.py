@@ -44,9 +44,9 @@ def onednn_error() -> float:
     exact = _products(input.double(), weight.double(), gradient.double())
     before = matmul_in_use()
     use_matmul("onednn")
-    found = _products(input, weight, gradient)
+    computed = _products(input, weight, gradient)
     use_matmul(before)
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(computed, exact, strict=True))
 
 
 def _products(input: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:

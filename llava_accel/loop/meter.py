@@ -138,10 +138,10 @@ class Meter:
         self._last_step = state.logged_step = state.step
         state.unlogged = torch.zeros_like(state.unlogged)
 
-    def log_eval(self, state: TrainState, found: Evaluation) -> None:
+    def log_eval(self, state: TrainState, evaluation: Evaluation) -> None:
         """Write the line of an evaluation, whose seconds are not the training's."""
-        line = {"step": state.step, "epoch": round(state.epoch, 6), "eval": found.metrics}
-        speed = {"seconds": round(found.seconds, 4), "answers_per_s": round(found.answers_per_s, 1)}
+        line = {"step": state.step, "epoch": round(state.epoch, 6), "eval": evaluation.metrics}
+        speed = {"seconds": round(evaluation.seconds, 4), "answers_per_s": round(evaluation.answers_per_s, 1)}
         self._write(line | speed)
         take_peak(self._accelerator.device)  # that of generating answers is none of a step
 
@@ -185,8 +185,8 @@ class Meter:
         if self._accelerator.is_main_process:
             self._lines.append(line)
         if "eval" in line:
-            found = line["eval"] | {"answers_per_s": line["answers_per_s"]}
-            values = {f"eval/{key}": value for key, value in found.items()}
+            metrics = line["eval"] | {"answers_per_s": line["answers_per_s"]}
+            values = {f"eval/{key}": value for key, value in metrics.items()}
             self.trackers.log({"epoch": line["epoch"], **values}, line["step"])
         else:
             self.trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])
@@ -194,6 +194,6 @@ class Meter:
             self._on_log(copy.deepcopy(line))
 
     def _take(self, *, waits: bool = False) -> dict[str, float]:
-        found = self._phases.take(waits=waits)
-        self.seconds.update(found)  # a Counter's `update` adds
-        return found
+        seconds = self._phases.take(waits=waits)
+        self.seconds.update(seconds)  # a Counter's `update` adds
+        return seconds

@@ -78,8 +78,8 @@ def train_step(
         unscale_gradients(prepared.optimizer, factor)
         grad_norm = clip_gradients(accelerator, prepared.model, recipe.optim.max_grad_norm)
         # The one point where a step waits for the device: the update must not run before the norm is known to be finite.
-        found = [grad_norm, divisors[0].sum(), guard.watched_loss(losses, divisors), *flags]
-        norm, divisor, total, *sums = torch.stack([one.double() for one in found]).tolist()
+        scalars = [grad_norm, divisors[0].sum(), guard.watched_loss(losses, divisors), *flags]
+        norm, divisor, total, *sums = torch.stack([one.double() for one in scalars]).tolist()
         if not (divisor > 0 and guard.loss_scale.repeats(losses, norm)):
             break
         prepared.optimizer.zero_grad()

@@ -87,16 +87,16 @@ class UpdateGuard:
         ids, lengths = self._samples(window)
         line = {"step": state.step + 1, "grad_norm": str(norm), "first": first, "ids": ids, "lengths": lengths}
         self._append(self._nonfinite, line)
-        found = (
+        problem = (
             f"step {state.step + 1}: the loss or gradient is not finite ({norm}), first in {first}; no update was made"
         )
         if train.on_nonfinite == "stop" or state.num_nonfinite > train.max_nonfinite:
             raise UserError(
-                f"{found}. Its samples: {shown(ids)} (all in {self._nonfinite.path}). Look at them, lower "
+                f"{problem}. Its samples: {shown(ids)} (all in {self._nonfinite.path}). Look at them, lower "
                 f'optim.learning_rate, or set train.on_nonfinite = "skip"{self._of_fp16()}'
             )
         self._console.line(
-            f"{found} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
+            f"{problem} ({state.num_nonfinite} of at most {train.max_nonfinite}; its samples are in {self._nonfinite.path})"
         )
 
     def _of_fp16(self) -> str:
@@ -130,30 +130,30 @@ def first_nonfinite(model: nn.Module, window: Sequence[Loaded], accelerator: Acc
 
     Runs the forward passes of the window once more; every rank must call it, with the seed of the step in force.
     """
-    found: list[str] = []
+    names: list[str] = []
     whole = accelerator.unwrap_model(model)
     assert isinstance(whole, nn.Module)
-    with _watched(whole, found), each_by_itself(whole), torch.no_grad():
+    with _watched(whole, names), each_by_itself(whole), torch.no_grad():
         for micro_batch in window:
             model(**micro_batch)
-    if not found:
+    if not names:
         gradients = ((name, parameter.grad) for name, parameter in whole.named_parameters())
-        found = [
+        names = [
             f"the gradient of {plain(name)}" for name, value in gradients if value is not None and not _finite(value)
         ]
-    everywhere: list[str] = gather_object(found[:1])
+    everywhere: list[str] = gather_object(names[:1])
     return everywhere[0] if everywhere else "the sum over micro-batches or ranks: every module's output is finite"
 
 
 @contextmanager
-def _watched(model: nn.Module, found: list[str]) -> Iterator[None]:
+def _watched(model: nn.Module, names: list[str]) -> Iterator[None]:
     """Note the names of modules without children whose output is not finite, in the order of the computation."""
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
             if not all(_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-                found.append(plain(name))
+                names.append(plain(name))
 
         return module.register_forward_hook(look)
 

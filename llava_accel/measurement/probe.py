@@ -70,9 +70,9 @@ def living_bytes(device: torch.device) -> int:
         return torch.accelerator.memory_allocated(device)
     gc.collect()
     storages = {}
-    for found in gc.get_objects():
-        if issubclass(type(found), Tensor) and found.layout == torch.strided and type(found) is not DTensor:
-            storage = found.untyped_storage()
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), Tensor) and candidate.layout == torch.strided and type(candidate) is not DTensor:
+            storage = candidate.untyped_storage()
             if storage.device.type == device.type:
                 storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

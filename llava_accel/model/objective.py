@@ -214,17 +214,17 @@ class Objective(nn.Module):
         """
         projector = self.llava.model.multi_modal_projector
         weight = next(projector.parameters())
-        found = [tower_features] if len(tower_features) else []
+        parts = [tower_features] if len(tower_features) else []
         if len(pixel_values):
-            found.insert(0, self.encode(pixel_values, image_names))
+            parts.insert(0, self.encode(pixel_values, image_names))
         elif self.tower_on_every_rank and not self.parked:
             # The tower's own size: a batch of text alone cannot know it.
             side = self.llava.config.vision_config.image_size  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
             blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), image_names)
-            found = found or [blank]
-        found = found or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
-        joined = torch.cat([features.to(weight) for features in found])
-        projected = projector(joined if len(found) == 1 else joined[order])
+            parts = parts or [blank]
+        parts = parts or [weight.new_zeros((1, 1, projector.linear_1.in_features))]
+        joined = torch.cat([features.to(weight) for features in parts])
+        projected = projector(joined if len(parts) == 1 else joined[order])
         return self.merger(projected, layouts or [WHOLE])
 
     def encode(

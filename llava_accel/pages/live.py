@@ -57,8 +57,8 @@ class LivePage:
 
     def _drawn(self, version: str) -> str:
         notes: list[str] = []
-        found = [run for folder in self._folders if (run := _read(folder, notes))]
-        html, problem = attempted(lambda: self._draw(found, Live(version, self._links, notes))) if found else (None, "")
+        runs = [run for folder in self._folders if (run := _read(folder, notes))]
+        html, problem = attempted(lambda: self._draw(runs, Live(version, self._links, notes))) if runs else (None, "")
         if html is not None:
             return html
         name = ", ".join(folder.name for folder in self._folders)

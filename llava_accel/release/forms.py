@@ -233,10 +233,10 @@ def write_merged(job: Job, folder: Path) -> dict[str, Any]:
     release_memory()
     is_merged = job.trained.kind == "lora"
     name = "merged model, against 16-bit base + adapter" if is_merged else "exported model, against its source"
-    found = _compare(job, reference, folder, name, computed, stored) if reference else None
-    if reference is None or found is None:
+    compared = _compare(job, reference, folder, name, computed, stored) if reference else None
+    if reference is None or compared is None:
         return facts
-    logits, difference = found
+    logits, difference = compared
     update = 0.0 if without is None else compare(reference.logits, without).difference
     if stored != torch.float32 and 0 < update < 2 * difference:
         raise UserError(

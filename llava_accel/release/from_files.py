@@ -38,9 +38,9 @@ class FromFiles:
 
     def tower(self) -> dict[str, Tensor]:
         """The whole vision tower, by its own names: what was trained of it, else the base's."""
-        found = {layouts.without_peft(name): tensor for name, tensor in self.state.items() if not tensor.is_meta}
+        trained = {layouts.without_peft(name): tensor for name, tensor in self.state.items() if not tensor.is_meta}
         return {
-            name: found[layouts.TOWER + name] if layouts.TOWER + name in found else tensor.read()
+            name: trained[layouts.TOWER + name] if layouts.TOWER + name in trained else tensor.read()
             for name, tensor in weights.tower_part(self.stored).items()
         }
 

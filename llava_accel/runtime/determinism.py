@@ -28,9 +28,9 @@ def set_determinism(is_wanted: bool) -> None:
     torch.use_deterministic_algorithms(is_wanted)
     if not is_wanted:
         return
-    if (found := os.environ.setdefault(_WORKSPACE, _REPEATABLE[0])) not in _REPEATABLE:
+    if (value := os.environ.setdefault(_WORKSPACE, _REPEATABLE[0])) not in _REPEATABLE:
         raise UserError(
-            f"run.deterministic: {_WORKSPACE} is {found!r} in the environment, with which cuBLAS adds up in no fixed order. "
+            f"run.deterministic: {_WORKSPACE} is {value!r} in the environment, with which cuBLAS adds up in no fixed order. "
             f"Unset it, or set it to {_REPEATABLE[0]!r}"
         )
     os.environ[_FLASH] = "1"  # transformers reads it in every step
@@ -47,8 +47,8 @@ def determinism_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        operation, found, _ = str(error).partition(_NO_SUCH_KERNEL)
-        if not found:
+        operation, marker, _ = str(error).partition(_NO_SUCH_KERNEL)
+        if not marker:
             raise
         raise UserError(
             f"run.deterministic: torch has no kernel for {operation.strip()} here that adds up in a fixed order. Set "

@@ -16,8 +16,8 @@ def find_device(*, wants_cpu: bool = False) -> torch.device:
     Args:
         wants_cpu: Leave accelerators alone.
     """
-    found = None if wants_cpu else torch.accelerator.current_accelerator(check_available=True)
-    return _CPU if found is None or _refusal(found.type) else found
+    device = None if wants_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return _CPU if device is None or _refusal(device.type) else device
 
 
 def why_cpu(*, wants_cpu: bool = False) -> str:

@@ -160,14 +160,14 @@ def moment_shares(
     fragment = None if is_partitioned else compat.link_moments(optimizer)
     kept = {key: value for key, value in optimizer.optimizer.state[flat].items() if isinstance(value, Tensor)}
     for name, parameter in parameters.items():
-        start, found = fragment(parameter) if fragment else (0, {})
+        start, fragments = fragment(parameter) if fragment else (0, {})
         for key, value in kept.items():
             if value.shape != flat.shape:
                 yield name, key, divided(value, rank, ranks)
             elif partition := compat.partition_of(parameter):
                 yield name, key, _part_of(partition[0], safe_get_local_optimizer_state(parameter, key), rank)  # pyright: ignore[reportArgumentType]
             else:
-                yield name, key, Share(value.dtype, parameter.shape, start, found.get(key, value[:0]))
+                yield name, key, Share(value.dtype, parameter.shape, start, fragments.get(key, value[:0]))
 
 
 def _part_of(shape: torch.Size, part: Tensor, rank: int) -> Share:

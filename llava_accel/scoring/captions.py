@@ -36,8 +36,8 @@ def _common(given: list[str], wanted: list[str]) -> float:
 def bleu_counts(prediction: str, references: Sequence[str]) -> Float[np.ndarray, "counts"]:
     """What a text adds to the counts of BLEU: n-grams of 1 to 4 words that a reference has, n-grams in all, and the lengths
     of the text and of the nearest reference."""
-    found = BLEU(effective_order=True).sentence_score(prediction, list(references))
-    return np.array([*found.counts, *found.totals, found.sys_len, found.ref_len], dtype=np.float64)
+    statistics = BLEU(effective_order=True).sentence_score(prediction, list(references))
+    return np.array([*statistics.counts, *statistics.totals, statistics.sys_len, statistics.ref_len], dtype=np.float64)
 
 
 def bleu_of(counts: Float[np.ndarray, "counts"]) -> float:

@@ -19,9 +19,9 @@ def class_numbers(
     predictions: Sequence[str], references: Sequence[str]
 ) -> tuple[Int[np.ndarray, "questions"], Int[np.ndarray, "questions"]]:
     """The class that each answer names, and the right one, as numbers."""
-    found, wanted = ([named_class(text) for text in texts] for texts in (predictions, references))
-    numbers = {name: number for number, name in enumerate(dict.fromkeys([*wanted, *found]))}
-    given, true = (np.array([numbers[name] for name in names], dtype=np.int64) for names in (found, wanted))
+    predicted, wanted = ([named_class(text) for text in texts] for texts in (predictions, references))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys([*wanted, *predicted]))}
+    given, true = (np.array([numbers[name] for name in names], dtype=np.int64) for names in (predicted, wanted))
     return given, true
 
 
@@ -41,11 +41,11 @@ def confusion(
     Args:
         most: Classes with a row of their own, those with most questions; the others are one, "other".
     """
-    found, wanted = ([named_class(text) for text in texts] for texts in (predictions, references))
+    predicted, wanted = ([named_class(text) for text in texts] for texts in (predictions, references))
     kept = [name for name, _ in Counter(wanted).most_common(most)]
     pairs = Counter(
         (true if true in kept else "other", given if given in kept else "other")
-        for true, given in zip(wanted, found, strict=True)
+        for true, given in zip(wanted, predicted, strict=True)
     )
     columns = [*kept, *(["other"] if any("other" in pair for pair in pairs) else [])]
     rows = [(name, [pairs[name, column] for column in columns]) for name in columns]

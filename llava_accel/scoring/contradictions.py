@@ -24,14 +24,14 @@ def contradictions(corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"]
     Args:
         rows: Those that are compared, all of them usable.
     """
-    found: dict[int, int] = {}
+    contradicted: dict[int, int] = {}
     for alike in _alike(survey, rows):
         records = {row: corpus.record(row) for row in alike}
         for row, record in records.items():
             other = next((other for other in alike if other != row and contradict(record, records[other])), None)
             if other is not None:
-                found[row] = other
-    return dict(sorted(found.items()))
+                contradicted[row] = other
+    return dict(sorted(contradicted.items()))
 
 
 def contradict(one: Record, other: Record) -> bool:

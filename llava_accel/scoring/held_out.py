@@ -137,13 +137,13 @@ def in_parts(
     """
     if len(rows) <= at_once.number:
         try:
-            found = compute(loaded)
+            result = compute(loaded)
         except torch.OutOfMemoryError:
             if len(rows) <= 1 or not at_once.halves:
                 raise
             at_once.number = len(rows) // 2
         else:
-            yield found
+            yield result
             return
     del loaded
     release_memory()
@@ -276,11 +276,11 @@ def evaluate(
 def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool = True) -> dict[str, float]:
     """How many answers there are, and their scores, see `measure`; each answer's own are put into its row, the one that
     people look at first as "score" too."""
-    found = measure(predictions, recipe.eval.measured, compares=compares)
-    main = main_score(recipe.eval.metric, found)
+    measured = measure(predictions, recipe.eval.measured, compares=compares)
+    main = main_score(recipe.eval.metric, measured)
     for row in predictions:
         row["score"] = next((row[name] for name in (main, *score_names(row)) if name in row), 0.0)
-    return {"num_answers": float(len(predictions)), **found}
+    return {"num_answers": float(len(predictions)), **measured}
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:

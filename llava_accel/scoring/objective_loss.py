@@ -43,12 +43,12 @@ def objective_scores(
     assert isinstance(total, Tensor)
     terms = counts.numel()
     loss, number = total[:terms], total[terms : 2 * terms]
-    found = {"loss": float((loss / number).sum())}
-    found |= dict(zip(objective.MEASURES, (total[2 * terms :] / number[0]).tolist(), strict=True))
+    metrics = {"loss": float((loss / number).sum())}
+    metrics |= dict(zip(objective.MEASURES, (total[2 * terms :] / number[0]).tolist(), strict=True))
     if not isinstance(objective, Preference):
-        return found
+        return metrics
     gathered: list[tuple[int, float]] = gather_object(of_pairs) if accelerator.num_processes > 1 else of_pairs
-    return found | _into_rows([margin for _, margin in sorted(gathered)], predictions)
+    return metrics | _into_rows([margin for _, margin in sorted(gathered)], predictions)
 
 
 def _into_rows(margins: Sequence[float], predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -45,9 +45,9 @@ def score_file(source: Path, out: Path, metrics: Sequence[str] = USUAL_METRICS) 
                 raise UserError(f"{source}, line {number}: {error}") from error
     if not rows:
         raise UserError(f"{source}: the file holds no predictions. Give one JSON object a line.")
-    found = measure(judged, metrics)
+    measured = measure(judged, metrics)
     write_json_lines([row | _scores(each, metrics) for row, each in zip(rows, judged, strict=True)], out)
-    return found | {"count": float(len(rows))}
+    return measured | {"count": float(len(rows))}
 
 
 def _read(line: bytes) -> dict[str, Any]:
@@ -76,5 +76,5 @@ def _judged(row: dict[str, Any]) -> Prediction:
 
 
 def _scores(row: Prediction, metrics: Sequence[str]) -> dict[str, float]:
-    found = {name: row[name] for name in metrics if name in row}
-    return found | {"score": next(iter(found.values()), 0.0)}
+    of_row = {name: row[name] for name in metrics if name in row}
+    return of_row | {"score": next(iter(of_row.values()), 0.0)}

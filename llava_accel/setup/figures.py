@@ -96,13 +96,13 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 def _common_answers(part: Part) -> list[dict[str, Any]]:
     """The answers that most records end in, those that stand once not among them."""
-    _, found = common_answers(part.corpus, part.survey, part.rows, _COMMON)
+    _, counted = common_answers(part.corpus, part.survey, part.rows, _COMMON)
     return [
         {
             "answer": text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…",
             "records": count,
             "share": count / len(part),
         }
-        for text, count in found
+        for text, count in counted
         if count > 1
     ]

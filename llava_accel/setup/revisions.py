@@ -21,7 +21,7 @@ def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
     Raises:
         DataError: the hub has no such data set or revision.
     """
-    found: list[dict[str, Sources]] = [{}]
+    resolved: list[dict[str, Sources]] = [{}]
     if accelerator.is_main_process:
         before = _commits_of_run(recipe)
         named: dict[str, tuple[Sources, tuple[str, ...]]] = {
@@ -29,8 +29,8 @@ def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
         }  # fmt: skip
         for key, (sources, splits) in named.items():
             if (pinned := _pinned(sources, splits, before)) != sources:
-                found[0][key] = pinned
-    changed = broadcast_object_list(found)[0]
+                resolved[0][key] = pinned
+    changed = broadcast_object_list(resolved)[0]
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=changed)}) if changed else recipe
 
 

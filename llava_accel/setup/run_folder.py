@@ -145,10 +145,10 @@ def _own_places(folder: Path) -> list[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a run has written here: the environment of one, its lock, or its checkpoints."""
     try:
-        found = json.loads((folder / ENVIRONMENT).read_bytes())
+        environment = json.loads((folder / ENVIRONMENT).read_bytes())
     except (OSError, ValueError, RecursionError):
-        found = None
-    is_marked = isinstance(found, dict) and {"packages", "backend", "num_processes"} <= found.keys()
+        environment = None
+    is_marked = isinstance(environment, dict) and {"packages", "backend", "num_processes"} <= environment.keys()
     return is_marked or is_lock(folder / LOCK) or bool(complete_checkpoints(folder / "checkpoints"))
 
 
@@ -188,11 +188,11 @@ def environment(recipe: Recipe, accelerator: Accelerator) -> dict[str, object]:
 @cache
 def versions() -> dict[str, str]:
     """The packages that a run depends on and that are installed, with their versions."""
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def _git_commit() -> str | None:

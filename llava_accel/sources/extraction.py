@@ -129,10 +129,10 @@ def _bytes_of(value: object) -> pa.Buffer | None:
 
 def image_of_base64(text: str) -> bytes | None:
     """The image that a text is the base64 of, with or without `data:image/...;base64,`; None for any other text."""
-    found = _BASE64.fullmatch(text)
-    if found is None:
+    match = _BASE64.fullmatch(text)
+    if match is None:
         return None
-    data = found["data"].translate(str.maketrans("-_", "+/"))
+    data = match["data"].translate(str.maketrans("-_", "+/"))
     try:
         content = base64.b64decode(data + "=" * (-len(data.strip()) % 4))
     except (binascii.Error, ValueError):

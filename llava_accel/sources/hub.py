@@ -39,7 +39,7 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
     try:
         present = datasets.get_dataset_split_names(name, config or None, revision=revision or None)
         split = choose_split(present, splits, name)
-        found = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+        dataset = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except DatasetNotFoundError:
         remedy = "Check the name; for a private or gated one, log in with `hf auth login`"
         raise DataError("json", f"there is no file, no folder and no data set {quoted(name)}", remedy) from None
@@ -50,8 +50,8 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
         problem = f"there is no file or folder {quoted(name)}, and no such data set can be had ({_in_short(error)})"
         remedy = "Check the path; of a data set its name, config, split and revision, and the network"
         raise DataError("json", problem, remedy) from None
-    assert isinstance(found, datasets.Dataset)
-    paths = [str(each["filename"]) for each in found.cache_files]
+    assert isinstance(dataset, datasets.Dataset)
+    paths = [str(each["filename"]) for each in dataset.cache_files]
     others = [made[1] for path in paths if (made := _MADE_OF.search(path)) and made[1] != revision]
     if _COMMIT.fullmatch(revision) and others:  # offline, datasets takes what it has
         problem = f"of the data set {name} the cache has commit {others[0]}, and not {revision}"

@@ -43,8 +43,8 @@ class Part(NamedTuple):
 
 def part_of(address: str) -> Part | None:
     """What an address says; None for that of a file of its own."""
-    found = _ADDRESS.fullmatch(address) if _MARK in address else None
-    return Part(found["file"], int(found["start"]), int(found["size"]), found["key"], found["name"]) if found else None
+    match = _ADDRESS.fullmatch(address) if _MARK in address else None
+    return Part(match["file"], int(match["start"]), int(match["size"]), match["key"], match["name"]) if match else None
 
 
 def shown(address: str) -> str:

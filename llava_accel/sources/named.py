@@ -51,8 +51,8 @@ def files_of(named: Named) -> list[Path]:
         return [path]  # its table says what is wrong with it
     if hub.is_name(named.path):
         return hub.files(named.path, named.config, named.splits, named.revision)
-    found = sorted(Path(name) for name in glob.glob(named.path, recursive=True))
-    files = [file for each in found for file in (_of_folder(each, named) if each.is_dir() else [each])]
+    paths = sorted(Path(name) for name in glob.glob(named.path, recursive=True))
+    files = [file for each in paths for file in (_of_folder(each, named) if each.is_dir() else [each])]
     if not files:
         raise DataError("json", f"no file has a name like {quoted(named.path, 200)}", "Check data.train and data.eval")
     return files

@@ -133,11 +133,11 @@ def recover(folder: Path) -> None:
     What was not written here stays as it is, whatever its name.
     """
     for path in sorted(folder.glob("*.*")):
-        found = _LEFT.fullmatch(path.name)
-        if not found or not is_ours(path):
+        match = _LEFT.fullmatch(path.name)
+        if not match or not is_ours(path):
             continue
-        target = path.with_name(found["name"])
-        if found["state"] == "tmp" or target.exists():
+        target = path.with_name(match["name"])
+        if match["state"] == "tmp" or target.exists():
             shutil.rmtree(path)
         else:
             os.replace(path, target)
@@ -145,8 +145,8 @@ def recover(folder: Path) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder was written here: it carries a manifest of hashes, or one that is empty or damaged."""
-    found = _manifest(folder)
-    return found is not None and (not found or _is_manifest(found))
+    manifest = _manifest(folder)
+    return manifest is not None and (not manifest or _is_manifest(manifest))
 
 
 def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
@@ -171,8 +171,10 @@ def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
 
 def known_pieces(folder: Path) -> dict[str, list[Piece]]:
     """The files of a complete folder that were hashed piece by piece, for a copy of it."""
-    found = {name: value for name, value in _manifest(folder).items() if isinstance(value, dict)}
-    return {name: [(start, end or 0, digest) for start, end, digest in _pieces(value)] for name, value in found.items()}
+    entries = {name: value for name, value in _manifest(folder).items() if isinstance(value, dict)}
+    return {
+        name: [(start, end or 0, digest) for start, end, digest in _pieces(value)] for name, value in entries.items()
+    }
 
 
 def is_of_the_disk(error: Exception) -> bool:
@@ -199,9 +201,9 @@ def _manifest(folder: Path) -> Any:
         return {}
 
 
-def _is_manifest(found: object) -> bool:
+def _is_manifest(manifest: object) -> bool:
     """Whether it is file name -> SHA-256, or -> "first byte-byte behind the last" -> SHA-256, of at least one file."""
-    return isinstance(found, dict) and bool(found) and all(_is_sealed(value) for value in found.values())
+    return isinstance(manifest, dict) and bool(manifest) and all(_is_sealed(value) for value in manifest.values())
 
 
 def _is_sealed(value: object) -> bool:
