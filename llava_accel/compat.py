@@ -42,6 +42,15 @@ def end_of_worker(error: Exception) -> str | None:
     return found[1].replace("is killed", "was killed") if found and isinstance(error, RuntimeError) else None
 
 
+def uncompiled() -> dict[str, str]:
+    """The environment in which functions that a library compiles as it is imported stay as they are written.
+
+    Read in torch 2.13, _dynamo/eval_frame.py: `_optimize`. bitsandbytes compiles kernels for devices that have no others,
+    and importing the compiler takes a fifth of a start. The public TORCH_COMPILE_DISABLE holds for all of a process.
+    """
+    return {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
+
+
 def ddp_bucket_bytes(model: nn.Module) -> int:
     """Bytes of the buckets in which DDP sums gradients; 0 for other models.
 
@@ -141,21 +150,15 @@ def set_attention_kernel(config: PreTrainedConfig, kernel: str) -> None:
     config._attn_implementation = kernel
 
 
-@contextmanager
-def one_sequence_a_row() -> Iterator[None]:
+def one_sequence_a_row() -> AbstractContextManager[object]:
     """In the block transformers takes each row for one sequence, and makes no other mask than a causal one.
 
     Read in transformers 5.23, masking_utils.py: `find_packed_sequence_indices`. It looks at the values of positions, for
     which every forward pass waits for the device, and shapes without numbers have none. No argument leaves it out.
     """
-    from transformers import masking_utils
+    from unittest.mock import patch
 
-    original = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = original
+    return patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
 
 
 def checkpoint_layer(layer: nn.Module, checkpoint: Callable[..., Any]) -> None:
@@ -285,9 +288,7 @@ def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, Tensor] | None:
 
     Read in deepspeed 0.19, runtime/zero/partition_parameters.py: `ds_shape` and `ds_tensor`. Nothing public tells.
     """
-    if "ds_id" not in vars(parameter):
-        return None
-    return parameter.ds_shape, parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return (parameter.ds_shape, parameter.ds_tensor) if "ds_id" in vars(parameter) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def flat_partitions(optimizer: Any) -> list[Tensor]:
@@ -335,9 +336,7 @@ def packed_weights(parameter: nn.Parameter) -> tuple[str, int] | None:
     storage, and its class is not asked for, whose import takes seconds.
     """
     kind, state = getattr(parameter, "quant_type", None), getattr(parameter, "quant_state", None)
-    if kind is None:
-        return None
-    return str(kind), parameter.numel() if state is None else state.shape.numel()
+    return None if kind is None else (str(kind), parameter.numel() if state is None else state.shape.numel())
 
 
 def hub_http_error() -> type[Exception]:

@@ -169,6 +169,16 @@ class _Killing(list[int]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contract(compat.uncompiled)
+def test_an_import_may_leave_functions_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(x: int) -> int:
+        return 2 * x
+
+    assert torch.compile(twice) is not twice
+    monkeypatch.setattr(os, "environ", compat.uncompiled())
+    assert torch.compile(twice) is twice
+
+
 @contract(compat.ddp_bucket_bytes)
 def test_ddp_tells_the_size_of_its_buckets(one_rank: None) -> None:
     layer = nn.Linear(8, 4, bias=False)

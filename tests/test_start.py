@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from helpers.interrupted import checkpoints, settings
-from helpers.runs import PARITY
+from helpers.runs import PARITY, mixed_records, recipe, write_records
 from llava_accel.__main__ import SUMMARIES
 from llava_accel.console.verbs import VERBS
-from llava_accel.recipe import make_recipe
+from llava_accel.recipe import dump_recipe, make_recipe
 from llava_accel.recipe.toml import to_toml
 
 ROOT = PARITY.parents[1]
@@ -121,11 +121,40 @@ def test_chat_prompts_before_a_library_is_imported() -> None:
 
 
 @pytest.mark.slow
-def test_the_python_interface_is_light_until_it_trains_and_what_draws_comes_after_the_first_step() -> None:
+def test_the_python_interface_is_light_until_it_trains() -> None:
     script = "import sys; from llava_accel import load_recipe; assert 'torch' not in sys.modules"
     script += "; from llava_accel import train; assert train.__name__ == 'train' and callable(train)"
-    script += "; assert 'llava_accel.loop.step' in sys.modules and 'matplotlib' not in sys.modules"
+    script += "; assert 'llava_accel.loop.step' in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+TO_THE_FIRST_STEP = """
+import importlib, sys
+from llava_accel.console import command_line
+
+def train_step(*_):
+    sys.exit(" ".join({"matplotlib", "pandas", "setuptools", "torch._inductor.compile_fx"} & sys.modules.keys()) or 7)
+
+def watched(*names, **keys):
+    module = import_module(*names, **keys)
+    if module.__name__ == "llava_accel.train":
+        module.train_step = train_step
+    return module
+
+import_module, importlib.import_module = importlib.import_module, watched
+command_line.start("train")
+"""
+
+
+@pytest.mark.slow
+def test_the_first_step_waits_for_no_library_that_it_does_not_need(tmp_path: Path) -> None:
+    """With an evaluation before it."""
+    records = write_records(tmp_path / "data.json", mixed_records(6))
+    settings = recipe(tmp_path, records, data={"eval": str(records)}, eval={"at_start": True})
+    (tmp_path / "recipe.toml").write_text(dump_recipe(settings))
+    job = [sys.executable, "-c", TO_THE_FIRST_STEP, str(tmp_path / "recipe.toml")]
+    ended = subprocess.run(job, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 7 and "before training" in ended.stdout, ended.stderr
 
 
 @pytest.mark.parametrize(("cores", "ranks", "workers"), [(1, 1, 1), (2, 1, 2), (64, 1, 4), (8, 4, 2), (2, 4, 0)])

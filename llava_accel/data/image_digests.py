@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from llava_accel.data.corpus import Corpus
 from llava_accel.sources.image_parts import digest_of_ends, part_of
+from llava_accel.storage.arrow_columns import of_bytes, of_numbers
 from llava_accel.storage.kept_files import store, stored
 
 _THREADS = 16  # on a network disk each waits for an answer
@@ -96,9 +97,9 @@ def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:
 def _write(known: _Known, path: Path) -> None:
     batch = pa.record_batch(
         {
-            "name": pa.array(known.names, pa.string()),
-            "status": pa.array(known.statuses, pa.list_(pa.int64(), 3)),
-            "digest": pa.array(known.digests, pa.binary(16)),
+            "name": of_bytes([name.encode() for name in known.names], pa.large_string()),
+            "status": pa.FixedSizeListArray.from_arrays(of_numbers(np.ravel(known.statuses), np.int64), 3),
+            "digest": of_bytes(known.digests, pa.large_binary()),
         }
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:

@@ -24,6 +24,7 @@ from llava_accel.data.images import check_images
 from llava_accel.data.loader import worker_start
 from llava_accel.data.records import Record
 from llava_accel.sources.problems import DataError
+from llava_accel.storage.arrow_columns import of_numbers
 from llava_accel.storage.kept_files import store, stored
 
 _CHUNK = 256  # records a worker reads before it reports
@@ -287,7 +288,7 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
 
 def _write(survey: Survey, path: Path) -> None:
     errors = json.dumps({row: vars(error) for row, error in survey.errors.items()})
-    batch = pa.record_batch({name: getattr(survey, name) for name in COLUMNS})
+    batch = pa.record_batch({name: of_numbers(getattr(survey, name), dtype) for name, dtype in COLUMNS.items()})
     counts = {name: str(getattr(survey, name)) for name in _COUNTS}
     batch = batch.replace_schema_metadata({"errors": errors, **counts})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
@@ -299,7 +300,7 @@ def _load(path: Path) -> Survey:
     errors = json.loads(batch.schema.metadata[b"errors"])
     counts: dict[str, Any] = {name: int(batch.schema.metadata[name.encode()]) for name in _COUNTS}
     return Survey(
-        **{name: batch.column(name).to_numpy(zero_copy_only=True) for name in COLUMNS},
+        **{name: np.from_dlpack(batch.column(name)) for name in COLUMNS},
         **counts,
         errors={int(row): DataError(**fields) for row, fields in errors.items()},
     )

@@ -144,8 +144,9 @@ class Validation:
             )
 
     def _report(self, state: TrainState, meter: Meter) -> None:
-        if self._part is not None and self._run.accelerator.is_main_process:
-            # Here, as what draws takes a second to import, and no first step is to wait for it.
+        # The first step waits for no report: what draws takes a second to import. Trackers get the base's answers.
+        is_wanted = state.step > 0 or meter.trackers.are_there
+        if is_wanted and self._part is not None and self._run.accelerator.is_main_process:
             from llava_accel.pages.write import report_evaluation, say_overfitting
 
             say_overfitting(self._run.recipe, self._run.console)

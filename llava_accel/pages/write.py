@@ -114,11 +114,14 @@ def _context(run: History) -> dict[str, object]:
 
 
 def report_evaluation(recipe: Recipe, state: TrainState, trackers: Trackers, console: Console) -> None:
-    """Give an evaluation's images to the trackers, and write the report unless `report_end` will. For the main process."""
+    """Give an evaluation's images to the trackers, and write the report once there are steps, unless `report_end` will.
+
+    For the main process.
+    """
     folder = Path(recipe.run.output_dir)
     if trackers.are_there:
         _attempt(lambda: _send_images(folder, state, trackers), folder, console)
-    if state.step < state.num_steps and not state.is_stopped:
+    if 0 < state.step < state.num_steps and not state.is_stopped:
         _attempt(lambda: write_report(folder, state), folder, console)
 
 

@@ -1,12 +1,12 @@
 """The process in which transformers and peft alone load an export (`plain_inference.py`): started, given a job, ended."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llava_accel import compat
 from llava_accel.release import plain_inference
 
 _LOOK_S = 0.2  # between two looks at whether this process was asked to end
@@ -19,7 +19,9 @@ def other_process() -> Iterator[subprocess.Popen[str]]:
     # This process's environment without what a launcher says of ranks: the other process is alone.
     launched = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
     environment = {
-        key: value for key, value in os.environ.items() if key not in _OF_RANKS and not key.startswith(launched)
+        key: value
+        for key, value in compat.uncompiled().items()
+        if key not in _OF_RANKS and not key.startswith(launched)
     }
     process = subprocess.Popen(
         # -P: the program's own folder holds modules of ours, which must not be found.

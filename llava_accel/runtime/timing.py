@@ -10,7 +10,6 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 
 import torch
-from torch.utils.benchmark import Timer
 
 PHASES = (
     "data_wait", "copy", "vision", "forward", "backward", "optimizer", "communication", "evaluation", "saving", "other"
@@ -102,6 +101,8 @@ def take_peak(device: torch.device) -> int:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Floating-point operations a second of large square matrix products: what the device can do at best."""
+    from torch.utils.benchmark import Timer  # here, as setuptools comes with it
+
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     names = {"torch": torch, "left": left, "right": right}

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from llava_accel.sources.columnar import arrow_rows, parquet_rows
@@ -18,6 +19,7 @@ from llava_accel.sources.extraction import Extraction
 from llava_accel.sources.json_rows import json_array, json_lines
 from llava_accel.sources.problems import DataError
 from llava_accel.sources.shards import tar_rows
+from llava_accel.storage.arrow_columns import of_bytes, of_numbers
 from llava_accel.storage.kept_files import spare_folder, store, stored
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
@@ -138,7 +140,7 @@ def _write_arrow(source: Path, copies: Path, target: Path) -> None:
 
 
 def _batch(numbers: list[int], rows: list[bytes]) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(rows, pa.large_binary())], schema=_SCHEMA)
+    return pa.record_batch([of_numbers(numbers, np.int64), of_bytes(rows, pa.large_binary())], schema=_SCHEMA)
 
 
 def _rows(path: Path, extraction: Extraction) -> Iterator[tuple[int, bytes]]:
