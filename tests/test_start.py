@@ -129,10 +129,11 @@ def test_the_python_interface_is_light_until_it_trains() -> None:
 
 
 TO_THE_FIRST_STEP = """
-import importlib, sys
+import gc, importlib, sys
 from llava_accel.console import command_line
 
 def train_step(*_):
+    assert gc.get_freeze_count() > 100_000
     sys.exit(" ".join({"matplotlib", "pandas", "setuptools", "torch._inductor.compile_fx"} & sys.modules.keys()) or 7)
 
 def watched(*names, **keys):

@@ -5,6 +5,7 @@ It may be started before there is a job: the libraries take seconds. Where no pa
 Nothing of this package is imported here: whoever is given the export does not have it. `verification.py` compares.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def _answer(model: Any, given: dict[str, torch.Tensor], length: int, job: dict[s
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: going through it takes a second when the process ends
     if named := sys.stdin.readline().rstrip("\n"):
         compute(Path(named))
     assert not any(name.startswith("llava_accel") for name in sys.modules)

@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
 
 def launch_command(profile: str, ranks: int, *extra: str) -> list[str]:
     """What a user types, without the script."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     port = ["--main_process_port", "0"]
     return [*launcher, "--config_file", str(LAUNCH / f"{profile}.yaml"), "--num_processes", str(ranks), *port, *extra]
 
