@@ -17,6 +17,7 @@ from llava_accel.recipe.toml import flatten, toml_value
 _LONGEST_VALUE = 200  # characters; a list of sources may be longer than anybody reads in an error
 _MOST_SHOWN = 50  # problems; to look for what was meant takes a moment for each
 
+_SOURCES = ("data.train[", "data.eval[")
 _MEMBERS = ("literal[", "constrained-")  # pydantic's names of the members of a union of texts
 _EXPECTED = {
     "int_type": "a whole number", "float_type": "a number", "finite_number": "a finite number",
@@ -93,7 +94,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
     for key, details in by_key.items():
         value = details[0]["input"]
         if details[0]["type"] == "extra_forbidden":
-            valid = Source.model_fields if key.startswith(("data.train[", "data.eval[")) else KEYS
+            valid = Source.model_fields if key.startswith(_SOURCES) else KEYS
             # Of a table that does not exist, each key may have a place in another one.
             is_table = isinstance(value, Mapping) and not nearest_keys(key, FREE_TABLES)
             unknown = (flatten({key: value}) if is_table else {}) or {key: value}
@@ -126,14 +127,16 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
         if detail["type"] == "refused":
             return Problem({key: value}, detail["msg"], detail.get("ctx", {})["remedy"])
     if "missing" in types and key.endswith("]"):
-        return Problem({key: None}, "The list is too short.", "Write all of its values.")
+        whole = key.partition("[")[0]
+        remedy = f"Write all of its values. {_default(whole, whole.rpartition('.')[2])}"
+        return Problem({key: None}, "The list is too short.", remedy)
     if "missing" in types:
         example = f"{name} = {toml_value(flatten(REQUIRED).get(key, '...'))}"
         place = f"to {table}" if table.endswith("]") else f"under [{table}]"
         return Problem({key: None}, "It has no default.", f"Add `{example}` {place}, with your own value.")
 
     expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
-    remedy = f"The default is `{name} = {toml_value(DEFAULTS[key])}`." if key in DEFAULTS else "Change it."
+    remedy = _default(key, name)
     choices = re.findall(r"'([^']*)'", " ".join(detail.get("ctx", {}).get("expected", "") for detail in details))
     if similar := difflib.get_close_matches(str(value), choices, n=1):
         remedy = f'Did you mean "{similar[0]}"? {remedy}'
@@ -146,6 +149,17 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
     elif "model_type" in types:
         remedy = 'Write it as {path = "..."}.' if key.endswith("]") else f"Write its keys under [{key}]."
     return Problem({key: value}, f"Expected {expected}.", remedy)
+
+
+def _default(key: str, name: str) -> str:
+    """The sentence with a value that a key can have."""
+    if key in DEFAULTS:
+        return f"The default is `{name} = {toml_value(DEFAULTS[key])}`."
+    field = Source.model_fields.get(name) if key.startswith(_SOURCES) else None
+    if field and not field.is_required():
+        return f"The default is `{name} = {toml_value(field.default)}`."
+    example = flatten(REQUIRED).get(key)
+    return f"Write for example `{name} = {toml_value(example)}`." if example else "Change it."
 
 
 def _expected(detail: ErrorDetails) -> str:
