@@ -42,7 +42,9 @@ def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | Non
             template = read_text(path) if path.suffix == ".jinja" else read_json(path).get("chat_template")
             if isinstance(template, str):
                 return template
-    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    named: Any = tokenizer.chat_template  # of several, by name
+    template = named.get("default") if isinstance(named, dict) else named
+    return template if isinstance(template, str) else None
 
 
 def _ended(tokenizer: PreTrainedTokenizerFast, own: str | None) -> tuple[str | None, list[str]]:

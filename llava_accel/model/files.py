@@ -97,7 +97,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({first_line(error)}). {_REMEDY}") from error
+        remedy = "Save it as UTF-8 without a byte order mark" if text.startswith("\ufeff") else _REMEDY
+        raise UserError(f"{path} is not readable JSON ({first_line(error)}). {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
     if is_deeper(value, _DEEPEST):

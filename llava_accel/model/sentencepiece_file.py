@@ -17,11 +17,12 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # Mode
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _OUT_OF_REACH = 1000.0  # how far below every score that of a piece lies which no text may become
 _NUM_SAMPLED = 2000  # pieces of the vocabulary that two tokenizers are compared on
-_PROBES = (
+PROBES = (
     "with  double", "   three before", "three behind   ", "def f(x):\n    if x:\n        return  [x]\n", "\n", "\ta\n\n b",
     "3.14159 $5,000 50%", "naïve Ünïcode ß", "привет, мир", "你好。世界", "日本語 テキスト", "한국어", "مرحبا بك", "שלום",
     "हिन्दी", "ไทย", "🙂👍🏽", "½ ﬁ \uff26\uff55", "e\u0301a\u0300", "a\u00a0b\u3000c", "https://a.b/c?d=e", "------ ====",
 )  # fmt: skip
+"""Texts that tokenizers which are not alike make other ids of."""
 
 
 class SentencePieceFile:
@@ -47,7 +48,7 @@ class SentencePieceFile:
         pieces = [piece.piece.replace(SPACE, " ") for piece in self._proto.pieces if piece.type == _NORMAL]
         sample = pieces[:: max(1, len(pieces) // _NUM_SAMPLED)]
         lines = ("".join(sample[start : start + 10]) for start in range(0, len(sample), 10))
-        return next((text for text in itertools.chain(_PROBES, lines) if encode(text) != self.encode(text)), None)
+        return next((text for text in itertools.chain(PROBES, lines) if encode(text) != self.encode(text)), None)
 
     def describe(self, spec: dict[str, Any], *, always_spaced: bool, spaced: bool = True) -> None:
         """Make the description of a tokenizer (tokenizer.json) one of this file; what follows encoding is kept.

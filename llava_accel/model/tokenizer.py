@@ -4,16 +4,18 @@ import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llava_accel import compat
 from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base
-from llava_accel.model.files import first_line, read_json
-from llava_accel.model.sentencepiece_file import SentencePieceFile, read_sentencepiece
+from llava_accel.model.files import first_line, read_json, read_text
+from llava_accel.model.sentencepiece_file import PROBES, SentencePieceFile, read_sentencepiece
 
 IMAGE_TOKEN = "<image>"
 _STRUCTURE = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
@@ -46,17 +48,60 @@ def load_tokenizer(base: Base) -> tuple[PreTrainedTokenizerFast, list[str]]:
         tokenizer = AutoTokenizer.from_pretrained(
             base.folder, config=base.text, trust_remote_code=False, padding_side="right", **kwargs
         )
+        has_json = isinstance(tokenizer, PreTrainedTokenizerFast) and (base.folder / "tokenizer.json").is_file()
+        notes = _read_as_written(tokenizer, base.folder, config) if has_json else []
     except Exception as error:  # tokenizers raises a bare Exception for a file that it cannot read
         raise UserError(
-            f"{base.folder} has no tokenizer that can be loaded ({first_line(error)}). "
-            "Copy the files of the tokenizer (tokenizer.json or tokenizer.model, tokenizer_config.json) once more"
+            f"{base.folder} has no tokenizer that can be loaded ({first_line(error)}). Copy the files of the tokenizer "
+            "(tokenizer.json or tokenizer.model, tokenizer_config.json) once more. If only the tokenizer_class there is "
+            'another\'s, write "PreTrainedTokenizerFast", which takes tokenizer.json as it is'
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     file = read_sentencepiece(base.folder)
     if file is None or not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return tokenizer, []
-    return tokenizer, _read_model_file(tokenizer, file, base, legacy, config)
+        return tokenizer, notes
+    return tokenizer, notes + _read_model_file(tokenizer, file, base, legacy, config)
+
+
+def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: dict[str, Any]) -> list[str]:
+    """Let the tokenizer give the ids of its tokenizer.json, and those at every time; what the user should know of it.
+
+    transformers 5 takes the vocabulary alone from that file and builds the rest anew, by the class that
+    tokenizer_config.json names; version 4, with which models were trained, takes the file as it is.
+    """
+    spec, written = (
+        json.loads(compat.tokenizer_description(tokenizer)),
+        json.loads(read_text(folder / "tokenizer.json")),
+    )
+    notes = []
+    if written["model"].get("dropout"):
+        written["model"]["dropout"] = spec["model"]["dropout"] = None
+        compat.replace_tokenizer(tokenizer, json.dumps(spec))
+        notes = [f"note: tokenizer.json of {folder} leaves out merges at random (dropout), which is not done here"]
+    parts = {key: written.get(key) for key in ("normalizer", "pre_tokenizer", "decoder", "model")}
+    if config.get("add_prefix_space") is not None or all(_is_part(spec[key], part) for key, part in parts.items()):
+        return notes
+    used, own = (
+        TextEncoder(tokenizer),
+        TextEncoder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)))),
+    )
+    differing = next((text for text in PROBES if used(text, "start") != own(text, "start")), None)
+    if differing is None:
+        return notes
+    compat.replace_tokenizer(tokenizer, json.dumps(spec | parts))
+    return [
+        *notes,
+        f"note: transformers 5 builds a {type(tokenizer).__name__} otherwise than tokenizer.json of {folder} says, which "
+        f"gives {differing!r} other ids. tokenizer.json is used, as by transformers 4",
+    ]
+
+
+def _is_part(found: Any, written: Any) -> bool:
+    """Whether a part of a tokenizer is as a file has it; its vocabulary is in any case."""
+    if not isinstance(found, dict) or not isinstance(written, dict):
+        return found == written
+    return all(found.get(key) == value for key, value in written.items() if key not in ("vocab", "merges"))
 
 
 def _read_model_file(

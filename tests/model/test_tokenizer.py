@@ -1,18 +1,20 @@
 """Which file a base's tokenizer comes from, and which of its tokens a text may become."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from helpers.broken_models import edit
 from helpers.tiny import task_base
 from helpers.vocabularies import base_of, own_ids
 from llava_accel.data.text_encoder import TextEncoder
 from llava_accel.exceptions import UserError
-from llava_accel.model.bases import Layout
+from llava_accel.model.bases import Base, Layout, find_base
 from llava_accel.model.processing import load_processing
-from llava_accel.model.saved_processor import save_processor
+from llava_accel.model.saved_processor import save_processor, save_tokenizer
 from llava_accel.model.tokenizer import allow_tokens, load_tokenizer, refuse_tokens_without_rows
 from llava_accel.recipe import ModelTable
 
@@ -98,3 +100,60 @@ def test_a_pattern_that_names_nothing_or_structure_is_refused(
     tokenizer = AutoTokenizer.from_pretrained(task_base(tmp_path / "base", llava_folder))
     with pytest.raises(UserError, match=says):
         allow_tokens(tokenizer, [pattern], "<image>")
+
+
+def changed(folder: Path, base: Path, tokenizer_class: str, **parts: object) -> Base:
+    """A copy of a base with another tokenizer_class, and other parts in its tokenizer.json."""
+    edit("tokenizer_config.json", tokenizer_class=tokenizer_class)(Path(shutil.copytree(base, folder)))
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"] |= parts.pop("model", {})
+    (folder / "tokenizer.json").write_text(json.dumps(spec | parts))
+    return find_base(ModelTable(base=str(folder)))
+
+
+DIGITS = {"pre_tokenizer": {"type": "Digits", "individual_digits": True}, "normalizer": {"type": "Lowercase"}}
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_json_is_read_as_it_is_whatever_its_class(tmp_path: Path, llava_folder: Path, name: str) -> None:
+    tokenizer, notes = load_tokenizer(changed(tmp_path / "base", llava_folder, name, **DIGITS))
+    file = TextEncoder(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "base" / "tokenizer.json")))
+    texts = ("What  is 42?", "red", "A\nb", "</s>")
+    assert [TextEncoder(tokenizer)(text, "start") for text in texts] == [file(text, "start") for text in texts]
+    said = [note for note in notes if f"builds a {name} otherwise" in note]
+    assert len(said) == (name != "PreTrainedTokenizerFast")
+    save_tokenizer(tmp_path / "saved", tokenizer)
+    saved = TextEncoder(AutoTokenizer.from_pretrained(tmp_path / "saved"))
+    assert [saved(text, "start") for text in texts] == [file(text, "start") for text in texts]
+
+
+def test_the_spaces_that_a_config_asks_for_count_more_than_those_of_tokenizer_json(
+    tmp_path: Path, llava_folder: Path
+) -> None:
+    base = changed(tmp_path / "base", llava_folder, "LlamaTokenizer")
+    edit("tokenizer_config.json", add_prefix_space=False)(base.folder)
+    tokenizer, notes = load_tokenizer(base)
+    assert not TextEncoder(tokenizer).space_at_start and not [note for note in notes if "builds" in note]
+
+
+def test_merges_that_are_left_out_at_random_are_made(tmp_path: Path, llava_folder: Path) -> None:
+    settings = {"dropout": 0.9}
+    tokenizer, notes = load_tokenizer(
+        changed(tmp_path / "base", llava_folder, "PreTrainedTokenizerFast", model=settings)
+    )
+    usual, _ = load_tokenizer(changed(tmp_path / "usual", llava_folder, "PreTrainedTokenizerFast"))
+    assert "leaves out merges at random" in notes[0]
+    text = "What is in the image?"
+    assert tokenizer.encode(text) == usual.encode(text) and TextEncoder(tokenizer)(text, "start") == TextEncoder(usual)(
+        text, "start"
+    )
+
+
+def test_a_class_that_cannot_hold_the_vocabulary_is_refused_with_one_that_can(
+    tmp_path: Path, llava_folder: Path
+) -> None:
+    base = changed(tmp_path / "base", llava_folder, "T5Tokenizer")
+    with pytest.raises(UserError, match='write "PreTrainedTokenizerFast"'):
+        load_tokenizer(base)
+    edit("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")(base.folder)
+    assert TextEncoder(load_tokenizer(base)[0])("red", "start")
