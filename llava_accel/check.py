@@ -35,7 +35,13 @@ from llava_accel.inspection.data_page import AllData, write_data_page
 from llava_accel.inspection.duration import hours, length
 from llava_accel.inspection.learned import write_labels
 from llava_accel.inspection.overlap import overlap
-from llava_accel.inspection.preflight import Problems, examine_model, examine_run, missing_trackers
+from llava_accel.inspection.preflight import (
+    Problems,
+    examine_model,
+    examine_position,
+    examine_run,
+    missing_trackers,
+)
 from llava_accel.inspection.repeated_ids import repeated_ids
 from llava_accel.inspection.summary import image_remarks, show_examples, summarise
 from llava_accel.inspection.tokens_in_texts import tokens_in_texts, watched
@@ -71,6 +77,8 @@ class Check:
     console: Console
     processing: Processing | None
     """None where the model cannot be used; then records and images are read, and nothing is tokenised."""
+    source: Path | None
+    """The checkpoint that the run goes on from."""
     problems: Problems = field(default_factory=Problems)
     """Of cache, template and settings."""
     unreadable: list[DataError] = field(default_factory=list)
@@ -94,16 +102,17 @@ def check(arguments: argparse.Namespace) -> int:
     console = Console()
     recipe: Recipe = arguments.loaded
     wrong: RecipeError | None = arguments.wrong  # has been said
-    problems = [] if wrong and wrong.is_about("run.name", "run.output_dir", "run.resume") else examine_run(recipe)
+    is_unknown = wrong and wrong.is_about("run.name", "run.output_dir", "run.resume")
+    source, problems = (None, []) if is_unknown else examine_run(recipe)
     processing = None
     if not (wrong and wrong.is_about(*_MODEL)):
-        processing, model_problems = examine_model(recipe, console)
+        processing, model_problems = examine_model(recipe, console, source)
         problems += model_problems
     for message in problems:
         say_error(UserError(message))
     if wrong and wrong.is_about("data.train", "data.images", "data.eval", "data.cache_dir"):
         return 2
-    task = Check(recipe=recipe, arguments=arguments, console=console, processing=processing)
+    task = Check(recipe=recipe, arguments=arguments, console=console, processing=processing, source=source)
     check_data(task)
     if wrong or problems or task.unreadable or task.problems.messages:
         write_page(task, command("check", arguments.recipe, *arguments.overrides))
@@ -229,6 +238,8 @@ def check_run(task: Check, cache_dir: Path) -> None:
         reader = build_image_reader(recipe.data, training.processing)
         part = Part(corpus=training.corpus, survey=training.survey, rows=rows, image_reader=reader)
         say_duration(task, training.processing, part)
+        if (source := task.source) and not task.arguments.wrong:
+            task.problems.attempt(lambda: examine_position(recipe, source, part))
 
 
 def say_harmful(task: Check, training: Checked, rows: np.ndarray, evaluation: Checked, eval_rows: np.ndarray) -> None:

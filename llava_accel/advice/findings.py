@@ -113,7 +113,7 @@ def look(corpus: Corpus) -> Findings:
         with_answers += bool(record.answers)
         with_choices += bool(record.choices)
     if not kept:
-        raise errors[0].with_note(f" None of the {len(rows):,} records that were read can be used")
+        raise errors[0].with_note(f"None of the {len(rows):,} records that were read can be used")
     return Findings(
         num_records=len(corpus),
         num_read=len(rows),
@@ -157,7 +157,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
         answer_tokens.append(_last_run(found.example.is_target))
         tiles.append(found.example.num_tiles)
     if len(errors) >= len(places) / 2:
-        note = f" {len(errors):,} of {len(places):,} records that were looked at cannot be used"
+        note = f"{len(errors):,} of {len(places):,} records that were looked at cannot be used"
         raise errors[0].with_note(note)
     return Lengths(
         rows=np.array(rows),

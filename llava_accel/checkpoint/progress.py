@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -70,7 +71,7 @@ def write_position(
     facts = {
         "state": state.state_dict(),
         "unlogged": sums.tolist(),
-        "global_batch_size": global_batch_size(recipe, accelerator),
+        "global_batch_size": _global_batch_size(recipe, accelerator.num_processes),
         "optimizer": recipe.optim.optimizer,
         "precision": str(resolve_precision(recipe.run.precision, accelerator.device)),
         "matmul": matmul_of(accelerator.device),
@@ -81,7 +82,22 @@ def write_position(
 
 
 def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState) -> None:
-    """Put `state` where the run stood.
+    """Put `state` where the run stood; UserError as from `check_position`."""
+    facts = check_position(folder, recipe, accelerator.device, state.data, accelerator.num_processes)
+    state.load_state_dict(facts["state"])
+    of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)
+    if len(of_ranks) == accelerator.num_processes:
+        state.unlogged = of_ranks[accelerator.process_index]
+    elif accelerator.is_main_process:
+        state.unlogged = of_ranks.sum(0)
+
+
+def check_position(folder: Path, recipe: Recipe, device: torch.device, data: str, ranks: int = 0) -> dict[str, Any]:
+    """What was written of a run's position, if its steps are those of this recipe.
+
+    Args:
+        data: What the data are: see `TrainState.data`.
+        ranks: 0 = as many as had written it.
 
     Raises:
         UserError: the folder is of another format, or a step of this launch is another portion of the data, or is
@@ -89,9 +105,9 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
     """
     if not (facts := read_progress(folder.parent)):
         raise UserError(f"run.resume: {folder} has no {PROGRESS}. To start from its weights alone, set model.adapter")
-    size, then = global_batch_size(recipe, accelerator), facts["global_batch_size"]
+    ranks = ranks or facts["written_by"]["num_processes"]
+    size, then = _global_batch_size(recipe, ranks), facts["global_batch_size"]
     if size != then:
-        ranks = accelerator.num_processes
         raise UserError(
             f"run.resume: {folder.parent} counts steps of {then} examples, and {ranks} ranks x "
             f"train.accumulation_steps = {recipe.train.accumulation_steps} x train.per_device_batch_size = "
@@ -103,7 +119,7 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
             f"run.resume: {folder.parent} holds the state of optim.optimizer = {facts['optimizer']!r}, not of "
             f"{recipe.optim.optimizer!r}. Set it back, or start a new run from its weights with model.adapter"
         )
-    precision = str(resolve_precision(recipe.run.precision, accelerator.device))
+    precision = str(resolve_precision(recipe.run.precision, device))
     if facts["precision"] != precision:
         raise UserError(
             f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
@@ -116,22 +132,17 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
             f"run.resume: the file of {changed[0]} has changed since {folder.parent}, so that the steps before and after "
             "would not be of one run. Set it back, or start a new run from its weights with model.adapter"
         )
-    if facts["state"]["data"] != state.data:
+    if facts["state"]["data"] != data:
         raise UserError(
             f"run.resume: the data has changed since {folder.parent} was written: its records, their images or how "
             "data.reader reads them. Restore the files, or start a new run from its weights with model.adapter"
         )
-    state.load_state_dict(facts["state"])
-    of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)
-    if len(of_ranks) == accelerator.num_processes:
-        state.unlogged = of_ranks[accelerator.process_index]
-    elif accelerator.is_main_process:
-        state.unlogged = of_ranks.sum(0)
+    return facts
 
 
-def global_batch_size(recipe: Recipe, accelerator: Accelerator) -> int:
+def _global_batch_size(recipe: Recipe, ranks: int) -> int:
     """Examples of one step over all ranks and micro-batches."""
-    return recipe.train.per_device_batch_size * recipe.train.accumulation_steps * accelerator.num_processes
+    return recipe.train.per_device_batch_size * recipe.train.accumulation_steps * ranks
 
 
 def advance(scheduler: AcceleratedScheduler, steps: int) -> None:

@@ -13,13 +13,13 @@ from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
 from llava_accel.storage.run_weights import complete_checkpoints
 
-# Free to change: where things are read (the checkpoint knows the data by content) and written, what is shown and kept, how
-# fast it goes (run.matmul within fp32's rounding, which is said), and when a run gives up.
+# Free to change: where things are read (a checkpoint knows data and base by content) and written, what is shown and kept,
+# how fast it goes (run.matmul within fp32's rounding, which is said), and when a run gives up.
 _SPLIT = {"train.per_device_batch_size", "train.accumulation_steps"}
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
     "run.name", "run.output_dir", "run.resume", "run.deterministic", "run.matmul",
-    "model.gradient_checkpointing", "model.tower_batch",
+    "model.base", "model.language_model", "model.vision_tower", "model.gradient_checkpointing", "model.tower_batch",
     "data.train", "data.images", "data.eval", "data.reader", "data.on_bad_record", "data.max_bad", "data.workers",
     "data.cache_features", "data.cache_dir", "data.cache_max_gb",
     "train.on_nonfinite", "train.max_nonfinite", "train.spike_factor",

@@ -78,7 +78,7 @@ def _refusal(part: Part, faults: list[DataError], count: int) -> UserError:
         end = f"; or leave out the {len(missing):,} question(s) on them with {_SKIP}" if count else ""
         return DataError("missing_image", problem, remedy + end, file=part.source)
     if len(faults) == 1:
-        return faults[0].with_note(f" Or leave it out with {_SKIP}") if count else faults[0]
+        return faults[0].with_note(f"Or leave it out with {_SKIP}") if count else faults[0]
     total = count + len(faults)
     first = f"{part.source}: {len(faults):,} of {total:,} records cannot be used:"
     last = f"Correct them, or leave them out with {_SKIP}" if count else "Correct them: there is no other record"

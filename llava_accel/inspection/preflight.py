@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from llava_accel.checkpoint.progress import check_position
 from llava_accel.checkpoint.resume import find_checkpoint
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
@@ -22,10 +23,13 @@ from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import StoredTensor
 from llava_accel.model.lora import prepare_trainable, without_starting_values
 from llava_accel.model.processing import Processing, load_processing
+from llava_accel.model.save import refuse_other_base
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.devices import find_device
 from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.setup.datasets import Part, build_order, content_here
 from llava_accel.setup.run_folder import check_folder
+from llava_accel.setup.state import TrainState
 
 _MANY = 200  # tensors: of a model that takes more than a moment to read
 
@@ -48,10 +52,13 @@ class Problems:
             return None
 
 
-def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, list[str]]:
+def examine_model(recipe: Recipe, console: Console, source: Path | None = None) -> tuple[Processing | None, list[str]]:
     """Configs, tokenizer, image processor, names and shapes of all weights, their values, the adapter.
 
     Weights are looked at where the recipe names folders; of a model of the hub only its configs are downloaded.
+
+    Args:
+        source: The checkpoint that the run goes on from.
 
     Returns:
         What turns records into inputs, None where it cannot be had; and the messages, empty if the model can be used.
@@ -70,6 +77,9 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
             console.line("reading weights")
         for tensor in stored.values():
             problems.attempt(tensor.check_finite)
+        if source and stored:
+            name, found = recipe.model.base or recipe.model.language_model, weights.fingerprint(stored, base)
+            problems.attempt(lambda: refuse_other_base(source, name, found))
     if processing is not None:
         problems.attempt(lambda: _check_trainable(recipe, processing))
     elif recipe.model.adapter:
@@ -77,14 +87,24 @@ def examine_model(recipe: Recipe, console: Console) -> tuple[Processing | None, 
     return processing, problems.messages
 
 
-def examine_run(recipe: Recipe) -> list[str]:
-    """Whether this machine has what the run needs, its folder can be written, and the run in it resumed."""
-    problems = Problems()
+def examine_run(recipe: Recipe) -> tuple[Path | None, list[str]]:
+    """Whether this machine has what the run needs, its folder can be written, and the run in it resumed.
+
+    Returns:
+        The checkpoint that it goes on from, and the messages.
+    """
+    problems, source = Problems(), None
     problems.attempt(lambda: check_folder(Path(recipe.run.output_dir)))
     if not problems.messages:
-        problems.attempt(lambda: find_checkpoint(recipe))
+        source = problems.attempt(lambda: find_checkpoint(recipe))
     problems.attempt(lambda: check_machine(recipe, find_device(wants_cpu=read_profile().wants_cpu)))
-    return problems.messages
+    return source, problems.messages
+
+
+def examine_position(recipe: Recipe, source: Path, part: Part) -> None:
+    """UserError if the steps of a checkpoint are not those of this recipe on these data, by as many ranks as wrote it."""
+    data = TrainState.of(recipe.train, build_order(recipe, part, 1), content_here(recipe, part)).data
+    check_position(source / "engine", recipe, find_device(wants_cpu=read_profile().wants_cpu), data)
 
 
 def missing_trackers(names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.adapters import Put, copy_whole
 from llava_accel.model.build import LoadedModel
@@ -130,10 +131,23 @@ def other_base(folder: Path, base: str, fingerprint: str) -> str:
         base: Its name.
         fingerprint: That of its weights.
     """
+    difference = _difference(folder, base, fingerprint)
+    remark = "The same model in another precision or layout gives the same answers; another model does not"
+    return f"note: {difference}. {remark}" if difference else ""
+
+
+def refuse_other_base(source: Path, base: str, fingerprint: str) -> None:
+    """UserError if a run would go on from a checkpoint that was written with other weights of the base, whatever it is
+    called now."""
+    if difference := _difference(source, base, fingerprint):
+        raise UserError(
+            f"run.resume: {difference}, so the steps before and after would not be of one run. Name the model that it was "
+            'written with, or start from the beginning with run.resume="never"'
+        )
+
+
+def _difference(folder: Path, base: str, fingerprint: str) -> str:
     known = read_json(folder / FACTS).get("base_fingerprint") if (folder / FACTS).is_file() else None
     if known in (None, fingerprint):
         return ""
-    return (
-        f"note: {folder} was trained on a base with the fingerprint {known}, and {base} has {fingerprint}. "
-        "The same model in another precision or layout gives the same answers; another model does not"
-    )
+    return f"{folder} was trained on a base with the fingerprint {known}, and {base} has {fingerprint}"

@@ -17,7 +17,7 @@ from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.memory import enable_checkpointing, lighten_dropout
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.save import load_saved, other_base, step_saved, with_step
+from llava_accel.model.save import load_saved, other_base, refuse_other_base, step_saved, with_step
 from llava_accel.model.task import new_objective
 from llava_accel.model.tower import ParkedTower
 from llava_accel.recipe import Recipe
@@ -60,6 +60,7 @@ def build_objective(
     if recipe.model.compile:
         compile_layers(objective.llava.model.language_model)
     if source:
+        refuse_other_base(source, recipe.model.base or recipe.model.language_model, loaded.fingerprint)
         load_saved(source, objective)
     if may_park(recipe):
         objective.parked = loaded.tower or ParkedTower(loaded.model)

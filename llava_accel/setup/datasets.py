@@ -176,18 +176,19 @@ def refuse_bad(data: DataTable, survey: Survey) -> None:
             raise UserError("[data]: no record of the file is left to use. Raise data.max_length, or check the file")
         return
     first, total = bad[0], len(survey.lengths)
-    others = f" {len(bad) - 1} more of {total} records cannot be used" if len(bad) > 1 else ""
+    others = [f"{len(bad) - 1} more of {total} records cannot be used"] if len(bad) > 1 else []
     if longest := max(error.tokens for error in bad):
-        others += f"; data.max_length = {longest} takes all that are too long"
+        others.append(f"data.max_length = {longest} takes all that are too long")
     if data.on_bad_record == "error":
-        raise first.with_note(
-            f'{others}. `llava-accel check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
-        )
-    if len(bad) > data.max_bad * total:
-        remedy = "Raise it, or write a copy without them: `llava-accel check RECIPE --fix DIR`"
-        raise first.with_note(f"{others}: more than data.max_bad = {data.max_bad} allows. {remedy}")
-    if not len(survey.usable):
-        raise first.with_note(f"{others}, and no record is left")
+        remedy = '`llava-accel check RECIPE` lists them all; data.on_bad_record = "skip" leaves them out'
+    elif len(bad) > data.max_bad * total:
+        remedy = f"That is more than data.max_bad = {data.max_bad} allows. Raise it, or write a copy without them: "
+        remedy += "`llava-accel check RECIPE --fix DIR`"
+    elif not len(survey.usable):
+        remedy = "No record is left"
+    else:
+        return
+    raise first.with_note(". ".join([*others, remedy]))
 
 
 def bad_records(data: DataTable, survey: Survey) -> list[DataError]:
@@ -300,12 +301,14 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
 
 def content(run: RunContext, part: Part) -> str:
     """What records and images hold, wherever they are. The main process alone reads; every rank must call it."""
-    found = [""]
-    if run.accelerator.is_main_process:
-        cache_dir = cache_folder(run.recipe.data.cache_dir)
-        images = images_digest(part.corpus, part.survey.image_keys, cache_dir)
-        found = [f"{part.corpus.fingerprint()} {images[:20]}"]
+    found = [content_here(run.recipe, part) if run.accelerator.is_main_process else ""]
     return broadcast_object_list(found)[0]
+
+
+def content_here(recipe: Recipe, part: Part) -> str:
+    """`content` without other ranks."""
+    images = images_digest(part.corpus, part.survey.image_keys, cache_folder(recipe.data.cache_dir))
+    return f"{part.corpus.fingerprint()} {images[:20]}"
 
 
 def entries(data: DataTable) -> dict[str, list[Named]]:

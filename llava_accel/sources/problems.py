@@ -38,7 +38,7 @@ class DataError(UserError):
 
     def with_note(self, note: str) -> "DataError":
         """The same error with something to add about the others."""
-        return replace(self, remedy=f"{self.remedy}.{note}")
+        return replace(self, remedy=f"{self.remedy}. {note}")
 
     def __str__(self) -> str:
         place = self.file if self.file.isprintable() else quoted(self.file, 200)

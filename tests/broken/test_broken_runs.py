@@ -1,5 +1,6 @@
 """A run folder, a cache or an output that cannot be used is named before anything is computed for it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.broken_models import weights
 from helpers.runs import PARITY
-from helpers.verbs import assert_refused, start, write_recipe
+from helpers.verbs import assert_refused, good_record, start, write_recipe
 
 
 def _file(path: Path) -> Path:
@@ -99,8 +101,43 @@ def test_broken_input_a_run_of_another_recipe(tmp_path: Path, lora_run: Path, ve
     shutil.copytree(lora_run, tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     ended = start(verb, str(write_recipe(tmp_path, run={"seed": 7})))
-    assert_refused(ended, ["run.resume", str(tmp_path / "run"), "run.seed", "model.base", "Set these back"])
+    assert_refused(ended, ["run.resume", str(tmp_path / "run"), "run.seed", "model.adapter", "Set these back"])
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+def _resumed(folder: Path, lora_run: Path, *overrides: str) -> list[str]:
+    """The arguments that go on with a copy of a run."""
+    shutil.copytree(lora_run, folder / "run")
+    return [str(lora_run / "recipe.toml"), f"run.output_dir={folder / 'run'}", *overrides]
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_run_goes_on_with_its_base_wherever_that_is_and_with_no_other(
+    tmp_path: Path, lora_run: Path, llava_folder: Path, verb: str
+) -> None:
+    base = Path(shutil.copytree(llava_folder, tmp_path / "base"))
+    words = _resumed(tmp_path, lora_run, f"model.base={base}")
+    ended = start(verb, *words, fresh=True)
+    assert ended.code == 0, ended.err
+    weights(lambda tensors, key: tensors[key].mul_(2), "up_proj.weight", "model.safetensors")(base)
+    assert_refused(start(verb, *words, fresh=True), ["run.resume", str(tmp_path / "run"), str(base), "fingerprint"])
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.accumulation_steps=3", ["counts steps of", "Choose them so that their product is"]),
+        ("run.precision=bf16", ["run.precision", "Set"]),
+        ("data.train={other}", ["the data has changed", "Restore the files"]),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_refused_by_check_as_by_train(
+    tmp_path: Path, lora_run: Path, verb: str, override: str, says: list[str]
+) -> None:
+    (tmp_path / "other.json").write_text(json.dumps([good_record(number) for number in range(4)]))
+    words = _resumed(tmp_path, lora_run, override.format(other=tmp_path / "other.json"))
+    assert_refused(start(verb, *words), ["run.resume", str(tmp_path / "run"), *says])
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
