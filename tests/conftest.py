@@ -9,6 +9,7 @@
 - `slow` marks what trains for long or starts processes. `-m "not slow"` is the fast subset of `launch/test.sh --fast`.
 """
 
+import copy
 import gc
 import importlib.metadata
 import os
@@ -35,6 +36,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # Accelerate reads it from a file at each save.
 importlib.metadata.metadata = cache(importlib.metadata.metadata)
+
+# No test cuts the power, and a checkpoint would wait for the disk with each of its files.
+os.fsync = lambda fd: None
 
 
 def _typed_code(self: Any, fullname: str) -> CodeType | None:
@@ -79,6 +83,27 @@ def drawn() -> Iterator[Any]:
     original = plots.drawn
     with patch.object(plots, "drawn", framed):
         yield original
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_once() -> Iterator[None]:
+    """Runs on the same files have copies of one tokenizer: making one of a tokenizer.model takes a tenth of a short run."""
+    processing: Any = sys.modules.get("llava_accel.model.processing")
+    if processing is None:
+        yield
+        return
+    read, kept = processing.load_tokenizer, dict[object, Any]()
+
+    def load_tokenizer(base: Any) -> Any:
+        files = sorted(file for ending in ("json", "model", "jinja") for file in base.folder.glob(f"*.{ending}"))
+        about = [(file, file.stat().st_ino, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        key = (base.layout, type(base.text), *about)
+        if key not in kept:
+            kept[key] = read(base)
+        return copy.deepcopy(kept[key])
+
+    with patch.object(processing, "load_tokenizer", load_tokenizer):
+        yield
 
 
 @pytest.fixture
@@ -230,15 +255,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take the libraries out of garbage collection: each run ends with one, which would go through all they hold."""
-    gc.collect()
-    gc.freeze()
+    """Collect garbage again; see `_freeze`."""
     gc.enable()
+
+
+_MANY = 50  # modules
+_imported = [0]
+
+
+def _freeze() -> None:
+    """Take the libraries out of garbage collection: each run ends with one, which would go through all they hold."""
+    if len(sys.modules) >= _imported[0] + _MANY:
+        gc.collect()
+        gc.freeze()
+        _imported[0] = len(sys.modules)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Check types at run time in all that is not slow and in TYPED: the slow ones would go the same ways more often."""
+    _freeze()
     is_typed = ALL_KINDS or item.path.stem in TYPED or not item.get_closest_marker("slow")
     jaxtyping.config.update("jaxtyping_disable", not is_typed)
     return (yield)
