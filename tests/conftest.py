@@ -224,8 +224,10 @@ SHARED = {"lab": "engines", "whole": "interrupted", "lora_run": "exports", "emul
 LONGEST_FIRST = (
     "engines", "interrupted", "test_start", "test_interruption", "test_matrix", "test_plan", "test_init",
     "exports", "emulated", "test_ways_out", "test_broken_bases", "test_cache", "test_export",
+    "test_cards", "test_compiled", "test_traffic", "test_broken_models", "test_which_weights", "test_projector_adapter",
+    "test_tiles", "test_figures", "test_behind", "test_beside",
 )  # fmt: skip
-"""Groups of a minute and more: one of them at the end would leave the other process without work."""
+"""Groups of half a minute and more: one of them at the end would leave the other process without work."""
 
 
 def pytest_collectstart() -> None:
