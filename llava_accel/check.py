@@ -103,7 +103,7 @@ def check(arguments: argparse.Namespace) -> int:
     recipe: Recipe = arguments.loaded
     wrong: RecipeError | None = arguments.wrong  # has been said
     is_unknown = wrong and wrong.is_about("run.name", "run.output_dir", "run.resume")
-    source, problems = (None, []) if is_unknown else examine_run(recipe)
+    source, problems = (None, []) if is_unknown else examine_run(recipe, console)
     processing = None
     if not (wrong and wrong.is_about(*_MODEL)):
         processing, model_problems = examine_model(recipe, console, source)

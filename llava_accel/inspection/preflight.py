@@ -87,7 +87,7 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
     return processing, problems.messages
 
 
-def examine_run(recipe: Recipe) -> tuple[Path | None, list[str]]:
+def examine_run(recipe: Recipe, console: Console) -> tuple[Path | None, list[str]]:
     """Whether this machine has what the run needs, its folder can be written, and the run in it resumed.
 
     Returns:
@@ -96,7 +96,7 @@ def examine_run(recipe: Recipe) -> tuple[Path | None, list[str]]:
     problems, source = Problems(), None
     problems.attempt(lambda: check_folder(Path(recipe.run.output_dir)))
     if not problems.messages:
-        source = problems.attempt(lambda: find_checkpoint(recipe))
+        source = problems.attempt(lambda: find_checkpoint(recipe, console.line))
     problems.attempt(lambda: check_machine(recipe, find_device(wants_cpu=read_profile().wants_cpu)))
     return source, problems.messages
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from llava_accel.recipe import Recipe, load_recipe
+from llava_accel.recipe import Recipe, RecipeError, load_recipe
 from llava_accel.recipe.inputs import Source
 from llava_accel.sources import hub
 from llava_accel.sources.named import EVAL_SPLITS
@@ -55,7 +55,10 @@ def _commits_of_run(recipe: Recipe) -> dict[str, str]:
     path = Path(recipe.run.output_dir) / "recipe.toml"
     if recipe.run.resume == "never" or not path.is_file():
         return {}
-    data = load_recipe(path, warns=False).data
+    try:
+        data = load_recipe(path, warns=False).data
+    except RecipeError:  # damaged: a checkpoint knows its data by content too
+        return {}
     listed = [each for sources in (data.train, data.eval) if not isinstance(sources, str) for each in sources]
     return {_key(each.model_copy(update={"revision": ""})): each.revision for each in listed}
 

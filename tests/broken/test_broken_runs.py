@@ -97,6 +97,17 @@ def test_broken_input_a_half_written_run(
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, lora_run: Path, verb: str) -> None:
+    words = _resumed(tmp_path, lora_run)
+    newest = next((tmp_path / "run" / "checkpoints").iterdir())
+    older = Path(shutil.copytree(newest, newest.with_name("step-000001")))
+    (newest / "adapter_model.safetensors").write_bytes(b"")
+    ended = start(verb, *words)
+    said = " ".join(ended.out.split())
+    assert ended.code == 0 and f"{newest} is damaged" in said and f"{older} is damaged" not in said, ended.err
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
 def test_broken_input_a_run_of_another_recipe(tmp_path: Path, lora_run: Path, verb: str) -> None:
     shutil.copytree(lora_run, tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())

@@ -56,6 +56,9 @@ def test_a_run_that_goes_on_reads_the_commit_that_it_has_begun_with(tmp_path: Pa
         now = recipe(tmp_path, data={"train": "org/name"}, run=changes)
         data = with_commits(now, build_accelerator(now)).data
         assert data.train == (Source(path="org/name", revision=commit),)
+    (tmp_path / "run" / "recipe.toml").write_text("5")  # damaged
+    now = recipe(tmp_path, data={"train": "org/name"})
+    assert with_commits(now, build_accelerator(now)).data.train == (Source(path="org/name", revision=NEWER),)
 
 
 _SCRIPT = """
