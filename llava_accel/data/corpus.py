@@ -157,6 +157,11 @@ class Corpus:
         """The folder that the record's image names are relative to."""
         return self._find(index)[0].images
 
+    @property
+    def may_have_urls(self) -> bool:
+        """Whether any text of a row begins as a URL."""
+        return self._makes_urls or any(source.table.may_have_urls for source in self.sources)
+
     def rows_with_urls(self) -> Iterator[int]:
         """Rows of which a text begins as a URL; where there are none, no row is read."""
         for start, source in zip(self._starts, self.sources, strict=False):

@@ -44,7 +44,8 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
     """
     name = hashlib.sha256(corpus.fingerprint().encode() + np.ascontiguousarray(image_keys).tobytes()).hexdigest()[:24]
     path = cache_dir / "images" / f"{name}.arrow"
-    known = stored(path, _load) or _unread(corpus, image_keys)
+    kept = stored(path, _load)
+    known = kept or _unread(corpus, image_keys)
     files = [corpus.image_file(name) for name in known.names]
     statuses = _in_threads(_status, files)
     pairs = zip(statuses, known.statuses, strict=True)
@@ -53,6 +54,7 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
         found = _in_threads(_digest, [files[place] for place in changed])
         for place, digest in zip(changed, found, strict=True):
             known.digests[place] = digest
+    if changed or kept is None:  # also where no image is a file of its own: no row is read to find that again
         store(path, partial(_write, _Known(known.names, statuses, known.digests)))
     return hashlib.sha256(b"".join(known.digests)).hexdigest()
 

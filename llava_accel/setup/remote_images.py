@@ -1,12 +1,16 @@
 """Fetches the images of a corpus whose names are URLs, before anything else is done with it."""
 
+import json
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import DataTable
 from llava_accel.sources.downloads import fetch, is_remote, place_of, refuse
+from llava_accel.storage.kept_files import store, stored
 
 
 def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: bool = True) -> None:
@@ -19,7 +23,7 @@ def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: 
         DataError: some could not be fetched; with the list.
     """
     folder = corpus.sources[0].downloads
-    missing = [url for url in dict.fromkeys(_urls(corpus)) if not place_of(url, folder).is_file()]
+    missing = [url for url in _urls(corpus, folder.with_name("urls")) if not place_of(url, folder).is_file()]
     if not missing:
         return
     with console.bar("fetching images", len(missing)) as bar:
@@ -30,9 +34,25 @@ def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: 
     console.line(f"fetched {len(missing) - len(problems):,} images into {folder}{failed}")
 
 
-def _urls(corpus: Corpus) -> Iterator[str]:
+def _urls(corpus: Corpus, kept: Path) -> list[str]:
+    """Those that records name as images, kept for the next start: shards of the web have addresses in every row."""
+    if not corpus.may_have_urls:
+        return []
+    path = kept / f"{corpus.fingerprint()}.json"
+    found = stored(path, lambda path: list[str](json.loads(path.read_bytes())))
+    if found is None:
+        found = list(dict.fromkeys(_read_urls(corpus)))
+        store(path, partial(_write, found))
+    return found
+
+
+def _read_urls(corpus: Corpus) -> Iterator[str]:
     for row in corpus.rows_with_urls():
         try:
             yield from filter(is_remote, corpus.record(row).images)
         except UserError:
             pass  # of this record: it is told when all are read
+
+
+def _write(urls: list[str], path: Path) -> None:
+    path.write_text(json.dumps(urls))

@@ -21,6 +21,7 @@ _KINDS = {
     "tables": (r"[0-9a-f]{20}\.arrow", "records of data files"),
     "embedded": (r"[0-9a-f]{20}\.images", "images out of data files"),
     "downloads": (r"[0-9a-f]{32}", "images from the network"),
+    "urls": (r"[0-9a-f]{20}\.json", "addresses of images"),
     "surveys": (r"[0-9a-f-]+\.arrow", "lengths and errors of records"),
     "images": (r"[0-9a-f]{24}\.arrow", "digests of image files"),
     "splits": (r"[0-9a-f]{24}\.npy", "held-out shares"),

@@ -1,5 +1,6 @@
 """The digest of a corpus's images follows what they hold, not where they are, and opens few files."""
 
+import base64
 import os
 import shutil
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_of_a_large_image_both_ends_count(tmp_path: Path) -> None:
         Image.fromarray(changed).save(tmp_path / "b.png")
         found.add(image_digests._digest(tmp_path / "b.png"))
     assert len(found) == 4, "PNG ends in a checksum of all of it"
+
+
+def test_where_no_image_is_a_file_of_its_own_a_later_start_reads_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path, "a.png")
+    content = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    data = corpus(tmp_path, [record("<image>\nQ", "A", image=content)])
+    first = of(data, tmp_path / "cache")
+    keys = survey(data, workers=0, decode=False).image_keys
+    monkeypatch.setattr(Corpus, "record", lambda *_: pytest.fail("a row was read"))
+    assert images_digest(data, keys, tmp_path / "cache") == first
 
 
 def test_text_alone_has_a_digest_too(tmp_path: Path) -> None:

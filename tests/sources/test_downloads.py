@@ -81,6 +81,17 @@ def test_each_image_is_fetched_once_and_never_again(tmp_path: Path, host: str) -
     assert named.image_file(names[0]) == Path(named.image_files(0)[0])
 
 
+def test_a_later_start_reads_no_row_to_find_that_its_addresses_are_not_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [record("Q", "A", source="http://nowhere.invalid/page"), record("<image>\nQ", "A", image="a.png")]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    named = Corpus(open_sources([Named(str(path))], tmp_path / "cache"), encoder())
+    fetch_images(named, data(), Console())
+    monkeypatch.setattr(Corpus, "record", lambda *_: pytest.fail("a row was read"))
+    fetch_images(named, data(), Console())
+
+
 def test_what_cannot_be_had_is_listed_with_its_reason(
     tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
