@@ -14,10 +14,11 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from llava_accel.data.columns import check_columns
 from llava_accel.data.examples import Encoded
 from llava_accel.data.images import find_image
 from llava_accel.data.records import Record, parse_record, read_raw, record_id
-from llava_accel.data.row_forms import RowForm, check_columns
+from llava_accel.data.row_forms import RowForm
 from llava_accel.data.trie import Row, chain
 from llava_accel.exceptions import UserError
 from llava_accel.sources import hub
@@ -105,7 +106,7 @@ class Corpus:
     ) -> None:
         self.sources = list(sources)
         self.form = form
-        check_columns((source.raw(row) for source in sources for row in range(len(source))), form)
+        check_columns((source.raw(row) for source in sources for row in range(len(source))), form.columns)
         self._encoder = encoder
         self._starts = list(accumulate(map(len, sources), initial=0))
         self.roots = [source.images.resolve() for source in sources]

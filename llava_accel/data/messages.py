@@ -16,7 +16,7 @@ _ROLES: dict[str, Role] = {
     "ai": "assistant",
 }  # fmt: skip
 _TOOLS = ("function_call", "observation", "tool", "function", "tool_call", "tool_response")
-IMAGE_FIELDS = ("image", "images", "image_path", "img")
+IMAGE_FIELDS = ("image", "images", "image_path", "img", "image_url")
 
 
 def present(fields: Fields, *names: str) -> object:
@@ -97,7 +97,7 @@ def role_of(message: object) -> Role | None:
 
 def _refused(message: Fields, position: int) -> NoReturn:
     speaker = present(message, "from", "role")
-    problem = f"turn {position} is from {quoted(speaker)}"
+    problem = f"turn {position} " + ("has no 'from' or 'role'" if speaker is None else f"is from {quoted(speaker)}")
     if isinstance(speaker, str) and speaker.lower() in _TOOLS:
         raise DataError("roles", f"{problem}: calls of tools are not learned", "Remove such turns, or the record")
     raise DataError("roles", problem, f"Use one of {', '.join(_ROLES)} in 'from'")
@@ -120,7 +120,7 @@ def _joined(content: object, role: Role, position: int, named: Named) -> str:
                 "image_count", f"turn {position} is from {role!r} and has an image", "Move it into a question"
             )
         else:
-            value, index = present(part, "image", "image_url", "url", "path"), part.get("index")
+            value, index = present(part, "image", "image_url", "url", "path", "base64"), part.get("index")
             is_index = isinstance(index, int) and not isinstance(index, bool)
             named.append(image_reference(value) if value is not None else index if is_index else None)
             texts.append(IMAGE)

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_accel.data.annotations import parse_answers, parse_choices
+from llava_accel.data.columns import value_at
 from llava_accel.data.conversation import IMAGE, Turn, check_turns, marked, whole_rounds
 from llava_accel.data.messages import present, read_images, read_messages
 from llava_accel.data.pairs import is_pair, rejected_answer
-from llava_accel.data.row_forms import RowForm, column, in_llavas_form, value_at
+from llava_accel.data.row_forms import RowForm, column, in_llavas_form
+from llava_accel.data.unread import check_all_is_read
 from llava_accel.sources.extraction import PART, check_parts, with_addresses
 from llava_accel.sources.json_rows import MAX_BYTES
 from llava_accel.sources.problems import DataError, quoted
@@ -69,6 +71,7 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
     turns, named = read_messages(messages)
     num_turns, images = len(turns), read_images(fields, named)
     check_parts(images, files)
+    check_all_is_read(fields, turns, images, form.columns)
     turns, images = whole_rounds(turns, images)
     if images and (form.missing_image_mark == "start" or not has_marks):
         turns = marked(turns, len(images))

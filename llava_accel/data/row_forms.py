@@ -3,26 +3,23 @@
 A row is read by the first form whose fields it has. The user's own names of columns are put in place of ours before.
 """
 
-import difflib
 import functools
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llava_accel.data.annotations import LETTER_REQUEST, LETTERS, option, parse_answers, with_options
+from llava_accel.data.columns import Columns, unknown, value_at
 from llava_accel.data.messages import IMAGE_FIELDS, Fields, present, role_of
 from llava_accel.data.own_rows import Reader
-from llava_accel.recipe.toml import toml_key, toml_value
-from llava_accel.sources.problems import DataError, quoted, some
+from llava_accel.sources.problems import DataError, quoted
 
 
 @dataclass(frozen=True, slots=True)
 class RowForm:
     """How the recipe says that rows are to be read."""
 
-    columns: tuple[tuple[str, str], ...] = ()
-    """data.columns: our name of a field, and the user's."""
+    columns: Columns = ()
     missing_image_mark: Literal["error", "start"] = "error"
     pairs: bool = False
     """Whether the rejected answer of a row is read too."""
@@ -63,7 +60,7 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
             read = each.read(fields)
             has_marks = each.has_marks and isinstance(fields[each.names[0]], list)
             return Row({**fields, **read}, _with_system(fields, read["conversations"]), has_marks)
-    raise _unknown(fields, form)
+    raise unknown(fields, form.columns, (each.names for each in _FORMS))
 
 
 def with_columns(fields: Fields, form: RowForm) -> Fields:
@@ -74,55 +71,6 @@ def with_columns(fields: Fields, form: RowForm) -> Fields:
 def column(form: RowForm, name: str) -> str:
     """What the user calls one of our fields."""
     return dict(form.columns).get(name, name)
-
-
-def value_at(fields: Fields, name: str) -> object:
-    """The value of a column; dots lead into nested ones. None where there is none."""
-    if name in fields or "." not in name:
-        return fields.get(name)
-    head, _, rest = name.partition(".")
-    inner = fields.get(head)
-    return value_at(inner, rest) if isinstance(inner, Mapping) else None
-
-
-def _has_column(fields: Fields, name: str) -> bool:
-    """Whether a row has a column, be it null."""
-    head, _, rest = name.partition(".")
-    inner = fields.get(head)
-    return name in fields or (bool(rest) and isinstance(inner, Mapping) and _has_column(inner, rest))
-
-
-def check_columns(rows: Iterable[bytes], form: RowForm) -> None:
-    """Read rows until one has been seen with each column that data.columns names: the first, nearly always.
-
-    Raises:
-        DataError: there is none with one of them.
-    """
-    missing, known = dict(form.columns), dict[str, None]()
-    for raw in rows if missing else ():
-        try:
-            fields = json.loads(raw)
-        except (ValueError, RecursionError):
-            continue  # said of the row when it is read
-        if isinstance(fields, dict):
-            missing = {ours: theirs for ours, theirs in missing.items() if not _has_column(fields, theirs)}
-            known |= dict.fromkeys(list(fields)[:_MOST_COLUMNS] if len(known) < _MOST_COLUMNS else ())
-        if not missing:
-            return
-    for ours, theirs in missing.items():
-        raise _no_such_column(ours, theirs, known)
-
-
-def _no_such_column(ours: str, name: str, known: Iterable[str]) -> DataError:
-    names = list(known)
-    similar = difflib.get_close_matches(name, names, n=1)
-    remedy = (
-        f"Did you mean {quoted(similar[0])}?"
-        if similar
-        else f"The rows have {some([quoted(name, 30) for name in names], 12)}."
-    )
-    problem = f"data.columns.{ours} is {quoted(name)}, and there is no such column"
-    return DataError("fields", problem, f"{remedy} Name one of the file's, or remove the key")
 
 
 def _renamed(fields: Fields, form: RowForm) -> dict[str, object]:
@@ -152,8 +100,10 @@ def _with_system(fields: Fields, messages: list[Any]) -> list[Any]:
 
 def _text(fields: Fields, name: str) -> str | None:
     value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # how many there are
     if value is not None and not isinstance(value, str):
-        raise DataError("fields", f"{name!r} is {quoted(value)}", "Write a string, or drop it")
+        raise DataError("fields", f"{name!r} is {value!r:.80}, not a text", "Write a string, or drop it")
     return value
 
 
@@ -285,7 +235,12 @@ def _letter(answer: object, choices: list[str]) -> str:
 
 
 def _captioned(name: str) -> Callable[[Fields], dict[str, Any]]:
-    return lambda fields: {"conversations": _round("", _text(fields, name))}
+    def read(fields: Fields) -> dict[str, Any]:
+        captions = fields[name]
+        several = {"answers": captions, "question": ""} if isinstance(captions, list) else {}
+        return several | (_annotated(several) if several else {"conversations": _round("", _text(fields, name))})
+
+    return read
 
 
 _FORMS = (
@@ -299,6 +254,7 @@ _FORMS = (
     _Form(("query", "response"), _asked("query", "response")),
     _Form(("instruction", "output"), _instructed("output")),
     _Form(("instruction", "chosen"), _instructed("chosen")),
+    _Form(("prefix", "suffix"), _asked("prefix", "suffix")),
     _Form(("question", "answer"), _question),
     _Form(("question", "answers"), _annotated),
     _Form(("question", "chosen"), _asked("question", "chosen")),
@@ -309,41 +265,3 @@ _FORMS = (
 
 _BESIDE = {"chosen", "system", "system_prompt"}
 """Fields that add something to `conversations`."""
-_MOST_COLUMNS = 1000  # that a message chooses from
-_LIKELY = {
-    "image": ("image", "img", "photo", "picture", "file", "path"),
-    "question": ("question", "prompt", "query", "instruction", "ask", "user", "problem", "input"),
-    "answer": ("answer", "label", "response", "output", "target", "reply", "assistant", "caption", "text"),
-}  # fmt: skip
-"""What others call these, the likeliest first."""
-
-
-def _unknown(fields: Fields, form: RowForm) -> DataError:
-    """The error of a row that is in none of the forms, with a proposal where its names give one."""
-    for ours, theirs in form.columns:
-        if ours not in ("id", "image", "system", "history") and not _has_column(fields, theirs):
-            return _no_such_column(ours, theirs, fields)
-    names = [quoted(name, 30) for name, value in fields.items() if value is not None]
-    problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
-    forms: dict[str, list[str]] = {}
-    for each in _FORMS:
-        forms.setdefault(each.names[0], []).extend(each.names[1:])
-    known = ", ".join(" + ".join([name, *filter(None, ["|".join(others)])]) for name, others in forms.items())
-    columns = toml_value(_guesses(fields) or {"image": "photo", "question": "q", "answer": "label"})
-    return DataError("fields", problem, f"Write {known}; or name the columns: data.columns = {columns}")
-
-
-def _guesses(fields: Fields) -> dict[str, str]:
-    """data.columns for a row whose names are like ours; nothing where it cannot be told what is answered."""
-    names = [name for name, value in fields.items() if isinstance(value, str) and name == toml_key(name)]
-    found = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
-    for ours, words in _LIKELY.items():
-        free = [name for name in names if name not in (*found.values(), *IMAGE_FIELDS)]
-        like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])
-        if ours not in found and (name := next(like, None)) is not None:
-            found[ours] = name
-    if "question" not in found and "image" in found and "answer" in found:
-        found["caption"] = found.pop("answer")
-    if not ("question" in found and "answer" in found) and "caption" not in found:
-        return {}
-    return {ours: name for ours, name in found.items() if ours != name}

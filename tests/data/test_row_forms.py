@@ -14,10 +14,12 @@ from llava_accel.data.records import Record, parse_record, record_id
 from llava_accel.data.row_forms import RowForm
 from llava_accel.recipe.inputs import ColumnName
 from llava_accel.recipe.toml import toml_value
+from llava_accel.sources.extraction import Extraction
 from llava_accel.sources.problems import DataError
 
 ONE, TWO = "<image>\nwhat?", ("<image>\nwhat?", "red", "why?", "so it is")
 A_USER, AN_ANSWER = {"role": "user", "content": "what?"}, {"role": "assistant", "content": "red"}
+A_QUESTION = {"question": "what?", "answer": "red"}
 HISTORY = [["what?", "red"]]
 OPTIONS = "\nA. blue\nB. red\nAnswer with the option's letter from the given choices directly."
 CHOICE = record(f"<image>\nwhat?{OPTIONS}", "B", image="t0.png", choices=["blue", "red"])
@@ -54,6 +56,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, th
     "parts": (parts(IMAGE, TEXT, images=["t0.png"]), ROUND),
     "a part names its image": (parts(IMAGE | {"image": "t0.png"}, TEXT), ROUND),
     "a part names its image's path": (parts(IMAGE | {"image": {"path": "t0.png", "bytes": None}}, TEXT), ROUND),
+    "a part has base64": (parts(IMAGE | {"base64": "t0.png"}, TEXT), ROUND),
     "a part has an address": (parts({"type": "image_url", "image_url": {"url": "t0.png"}}, TEXT), ROUND),
     "parts as Parquet has them": (
         parts(IMAGE | {"text": None, "index": 0}, TEXT | {"index": None}, images=["t0.png"]), ROUND
@@ -113,6 +116,14 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, th
     ),
     "a caption": ({"image": "t0.png", "caption": "a red shape"}, record("<image>", "a red shape", image="t0.png")),
     "a caption called text": ({"image": {"path": "t0.png"}, "text": "red"}, record("<image>", "red", image="t0.png")),
+    "captions": (
+        {"image": "t0.png", "caption": ["red", "rot", "red"]},
+        record("<image>", "red", image="t0.png", answers={"red": 2, "rot": 1}),
+    ),
+    "prefix and suffix": ({"image": "t0.png", "prefix": "what?", "suffix": "red"}, ROUND),
+    "a number is the answer": (
+        {"image": "t0.png", "question": "how many?", "answer": 3}, record("<image>\nhow many?", "3", image="t0.png")
+    ),
     "a system text": (
         {"system": "Be short.", "messages": [A_USER, AN_ANSWER]},
         {"conversations": [{"from": "system", "value": "Be short."}, A_USER, AN_ANSWER]},
@@ -130,6 +141,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, th
         {"conversations": [{"from": "system", "value": "S"}, *said("human", "gpt")], "image": "t0.png"},
     ),
     "an image path": (record(ONE, "red", image_path="t0.png"), ROUND),
+    "an image's address": ({"image_url": "t0.png", "question": "what?", "answer": "red"}, ROUND),
     "an img": (record(ONE, "red", img="t0.png"), ROUND),
     "images with paths": (record(ONE, "red", images=[{"path": "t0.png", "bytes": None}]), ROUND),
     "an image with an address": (record(ONE, "red", image={"url": "t0.png"}), ROUND),
@@ -257,9 +269,12 @@ def test_a_row_of_no_form_names_its_columns_and_proposes_theirs() -> None:
         ({"image": "t0.png", "q": "what?", "label": "red"}, (("question", "q"), ("answer", "label"))),
         ({"image": "t0.png", "question": "what?", "reply": "red"}, (("answer", "reply"),)),
         ({"file_name": "t0.png", "label": "red"}, (("image", "file_name"), ("caption", "label"))),
+        ({"image": "t0.png", "query": "what?", "label": ["red", "rot"]}, (("question", "query"), ("answer", "label"))),
+        ({"image": "t0.png", "captions": ["red", "rot"]}, (("caption", "captions"),)),
+        ({"URL": "t0.png", "TEXT": "red"}, (("image", "URL"), ("caption", "TEXT"))),
     ],
 )
-def test_what_is_proposed_works(row: dict[str, str], columns: tuple[tuple[str, str], ...]) -> None:
+def test_what_is_proposed_works(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> None:
     with pytest.raises(DataError, match=re.escape(f"data.columns = {toml_value(dict(columns))}")):
         parse(row)
     assert parse(row, *columns).images == ("t0.png",) and parse(row, *columns).turns[1] == Turn("assistant", "red")
@@ -288,3 +303,65 @@ def test_a_corpus_that_is_read_otherwise_is_another_one(tmp_path: Path) -> None:
         for form in (RowForm((*COLUMNS[:2], ("question", "q2"))), RowForm(COLUMNS, "start"), RowForm())
     ]
     assert len({each.fingerprint() for each in (one, *others)}) == 4
+
+
+def embedded(folder: Path, row: dict[str, Any]) -> Record:
+    """The record of a row that holds the bytes of images."""
+    with Extraction(folder / "images") as extraction:
+        raw = extraction.row(row)
+    return parse_record(raw, 1, files=["", str(folder / "images")])
+
+
+UNREAD = {  # what is not learned -> the row, and what the message says
+    "an image under another name": ({"photo": "a.png"}, 'data.columns = {image = "photo"}'),
+    "images under another name": ({"photos": ["a.png", "b.png"]}, 'data.columns = {image = "photos"}'),
+    "an image that is nested": ({"photo": {"path": "a.JPG", "bytes": None}}, "'photo' is"),
+    "an address": ({"picture_link": "https://nowhere.invalid/1"}, 'data.columns = {image = "picture_link"}'),
+    "the bytes of an image": (
+        {"photo": {"bytes": (PARITY / "images" / "t0.png").read_bytes(), "path": "t0.png"}},
+        "t0.png",
+    ),
+    "the number of an image": ({"image_id": 7}, "Write its file in 'image'"),
+    "a file beside a number": ({"img_id": 7, "img_name": "a.png"}, 'data.columns = {image = "img_name"}'),
+    "a video": ({"video": "a.mp4"}, "only images are learned"),
+    "videos": ({"videos": ["a.mp4"], "image": "a.png"}, "only images are learned"),
+    "a sound": ({"audios": ["a.mp3"]}, "only images are learned"),
+}
+
+
+@pytest.mark.parametrize("unread", UNREAD)
+def test_what_a_record_shows_is_never_passed_over(tmp_path: Path, unread: str) -> None:
+    fields, says = UNREAD[unread]
+    for row in (A_QUESTION, {"messages": [A_USER, AN_ANSWER]}, record("what?", "red"), record(ONE, "red")):
+        with pytest.raises(DataError, match=re.escape(says)):
+            embedded(tmp_path, row | fields)
+
+
+def test_boxes_and_paths_in_texts_are_refused() -> None:
+    grounded = {"messages": [A_USER | {"content": "<image>find <ref-object>"}, AN_ANSWER | {"content": "<bbox>"}]}
+    for row, says in (
+        (
+            grounded | {"images": ["a.png"], "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}},
+            "<bbox> and <ref-object>",
+        ),
+        (record("Picture 1: <img>a.png</img>\nwhat?", "red"), "Write <image>, and its name in 'image'"),
+    ):
+        with pytest.raises(DataError, match=re.escape(says)):
+            parse(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        A_QUESTION | {"image": None, "answer": "logo.png"},
+        A_QUESTION | {"id": "7.png", "source": "https://nowhere.invalid/1", "videos": [], "image_id": None},
+        record("<image> Is <img>x</img> HTML?", "Yes.", objects={"bbox": []}, image="a.png"),
+        {"messages": [A_USER, AN_ANSWER | {"content": "<img>a.png</img>"}], "images": []},
+    ],
+)
+def test_texts_that_are_like_images_are_texts(row: dict[str, object]) -> None:
+    assert parse(row).turns
+
+
+def test_a_mapped_column_that_is_empty_is_no_image() -> None:
+    assert parse(A_QUESTION | {"photo": None, "thumbnail": "a.png"}, ("image", "photo")).images == ()

@@ -1,0 +1,112 @@
+"""Names of columns: those that data.columns gives, and what to propose where the names of a row are of no known form."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+
+from llava_accel.data.messages import IMAGE_FIELDS, Fields, present
+from llava_accel.recipe.toml import toml_key, toml_value
+from llava_accel.sources.problems import DataError, quoted, some
+
+Columns = tuple[tuple[str, str], ...]
+"""data.columns: our name of a field, and the user's."""
+_MOST_COLUMNS = 1000  # that a message chooses from
+_LIKELY = {
+    "image": ("image", "img", "photo", "picture", "file", "path", "url"),
+    "question": ("question", "prompt", "query", "instruction", "ask", "user", "problem", "input"),
+    "answer": ("answer", "label", "response", "output", "target", "reply", "assistant", "caption", "text"),
+}  # fmt: skip
+"""What others call these, the likeliest first."""
+
+
+def value_at(fields: Fields, name: str) -> object:
+    """The value of a column; dots lead into nested ones. None where there is none."""
+    if name in fields or "." not in name:
+        return fields.get(name)
+    head, _, rest = name.partition(".")
+    inner = fields.get(head)
+    return value_at(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def _has_column(fields: Fields, name: str) -> bool:
+    """Whether a row has a column, be it null."""
+    head, _, rest = name.partition(".")
+    inner = fields.get(head)
+    return name in fields or (bool(rest) and isinstance(inner, Mapping) and _has_column(inner, rest))
+
+
+def check_columns(rows: Iterable[bytes], columns: Columns) -> None:
+    """Read rows until one has been seen with each column that data.columns names: the first, nearly always.
+
+    Raises:
+        DataError: there is none with one of them.
+    """
+    missing, known = dict(columns), dict[str, None]()
+    for raw in rows if missing else ():
+        try:
+            fields = json.loads(raw)
+        except (ValueError, RecursionError):
+            continue  # said of the row when it is read
+        if isinstance(fields, dict):
+            missing = {ours: theirs for ours, theirs in missing.items() if not _has_column(fields, theirs)}
+            known |= dict.fromkeys(list(fields)[:_MOST_COLUMNS] if len(known) < _MOST_COLUMNS else ())
+        if not missing:
+            return
+    for ours, theirs in missing.items():
+        raise _no_such_column(ours, theirs, known)
+
+
+def _no_such_column(ours: str, name: str, known: Iterable[str]) -> DataError:
+    names = list(known)
+    similar = difflib.get_close_matches(name, names, n=1)
+    remedy = (
+        f"Did you mean {quoted(similar[0])}?"
+        if similar
+        else f"The rows have {some([quoted(name, 30) for name in names], 12)}."
+    )
+    problem = f"data.columns.{ours} is {quoted(name)}, and there is no such column"
+    return DataError("fields", problem, f"{remedy} Name one of the file's, or remove the key")
+
+
+def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) -> DataError:
+    """The error of a row that is in none of the forms, with a proposal where its names give one.
+
+    Args:
+        forms: The fields of each.
+    """
+    for ours, theirs in columns:
+        if ours not in ("id", "image", "system", "history") and not _has_column(fields, theirs):
+            return _no_such_column(ours, theirs, fields)
+    names = [quoted(name, 30) for name, value in fields.items() if value is not None]
+    problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
+    others: dict[str, list[str]] = {}
+    for first, *rest in forms:
+        others.setdefault(first, []).extend(rest)
+    known = ", ".join(" + ".join([first, *filter(None, ["|".join(rest)])]) for first, rest in others.items())
+    guesses = _guesses(fields)
+    shown = toml_value(guesses or {"image": "photo", "question": "q", "answer": "label"})
+    other = "" if guesses else ", make them with a function of yours (data.reader)"
+    return DataError("fields", problem, f"Name the columns, data.columns = {shown}{other}, or write {known}")
+
+
+def _guesses(fields: Fields) -> dict[str, str]:
+    """data.columns for a row whose names are like ours; nothing where it cannot be told what is answered."""
+    names = [name for name, value in fields.items() if _is_text(value) and name == toml_key(name)]
+    found = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
+    for ours, words in _LIKELY.items():
+        free = [name for name in names if name not in (*found.values(), *IMAGE_FIELDS)]
+        like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])
+        if ours not in found and (name := next(like, None)) is not None:
+            found[ours] = name
+    if "question" not in found and "image" in found and "answer" in found:
+        found["caption"] = found.pop("answer")
+    if not ("question" in found and "answer" in found) and "caption" not in found:
+        return {}
+    return {ours: name for ours, name in found.items() if ours != name}
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value may be a question or an answer: a text, or a list of several."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    )
