@@ -1,5 +1,6 @@
 """`llava-accel VERB ...` is `python -m llava_accel.VERB ...`."""
 
+import difflib
 import sys
 
 from llava_accel.console.command_line import start
@@ -14,7 +15,11 @@ def main() -> None:
         print("usage: llava-accel VERB ...   (VERB --help shows an example)\n")
         for name, summary in sorted(SUMMARIES.items()):
             print(f"  {name:10} {summary}")
-        sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
+        if sys.argv[1:] in ([], ["-h"], ["--help"]):
+            sys.exit(0)
+        near = difflib.get_close_matches(verb, SUMMARIES, n=1)
+        print(f"error: there is no verb {verb!r}{f'. Did you mean {near[0]}?' if near else ''}", file=sys.stderr)
+        sys.exit(2)
     del sys.argv[1]
     prepare() if verb == "prepare" else start(verb)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llava_accel.advice.folders import folder_remarks
 from llava_accel.console.command_line import say_error
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, open_sources
@@ -170,7 +171,7 @@ def check_corpus(task: Check, name: str, corpus: Corpus, processing: Processing 
         survey=survey,
         processing=processing,
         repeated=repeated_ids(corpus, survey),
-        notes=[*remarks(corpus, survey), *image_remarks(survey, recipe.data)],
+        notes=[*remarks(corpus, survey), *image_remarks(survey, recipe.data), *folder_remarks(corpus, survey)],
     )
     task.parts.append(checked)
     report(task, checked)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_accel.console.command_line import run
 from llava_accel.converters.sources import SOURCES, Source
 from llava_accel.exceptions import UserError
 
@@ -15,12 +16,9 @@ _HELD_OUT = ("val", "minival", "testdev", "test-dev", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the verb; what the user can mend ends it with a message instead of a traceback."""
+    """Run the verb; what the user can mend ends it with a message and exit code 2."""
     arguments = _parser().parse_args(argv)
-    try:
-        _write(arguments)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(lambda: _write(arguments))
 
 
 def _write(given: argparse.Namespace) -> None:

@@ -151,18 +151,21 @@ def test_split_names_and_suffix_are_the_users_to_choose(folder: Path) -> None:
         (["--images", "nowhere"], "Check --images"),
     ],
 )
-def test_a_wrong_command_ends_with_one_line_that_tells_the_remedy(more: list[str], told: str, folder: Path) -> None:
+def test_a_wrong_command_ends_with_one_line_that_tells_the_remedy(
+    more: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions, annotations = write_pair(folder, "train2014")
     command = ["okvqa", "--questions", "{q}", "--annotations", "{a}", "--images", "coco", "--out", "o", *more]
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="2"):
         main([word.format(q=questions, a=annotations) for word in command])
-    message = str(stopped.value)
-    assert message.startswith("error: ") and told in message and "\n" not in message
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ") and told in message
 
 
-def test_a_table_goes_to_a_file_that_training_knows(folder: Path) -> None:
-    with pytest.raises(SystemExit, match=r"ends in \.jsonl"):
+def test_a_table_goes_to_a_file_that_training_knows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(["csv", "--file", "t.csv", "--images", ".", "--out", "t.json"])
+    assert "ends in .jsonl" in capsys.readouterr().err
 
 
 PUBLISHED: dict[str, dict[str, object]] = {

@@ -91,7 +91,8 @@ def test_help_of_every_verb_imports_no_library() -> None:
         ("recipes show", "name a recipe"),
         ("recipes show quickstar", "Did you mean quickstart?"),
         ("keys optm", "Did you mean optim?"),
-        ("trian", "usage: llava-accel VERB"),
+        ("trian", "there is no verb 'trian'. Did you mean train?"),
+        ("prepare csv --file nowhere.csv --images . --out a.jsonl", "there is no such file"),
     ],
 )
 def test_a_mistake_on_the_command_line_imports_no_library(command: str, says: str) -> None:

@@ -1,11 +1,14 @@
 """Where the images of a data file are, if nobody says so."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import find_image
+from llava_accel.data.survey import Survey
 from llava_accel.sources.problems import DataError
 
 _USUAL = ("images", "image", "imgs", "img", "pictures", "photos", "train", "coco", "data")
@@ -22,6 +25,14 @@ def find_folder(names: Sequence[str], own: Path) -> Path | None:
     counts = {folder: _count(names, folder) for folder in (own, *islice(_near(names, own), _MOST))}
     best = max(counts, key=lambda folder: counts[folder])  # the first of equals
     return best if counts[best] > counts[own] else None
+
+
+def folder_remarks(corpus: Corpus, survey: Survey) -> list[str]:
+    """Where images are that were not found."""
+    rows = [row for row, error in survey.errors.items() if error.kind == "missing_image"][:_MOST]
+    names = [name for row in rows for name in corpus.record(row).images]
+    folder = find_folder(names, corpus.root(rows[0])) if names else None
+    return [f"images that are missing are in {folder}: set data.images={shlex.quote(str(folder))}"] if folder else []
 
 
 def _near(names: Sequence[str], own: Path) -> Iterator[Path]:

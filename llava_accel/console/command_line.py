@@ -71,11 +71,14 @@ def _read_recipe(arguments: argparse.Namespace) -> None:
     """
     # Here, because pydantic takes as long as all of a verb's help.
     from llava_accel.recipe import RecipeError, RecipeWarning, load_recipe
+    from llava_accel.recipe.paths import refuse_missing
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecipeWarning)
         try:
             arguments.loaded = load_recipe(arguments.recipe, arguments.overrides)
+            if arguments.reads_data:
+                refuse_missing(arguments.loaded, arguments.recipe)
         except RecipeError as error:
             if not hasattr(arguments, "wrong") or error.rest is None:
                 raise

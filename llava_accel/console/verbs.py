@@ -80,7 +80,7 @@ def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
-    _add_recipe(parser, nargs="?")
+    _add_recipe(parser, nargs="?", reads_data=False)
     add("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
     add("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
     add("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
@@ -102,7 +102,7 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
 
 def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
-    _add_recipe(parser)
+    _add_recipe(parser, reads_data=False)
     parser.set_defaults(wrong=None)  # a place for what is wrong with the recipe
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
@@ -121,7 +121,7 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
-    _add_recipe(parser)
+    _add_recipe(parser, reads_data=False)
     add("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
     add("--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)")
     add("--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan")
@@ -260,8 +260,10 @@ def _keys(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     return parser.parse_args(words)
 
 
-def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None, reads_data: bool = True) -> None:
+    """The recipe and its overrides; where a verb reads its data, they must be there before anything is loaded."""
     add = parser.add_argument
+    parser.set_defaults(reads_data=reads_data)
     add("recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml")
     add("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
 

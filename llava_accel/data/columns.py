@@ -77,6 +77,9 @@ def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) 
     for ours, theirs in columns:
         if ours not in ("id", "image", "system", "history") and not _has_column(fields, theirs):
             return _no_such_column(ours, theirs, fields)
+    if {"data", "annotations"} <= fields.keys():
+        remedy = "Export again as JSON-MIN, and name its columns in data.columns"
+        return DataError("fields", "the row is of Label Studio's JSON, in which answers lie deep", remedy)
     names = [quoted(name, 30) for name, value in fields.items() if value is not None]
     problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
     others: dict[str, list[str]] = {}

@@ -71,7 +71,7 @@ def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
         return f"the image {quoted(name)} in {root} is a pipe or a device, which is never opened", remedy
     if os.path.islink(path):
         return f"the image {quoted(name)} in {root} is a link that leads nowhere", remedy
-    problem = f"there is no image {quoted(name)} in {root}"
+    problem = f"there is no image {quoted(name)} in {root if root != Path() else root.absolute()}"
     similar = next((other for other in _spellings(name) if _is_inside(root, other)), None)
     if similar is None:
         return problem, remedy

@@ -24,7 +24,7 @@ from llava_accel.recipe.names import REQUIRED
 from llava_accel.recipe.overrides import accepts, apply_overrides, parse_toml
 from llava_accel.recipe.rules import changed_keys, conflicts, unused
 from llava_accel.recipe.tables import OptimTable, Recipe, TrainTable
-from llava_accel.recipe.toml import is_deeper, to_toml
+from llava_accel.recipe.toml import is_deeper, line_hint, to_toml
 
 __all__ = [
     "DataTable", "LoraTable", "ModelTable", "OptimTable", "QuantizationTable", "Recipe", "RecipeError", "RecipeWarning",
@@ -127,7 +127,9 @@ def _read(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         position = re.search(r"at line (\d+)", str(error))
         line = text.split("\n")[int(position[1]) - 1].strip() if position else "the end of the file"
-        raise refuse(f"Not TOML: {error}.", f"Correct this line: {line[:_LONGEST_LINE]}") from error
+        change = line_hint(line, str(error)) if position and len(line) <= _LONGEST_LINE else ""
+        remedy = f"Correct this line: {line[:_LONGEST_LINE]}" + (f"\n   {change}" if change else "")
+        raise refuse(f"Not TOML: {error}.", remedy) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise refuse(f"Not readable as TOML: {error}.", "Write shorter numbers, fewer brackets, fewer dots.") from error
 

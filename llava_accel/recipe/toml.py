@@ -1,6 +1,7 @@
 """TOML out: writes what `tomllib` reads, as far as the values of a recipe go."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,31 @@ def to_toml(tables: Mapping[str, object], path: tuple[str, ...] = ()) -> str:
     blocks = ["\n".join(lines) + "\n"] if lines else []
     blocks += [to_toml(value, (*path, key)) for key, value in nested.items()]
     return "\n".join(blocks)
+
+
+def line_hint(line: str, reason: str) -> str:
+    """What to change in a line that is not TOML, a sentence; "" where that cannot be told.
+
+    Args:
+        reason: What `tomllib` says of it.
+    """
+    key, sign, value = (part.strip() for part in line.partition("="))
+    if reason.startswith(("Cannot declare", "Cannot overwrite")):
+        return "It stands twice: leave one, with the keys of both." if line.startswith("[") else "The key stands twice."
+    if "\\" in value:
+        return f"Write / in place of \\, or the text in single quotes: {key} = '{value.strip(chr(34))}'."
+    if value.startswith("{") and ":" in value:
+        return "Between { and } write KEY = VALUE."
+    if (pair := re.fullmatch(r"([\w.-]+)\s*:\s*(.+)", line)) and not sign:
+        return f"Write {pair[1]} = {pair[2]}"
+    if value.lower() in ("none", "null", "nil", ""):
+        return "Remove the line: a key that is left out has its default." if sign else ""
+    if value.lower() in ("true", "false", "yes", "no", "on", "off"):
+        return f"Write {key} = {'true' if value.lower() in ('true', 'yes', 'on') else 'false'}"
+    if value[0] in "\"'" and value.count(value[0]) == 1:
+        return f"The text has no second quote: {key} = {value}{value[0]}"
+    is_word = re.fullmatch(r"[\w~/][^\"'\[\]{}#=]*", value) is not None
+    return f"Texts stand in quotes: {key} = {toml_value(value)}" if is_word else ""
 
 
 def is_deeper(value: object, most: int) -> bool:

@@ -59,6 +59,17 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
     return list(map(Path, paths))
 
 
+def splits(name: str) -> list[str]:
+    """The splits of a data set, or of a folder that is a copy of one; none where it is neither."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return list(datasets.get_dataset_split_names(name))
+    except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError, compat.hub_http_error()):
+        return []
+
+
 def pinned(name: str, config: str, splits: Sequence[str], revision: str) -> str:
     """The commit that a revision of a data set is at this moment; a commit is itself.
 

@@ -42,8 +42,7 @@ def json_array(path: Path) -> Iterator[bytes]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read(_BLOCK).lstrip()
             if not text.startswith("["):
-                remedy = "Write [record, ...], or one record a line in .jsonl"
-                raise DataError("json", "the file is not a JSON array", remedy, file=str(path))
+                raise DataError("json", "the file is not a JSON array", _remedy(text), file=str(path))
             place = 1
             while True:
                 place = (_SPACE if number == 1 else _SEPARATOR).match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]  matches ""
@@ -73,6 +72,17 @@ def json_array(path: Path) -> Iterator[bytes]:
                 raise DataError("json", problem, "Write one array a file", file=str(path))
     except UnicodeDecodeError as error:
         raise DataError("json", f"not UTF-8 ({error})", "Save it as UTF-8", file=str(path)) from None
+
+
+def _remedy(text: str) -> str:
+    """What to do with a file that begins so, and not with a list."""
+    if text.startswith("{") and re.search(r'"(questions|annotations)"\s*:\s*\[', text):
+        return (
+            "It seems to be of a public data set: `llava-accel prepare --help` lists those that are made into records"
+        )
+    if text.startswith("{") and "}\n{" in text.replace("\r", ""):
+        return "It seems to have one record a line: name it .jsonl"
+    return "Write [record, ...], or one record a line in .jsonl"
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:

@@ -6,6 +6,7 @@ mtime, the ctime is the system's. Images inside a row are not in the table: see 
 """
 
 import hashlib
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from llava_accel.recipe.paths import OTHER_SUFFIXES
 from llava_accel.sources.columnar import arrow_rows, parquet_rows
 from llava_accel.sources.extraction import Extraction
 from llava_accel.sources.json_rows import json_array, json_lines
@@ -156,6 +158,5 @@ def _rows(path: Path, extraction: Extraction) -> Iterator[tuple[int, bytes]]:
         case ".tar":
             return enumerate(tar_rows(path, extraction), start=1)
     problem = f"files ending in {path.suffix!r} are not read"
-    is_table = path.suffix in (".csv", ".tsv")
-    remedy = "Make .jsonl of it with `llava-accel prepare csv`" if is_table else f"Give one of {', '.join(SUFFIXES)}"
-    raise DataError("json", problem, remedy, file=str(path))
+    remedy = OTHER_SUFFIXES.get(path.suffix.lower(), f"Give one of {', '.join(SUFFIXES)}")
+    raise DataError("json", problem, remedy.format(shlex.quote(str(path))), file=str(path))

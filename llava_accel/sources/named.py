@@ -59,9 +59,13 @@ def files_of(named: Named) -> list[Path]:
 
 
 def held_out_split(path: str) -> str:
-    """The split that a data set on disk has for evaluation; "" where it has none, or is something else."""
-    file = Path(path) / "dataset_dict.json"
-    present = _field(file, "splits") if file.is_file() else []
+    """The split that a data set has for evaluation; "" where it has none, or is something else."""
+    folder = Path(path)
+    present: list[str] = []
+    if (folder / "dataset_dict.json").is_file():
+        present = _field(folder / "dataset_dict.json", "splits")
+    elif _is_of_files(folder) if folder.exists() else hub.is_name(path):
+        present = hub.splits(path)
     return next((name for name in EVAL_SPLITS if name in present and "train" in present), "")
 
 
@@ -71,8 +75,7 @@ def _of_folder(folder: Path, named: Named) -> list[Path]:
         return _of_folder(folder / hub.choose_split(splits, named.splits, str(folder)), named)
     if (folder / "state.json").is_file():  # as `save_to_disk` of `datasets` leaves it
         return [folder / str(each["filename"]) for each in _field(folder / "state.json", "_data_files")]
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    if files and not _is_repository(folder):
+    if files := _plain_files(folder):
         return files
     if any(folder.iterdir()):
         compressed = [file.name for file in folder.iterdir() if file.suffix in _COMPRESSED]
@@ -81,6 +84,17 @@ def _of_folder(folder: Path, named: Named) -> list[Path]:
             raise DataError("json", problem, "Unpack them")
         return hub.files(str(folder), named.config, named.splits, "")
     raise DataError("json", f"the folder {folder} holds no data file", f"Expected one of {', '.join(SUFFIXES)}")
+
+
+def _is_of_files(folder: Path) -> bool:
+    """Whether a folder is in the form of the hub, where the names of files and folders tell the splits."""
+    return folder.is_dir() and not (folder / "state.json").is_file() and not _plain_files(folder)
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    """The data files of a folder that is no copy of a data set of the hub."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    return [] if _is_repository(folder) else files
 
 
 def _is_repository(folder: Path) -> bool:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_accel.advice.folders import find_folder
+from helpers.samples import corpus, record
+from llava_accel.advice.folders import find_folder, folder_remarks
+from llava_accel.data.survey import survey
 
 
 @pytest.fixture
@@ -41,3 +43,13 @@ def test_whole_paths_lead_to_the_folder_above_all(place: Path) -> None:
     for name in names:
         name.touch()
     assert find_folder([str(name) for name in names], place / "data/other") == place
+
+
+def test_where_images_are_that_were_not_found_is_said(place: Path) -> None:
+    (place / "pictures" / "a.png").touch()
+    for name, said in (
+        ("a.png", [f"images that are missing are in {place}/pictures: set data.images={place}/pictures"]),
+        ("b", []),
+    ):
+        data = corpus(place, [record("Q", "A"), record("<image>Q", "A", image=name)])
+        assert folder_remarks(data, survey(data, workers=0, decode=False)) == said

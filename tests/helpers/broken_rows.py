@@ -115,7 +115,13 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
     "blank lines": ("a.jsonl", lambda: b"\n \n\t\n", ["no record", "Check the file"]),
     "an empty array": ("a.json", lambda: b"[]", ["no record", "Check the file"]),
     "one object": ("a.json", lambda: json.dumps(TEXT_ONLY).encode(), ["not a JSON array", ".jsonl"]),
-    "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["not a JSON array", ".jsonl"]),
+    "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["not a JSON array", "a line: name it .jsonl"]),
+    "a public data set's questions": (
+        "a.json", lambda: b'{"info": {}, "questions": [{"question_id": 1}]}', ["not a JSON array", "prepare --help"]
+    ),
+    "an export of Label Studio": (
+        "a.json", lambda: b'[{"id": 1, "data": {"image": "a.png"}, "annotations": []}]', ["Label Studio", "JSON-MIN"]
+    ),
     "single quotes in an array": ("a.json", lambda: b"[{'id': 1}]" + b" " * 99, ["row 1", "not valid JSON"]),
     "two arrays": ("a.json", lambda: f"{_WHOLE} {_WHOLE}".encode(), ["after the end of the array", "one array"]),
     "an array of 100,000 brackets": ("a.json", lambda: b"[" * 100_000, ["row 1", "not valid JSON"]),

@@ -278,8 +278,9 @@ def test_prepare_hf_reads_other_columns(tmp_path: Path, capsys: pytest.CaptureFi
     main(["hf", "--set", str(tmp_path / "a.jsonl"), *names, "--out", str(tmp_path / "out")])
     first = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
     assert [turn["value"] for turn in first["conversations"]] == ["<image>\nWhat 0?", "red"]
-    with pytest.raises(SystemExit, match="write OURS=THEIRS"):
+    with pytest.raises(SystemExit, match="2"):
         main(["hf", "--set", str(tmp_path / "a.jsonl"), "--columns", "photo", "--out", str(tmp_path / "out")])
+    assert "write OURS=THEIRS" in capsys.readouterr().err
 
 
 def test_prepare_hf_keeps_files_of_one_name_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ import json
 import logging
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from helpers.samples import encoder, record, write_lines
@@ -56,6 +58,12 @@ def test_of_a_set_with_splits_the_one_that_was_asked_for(tmp_path: Path) -> None
     assert files_of(Named(str(folder)))[0].parent.name == "train"
     assert files_of(Named(str(folder), splits=EVAL))[0].parent.name == "test"
     assert (held_out_split(str(folder)), held_out_split(str(tmp_path))) == ("test", "")
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split in ("train", "validation"):
+        parquet.write_table(
+            pa.table({"question": ["Q"]}), tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        )
+    assert held_out_split(str(tmp_path / "hub")) == "validation"
     with pytest.raises(DataError, match=r"has no split 'dev', but 'train', 'test'.*split = \"train\""):
         files_of(Named(str(folder), splits=("dev",)))
 

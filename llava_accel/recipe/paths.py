@@ -1,0 +1,84 @@
+"""The files and folders that a recipe names, looked for before anything is loaded: a slip of the pen costs no wait."""
+
+import difflib
+import glob
+import os
+import shlex
+from collections.abc import Iterator
+
+from llava_accel.recipe.errors import Problem, RecipeError
+from llava_accel.recipe.tables import Recipe
+
+OTHER_SUFFIXES = {
+    **dict.fromkeys(
+        (".csv", ".tsv"), "Make JSON lines of it: llava-accel prepare csv --file {} --images DIR --out data.jsonl"
+    ),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save it as CSV, and make JSON lines of that: llava-accel prepare csv"),
+    **dict.fromkeys(
+        (".yaml", ".yml"), 'List what it mixes: train = [{{path = "a.json", weight = 0.5}}, {{path = "b.json"}}]'
+    ),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "Unpack it, and name what is in it"),
+}
+"""Of files that are taken for data and are not read: what to do, with a place for the name."""
+
+
+def refuse_missing(recipe: Recipe, source: str) -> None:
+    """RecipeError if the data, a folder of images or a local base are not there, or the data are of a form that is not read.
+
+    Args:
+        source: Names the recipe in the error.
+    """
+    problems = [
+        Problem({key: path}, f"There is no such {'folder' if is_folder else 'file or folder'}.", _remedy(path))
+        for key, path, is_folder in _named(recipe)
+        if not (os.path.isdir(path) if is_folder else os.path.exists(path) or _may_be_elsewhere(path))
+    ]
+    for key, path, is_folder in _named(recipe):
+        suffix = os.path.splitext(path)[1]
+        remedy = OTHER_SUFFIXES.get(suffix.lower())
+        if remedy and not is_folder and os.path.isfile(path):
+            problems.append(
+                Problem(
+                    {key: path},
+                    f"Files ending in {suffix!r} are not read.",
+                    f"{remedy.format(shlex.quote(str(path)))}.",
+                )
+            )
+    if problems:
+        raise RecipeError(source, problems, recipe)
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
+    """Key, path, and whether it must be a folder."""
+    data = recipe.data
+    for key, sources in (("data.train", data.train), ("data.eval", data.eval)):
+        if isinstance(sources, str):
+            yield from [(key, sources, False)] if sources else []
+            continue
+        for number, each in enumerate(sources):
+            yield f"{key}[{number}].path", each.path, False
+            yield from [(f"{key}[{number}].images", each.images, True)] if each.images else []
+    yield from [("data.images", data.images, True)] if data.images else []
+    yield from [] if _may_be_of_the_hub(recipe.model.base) else [("model.base", recipe.model.base, True)]
+
+
+def _may_be_elsewhere(path: str) -> bool:
+    """Whether a path may be a pattern, or the name of a data set."""
+    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path)
+
+
+def _may_be_of_the_hub(name: str) -> bool:
+    return name.count("/") <= 1 and "\\" not in name and not name.startswith((".", "~", "/"))
+
+
+def _remedy(path: str) -> str:
+    folder, name = os.path.split(path)
+    if path.startswith("~"):
+        return f"~ is the home folder in a shell alone. Write {os.path.expanduser(path)}."
+    if "\\" in path and os.sep != "\\":
+        return "Write the path that it has on this machine, with / in place of \\."
+    here = "" if os.path.isabs(path) else f" It was looked for in {os.getcwd()}, where the command was started."
+    if folder and not os.path.isdir(folder):
+        return f"There is no folder {folder} either. Correct it.{here}"
+    similar = difflib.get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.75)
+    return f"Did you mean {os.path.join(folder, similar[0])}?{here}" if similar else f"Correct it.{here}"
