@@ -147,7 +147,11 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
     elif types & {"tuple_type", "list_type"} and isinstance(value, str):
         remedy = f"Write it as a list: `{name} = {toml_value([value])}`."
     elif "model_type" in types:
-        remedy = 'Write it as {path = "..."}.' if key.endswith("]") else f"Write its keys under [{key}]."
+        remedy = (
+            f"Write it as {{path = {toml_value(value if isinstance(value, str) else '...')}}}."
+            if key.endswith("]")
+            else f"Write its keys under [{key}]."
+        )
     return Problem({key: value}, f"Expected {expected}.", remedy)
 
 

@@ -29,7 +29,11 @@ def refuse_missing(recipe: Recipe, source: str) -> None:
         source: Names the recipe in the error.
     """
     problems = [
-        Problem({key: path}, f"There is no such {'folder' if is_folder else 'file or folder'}.", _remedy(path))
+        Problem(
+            {key: path},
+            f"There is no such {'folder' if is_folder else 'file or folder'}.",
+            _remedy(path, key == "model.base"),
+        )
         for key, path, is_folder in _named(recipe)
         if not (os.path.isdir(path) if is_folder else os.path.exists(path) or _may_be_elsewhere(path))
     ]
@@ -59,7 +63,8 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
             yield f"{key}[{number}].path", each.path, False
             yield from [(f"{key}[{number}].images", each.images, True)] if each.images else []
     yield from [("data.images", data.images, True)] if data.images else []
-    yield from [] if _may_be_of_the_hub(recipe.model.base) else [("model.base", recipe.model.base, True)]
+    base = recipe.model.base
+    yield from [("model.base", base, True)] if os.path.isfile(base) or not _may_be_of_the_hub(base) else []
 
 
 def _may_be_elsewhere(path: str) -> bool:
@@ -71,7 +76,7 @@ def _may_be_of_the_hub(name: str) -> bool:
     return name.count("/") <= 1 and "\\" not in name and not name.startswith((".", "~", "/"))
 
 
-def _remedy(path: str) -> str:
+def _remedy(path: str, is_base: bool) -> str:
     folder, name = os.path.split(path)
     if path.startswith("~"):
         return f"~ is the home folder in a shell alone. Write {os.path.expanduser(path)}."
@@ -80,5 +85,9 @@ def _remedy(path: str) -> str:
     here = "" if os.path.isabs(path) else f" It was looked for in {os.getcwd()}, where the command was started."
     if folder and not os.path.isdir(folder):
         return f"There is no folder {folder} either. Correct it.{here}"
+    if os.path.isfile(path):
+        return (
+            "It is a file. Name the folder of a model." if is_base else "It is a file. Name the folder that it is in."
+        )
     similar = difflib.get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.75)
     return f"Did you mean {os.path.join(folder, similar[0])}?{here}" if similar else f"Correct it.{here}"
