@@ -243,6 +243,15 @@ def test_a_mistake_that_a_process_meets_ends_with_its_message_and_code(started: 
     assert code == 2 and output.count("error: ") == 1 and "nowhere.json" in output and "Traceback" not in output
 
 
+@pytest.mark.parametrize("profile", ["", "--profile launch/ddp.yaml"])
+def test_more_processes_than_cores_are_not_started(profile: str) -> None:
+    command = (
+        f"recipes/quickstart.toml data.train=tests data.eval=tests data.images=tests {profile} --num-processes 9999"
+    )
+    ((code, said, _),) = ended(["llava_accel", "train", *command.split()])
+    assert code == 2 and "--num-processes 9999: this machine has" in said and "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
     training = started()

@@ -21,6 +21,8 @@ OTHER_SUFFIXES = {
 }
 """Of files that are taken for data and are not read: what to do, with a place for the name."""
 
+_OF_FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
+
 
 def refuse_missing(recipe: Recipe, source: str) -> None:
     """RecipeError if the data, a folder of images or a local base are not there, or the data are of a form that is not read.
@@ -69,7 +71,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
 
 def _may_be_elsewhere(path: str) -> bool:
     """Whether a path may be a pattern, or the name of a data set."""
-    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path)
+    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path and not path.endswith(_OF_FILES))
 
 
 def _may_be_of_the_hub(name: str) -> bool:

@@ -17,7 +17,10 @@ def find_device(*, wants_cpu: bool = False) -> torch.device:
         wants_cpu: Leave accelerators alone.
     """
     device = None if wants_cpu else torch.accelerator.current_accelerator(check_available=True)
-    return _CPU if device is None or _refusal(device.type) else device
+    if device is None or _refusal(device.type):
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed warns of it when it is imported and finds no GPU
+        return _CPU
+    return device
 
 
 def why_cpu(*, wants_cpu: bool = False) -> str:

@@ -56,8 +56,6 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     device = find_device(wants_cpu=profile.wants_cpu)
     dtype, on_cpu = resolve_precision(recipe.run.precision, device), device.type == "cpu"
     profile.check(recipe, "no" if dtype == torch.float32 else precision_name(dtype))
-    if on_cpu:
-        zero.use_cpu()
     engine_plugin = zero.configured_plugin(recipe, on_cpu=on_cpu) if profile.backend == "deepspeed" else None
     if profile.backend == "fsdp" and on_cpu:
         fsdp2.start_rehearsal()

@@ -23,6 +23,8 @@ from llava_accel.runtime.invocation import VARIABLE, line_of
 # They say again, and at length, what the process that has failed has said.
 _REPORTERS = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
+_REHEARSAL = 2
+
 
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel train RECIPE` with processes to start.
@@ -57,6 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
 def _profile(arguments: argparse.Namespace) -> list[str]:
     """The launcher's own arguments."""
     processes = [] if arguments.num_processes is None else ["--num_processes", str(arguments.num_processes)]
+    _refuse_more_than_cores(arguments.num_processes)
     if arguments.profile is None:  # every value that the launcher would otherwise tell the user to name
         plain = {"num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no", "main_process_port": "0"}
         return ["--multi_gpu", *processes, *(word for key, value in plain.items() for word in (f"--{key}", value))]
@@ -69,9 +72,20 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
             f"--profile {arguments.profile}: num_machines is {profile.num_machines}, and this command starts the processes "
             "of one machine. Start `accelerate launch` on each machine, as launch/slurm.sh does"
         )
+    _refuse_more_than_cores(arguments.num_processes or profile.num_processes)
     # Any port that is free: two runs may share a machine.
     port = [] if getattr(profile, "main_process_port", None) else ["--main_process_port", "0"]
     return ["--config_file", arguments.profile, *processes, *port]
+
+
+def _refuse_more_than_cores(number: int | None) -> None:
+    """UserError where processes would take turns on the cores: slow, and each has its copy of the model."""
+    cores = os.cpu_count() or 1
+    if (number or 1) > max(_REHEARSAL, cores):
+        raise UserError(
+            f"--num-processes {number}: this machine has {cores} cores, and each process needs one. Name one for each GPU; "
+            f"without a GPU, {_REHEARSAL} are enough to rehearse"
+        )
 
 
 def _pass_on(number: int, _frame: FrameType | None) -> None:

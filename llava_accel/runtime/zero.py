@@ -4,7 +4,6 @@ DeepSpeed runs in its fp32 mode whatever the recipe's precision: trained weights
 engine, and the forward pass is under autocast. Its own bf16 mode would round what is trained.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +24,6 @@ from llava_accel.storage.tensor_files import Share, divided
 REDUCE_BUCKET_SIZE = 500_000_000
 """Gradients that DeepSpeed sums at once unless it is told otherwise."""
 _MICRO_BATCH = "train_micro_batch_size_per_gpu"
-
-
-def use_cpu() -> None:
-    """Let DeepSpeed run without a GPU. It looks once, when it is imported, which Accelerate does in every run."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
