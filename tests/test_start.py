@@ -252,6 +252,16 @@ def test_more_processes_than_cores_are_not_started(profile: str) -> None:
     assert code == 2 and "--num-processes 9999: this machine has" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("content", ["[run]\nname = 'a'\n", "text", "- 1\n", "\x00", "unknown_key: 1\n"])
+def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "profile.yaml").write_text(content)
+    command = (
+        f"recipes/quickstart.toml data.train=tests data.eval=tests data.images=tests --profile {tmp_path}/profile.yaml"
+    )
+    ((code, said, _),) = ended(["llava_accel", "train", *command.split()])
+    assert code == 2 and "it is not a profile of Accelerate's" in said and "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
     training = started()

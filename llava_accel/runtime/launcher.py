@@ -16,6 +16,7 @@ import psutil
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from yaml import YAMLError
 
 from llava_accel.exceptions import SIGNALS, Interrupted, UserError
 from llava_accel.runtime.invocation import VARIABLE, line_of
@@ -65,8 +66,12 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
         return ["--multi_gpu", *processes, *(word for key, value in plain.items() for word in (f"--{key}", value))]
     try:
         profile = load_config_from_file(arguments.profile)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"--profile {arguments.profile}: it is not a profile of Accelerate's: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--profile {arguments.profile}: it is not a profile of Accelerate's ({reason}). Name one, such as "
+            "launch/ddp.yaml"
+        ) from None
     if profile.num_machines > 1:
         raise UserError(
             f"--profile {arguments.profile}: num_machines is {profile.num_machines}, and this command starts the processes "

@@ -232,7 +232,9 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
             "ones alone are"
         )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
-    again = np.setdiff1d(np.arange(len(usable)), first)
+    is_again = np.ones(len(usable), dtype=bool)
+    is_again[first] = False
+    again = np.flatnonzero(is_again)
     if len(again):
         one, other = (corpus.place(int(usable[place])) for place in (first[numbers[again[0]]], again[0]))
         said.append(
@@ -257,10 +259,13 @@ def common_answers(
     Args:
         rows: That can be used.
     """
-    _, first, counts = np.unique(survey.answer_keys[rows], return_index=True, return_counts=True)
+    answers = survey.answer_keys[rows]
+    keys, counts = np.unique(answers, return_counts=True)
     places = np.argsort(-counts, kind="stable")[:most]
     # Not the row itself: its last turns may have been dropped.
-    texts = [corpus.encode(int(rows[first[place]])).record.turns[-1].text.strip() for place in places]
+    texts = [
+        corpus.encode(int(rows[np.argmax(answers == keys[place])])).record.turns[-1].text.strip() for place in places
+    ]
     return len(counts), list(zip(texts, counts[places].tolist(), strict=True))
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -99,6 +100,8 @@ def read(folder: Path) -> None:
     columns = {name: np.resize(getattr(found, name), len(corpus)) for name in COLUMNS}
     whole = Survey(**columns, num_dropped_turns=0, errors={})  # pyright: ignore[reportArgumentType]  arrays are of columns
     cached_survey(corpus, survey_key(recipe, processing), cache_folder(recipe.data.cache_dir), lambda: whole)
+    urls = folder / "cache" / "urls"  # of images: none, though each row has one
+    shutil.copy(urls / f"{few.fingerprint()}.json", urls / f"{corpus.fingerprint()}.json")
 
 
 def start(folder: Path, fraction: float = 0.0) -> None:

@@ -57,7 +57,7 @@ def test_of_a_set_with_splits_the_one_that_was_asked_for(tmp_path: Path) -> None
     folder = saved(tmp_path / "set", ("train", "test"))
     assert files_of(Named(str(folder)))[0].parent.name == "train"
     assert files_of(Named(str(folder), splits=EVAL))[0].parent.name == "test"
-    assert (held_out_split(str(folder)), held_out_split(str(tmp_path))) == ("test", "")
+    assert (held_out_split(str(folder)), held_out_split(str(folder / "train"))) == ("test", "")
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for split in ("train", "validation"):
         parquet.write_table(
