@@ -35,7 +35,8 @@ class Preference(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> Float[Tensor, "terms"]:
         is_chosen = batch["target_examples"] % 2 == 0
-        return torch.stack([batch["target_weights"].new_tensor(len(batch["reference"]) / 2), is_chosen.sum()])
+        pairs = batch["target_weights"].new_full((), len(batch["reference"]) / 2)  # filled in there: a copy would wait
+        return torch.stack([pairs, is_chosen.sum()])
 
     def loss(self, hidden: Float[Tensor, "targets hidden"], batch: Mapping[str, Any]) -> Float[Tensor, "terms"]:
         reference, owners = batch["reference"], batch["target_examples"]
