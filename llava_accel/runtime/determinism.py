@@ -17,6 +17,7 @@ _WORKSPACE, _FLASH = VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DE
 """That are set in the environment."""
 _REPEATABLE = (":4096:8", ":16:8")
 _NO_SUCH_KERNEL = "does not have a deterministic implementation"
+_TOO_LATE = "not deterministic because it uses CuBLAS"
 
 
 def set_determinism(is_wanted: bool) -> None:
@@ -26,6 +27,7 @@ def set_determinism(is_wanted: bool) -> None:
         UserError: the environment has a setting of cuBLAS with which its results differ.
     """
     torch.use_deterministic_algorithms(is_wanted)
+    torch.backends.cudnn.allow_tf32 = False  # torch allows it for convolutions alone; here fp32 is fp32 everywhere
     if not is_wanted:
         return
     if (value := os.environ.setdefault(_WORKSPACE, _REPEATABLE[0])) not in _REPEATABLE:
@@ -47,6 +49,11 @@ def determinism_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if _TOO_LATE in str(error):  # torch reads the variable once, at the first product
+            raise UserError(
+                "run.deterministic: this process has computed on the GPU before, and so cuBLAS keeps no fixed order in it. "
+                f"Train in a new process, or set {_WORKSPACE}={_REPEATABLE[0]} in the environment before this one starts"
+            ) from error
         operation, marker, _ = str(error).partition(_NO_SUCH_KERNEL)
         if not marker:
             raise

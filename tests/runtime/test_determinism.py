@@ -25,18 +25,19 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_run_chooses_them_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[tuple[bool, str | None, str | None]] = []
+    chosen: list[tuple[bool, bool, str | None, str | None]] = []
     load = verb.load_processing
 
     def noting(*arguments: object) -> object:
-        flags = torch.are_deterministic_algorithms_enabled(), os.environ.get("FLASH_ATTENTION_DETERMINISTIC")
-        chosen.append((*flags, os.environ.get(WORKSPACE)))
+        flags = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+        chosen.append((*flags, os.environ.get("FLASH_ATTENTION_DETERMINISTIC"), os.environ.get(WORKSPACE)))
         return load(*arguments)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(verb, "load_processing", noting)
     verb.train(recipe(tmp_path / "off", train={"max_steps": 1}))
     verb.train(recipe(tmp_path / "on", run={"deterministic": True}, train={"max_steps": 1}))
-    assert chosen == [(False, None, None), (True, "1", ":4096:8")]
+    assert chosen == [(False, False, None, None), (True, False, "1", ":4096:8")]
+    assert torch.backends.cudnn.allow_tf32, "it is put back"
     off, on = (tmp_path / name / "run" for name in ("off", "on"))
     assert without_times(metrics(off)) == without_times(metrics(on)), "on a CPU they are the same kernels"
     before, after = trained(off / "export"), trained(on / "export")
@@ -68,6 +69,15 @@ def test_an_operation_without_such_a_kernel_is_named_with_the_remedy() -> None:
     torch_says = "upsample_bicubic2d_backward does not have a deterministic implementation, but you set ..."
     with (
         pytest.raises(UserError, match=r"no kernel for upsample_bicubic2d_backward .* run\.deterministic = false"),
+        determinism_explained(),
+    ):
+        raise RuntimeError(torch_says)
+    # torch 2.13, aten/src/ATen/Context.cpp: alertCuBLASConfigNotDeterministic
+    torch_says = (
+        "... was enabled, but this operation is not deterministic because it uses CuBLAS and you have CUDA >= 10.2."
+    )
+    with (
+        pytest.raises(UserError, match=rf"in a new process, or set {WORKSPACE}=:4096:8 in the environment"),
         determinism_explained(),
     ):
         raise RuntimeError(torch_says)
