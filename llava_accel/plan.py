@@ -98,6 +98,8 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
             "model.compile: the activations are those of layers that are not compiled; what compiled ones keep is known "
             "once they run"
         )
+    if recipe.model.kernels == "liger":
+        console.line('model.kernels = "liger": the activations are those of "native", which keeps fewer')
     if gpu_gb is not None:
         for each in plans:
             console.line(verdict(each, gpu_gb, recipe))

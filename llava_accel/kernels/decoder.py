@@ -23,7 +23,7 @@ from llava_accel.kernels.low_rank import project
 from llava_accel.kernels.ways import compute_by
 
 
-class _Attention(nn.Module):
+class LightAttention(nn.Module):
     config: Any
     head_dim: int
     layer_idx: int
@@ -47,10 +47,7 @@ class _Attention(nn.Module):
         query, key, value = (each.view(*shape, -1, self.head_dim) for each in made)
         if isinstance(self, Qwen3Attention):
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (
-            each.transpose(1, 2)
-            for each in (rotated(query, *position_embeddings), rotated(key, *position_embeddings), value)
-        )
+        query, key, value = (each.transpose(1, 2) for each in (*self.rotate(query, key, position_embeddings), value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(compat.attention_kernel(self.config), eager_attention_forward)
@@ -63,8 +60,12 @@ class _Attention(nn.Module):
         )
         return self.o_proj(attended.reshape(*shape, -1)), weights
 
+    def rotate(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of [rows, seq, heads, size]."""
+        return rotated(query, *position_embeddings), rotated(key, *position_embeddings)
 
-class _Gate(nn.Module):
+
+class LightGate(nn.Module):
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
@@ -74,7 +75,7 @@ class _Gate(nn.Module):
         return project((self.down_proj,), gate, up)[0]
 
 
-class _Norm(nn.Module):
+class LightNorm(nn.Module):
     weight: nn.Parameter
     variance_epsilon: float
 
@@ -83,12 +84,12 @@ class _Norm(nn.Module):
 
 
 _LIGHT = {
-    **dict.fromkeys((LlamaAttention, MistralAttention, Qwen2Attention, Qwen3Attention), _Attention),
-    **dict.fromkeys((LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP), _Gate),
-    **dict.fromkeys((LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm), _Norm),
+    **dict.fromkeys((LlamaAttention, MistralAttention, Qwen2Attention, Qwen3Attention), LightAttention),
+    **dict.fromkeys((LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP), LightGate),
+    **dict.fromkeys((LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm), LightNorm),
 }
 
-_SILU = ("silu", "swish")
+SILU = ("silu", "swish")
 """The names that a config has for it."""
 
 
@@ -97,6 +98,6 @@ def lighten_decoder(language_model: nn.Module) -> None:
     for module in list(language_model.modules()):
         config: Any = getattr(module, "config", None)
         light = _LIGHT.get(type(module))
-        if light is None or (light is _Gate and config.hidden_act not in _SILU):
+        if light is None or (light is LightGate and config.hidden_act not in SILU):
             continue
         compute_by(module, light)

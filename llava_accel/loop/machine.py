@@ -5,6 +5,7 @@ import torch
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.kernels.compiled import require_compiler
+from llava_accel.kernels.liger import liger_problem
 from llava_accel.loop.own_optimizer import try_own
 from llava_accel.model.build import attention
 from llava_accel.model.task import objective_class
@@ -23,7 +24,7 @@ def check_machine(recipe: Recipe, device: torch.device) -> None:
         UserError: something is not there; key, value and remedy of all that is not.
     """
     problems: list[str] = []
-    for check in (_attention, _compiler, _optimizer, _objective):
+    for check in (_attention, _compiler, _liger, _optimizer, _objective):
         try:
             check(recipe, device)
         except UserError as error:
@@ -58,6 +59,11 @@ def _attention(recipe: Recipe, _device: torch.device) -> None:
 def _compiler(recipe: Recipe, device: torch.device) -> None:
     if recipe.model.compile:
         require_compiler(device)
+
+
+def _liger(recipe: Recipe, device: torch.device) -> None:
+    if recipe.model.kernels == "liger" and (problem := liger_problem(device)):
+        raise UserError(problem)
 
 
 def _optimizer(recipe: Recipe, device: torch.device) -> None:

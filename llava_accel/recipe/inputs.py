@@ -153,6 +153,9 @@ class ModelTable(Table):
     compile: bool = False
     """Train the language model's layers, all but the last, through torch.compile: same numbers, fewer passes over memory.
     It takes a minute or more when a run starts, and needs a compiler; not with ZeRO-3 or FSDP2."""
+    kernels: Literal["native", "liger"] = "native"
+    """"liger" = norms, rotary positions and SwiGLU of the language model by liger-kernel, on a GPU; it is installed with
+    pip install "llava-accel[kernels]"."""
     quantization: QuantizationTable = QuantizationTable()
     lora: LoraTable = LoraTable()
 

@@ -183,6 +183,12 @@ def _kernels(recipe: Recipe) -> Iterator[Conflict]:
             "Layers are compiled with PyTorch's own attention; flex_attention is compiled by itself.",
             'Set model.attention = "auto" or "sdpa", or model.compile = false.',
         )
+    if recipe.model.compile and recipe.model.kernels == "liger":
+        yield (
+            "model.compile model.kernels",
+            "torch.compile makes kernels of its own of the whole layer.",
+            'Set model.compile = false, or model.kernels = "native".',
+        )
     if recipe.model.attention != "flash_attention_2":
         return
     if recipe.data.share_prefix:

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava_accel import compat
 from llava_accel.kernels.compiled import compile_layers
+from llava_accel.kernels.liger import liger_problem, require_liger_decoder, use_liger
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.files import resolve_folder
@@ -45,6 +46,10 @@ def build_objective(
     if not console.is_terminal:
         disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
+    # On a CPU a run that was trained so can be evaluated.
+    wants_liger = recipe.model.kernels == "liger" and not liger_problem(accelerator.device)
+    if wants_liger:
+        require_liger_decoder(processing.base.text)
     may_leave = may_park(recipe) and not (recipe.model.adapter and has_tower(recipe.model.adapter))
     loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
     torch.manual_seed(recipe.run.seed)  # new LoRA weights: the same on every rank, and on any number of them
@@ -57,6 +62,8 @@ def build_objective(
     summary = trainable_summary(model, loaded.tower.module if loaded.tower else None)
     console.pairs("weights", describe_weights(summary))
     objective = new_objective(recipe, model, loaded.vocab_size, dtype)
+    if wants_liger:
+        use_liger(objective.llava.model.language_model)
     if recipe.model.compile:
         compile_layers(objective.llava.model.language_model)
     if source:

@@ -58,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--has", type=Path, help="what `pip freeze` says there")
     parser.add_argument("--most-mib", type=int, default=64, help="say so where the folder is larger")
     options = parser.parse_args(arguments)
-    needs = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
-    roots = [Requirement(need).name for need in needs if Requirement(need).name != "torch"]
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    roots = [name for need in project["dependencies"] if (name := Requirement(need).name) != "torch"]
     present = names_in(options.has.read_text().splitlines()) if options.has else set()
     wanted = [f"{name}=={version}" for name, version in closure([*roots, *_TESTS], present | {"torch"}).items()]
+    wanted += project["optional-dependencies"]["kernels"]  # which are of no use here; Triton comes with torch there
     options.folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(options.folder)]
     subprocess.run([*pip, *wanted], check=True)

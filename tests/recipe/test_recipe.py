@@ -70,7 +70,7 @@ def test_every_key_of_the_contract_exists_with_its_default(smallest: Path) -> No
     added = {"run.name", "model.base", "data.train", "eval.at_start", "eval.train_limit", "checkpoint.verify"}
     added |= {"model.family", "model.added_tokens", "data.exif", "data.columns", "data.missing_image_mark"}
     added |= {"model.lora.projector", "model.tower_batch", "optim.decay", "run.matmul", "train.loss", "eval.metrics"}
-    added |= {"checkpoint.background", "run.deterministic", "train.objective", "data.reader"}
+    added |= {"checkpoint.background", "run.deterministic", "train.objective", "data.reader", "model.kernels"}
     added |= {f"preference.{name}" for name in PreferenceTable.model_fields}
     assert {line.split("=")[0] for line in CONTRACT} | added == set(KEYS)
 
