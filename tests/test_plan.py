@@ -83,6 +83,8 @@ def test_nothing_is_loaded_for_a_plan(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_plan_says_that_it_does_not_know_compiled_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan(recipe(tmp_path, model={"compile": True}), None, 8, probe=False)
     assert "layers that are not compiled" in " ".join(capsys.readouterr().out.split())
+    plan(recipe(tmp_path, model={"kernels": "liger"}), None, 8, probe=False)
+    assert '"native", which keeps fewer' in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,11 @@ def test_a_run_on_the_cpu_is_refused(tmp_path: Path) -> None:
         check_machine(recipe(tmp_path, model={"kernels": "liger"}), torch.device("cpu"))
 
 
+def test_compiled_layers_beside_it_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'Set model\.compile = false, or model\.kernels = "native"'):
+        recipe(tmp_path, model={"kernels": "liger", "compile": True})
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liger, "find_spec", lambda name: None if name == "triton" else object())
     assert "the package triton, which" in (said := liger_problem(torch.device("cuda")))

@@ -18,6 +18,7 @@ LACKING: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "flash": ({"model": {"attention": "flash_attention_2"}, "run": {"precision": "bf16"}}, r"model\.attention: flash"),
     "flex": ({"model": {"attention": "flex_attention"}}, r"model\.attention: flex_attention"),
     "compiler": ({"model": {"compile": True}}, r"model\.compile: "),
+    "liger": ({"model": {"kernels": "liger"}}, r'model\.kernels = "liger" needs a GPU'),
     "pages": (
         {"optim": {"optimizer": "paged_adamw_8bit"}},
         r"optim\.optimizer: 'paged_adamw_8bit' .* Use 'adamw_8bit'",
