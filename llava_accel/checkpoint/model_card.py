@@ -70,7 +70,7 @@ def write_model_card(
         "columns": ["before training" if line["step"] == 0 else f"step {line['step']:,}" for line in measured],
         "results": [
             (name, [cell(line, key) for line in measured])
-            for key, name in _rows({key for line in measured for key in line}).items()
+            for key, name in _rows({key for line in measured for key in line}, recipe).items()
         ],
         "recipe": recipe,
         "quantization": _quantization(recipe),
@@ -90,10 +90,10 @@ def write_model_card(
     (folder / "README.md").write_text(printable(_template().render(context)))
 
 
-def _rows(measured: Collection[str]) -> dict[str, str]:
+def _rows(measured: Collection[str], recipe: Recipe | None) -> dict[str, str]:
     """Key -> title of the results that a card shows."""
     titles = {key: score_title(key) for key in score_names(measured)}
-    rows = {"loss": "loss, in nats a target", **titles}
+    rows = {"loss": f"loss, {recipe.loss_unit if recipe else 'as the run has measured it'}", **titles}
     rows |= {f"blind_{key}": f"{title}, images blanked" for key, title in titles.items()}
     rows |= {f"common_{key}": f"{title} of the commonest answer, always given" for key, title in titles.items()}
     return {key: title for key, title in (rows | {"num_answers": "answers"}).items() if key in measured}

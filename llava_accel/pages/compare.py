@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import stdev
 
 from llava_accel.data.images import Exif
-from llava_accel.pages.curves import compared_curves
+from llava_accel.pages.curves import compared_curves, have_one_loss
 from llava_accel.pages.details import differing_environment, differing_keys
 from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, question_key, verdict
 from llava_accel.pages.history import History, Prediction, titles
@@ -53,6 +53,10 @@ def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None)
     if len(known) < 2:
         number = f"{len(runs)} runs" if len(runs) > 1 else "One run"
         return f"{number}, of which {len(known) or 'none'} has an evaluation to compare."
+    if metric is None and not have_one_loss([run for run, _ in known]):
+        return (
+            f"{len(runs)} runs with losses of their own, which are not to be compared, and without a score in common."
+        )
     ranked = sorted(known, key=lambda pair: _value(pair[0], key), reverse=metric is not None)
     (first, name), (second, other) = ranked[0], ranked[1]
     margins = [(run, title, _margin(first, run, key)) for run, title in ranked[1:]]
@@ -93,7 +97,10 @@ def _value(run: History, key: str) -> float:
 
 
 def _margin(one: History, other: History, key: str) -> float:
-    """Twice the standard error of the mean difference over the questions that both answered; 0 where they share none."""
+    """Twice the standard error of the mean difference over the questions that both answered; 0 where they share none, or
+    where questions have no loss of this kind: theirs is that of the answers."""
+    if key == "loss" and one.recipe.train.objective != "answers":
+        return 0.0
     first, second = (
         {question_key(row): float(row[key]) for row in run.predictions(run.chosen["step"]) if row.get(key) is not None}
         for run in (one, other)

@@ -35,7 +35,7 @@ def curves(run: History) -> list[Plot | Shares]:
     plots = [
         Plot(
             title="Loss",
-            note=_LOSSES.get(run.recipe.train.objective, f"That of {run.recipe.train.objective}."),
+            note=_loss_note(run),
             series=[_series(steps, "loss", "training"), _series(evaluations, "loss", "evaluation", 1)],
             is_log=True,
             steps=marks,
@@ -76,18 +76,30 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
     def evaluated(key: str) -> list[Series]:
         return [_series(run.evaluations, key, title, n) for n, (run, title) in enumerate(named)]
 
-    loss = "Cross-entropy in nats a target"
+    note = (
+        _loss_note(runs[0]) if have_one_loss(runs) else "Each run's own: they learn different things, or weigh them so."
+    )
     scores = [
         Plot(title=capital(score_title(score)), note="On the held-out data.", series=evaluated(score), is_percent=True)
         for score in score_names({key for run in runs for line in run.evaluations for key in line["eval"]})
     ]
     plots = [
-        Plot(title="Training loss", note=f"{loss}.", series=trained("loss"), is_log=True),
-        Plot(title="Evaluation loss", note=f"{loss}, held-out data.", series=evaluated("loss"), is_log=True),
+        Plot(title="Training loss", note=note, series=trained("loss"), is_log=True),
+        Plot(title="Evaluation loss", note=f"{note} Held-out data.", series=evaluated("loss"), is_log=True),
         *scores,
         Plot(title="Tokens a second", note="Over all ranks.", series=trained("tokens_per_s"), from_zero=True),
     ]
     return _with_data(plots)
+
+
+def have_one_loss(runs: Sequence[History]) -> bool:
+    """Whether the losses of these runs measure the same, so that a lower one is a better one."""
+    learned = [(run.recipe.train.objective, run.recipe.preference) for run in runs]
+    return all(each == learned[0] for each in learned[1:])
+
+
+def _loss_note(run: History) -> str:
+    return _LOSSES.get(run.recipe.train.objective, f"{capital(run.recipe.loss_unit)}.")
 
 
 def length_plots(run: History) -> list[Histogram]:

@@ -79,8 +79,7 @@ def tiles(run: History) -> list[Tile]:
         if (common := chosen["eval"].get(f"common_{key}")) is not None:
             shown.append(Tile("Commonest answer", _value(key, common), "if it were given to every question"))
     if chosen:
-        unit = "nats a target" if run.recipe.train.objective == "answers" else "of the objective"
-        note = f"from {before['eval']['loss']:.4f}" if before else unit
+        note = f"from {before['eval']['loss']:.4f}" if before else run.recipe.loss_unit
         shown.append(Tile("Evaluation loss", f"{chosen['eval']['loss']:.4f}", note))
     if steps := run.steps:
         total = f"of {run.num_steps:,}, " if run.num_steps and run.num_steps > run.step else ""

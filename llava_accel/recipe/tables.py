@@ -227,3 +227,9 @@ class Recipe(Table):
     eval: EvalTable = EvalTable()
     checkpoint: CheckpointTable = CheckpointTable()
     log: LogTable = LogTable()
+
+    @property
+    def loss_unit(self) -> str:
+        """What the loss of this run is counted in."""
+        name = self.train.objective
+        return {"answers": "nats a target", "dpo": "a mean over pairs"}.get(name, f"that of {name}")

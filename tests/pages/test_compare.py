@@ -8,6 +8,7 @@ import pytest
 
 from helpers.report_run import write_run
 from llava_accel.pages.compare import comparison
+from llava_accel.pages.curves import compared_curves
 from llava_accel.pages.history import read_run
 from llava_accel.pages.write import write_comparison
 from llava_accel.setup.run_folder import ENDED
@@ -90,3 +91,27 @@ def test_the_state_of_each_run_stands_among_the_numbers(make: Any, tmp_path: Pat
     page = write_comparison(runs, tmp_path / "page.html").read_text()
     assert 'class="badge finished">finished' in page
     assert 'class="badge failed">ended by an error at step 50: no room' in page
+
+
+DPO = {"train": {"objective": "dpo"}, "eval": {"metric": "loss"}}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (DPO, "a mean over pairs"),
+        ({**DPO, "preference": {"beta": 0.5}}, "Each run's own"),
+        ({"eval": {"metric": "loss"}}, "Each run's own"),
+    ],
+)
+def test_losses_are_named_and_compared_where_they_are_of_one_kind(
+    other: dict[str, dict[str, Any]], said: str, tmp_path: Path
+) -> None:
+    runs = [read_run(write_run(tmp_path, name=name, num_steps=50, **keys)) for name, keys in (("a", DPO), ("b", other))]
+    notes = {plot.title: plot.note for plot in compared_curves(runs, ["a", "b"])}
+    assert said in notes["Training loss"] and said in notes["Evaluation loss"]
+    for run in runs:
+        for line in run.evaluations:
+            line["eval"] = {"loss": line["eval"]["loss"]}
+    is_apart = "losses of their own" in str(comparison(runs)["sentence"])
+    assert is_apart == (said == "Each run's own")
