@@ -28,6 +28,7 @@ from llava_accel.advice.proposal import (
     length_keys,
     propose,
     shares_images,
+    task_keys,
 )
 from llava_accel.advice.sizing import Card, Fit, find_card, size
 from llava_accel.advice.stand_in import DEFAULT_BASE, choose_name, find_configs, known_template, load_configs
@@ -37,7 +38,7 @@ from llava_accel.data.examples import find_images
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import make_recipe
-from llava_accel.setup.datasets import build_encoder, entries
+from llava_accel.setup.datasets import build_encoder, entries, row_form
 from llava_accel.sources.named import Named as NamedSource
 from llava_accel.sources.named import held_out_split
 from llava_accel.sources.problems import DataError
@@ -99,7 +100,7 @@ def fit_base(
         tried = "v1" if assumed else template[0]  # the tokenizer that ships here has no other one's tokens
         if tried != "v1":
             processing = load_configs(folder, tried)
-        trial = _trial(named, folder, tried, [Key("max_length", _UNLIMITED, "")])
+        trial = _trial(named, folder, tried, [Key("max_length", _UNLIMITED, "")], task)
         lengths = measure(_corpus(trial, processing, sources["data.train"]), findings)
         seen = Seen(
             train=findings,
@@ -112,7 +113,7 @@ def fit_base(
             template=template,
             window=int(processing.base.text.max_position_embeddings),
         )
-        trial = _trial(named, folder, tried, length_keys(seen))
+        trial = _trial(named, folder, tried, length_keys(seen), task)
         corpus = _corpus(trial, processing, sources["data.train"])
         fit = size(trial, processing, corpus, largest(seen), card, global_batch(findings)[0])
     return seen, fit, assumed and f"{assumed}. Once the base is there, run init again with --force"
@@ -206,18 +207,21 @@ def _open(named: Named) -> dict[str, list[Source]]:
     return {name: open_sources(each, cache_folder()) for name, each in entries(make_recipe(tables).data).items()}
 
 
-def _trial(named: Named, folder: str, template: str, keys: Sequence[Key]) -> dict[str, dict[str, Any]]:
+def _trial(named: Named, folder: str, template: str, keys: Sequence[Key], task: str = "") -> dict[str, dict[str, Any]]:
     """Tables of a recipe on the configs that were found, as far as examples and their lengths go."""
     data = {"train": named.train, "images": named.images, "eval": named.evaluation}
-    return {
+    asked = {name: {key.name: key.value for key in keys} for name, keys in task_keys(task).items()}
+    lora = {"lora": asked.pop("model.lora")} if asked else {}
+    return asked | {
         "run": {"name": named.name},
-        "model": {"base": folder, "template": template},
+        "model": {**asked.get("model", {}), **lora, "base": folder, "template": template},
         "data": data | {key.name: key.value for key in keys},
     }
 
 
 def _corpus(tables: dict[str, dict[str, Any]], processing: Processing, sources: list[Source]) -> Corpus:
-    return Corpus(sources, build_encoder(make_recipe(tables), processing))
+    recipe = make_recipe(tables)
+    return Corpus(sources, build_encoder(recipe, processing), row_form(recipe))
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -5,8 +5,10 @@ No other file is ever run: none of a model's folder, and none from the network.
 
 import functools
 import hashlib
+import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 from llava_accel.exceptions import UserError
 
+_OF_MODELS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json")
+"""Each says that a folder is a model's."""
 _run: set[str] = set()
 """Files that were run."""
 
@@ -26,7 +30,7 @@ def is_own(name: str) -> bool:
 
 def file_of(name: str) -> Path:
     """The file that a name holds."""
-    return Path(name.rpartition(":")[0]).expanduser()
+    return Path(os.path.expanduser(name.rpartition(":")[0]))
 
 
 def load_own(key: str, name: str) -> Callable[..., Any]:
@@ -36,14 +40,17 @@ def load_own(key: str, name: str) -> Callable[..., Any]:
         key: The key of the recipe that names it, for errors.
 
     Raises:
-        UserError: there is no such file or function, or the file cannot be run.
+        UserError: there is no such file or function, it is a model's, or cannot be run.
     """
     path, _, function = name.rpartition(":")
     file = file_of(name)
     if "://" in path:
         raise UserError(f"{key}: {path} is not on this machine. Download it, read it, and name the file")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"{key}: there is no file {path}, as seen from {Path.cwd()}. Correct the path in {name!r}")
+    if folder := _models_folder(file):
+        remedy = "Read it, and copy it to a folder of yours"
+        raise UserError(f"{key}: {file} is in the folder of a model, {folder}, and no model's code is run. {remedy}")
     found = _module(key, file.resolve(), digest(name)).get(function)
     if not callable(found):
         raise UserError(f"{key}: {file} has no function {function!r}. Write it there, or correct {name!r}")
@@ -58,11 +65,23 @@ def own_line(key: str, name: str) -> str:
 
 def call_own(key: str, name: str, *arguments: object) -> Any:
     """What the function returns; UserError with its line where it cannot be loaded or fails."""
-    function, file = load_own(key, name), file_of(name).resolve()
-    try:
+    function = load_own(key, name)
+    with mended_by_user(key, file_of(name)):
         return function(*arguments)
+
+
+@contextmanager
+def mended_by_user(key: str, file: Path, what: str = "function", of: str = "") -> Iterator[None]:
+    """Around a call of code of the user's: UserError with the line where it fails, be it by ending the process.
+
+    Args:
+        what: Is to be mended.
+        of: What the call was about.
+    """
+    try:
+        yield
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
-        raise UserError(f"{key}: {where(error, file)}. Mend the function") from error
+        raise UserError(f"{key}: {where(error, file.resolve())}{of}. Mend the {what}") from error
 
 
 def say_own(named: Mapping[str, str], say: Callable[[str], object]) -> None:
@@ -85,6 +104,13 @@ class _FromSource(SourceFileLoader):
         return self.source_to_code(self.get_data(path), path)
 
 
+def _models_folder(file: Path) -> Path | None:
+    """The folder of a model that holds a file, whatever links lead there."""
+    folders = [folder for path in (file.absolute(), file.resolve()) for folder in path.parents]
+    names = ((each, any((each / name).exists() for name in _OF_MODELS)) for each in folders)
+    return next((each for each, is_model in names if is_model or each.name.startswith("models--")), None)
+
+
 @functools.lru_cache(maxsize=32)
 def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     _run.add(str(file))
@@ -92,10 +118,8 @@ def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     spec = spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    try:
+    with mended_by_user(key, file, "file"):
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
-        raise UserError(f"{key}: {where(error, file)}. Mend the file") from error
     return vars(module)
 
 

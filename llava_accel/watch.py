@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from llava_accel.console.door import HOST, LocalServer, open_door
+from llava_accel.console.door import HOST, LocalServer, is_local_name, open_door
 from llava_accel.pages.live import LivePage, live_pages
 
 _HEADERS = {
@@ -34,8 +34,6 @@ class Server(LocalServer):
     def __init__(self, pages: Mapping[str, LivePage], port: int) -> None:
         super().__init__(open_door(port), _Handler)
         self.pages = pages
-        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
-        self.hosts |= {HOST, "localhost"} if self.server_port == 80 else set()
 
     @property
     def url(self) -> str:
@@ -56,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_page: bool) -> None:
         server, hosts = self.server, self.headers.get_all("Host", [])
         assert isinstance(server, Server)
-        if len(hosts) != 1 or hosts[0].lower() not in server.hosts:
+        if len(hosts) != 1 or not is_local_name(hosts[0]):
             return self.send_error(HTTPStatus.FORBIDDEN, explain=f"Open {server.url}")
         page = server.pages.get(self.path)
         if page is None:

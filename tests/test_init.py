@@ -17,6 +17,7 @@ from helpers.verbs import Ended, assert_refused, start
 from llava_accel.advice import sizing
 from llava_accel.recipe import Recipe, load_recipe
 
+RECIPES = PARITY.parents[1] / "recipes"
 BASE = str(PARITY.parents[1] / "llava_accel" / "quickstart" / "base")
 LONG = "a red square stands on the left of two blue circles"
 
@@ -92,6 +93,39 @@ def test_answers_decide_how_they_are_judged(answer: str, more: dict[str, Any], w
     assert recipe.eval.metric == metric
     assert recipe.eval.max_new_tokens == (8 if answer != LONG else recipe.eval.max_new_tokens)
     assert recipe.eval.max_new_tokens >= len(answer.split())
+
+
+def write_pairs(count: int, **more: Any) -> str:
+    write_images("data/images", count)
+    rows = [{"image": f"{n}.png", "question": f"What is {n}?", "chosen": "red", "rejected": LONG} for n in range(count)]
+    return str(write_records(Path("data/train.json"), [row | more for row in rows]))
+
+
+def test_pairs_of_answers_become_a_recipe_for_preferences() -> None:
+    ended = init("--data", write_pairs(60))
+    assert ended.code == 0, ended.err
+    recipe, ours = load_recipe("mine.toml"), load_recipe(RECIPES / "dpo_lora.toml")
+    assert "task: preference (all records have a rejected answer" in ended.out
+    assert (recipe.train.objective, recipe.eval.metric) == ("dpo", "pair_accuracy")
+    for table in ("preference", "optim"):
+        assert getattr(recipe, table) == getattr(ours, table)
+    assert (recipe.model.lora, recipe.model.train_projector) == (ours.model.lora, ours.model.train_projector)
+    assert recipe.data.max_length >= 64 and "dpo_lora.toml" in Path("mine.toml").read_text()
+    checked = start("check", "mine.toml")
+    assert (checked.code, checked.err) == (0, ""), checked.out
+
+
+def test_answers_alone_are_learned_from_pairs_where_the_task_says_so() -> None:
+    recipe = made("--data", write_pairs(40), "--task", "vqa")
+    assert (recipe.train.objective, recipe.eval.metric) == ("answers", "exact_match")
+    said = start("check", "mine.toml").out
+    assert "40 rejected answers are not learned from" in said and 'set train.objective = "dpo"' in " ".join(
+        said.split()
+    )
+
+
+def test_records_without_a_rejected_answer_are_no_preferences() -> None:
+    assert_refused(init("--data", write_data(40), "--task", "preference"), ['no "rejected" answer', "--task"])
 
 
 def test_questions_on_one_image_share_it() -> None:

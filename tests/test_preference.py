@@ -97,8 +97,33 @@ def test_a_run_whose_reference_is_lost_says_so(tmp_path: Path) -> None:
     folder = train_until(broken, 1)
     (folder / REFERENCE).unlink()
     next((tmp_path / "cache" / "reference").iterdir()).unlink()
-    with pytest.raises(UserError, match=r"reference\.safetensors is missing.*Copy it there"):
+    with pytest.raises(UserError, match=r"reference\.safetensors is missing.*because of model\.adapter"):
         train(broken)
+
+
+def test_held_out_pairs_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    data = write_records(tmp_path / "pairs.json", pairs(8))
+    held_out = write_records(tmp_path / "eval.json", pairs(12)[8:])
+    changes = {
+        "model": {"adapter": "", "train_projector": False},
+        "data": {"eval": str(held_out)},
+        "train": {"objective": "dpo", "max_steps": 4, "per_device_batch_size": 4},
+        "eval": {"every": 4, "metric": "pair_accuracy"},
+        "checkpoint": {"every": 2},
+    }
+    train_until(tables(tmp_path / "broken", data, **changes), 2)
+    write_records(held_out, pairs(14)[8:])
+    folder = train(tables(tmp_path / "broken", data, **changes))
+    whole = train(tables(tmp_path / "whole", data, **changes))
+    first, second = ([line["eval"] for line in metrics(run) if "eval" in line][-1] for run in (folder, whole))
+    assert first["num_answers"] == 6 and abs(first["reward_margin"]) > 1e-3
+    assert [first[name] for name in PAIR_MEASURES] == pytest.approx([second[name] for name in PAIR_MEASURES], abs=1e-5)
+
+    trained_projector = tables(tmp_path / "other", data, **changes | {"model": {"adapter": ""}})
+    train_until(trained_projector, 2)
+    write_records(held_out, pairs(13)[8:])
+    with pytest.raises(UserError, match=r"nothing of data\.eval as it is now.*because of model\.train_projector"):
+        train(trained_projector)
 
 
 def test_preferences_are_learned_and_held_out_pairs_come_right(tmp_path: Path) -> None:

@@ -21,11 +21,14 @@ _IMAGE_BYTES = 2000  # of text that makes as many tokens as an image
 _SHORT_WORDS = 5
 _FEW_QUESTIONS, _FEW_ANSWERS = 20, 100
 
+PREFERENCE = "preference"
+"""The task of pairs of answers."""
 _IN_OUR_WORDS = {
     "data.train and data.eval": "--data and --eval",
     "set data.images to a folder": "give --images a folder",
     "set data.images": "give its folder with --images DIR",
     "data.images": "--images",
+    'train.objective = "dpo"': "--task preference",
 }
 """What errors say of keys, and what the same is on the command line; the longer ones first."""
 
@@ -48,6 +51,8 @@ class Findings:
     num_questions: int
     """Different ones."""
     num_answers: int
+    num_pairs: int
+    """Records with a rejected answer."""
     have_answers: bool
     have_choices: bool
     errors: tuple[DataError, ...]
@@ -56,6 +61,11 @@ class Findings:
     def is_short(self) -> bool:
         """Whether nine answers of ten have a few words."""
         return bool(np.quantile(self.answer_words, 0.9) <= _SHORT_WORDS)
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether all records have a rejected answer."""
+        return self.num_pairs == len(self.rows)
 
     @property
     def per_image(self) -> float:
@@ -92,7 +102,7 @@ def look(corpus: Corpus) -> Findings:
     sets, images = set[tuple[Path, tuple[str, ...]]](), set[tuple[Path, str]]()
     questions, answers = set[str](), set[str]()
     errors: list[DataError] = []
-    with_images = with_answers = with_choices = 0
+    with_images = with_answers = with_choices = num_pairs = 0
     for row in rows.tolist():
         try:
             record = corpus.record(row)
@@ -112,6 +122,7 @@ def look(corpus: Corpus) -> Findings:
         with_images += bool(record.images)
         with_answers += bool(record.answers)
         with_choices += bool(record.choices)
+        num_pairs += record.is_pair
     if not kept:
         raise errors[0].with_note(f"None of the {len(rows):,} records that were read can be used")
     return Findings(
@@ -126,6 +137,7 @@ def look(corpus: Corpus) -> Findings:
         num_sets=len(sets),
         num_questions=len(questions),
         num_answers=len(answers),
+        num_pairs=num_pairs,
         have_answers=with_answers == len(kept),
         have_choices=with_choices == len(kept),
         errors=tuple(errors),
@@ -172,6 +184,8 @@ def guess_task(findings: Findings) -> tuple[str, str]:
     """One of the choices of `init --task`, and why."""
     words, rounds = int(np.median(findings.answer_words)), float(findings.rounds.mean())
     questions, answers = findings.num_questions, findings.num_answers
+    if findings.are_pairs:
+        return PREFERENCE, "all records have a rejected answer beside the chosen one"
     if findings.have_choices:
         return "vqa", "all records have choices"
     if findings.have_answers:

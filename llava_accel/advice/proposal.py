@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from llava_accel.advice.commented import Key
-from llava_accel.advice.findings import Findings, Lengths
+from llava_accel.advice.findings import PREFERENCE, Findings, Lengths
 from llava_accel.advice.sizing import Card, Fit
 from llava_accel.exceptions import UserError
 
@@ -22,6 +22,18 @@ _FEWEST_GROUPS = 20  # images, of which a share is held out
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 6, 1000
 _LONGEST_ANSWER = 512
 _ROOM = 1.1  # above the longest record that was tokenised, as not all were
+_USUAL = "usual for DPO of LLaVA with LoRA, as in recipes/dpo_lora.toml"
+_OF_PAIRS = {
+    "train": [Key("objective", "dpo", "all records are pairs: the chosen answer becomes likelier than the rejected one")],
+    "preference": [Key("beta", 0.1, f"{_USUAL}: how strongly the model is held to what it was")],
+    "model": [Key("train_projector", False, "what is trained is the adapter alone")],
+    "model.lora": [Key("rank", 128, _USUAL), Key("alpha", 256, "twice the rank"), Key("dropout", 0.0, _USUAL)],
+    "optim": [
+        Key("learning_rate", 5e-6, f"{_USUAL}: far below that of answers"),
+        Key("warmup_fraction", 0.1, _USUAL),
+    ],
+}  # fmt: skip
+"""Keys of each table that pairs of answers ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,11 @@ class Seen:
     template: tuple[str, str]
     window: int
     """Tokens that the base takes."""
+
+
+def task_keys(task: str) -> dict[str, list[Key]]:
+    """Keys of each table that depend on the task alone."""
+    return _OF_PAIRS if task == PREFERENCE else {}
 
 
 def shares_images(findings: Findings) -> bool:
@@ -111,7 +128,7 @@ def length_keys(seen: Seen) -> list[Key]:
     why = f"tokens: the longest of {len(tokens):,} records has {most:,}, the median {median:,}"
     if most <= seen.window:
         return [Key("max_length", min(needed, seen.window), why)]
-    several = bool(seen.train.rounds.max() > 1)
+    several = bool(seen.train.rounds.max() > 1) and seen.task != PREFERENCE
     what = "drop_turns" if several else "skip"
     return [
         Key("max_length", seen.window, f"{why}; the base takes {seen.window:,}"),
@@ -122,6 +139,8 @@ def length_keys(seen: Seen) -> list[Key]:
 def metric(seen: Seen) -> tuple[str, str]:
     """`eval.metric`, and why."""
     judged = seen.evaluation or seen.train
+    if seen.task == PREFERENCE:
+        return "pair_accuracy", "the share of held-out pairs whose chosen answer has gained more"
     if judged.have_choices:
         return "multiple_choice", "all records have choices"
     if seen.task in ("caption", "chat"):
@@ -135,7 +154,7 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
     """Tables of a recipe."""
     batch, batch_why = global_batch(seen.train)
     share, share_why = (0.0, "") if named.evaluation else held_out_share(seen.train)
-    return {
+    tables = {
         "run": [
             Key("name", named.name, f"the run's folder is runs/{named.name}"),
             Key("precision", "auto", _precision(card)),
@@ -157,6 +176,8 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
         "train": _training(seen.train, share, fit, batch, batch_why, card),
         "eval": _evaluation(seen, share) if named.evaluation or share else [],
     }
+    asked = task_keys(seen.task)
+    return {name: [*tables.get(name, []), *asked.get(name, [])] for name in dict.fromkeys((*tables, *asked))}
 
 
 def _precision(card: Card) -> str:
@@ -206,5 +227,6 @@ def _evaluation(seen: Seen, share: float) -> list[Key]:
     return [
         Key("metric", name, why),
         Key("max_new_tokens", room, f"99 of 100 answers have at most {tokens:,} tokens, their end included"),
+        *([Key("blind_limit", 0, "what counts is how pairs stand")] if seen.task == PREFERENCE else []),
         *([Key("limit", _MOST_HELD_OUT, f"of {number:,} records")] if number > _MOST_HELD_OUT else []),
     ]

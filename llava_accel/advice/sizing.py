@@ -132,7 +132,8 @@ class _Planner:
 
     def _recipe(self, bits: int, checkpoints: bool) -> Recipe:
         model = {**self._tables["model"], "quantization": {"bits": bits}, "gradient_checkpointing": checkpoints}
-        return make_recipe({**self._tables, "model": model, "train": {"per_device_batch_size": _TRACED}})
+        train = {**self._tables.get("train", {}), "per_device_batch_size": _TRACED}
+        return make_recipe({**self._tables, "model": model, "train": train})
 
 
 def _least(planned: Plan) -> int:

@@ -66,7 +66,11 @@ def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; by default llava-hf/llava-1.5-7b-hf")
     add("--gpu", type=float, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
-    add("--task", choices=("vqa", "caption", "classify", "chat"), help="by default guessed from the answers")
+    add(
+        "--task",
+        choices=("vqa", "caption", "classify", "chat", "preference"),
+        help="by default guessed from the answers",
+    )
     add("--force", action="store_true", help="write over a file that is there")
     arguments = parser.parse_args(words)
     if arguments.out is None and len(arguments.data) > 1 and arguments.data[-1].endswith(".toml"):

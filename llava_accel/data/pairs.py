@@ -6,7 +6,7 @@ A rejected answer is read by the form of its row, put in the place of the chosen
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llava_accel.data.conversation import IMAGE, Turn, whole_rounds
+from llava_accel.data.conversation import IMAGE, Turn, check_turns, whole_rounds
 from llava_accel.data.messages import Fields, present, read_images, read_messages, role_of
 from llava_accel.data.row_forms import RowForm, continued, in_llavas_form, with_columns
 from llava_accel.sources.problems import DataError, quoted
@@ -39,14 +39,20 @@ def _rejected(fields: Fields) -> object:
 def rejected_answer(fields: Fields, form: RowForm, turns: Sequence[Turn]) -> str | None:
     """The answer that the last of these turns is preferred to; None where the row has none.
 
+    Args:
+        turns: Checked ones.
+
     Raises:
-        DataError: it is the same, or ends another conversation.
+        DataError: it is the same, ends another conversation or shows other images, or is none.
     """
     if not is_pair(fields, form):
         return None
-    renamed = replace(form, columns=tuple((ours, ours) for ours, _ in form.columns))
-    others, named = read_messages(in_llavas_form(_with_rejected(fields, form), renamed).messages)
-    others, _ = whole_rounds(others, read_images(fields, named))
+    try:
+        others = _turns_with_rejected(fields, form)
+    except DataError as error:
+        raise replace(
+            error, problem=f"with the rejected answer in the place of the chosen one, {error.problem}"
+        ) from None
     before = [[(turn.role, _unmarked(turn.text)) for turn in each[:-1]] for each in (turns, others)]
     if before[0] != before[1]:
         problem = "the chosen and the rejected answer do not end the same conversation"
@@ -54,7 +60,18 @@ def rejected_answer(fields: Fields, form: RowForm, turns: Sequence[Turn]) -> str
     if others[-1].text.strip() == turns[-1].text.strip():
         problem = f"the chosen and the rejected answer are the same, {quoted(turns[-1].text)}"
         raise DataError("pair", problem, "Remove the record: there is nothing to prefer")
+    check_turns([*turns[:-1], others[-1]], sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user"))
     return others[-1].text
+
+
+def _turns_with_rejected(fields: Fields, form: RowForm) -> Sequence[Turn]:
+    renamed = replace(form, columns=tuple((ours, ours) for ours, _ in form.columns))
+    others, named = read_messages(in_llavas_form(_with_rejected(fields, form), renamed).messages)
+    images = read_images(fields, named)
+    if (own := fields.get("rejected_images")) and read_images({"images": own}, []) != images:
+        problem = "'rejected_images' names other images than those of the chosen one"
+        raise DataError("pair", problem, "Let both answer the same question on the same images, or remove the record")
+    return whole_rounds(others, images)[0]
 
 
 def _unmarked(text: str) -> str:

@@ -108,16 +108,14 @@ class ImageReader:
         features = self.store.get(name)
         return LoadedImage(self(view) if features is None else features, name)
 
-    def mean_features(self, files: Sequence[str]) -> Float[Tensor, " channels"] | None:
-        """The mean over all tokens of a record's images, as far as their features are stored; None where none are.
+    def feature_names(self, files: Sequence[str]) -> list[bytes]:
+        """What the features of a record's images are kept under.
 
         Raises:
             DataError: an image cannot be read.
         """
         views = self._tiling.views(files, partial(image_size, exif=self._exif)) if self._tiling else ()
-        found = [self.store.mean(feature_name(view)) for view in views] if self.store else []
-        known = [mean for mean in found if mean is not None]
-        return torch.stack(known).mean(0) if known else None
+        return list(map(feature_name, views))
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """Bring an RGB image to the tower's size and range."""

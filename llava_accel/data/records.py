@@ -52,6 +52,9 @@ class Record:
             if turn.role == "assistant" and is_blank(turn.text):
                 problem = f"the answer in turn {number} is blank, so that silence would be learned"
                 raise DataError("blank_answer", problem, "Write it, or remove it together with its question")
+        if self.rejected is not None and is_blank(self.rejected):
+            problem = "the rejected answer is blank: nothing would be learned but not to be silent"
+            raise DataError("blank_answer", problem, "Write it, or remove the record")
 
 
 def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[str] = ()) -> Record:

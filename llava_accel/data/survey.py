@@ -260,7 +260,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 10
+_FORMAT = 11
 _COUNTS = {
     "num_dropped_turns": "dropped_turns", "num_unpaired_turns": "unpaired_turns", "num_vanished": "vanished",
     "num_ignored": "ignored",

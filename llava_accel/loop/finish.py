@@ -92,7 +92,7 @@ def finish(
         show_times(meter.seconds, console)
         show_evaluations(folder, state, console)
         show_answers(folder / "predictions" / f"step-{step:06d}.jsonl", step, console)
-        lines, problem = attempted(lambda: write_harmful(folder, step, training, held_out))
+        lines, problem = attempted(lambda: write_harmful(folder, step, training, held_out, console))
         if problem:
             console.line(f"records to look at: not listed ({problem}). The run is complete")
         elif lines:

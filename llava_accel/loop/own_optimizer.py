@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_accel.exceptions import UserError
-from llava_accel.own_code import call_own
+from llava_accel.own_code import call_own, file_of, mended_by_user
 from llava_accel.recipe import OptimTable
 from llava_accel.sources.problems import quoted
 
@@ -44,10 +44,8 @@ def try_own(optim: OptimTable, device: torch.device) -> None:
     before = [{**group, "params": None} for group in optimizer.param_groups]
     for weight in weights * 2:
         weight.grad = torch.ones_like(weight)
-        try:
+        with mended_by_user(_KEY, file_of(optim.optimizer), "optimizer", ", in a step"):
             optimizer.step()
-        except Exception as error:  # whatever it raises is the user's to mend
-            raise UserError(f"{_KEY}: a step of {optim.optimizer} fails: {error}. Mend it, or take another") from error
     kept = {key: value for weight in weights for key, value in optimizer.state.get(weight, {}).items()}
     lost = [key for key, value in kept.items() if not isinstance(value, int | Tensor)]
     for group, old in zip(optimizer.param_groups, before, strict=True):

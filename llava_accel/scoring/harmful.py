@@ -1,13 +1,17 @@
 """Records that a run has shown to be worth a look: their labels may be wrong, or teach what others deny."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.nearest import nearest
 from llava_accel.data.records import described
@@ -23,6 +27,7 @@ HARMFUL = "harmful.jsonl"
 WRONG, HARD, CONTRADICTED = "answered wrong", "highest loss", "contradicts another record"
 _MOST_WRONG, _MOST_NEAR = 100, 3
 _LEAST_HARD, _SHARE_HARD = 12, 0.05
+_THREADS, _AT_ONCE = 16, 256  # on a network disk each file waits for an answer
 _MOST_SAME_ID = 100  # records that are looked through for the one that was answered
 
 Line = dict[str, Any]
@@ -69,7 +74,7 @@ def harmful(
     return lines, num_lost
 
 
-def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None) -> list[Line]:
+def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None, console: Console) -> list[Line]:
     """Write the lines of a run into its folder, each wrong answer with the nearest images of the training data, where
     their features are kept, and return them.
 
@@ -84,7 +89,7 @@ def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None
     assert sides[0] is not None
     found, _ = harmful(sides[0], sides[1], answered, trained)
     if held_out and training.image_reader.store:
-        _add_nearest([(row, line) for row, line in found if line["why"] == WRONG], training, held_out)
+        _add_nearest({row: line for row, line in found if line["why"] == WRONG}, training, held_out, console)
     lines = [line for _, line in found]
     if lines:
         write_json_lines(lines, folder / "predictions" / HARMFUL)
@@ -133,20 +138,37 @@ def _rows_of(predictions: Sequence[Prediction], records: Records) -> dict[int, i
     return found
 
 
-def _add_nearest(found: Sequence[tuple[int, Line]], training: Part, held_out: Part) -> None:
+def _add_nearest(found: Mapping[int, Line], training: Part, held_out: Part, console: Console) -> None:
     """Put the nearest images of the training data into lines on held-out records, each with a record that shows it: one
     that asks the same where there is one."""
-    reader, corpus, survey = training.image_reader, training.corpus, training.survey
-    asked = [(row, line, reader.mean_features(held_out.corpus.image_files(row))) for row, line in found]
-    asked = [(row, line, mean) for row, line, mean in asked if mean is not None]
+    corpus, survey = training.corpus, training.survey
+    asked = dict(_means(held_out, list(found)))
     shown = training.rows[survey.image_keys[training.rows] != 0]
     keys = survey.image_keys[shown]
     different = shown[np.sort(np.unique(keys, return_index=True)[1])].tolist() if asked else []
-    known = ((row, reader.mean_features(corpus.image_files(row))) for row in different)
-    near = nearest([mean for *_, mean in asked], ((row, mean) for row, mean in known if mean is not None), _MOST_NEAR)
-    for (row, line, _), each in zip(asked, near, strict=True):
+    with console.bar("nearest images", len(different)) as bar:
+        near = nearest(list(asked.values()), _means(training, different, bar.advance), _MOST_NEAR)
+    for row, each in zip(asked, near, strict=True):
+        line = found[row]
         line["nearest"] = []
         for near_row, similarity in each:
             rows = shown[keys == survey.image_keys[near_row]]
             best = int(rows[np.argmax(survey.question_keys[rows] == held_out.survey.question_keys[row])])
             line["nearest"].append(_line(corpus, best) | {"similarity": round(similarity, 4)})
+
+
+def _means(
+    part: Part, rows: Sequence[int], progress: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[int, Float[Tensor, " channels"]]]:
+    """Rows of which features are kept, each with the mean over all tokens of its images. Each image file is read once,
+    as features go by content."""
+    reader, corpus = part.image_reader, part.corpus
+    assert reader.store
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for start in range(0, len(rows), _AT_ONCE):
+            some = rows[start : start + _AT_ONCE]
+            for row, names in zip(some, threads.map(reader.feature_names, map(corpus.image_files, some)), strict=True):
+                known = [mean for name in names if (mean := reader.store.mean(name)) is not None]
+                if known:
+                    yield row, torch.stack(known).mean(0)
+            progress(len(some))

@@ -16,7 +16,7 @@ import numpy as np
 from llava_accel.data.annotations import LETTERS, option
 from llava_accel.data.records import as_given
 from llava_accel.exceptions import UserError
-from llava_accel.own_code import file_of, is_own, load_own, where
+from llava_accel.own_code import file_of, is_own, load_own, mended_by_user
 from llava_accel.scoring.captions import bleu_counts, bleu_of, cider, rouge_l
 from llava_accel.scoring.classes import Weights, class_numbers, macro_f1, says_yes, yes_and_no
 from llava_accel.scoring.documents import anls, relaxed_accuracy, token_f1
@@ -151,15 +151,12 @@ def find_metric(name: str) -> Metric:
     function = load_own("eval.metrics", name)
 
     def score(prediction: str, references: Sequence[str]) -> float:
-        given = f"{quoted(prediction)} against {quoted(list(references))}"
-        try:
+        given = f"for {quoted(prediction)} against {quoted(list(references))}"
+        with mended_by_user("eval.metrics", file_of(name), of=f", {given}"):
             value = function(prediction, list(references))
-        except Exception as error:  # whatever the user's code raises is the user's to mend
-            place = where(error, file_of(name).resolve())
-            raise UserError(f"eval.metrics: {place}, for {given}. Mend the function") from error
         if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
             return float(value)
-        raise UserError(f"eval.metrics: {name} gives {quoted(value)} for {given}. Return a number, higher is better")
+        raise UserError(f"eval.metrics: {name} gives {quoted(value)} {given}. Return a number, higher is better")
 
     return Metric(score_title(name), average(score))
 

@@ -228,8 +228,8 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
         )
     if survey.num_ignored:
         said.append(
-            f'{survey.num_ignored:,} rejected answers are not learned from: train.objective is not "dpo", so the chosen '
-            "ones alone are"
+            f"{survey.num_ignored:,} rejected answers are not learned from: the chosen ones alone are. To learn which of "
+            'two answers is preferred, set train.objective = "dpo", with the keys of recipes/dpo_lora.toml'
         )
     _, first, numbers = np.unique(survey.record_keys[usable], return_index=True, return_inverse=True)
     is_again = np.ones(len(usable), dtype=bool)

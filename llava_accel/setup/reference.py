@@ -7,12 +7,14 @@ cache under a name of all that decides it, and in the run folder, from which a r
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -29,6 +31,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, resolve_precision, whole_root
 from llava_accel.setup.datasets import Part, content, survey_key
 from llava_accel.setup.micro_batches import load, own_batches
+from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import atomic_file
 from llava_accel.storage.kept_files import cache_folder, store, stored
 
@@ -53,11 +56,11 @@ def attach_reference(
     Args:
         objective: As it starts, where it can run; as `source` left it, if there is one.
         parts: All data of the run.
-        source: A checkpoint that the run goes on from: then nothing is computed.
+        source: A checkpoint that the run goes on from: then nothing is computed that is known already.
         keeps: Keep it in the run folder.
 
     Raises:
-        UserError: the run goes on from a checkpoint, and what it had computed before is gone.
+        UserError: the run goes on from a checkpoint, and what it had computed before is gone, as are the weights.
         DataError: a record is broken now, and the recipe says "error".
     """
     if not isinstance(objective, Preference):
@@ -69,7 +72,10 @@ def attach_reference(
         rows = np.unique(np.concatenate([part.rows for part in same]))
         name = _name(run, loaded, processing, first)
         known = _known(run, name, source)
-        known = _computed(run, objective, first, rows, name) if known is None else known
+        if known is None:
+            key = "data.train" if parts[0] and parts[0].corpus is first.corpus else "data.eval"
+            with _as_before(run, objective, source, key) if source else nullcontext():
+                known = _computed(run, objective, first, rows, name)
         first.corpus.reference = found[name] = known
     if keeps and run.accelerator.is_main_process:
         with atomic_file(Path(run.recipe.run.output_dir) / REFERENCE) as unfinished:
@@ -114,16 +120,38 @@ def _known(run: RunContext, name: str, source: Path | None) -> _Found | None:
     places = [cache_folder(run.recipe.data.cache_dir) / "reference" / f"{name}.safetensors"]
     if source is not None:
         places = [Path(run.recipe.run.output_dir) / REFERENCE, source.parents[1] / REFERENCE, *places]
-    for place in places:
-        if (found := stored(place, partial(_read, name))) is not None:
-            return found
-    if source is not None:
+    return next((found for place in places if (found := stored(place, partial(_read, name))) is not None), None)
+
+
+def _as_before(run: RunContext, objective: Preference, source: Path, key: str) -> AbstractContextManager[None]:
+    """In the block the model is what training started from, although it holds what was trained.
+
+    Args:
+        source: The checkpoint that was trained.
+        key: Names the data.
+
+    Raises:
+        UserError: it has no such weights any more.
+    """
+    table, path = run.recipe.model, Path(run.recipe.run.output_dir) / REFERENCE
+    lora = table.lora
+    changed = {
+        f"model.train = {table.train!r}": table.train != "lora",
+        "model.adapter": bool(table.adapter),
+        "model.train_projector": table.train_projector,
+        "model.train_vision": table.train_vision,
+        f"model.lora.bias = {lora.bias!r}": lora.bias != "none",
+        f"model.lora.variant = {lora.variant!r}": lora.variant in FROM_WEIGHTS,
+    }
+    if reasons := [name for name, is_so in changed.items() if is_so]:
         raise UserError(
-            f"run.resume: {places[0]} is missing or of other data or weights: it holds what the model said of the pairs "
-            f"before training, which {source} no longer does. Copy it there from the folder of the run, or start a new run "
-            "from its weights with model.adapter"
+            f"run.resume: {path} is missing, or holds nothing of {key} as it is now: what the model said of these pairs "
+            f"before training. {source} no longer has the weights for it, because of {some(reasons)}. "
+            f"Set {key} back, copy the file there from the folder of the run, or start a new run from its weights with "
+            "model.adapter"
         )
-    return None
+    assert isinstance(objective.model, PeftModel)
+    return objective.model.disable_adapter()
 
 
 def _read(name: str, path: Path) -> _Found | None:

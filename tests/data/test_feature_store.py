@@ -102,6 +102,14 @@ def mean(store: FeatureStore, number: int) -> Tensor:
     return found
 
 
+def test_a_store_without_records_is_one_and_asking_that_counts_none(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, "tower")
+    assert not len(store)
+    store.folder.rmdir()  # whoever counts lists it
+    (tmp_path / "tower").write_text("no folder")
+    assert store
+
+
 def test_another_tower_has_no_part_in_it(tmp_path: Path) -> None:
     write(FeatureStore(tmp_path, "tower"), 1)
     assert name(1) not in FeatureStore(tmp_path, "other")

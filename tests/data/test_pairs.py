@@ -14,6 +14,7 @@ from llava_accel.sources.problems import DataError
 
 PAIRS = RowForm(pairs=True)
 ASKED = [{"role": "user", "content": "What is it?"}]
+MARKED = [{"role": "user", "content": "<image>What is it?"}]
 
 
 def said(text: str) -> list[dict[str, object]]:
@@ -84,14 +85,57 @@ def test_of_several_rounds_the_last_answer_alone_differs() -> None:
             "do not end the same conversation",
             "the same turns",
         ),
+        ({"prompt": ASKED, "chosen": said("a"), "rejected": ASKED}, "turn 2 is from 'user'", "Merge neighbouring"),
+        ({"question": "Q", "chosen": "a", "rejected": 3}, "with the rejected answer .* is '3'", "Write a string"),
+        (
+            {"image": "a.png", "question": "<image>Q", "chosen": "a", "rejected": "<image> b"},
+            "outside a user turn",
+            "into a question",
+        ),
+        (
+            {
+                "images": ["a.png"],
+                "messages": [*MARKED, *said("a")],
+                "rejected_response": "b",
+                "rejected_images": ["b.png"],
+            },
+            "'rejected_images' names other images",
+            "remove the record",
+        ),
         ({"chosen": "a cat", "rejected": "a dog"}, "nothing says what it answers", "in 'prompt' or 'question'"),
     ],
-    ids=["equal", "other question", "other rounds", "no question"],
+    ids=[
+        "equal",
+        "other question",
+        "other rounds",
+        "no answer",
+        "no text",
+        "image",
+        "other images",
+        "no question",
+    ],
 )
 def test_what_is_no_pair_is_refused(fields: Mapping[str, object], problem: str, remedy: str) -> None:
     with pytest.raises(DataError, match=problem) as error:
         parse(fields)
     assert remedy in error.value.remedy
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b"])
+def test_a_blank_rejected_answer_is_refused_as_a_blank_answer_is(text: str) -> None:
+    with pytest.raises(DataError, match="rejected answer is blank") as error:
+        parse({"question": "Q", "chosen": "a", "rejected": text}).check_answers()
+    assert error.value.kind == "blank_answer"
+
+
+def test_the_same_images_may_be_named_for_both_answers() -> None:
+    row = {
+        "images": ["a.png"],
+        "messages": [*MARKED, *said("a")],
+        "rejected_response": "b",
+        "rejected_images": ["a.png"],
+    }
+    assert parse(row).rejected == "b"
 
 
 def test_a_record_without_a_rejected_answer_is_refused_where_pairs_are_learned(tmp_path: Path) -> None:

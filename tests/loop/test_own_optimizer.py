@@ -76,7 +76,7 @@ def test_what_changes_while_a_run_goes_on_is_noticed_when_it_resumes(tmp_path: P
         ),
         (
             "import torch\ndef build(groups, _):\n    return torch.optim.LBFGS([p for g in groups for p in g['params']])",
-            "a step of ",
+            "in a step. Mend the optimizer",
         ),
         (
             SUBCLASS.format("for p in self.state or [self.param_groups[0]['params'][0]]: self.state[p]['d'] = 0.5"),

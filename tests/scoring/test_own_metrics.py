@@ -10,6 +10,7 @@ from helpers.runs import recipe
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.loop.machine import say_own_code
+from llava_accel.own_code import load_own
 from llava_accel.recipe import RecipeError, make_recipe
 from llava_accel.scoring.metrics import cell, main_score, measure, score_names, score_title
 from llava_accel.scoring.predictions_file import score_file
@@ -50,6 +51,8 @@ def test_a_recipe_names_it_as_a_score_and_as_what_chooses(tmp_path: Path, capsys
         ("\nimport a_module_that_is_not_there", "line 2: ModuleNotFoundError"),
         ("def f(a, b):\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero, for 'a cat' against"),
         ("def f(a):\n    return 1.0", "TypeError"),
+        ("raise SystemExit(0)", "line 1: SystemExit"),
+        ("def f(a, b):\n    raise SystemExit", "line 2: SystemExit"),
         ("def f(a, b):\n    return 'good'", "Return a number, higher is better"),
         ("def f(a, b):\n    return float('nan')", "Return a number, higher is better"),
     ],
@@ -63,6 +66,26 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line_before_a_weight_is_read
     with pytest.raises(UserError, match=r"eval\.metrics: ") as raised:
         say_own_code(made, Console(False))
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/mine.py:f", f"{'x' * 300}.py:f", "/dev/null/mine.py:f"])
+def test_a_path_that_cannot_be_is_a_file_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=r"eval\.metrics: there is no file .* Correct the path"):
+        load_own("eval.metrics", name)
+
+
+@pytest.mark.parametrize("place", ["base", "base/code", "models--a--b/snapshots/1"])
+def test_no_code_in_a_models_folder_is_run(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    if place.startswith("base"):
+        (tmp_path / "base" / "tokenizer_config.json").write_text("{}")
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\ndef f(a, b):\n    return 1.0\n")
+    (tmp_path / "link.py").symlink_to(folder / "mine.py")
+    for file in (folder / "mine.py", tmp_path / "link.py"):
+        with pytest.raises(UserError, match=r"no model's code is run.*copy it"):
+            load_own("eval.metrics", f"{file}:f")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
