@@ -71,16 +71,23 @@ def call_own(key: str, name: str, *arguments: object) -> Any:
 
 
 @contextmanager
-def mended_by_user(key: str, file: Path, what: str = "function", of: str = "") -> Iterator[None]:
+def mended_by_user(
+    key: str,
+    file: Path,
+    what: str = "function",
+    of: str = "",
+    kinds: tuple[type[BaseException], ...] = (Exception, SystemExit),
+) -> Iterator[None]:
     """Around a call of code of the user's: UserError with the line where it fails, be it by ending the process.
 
     Args:
         what: Is to be mended.
         of: What the call was about.
+        kinds: Errors that are not handled elsewhere.
     """
     try:
         yield
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
+    except kinds as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file.resolve())}{of}. Mend the {what}") from error
 
 
