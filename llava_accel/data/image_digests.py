@@ -19,11 +19,10 @@ from jaxtyping import Int
 from llava_accel.data.corpus import Corpus
 from llava_accel.sources.image_parts import digest_of_ends, part_of
 from llava_accel.storage.arrow_columns import of_bytes, of_numbers
-from llava_accel.storage.kept_files import store, stored
+from llava_accel.storage.kept_files import file_status, store, stored
 
 _THREADS = 16  # on a network disk each waits for an answer
 _CHUNK = 512  # files
-_ABSENT = (-1, -1, -1)
 _R = TypeVar("_R")
 
 
@@ -47,7 +46,7 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
     kept = stored(path, _load)
     known = kept or _unread(corpus, image_keys)
     files = [corpus.image_file(name) for name in known.names]
-    statuses = _in_threads(_status, files)
+    statuses = _in_threads(file_status, files)
     pairs = zip(statuses, known.statuses, strict=True)
     changed = [place for place, (now, then) in enumerate(pairs) if now != then]
     if changed:
@@ -65,14 +64,6 @@ def _unread(corpus: Corpus, image_keys: Int[np.ndarray, "rows"]) -> _Known:
     files = ((row, file) for row in rows for file in corpus.image_files(row) if part_of(file) is None)
     names = list(dict.fromkeys(corpus.image_name(row, file) for row, file in files))
     return _Known(names, [(0, 0, 0)] * len(names), [b""] * len(names))
-
-
-def _status(file: Path) -> tuple[int, int, int]:
-    try:
-        status = file.stat()
-    except OSError:
-        return _ABSENT
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _digest(file: Path) -> bytes:

@@ -1,7 +1,6 @@
 """Reports of runs that go on: drawn when somebody asks and a run has written more, and kept in memory until then."""
 
 import hashlib
-import os
 import threading
 import time
 import uuid
@@ -13,6 +12,7 @@ from llava_accel.pages.history import History, read_run
 from llava_accel.pages.html import Live, render
 from llava_accel.pages.write import attempted, comparison_page, refuse_repeated, report_page
 from llava_accel.storage.folder_lock import is_held
+from llava_accel.storage.kept_files import file_status
 from llava_accel.storage.run_weights import complete_checkpoints
 
 _REST = 10.0  # times as long as its drawing a page stays as it is: a run may need the same cores
@@ -103,13 +103,6 @@ def _version(folders: Sequence[Path]) -> str:
     for folder in folders:
         files = sorted(path for pattern in _READ for path in folder.glob(pattern))
         checkpoints = [path.name for path in complete_checkpoints(folder / "checkpoints")[-1:]]
-        digest.update(repr((list(map(_status, files)), checkpoints, is_held(folder))).encode())
+        statuses = [(str(file), file_status(file)) for file in files]
+        digest.update(repr((statuses, checkpoints, is_held(folder))).encode())
     return digest.hexdigest()[:32]
-
-
-def _status(path: Path) -> tuple[str, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:  # gone since it was listed
-        return str(path), -1, -1
-    return str(path), status.st_size, status.st_mtime_ns

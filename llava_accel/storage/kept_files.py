@@ -80,6 +80,15 @@ def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:
         return None
 
 
+def file_status(path: Path | str) -> tuple[int, int, int]:
+    """Size, mtime and ctime of a file, which a changed one does not share; -1 each where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1, -1
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def store(path: Path, write: Callable[[Path], object]) -> bool:
     """Let `write` make a file of the cache; False where the disk does not take it, which is said."""
     try:
