@@ -71,23 +71,16 @@ def call_own(key: str, name: str, *arguments: object) -> Any:
 
 
 @contextmanager
-def mended_by_user(
-    key: str,
-    file: Path,
-    what: str = "function",
-    of: str = "",
-    kinds: tuple[type[BaseException], ...] = (Exception, SystemExit),
-) -> Iterator[None]:
+def mended_by_user(key: str, file: Path, what: str = "function", of: str = "") -> Iterator[None]:
     """Around a call of code of the user's: UserError with the line where it fails, be it by ending the process.
 
     Args:
         what: Is to be mended.
         of: What the call was about.
-        kinds: Errors that are not handled elsewhere.
     """
     try:
         yield
-    except kinds as error:  # whatever the user's code raises is the user's to mend
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
         raise UserError(f"{key}: {where(error, file.resolve())}{of}. Mend the {what}") from error
 
 
@@ -130,7 +123,7 @@ def _module(key: str, file: Path, content: str) -> dict[str, Any]:
     return vars(module)
 
 
-def explained(error: Exception) -> UserError | None:
+def explained(error: BaseException) -> UserError | None:
     """What to tell of an error that was raised in a file of the user's, or in what it has called; None of any other."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _run]
     if not files:

@@ -131,6 +131,10 @@ def run(verb: Callable[[], object]) -> None:
     except Interrupted as interrupted:
         _ended_by[:] = [interrupted]
         sys.exit(interrupted.exit_code)
+    except SystemExit as exit:
+        if (own := explained(exit)) is not None:
+            _refuse(own)
+        raise
     except Exception as error:
         _ended_by[:] = [error]
         if (end := compat.end_of_worker(error)) is not None:

@@ -40,17 +40,15 @@ def objective_class(recipe: Recipe) -> type[Objective]:
 def _checked(name: str, found: type[Objective]) -> type[Objective]:
     """The class, which refuses to return what a step could not use, or would learn nothing from."""
 
-    class Checked(found):  # of errors within it some are of memory: those are told elsewhere
+    class Checked(found):
         def count(self, batch: Mapping[str, Any]) -> Tensor:
-            with mended_by_user(_KEY, file_of(name), "class", kinds=(SystemExit,)):
-                counted = super().count(batch)
+            counted: object = super().count(batch)
             if not isinstance(counted, Tensor):
                 raise _wrong(f"count returns {quoted(counted)}", 'Return a tensor, as batch["target_weights"].sum() is')
             return counted
 
         def loss(self, hidden: Tensor, batch: Mapping[str, Any]) -> Tensor:
-            with mended_by_user(_KEY, file_of(name), "class", kinds=(SystemExit,)):
-                made: object = super().loss(hidden, batch)
+            made: object = super().loss(hidden, batch)
             if not isinstance(made, Tensor) or made.shape != self.count(batch).shape:
                 what = f"a tensor of {list(made.shape)}" if isinstance(made, Tensor) else quoted(made)
                 raise _wrong(f"loss returns {what}", "Return a sum over the micro-batch, of as many terms as count has")
