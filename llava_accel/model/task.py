@@ -65,6 +65,7 @@ def _checked(name: str, found: type[Objective]) -> type[Objective]:
     def _wrong(problem: str, remedy: str) -> UserError:
         return UserError(f"{_KEY}: {name}: {problem}. {remedy}")
 
+    Checked.__name__ = found.__name__  # as errors call it
     return Checked
 
 
