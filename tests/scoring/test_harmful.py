@@ -104,7 +104,7 @@ def test_check_lists_what_is_left_to_mend_and_says_what_to_do(folder: Path, tmp_
     training = lines(folder / "train.jsonl")
     mended = [training[8] | {"conversations": training[0]["conversations"]}, *training[:8], training[9]]
     copy = write(tmp_path / "train.jsonl", mended)
-    ended = start("check", *words, f"data.train={copy}", "--mend", str(out))
+    ended = start("check", *words, f"data.train={copy}", "run.resume=never", "--mend", str(out))
     assert ended.code == 0 and "1 more are not in these data any more" in " ".join(ended.out.split())
     found = lines(out)
     assert not [line for line in found if line["why"] == CONTRADICTED or line["id"] == "rtwice"]
