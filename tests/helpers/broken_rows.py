@@ -45,13 +45,13 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
     "an unknown form": ({"q": "Q", "label": "A"}, "fields", 'data.columns = {question = "q", answer = "label"}'),
     "a question without its answer": ({"question": "Q", "answer": None}, "fields", "no other form"),
     "a question is a list": ({"question": ["Q"], "answer": "A"}, "fields", "'question' is"),
-    "a caption is a list": ({"image": "a.png", "caption": ["A", "B"]}, "fields", "'caption' is"),
+    "a caption is an object": ({"image": "a.png", "caption": {"A": [1]}}, "fields", "'caption' is"),
     "a history is no list of pairs": ({"query": "Q", "response": "A", "history": [["Q"]]}, "fields", "'history' is"),
     "rounds are a string": ({"texts": "Q"}, "fields", "'texts' is 'Q'"),
     "two system texts": (
         {"system": "S", "conversations": [{"from": "system", "value": "T"}, HUMAN, GPT]}, "roles", "'system'"
     ),
-    "a system text is a number": (TEXT_ONLY | {"system": 3}, "fields", "'system' is '3'"),
+    "a system text is a list": (TEXT_ONLY | {"system": [3]}, "fields", "'system' is [3]"),
     "a part of another type": (
         {"messages": [{"role": "user", "content": [{"type": "audio"}]}, GPT]}, "fields", "turn 1 has the part"
     ),
