@@ -1,11 +1,17 @@
 """The runs of switches.py on the CPU and on the emulated device. For the process of worker.py."""
 
+import argparse
+import base64
 import contextlib
 import io
 import json
 import re
 import shutil
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +22,7 @@ from accelerate.state import AcceleratorState
 
 import llava_accel.train as verb
 from emulated.device import Device, DeviceTensor
-from emulated.switches import RUNS, STEPS, TOKENS, WINDOW, Keys, Life, Seen, Wait
+from emulated.switches import RECIPES, RUNS, STEPS, TOKENS, WINDOW, Keys, Life, Seen, Wait
 from helpers.exported import prove_here
 from helpers.runs import (
     PARITY,
@@ -24,6 +30,7 @@ from helpers.runs import (
     metrics,
     mixed_records,
     on_tiny,
+    pairs,
     predictions,
     tables,
     talk,
@@ -33,17 +40,34 @@ from helpers.runs import (
 from helpers.tiny import VOCABULARY, make_llava, task_base
 from helpers.verbs import start
 from llava_accel import bench as bench_verb
+from llava_accel import serve
+from llava_accel.chat import open_dialogue
+from llava_accel.console.door import open_door
 from llava_accel.exceptions import UserError
+from llava_accel.kernels.compiled import compile_layers
+from llava_accel.loop import machine
 from llava_accel.loop.update_guard import UpdateGuard
 from llava_accel.model import objective
 from llava_accel.plan import plan
 from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.scoring import held_out
+from llava_accel.setup import assembly
+from llava_accel.setup.state import TrainState
 
 PARTS = {"lora, logits in parts": 5 * VOCABULARY}
 """Logits that are made at once, where that is no key of the recipe."""
 
 
+OWN = """import torch
+
+
+def build(groups, table):
+    return torch.optim.RMSprop(groups, lr=table.learning_rate)
+
+def read(row):
+    return row
+"""
+"""Code of a user's own."""
 _expected: dict[str, list[float]] = {}
 
 
@@ -56,6 +80,8 @@ def prepare(folder: Path) -> None:
     write_records(folder / "text.json", [talk(n, f"What is {n}?", "It is " + "so " * (n % 4)) for n in range(12)])
     write_records(folder / "task.json", [talk(n, "Where?", f"<box>{n}<loc_{1 + n % 2}>", "t1.png") for n in range(12)])
     write_records(folder / "eval.json", mixed_records(5))
+    write_records(folder / "pairs.json", pairs(12))
+    (folder / "own.py").write_text(OWN)
 
 
 def read_once(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,6 +116,9 @@ def recipe(folder: Path, name: str, keys: Keys) -> Recipe:
     else:
         data["train"] = [source | {"path": str(folder / source["path"])} for source in sources]
     data["eval"] = str(folder / data["eval"]) if data.get("eval") else ""
+    for table, key in (("data", "reader"), ("optim", "optimizer")):
+        if (value := changes.get(table, {}).get(key, "")).startswith("own.py"):
+            changes[table][key] = str(folder / value)
     base = changes.setdefault("model", {}).pop("base", "tiny")
     if (folder / base).is_dir():
         return make_recipe(on_tiny(folder / base, own, folder / "mixed.json", **changes))
@@ -121,9 +150,13 @@ def run(folder: Path, name: str, precision: str) -> tuple[list[float], Seen]:
     keys = RUNS[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "LOGITS_AT_ONCE", PARTS.get(name, objective.LOGITS_AT_ONCE))
+        # torch.compile leaves alone what runs under a dispatch mode, as the device is one, and has no device to write code
+        # for: what runs here is all that is around a compiled layer, and the layer as it is.
+        patch.setattr(machine, "require_compiler", lambda device: None)
+        patch.setattr(assembly, "compile_layers", partial(compile_layers, backend="eager"))
         if name not in _expected:
             _expected[name] = train(recipe(folder, f"{name} cpu", keys), on_device=False).losses
-        wanted = recipe(folder, f"{name} {precision}", {**keys, "run": {"precision": precision}})
+        wanted = recipe(folder, f"{name} {precision}", {**keys, "run": {**keys.get("run", {}), "precision": precision}})
         return _expected[name], train(wanted, on_device=True)
 
 
@@ -159,9 +192,12 @@ def live(folder: Path, train_what: str, *, on_device: bool) -> Life:
         "run": {"precision": "fp32"},
         "model": {"train": train_what},
         "data": {"eval": "eval.json"},
-        "eval": {"at_start": True, "every": 2, "blind_limit": 3, "train_limit": 3, "max_new_tokens": TOKENS},
-        "checkpoint": {"every": 1, "keep": STEPS, "verify": True},
-    }
+        "eval": {
+            "at_start": True, "every": 2, "blind_limit": 3, "train_limit": 3, "max_new_tokens": TOKENS,
+            "metrics": ["vqa_accuracy", "rouge_l", "cider", f"{RECIPES / 'my_scores.py'}:anls_de"],
+        },
+        "checkpoint": {"every": 1, "keep": STEPS, "verify": True, "background": train_what == "full"},
+    }  # fmt: skip
     wanted = recipe(folder, f"life of {train_what} {on_device}", keys)
     run, said, answered = Path(wanted.run.output_dir), io.StringIO(), 0
     answer_batch = held_out.answer_batch
@@ -182,9 +218,12 @@ def live(folder: Path, train_what: str, *, on_device: bool) -> Life:
         number = answered
         with on(on_device):
             ended = {name: start(name, *words) for name, words in _verbs(run).items() if train_what == "lora"}
+            answer = _served(run) if ended else ""
     lines = without_times(metrics(run))
     found = predictions(run / "predictions" / f"step-{STEPS:06d}.jsonl")[0]
-    return Life(lines, found, said.getvalue(), waits, number, {v: (e.code, e.out, e.err) for v, e in ended.items()})
+    return Life(
+        lines, found, said.getvalue(), waits, number, {v: (e.code, e.out, e.err) for v, e in ended.items()}, answer
+    )
 
 
 def _verbs(run: Path) -> dict[str, list[str]]:
@@ -193,6 +232,50 @@ def _verbs(run: Path) -> dict[str, list[str]]:
         "export": [str(run), "--to", "merged", "--out", str(run.parent / "merged"), "--compare"],
         "chat": ["--adapter", str(run), "--image", image, "--max-new-tokens", str(TOKENS), "--once", "Red?"],
     }
+
+
+def _served(run: Path) -> str:
+    """What `serve` answers to a question about an image."""
+    image = base64.b64encode((PARITY / "images" / "t1.png").read_bytes()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+        {"type": "text", "text": "?"},
+    ]
+    request = {"model": "mine", "messages": [{"role": "user", "content": content}], "max_tokens": TOKENS}
+    named: dict[str, Any] = {"adapter": str(run), "base": "", "template": "", "bits": None, "system": None, "image": []}
+    options = argparse.Namespace(**named, max_new_tokens=TOKENS)
+    found: list[str] = []
+
+    def ask(port: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        headers = {"Authorization": "Bearer a-key-of-the-tests"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
+        found.append(connection.getresponse().read().decode())
+
+    # A request is answered in this thread, which alone sees the device.
+    with mock.patch.object(serve.Server, "process_request", socketserver.BaseServer.process_request):
+        with serve.Server(open_door(0), open_dialogue(options, print), "mine", "a-key-of-the-tests") as server:
+            client = threading.Thread(target=ask, args=(server.server_port,))
+            client.start()
+            server.handle_request()
+            client.join()
+    return json.loads(found[0])["choices"][0]["message"]["content"]
+
+
+def overflow(folder: Path) -> tuple[list[float], Seen, int]:
+    """The losses of an fp16 run, the same run from a loss scale that is far too large, and how often that was halved."""
+    keys: Keys = {"run": {"precision": "fp16"}}
+    expected = train(recipe(folder, "no overflow", keys), on_device=True).losses
+    wanted, new_state = recipe(folder, "overflow", keys), TrainState.of
+
+    def far_too_large(*arguments: Any) -> TrainState:
+        state = new_state(*arguments)
+        state.loss_scale = 2.0**24
+        return state
+
+    with mock.patch.object(TrainState, "of", far_too_large):
+        seen = train(wanted, on_device=True)
+    return expected, seen, metrics(Path(wanted.run.output_dir))[-1]["num_overflows"]
 
 
 def not_a_number(folder: Path, then: str, *, on_device: bool) -> tuple[list[dict[str, Any]], str]:

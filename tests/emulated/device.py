@@ -54,6 +54,12 @@ WAITING = {
 }
 """Operations whose result the host needs before it can go on."""
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
+UNORDERED = (
+    "_adaptive_avg_pool2d_backward", "upsample_linear1d_backward", "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward", "grid_sampler_2d_backward",
+    "nll_loss2d_forward", "nll_loss2d_backward", "histc", "kthvalue", "put_", "max_unpool2d", "cumsum",
+)  # fmt: skip
+"""Have no kernel of CUDA that adds up in a fixed order, says torch.use_deterministic_algorithms; cumsum of real numbers."""
 JOINING = ("cat", "stack")
 """These refuse even a number that is a CPU tensor."""
 
@@ -239,6 +245,8 @@ def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     name, name_of_overload = func._schema.name.removeprefix("aten::"), func._overloadname
     if name == "_fused_sdp_choice":
         return 0  # of operations that are emulated themselves
+    if torch.are_deterministic_algorithms_enabled() and name in UNORDERED and inside[0].is_floating_point():
+        raise Refused(f"{name} does not have a deterministic implementation, at {place()}")
     if any(isinstance(one, torch.Generator) and one.device.type == "cpu" for one in leaves):
         raise Refused(f"{name}: a generator of the CPU for a tensor on the device, at {place()}")
     if isinstance(wanted, torch.device) and wanted.type == "meta":  # shapes alone

@@ -27,6 +27,19 @@ def waits_of(expression: str) -> tuple[str, int]:
         return "", len(device.waits) - before
 
 
+def ordered(expression: str) -> str:
+    """What is refused of an expression where results are to be the same bit for bit."""
+    with Device():
+        torch.use_deterministic_algorithms(True)
+        try:
+            eval(expression, _names())
+        except Refused as error:
+            return str(error)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    return ""
+
+
 def type_of(expression: str) -> str:
     """Of the result under autocast."""
     with Device(), torch.autocast("cuda", torch.bfloat16):

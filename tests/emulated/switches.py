@@ -5,8 +5,10 @@ A new way to train, or a new switch, is one line in `RUNS`: its name and the key
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 Keys = Mapping[str, Mapping[str, Any]]
 
 STEPS, WINDOW = 3, 2
@@ -34,7 +36,35 @@ RUNS: dict[str, Keys] = {
     },
     "added tokens": {"model": {"base": "task", "added_tokens": ["<box>", "<loc_*>"]}, "data": {"train": "task.json"}},
     "next": {"model": {"base": "next-vicuna", "tower_batch": 2}, "data": {"cache_features": False}},
+    "next, shared": {"model": {"base": "next-vicuna"}, "data": {"share_prefix": True}},
     "onevision": {"model": {"base": "onevision-qwen", "template": "qwen_1_5", "train": "full", "train_vision": True}},
+    "onevision, lora": {"model": {"base": "onevision-qwen", "template": "qwen_1_5"}, "data": {"share_prefix": True}},
+    "pairs": {
+        "data": {"train": "pairs.json", "share_prefix": True},
+        "train": {"objective": "dpo"}, "preference": {"bco_weight": 0.2, "sft_weight": 1.0},
+    },
+    "pairs, a robust loss": {
+        "data": {"train": "pairs.json"}, "train": {"objective": "dpo"},
+        "preference": {"loss": "robust", "label_smoothing": 0.1}, "log": {"every": 2},
+    },
+    "a loss of one's own": {"train": {"objective": f"{RECIPES / 'my_loss.py'}:Focal"}},
+    "an optimizer of one's own": {"optim": {"optimizer": "own.py:build"}},
+    "data in other ways": {
+        "data": {
+            "eval_fraction": 0.2, "shuffle": False, "group_by_length": False, "exif": "apply", "image_aspect": "crop",
+            "image_placement": "start", "labels": "original", "on_too_long": "drop_turns", "workers": 2,
+            "reader": "own.py:read",
+        },
+    },
+    "compiled": {
+        "model": {"compile": True, "gradient_checkpointing": True, "lora": {"dropout": 0.3}}, "data": {"share_prefix": True},
+    },
+    "deterministic": {"run": {"deterministic": True}, "data": {"share_prefix": True}},
+    "deterministic, onevision": {
+        "run": {"deterministic": True},
+        "model": {"base": "onevision-qwen", "template": "qwen_1_5", "train": "full", "train_vision": True},
+    },
+    "saved while it goes on": {"checkpoint": {"background": True, "every": 1}},
 }  # fmt: skip
 """Changes of the recipe. Files of records and bases are those of `cases.prepare`, or bases of tests/parity/next."""
 
@@ -77,3 +107,5 @@ class Life:
     """Batches of all its evaluations."""
     verbs: dict[str, tuple[int, str, str]]
     """Exit code and what was printed, of verbs that used the run."""
+    served: str
+    """What `serve` answered."""

@@ -103,6 +103,13 @@ def test_devices_and_types_do_not_mix(emulator: Emulator, what: str) -> None:
     assert "on the CPU" in error or "device" in error or "dtype" in error, error
 
 
+@pytest.mark.parametrize("what", ["x.cumsum(0)", "torch.histc(x)"])
+def test_what_has_no_fixed_order_is_refused_where_one_is_asked_for(emulator: Emulator, what: str) -> None:
+    assert "does not have a deterministic implementation" in emulator("probes", "ordered", what)
+    assert emulator("probes", "ordered", "n.cumsum(0), x.index_add(0, n, x)") == ""
+    assert emulator("probes", "waits_of", what) == ("", 0)
+
+
 @pytest.mark.parametrize("what", AUTOCAST)
 def test_autocast_is_that_of_cuda(emulator: Emulator, what: str) -> None:
     assert emulator("probes", "type_of", what) == AUTOCAST[what]

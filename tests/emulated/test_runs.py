@@ -48,6 +48,12 @@ def test_in_16_bits_it_rounds_and_waits_no_more(card: Card, name: str, precision
     assert_within_budget(seen)
 
 
+def test_a_step_that_overflows_waits_twice_more_and_is_the_same_step(card: Card) -> None:
+    expected, seen, overflows = card("overflow")
+    assert seen.losses == pytest.approx(expected, rel=1e-4) and overflows > 0
+    assert len(seen.at("step")) == seen.steps + 2 * overflows
+
+
 @pytest.mark.parametrize("how", ["a wait a step", "a wait a micro-batch"])
 def test_a_wait_that_is_put_back_is_seen(card: Card, how: str) -> None:
     with pytest.raises(AssertionError, match=r"waits in 3 of step: .*loop/step.py"):
@@ -83,6 +89,7 @@ def test_its_export_is_verified_on_the_device_and_elsewhere(lives: tuple[Life, L
     for verb, (code, _, error) in lives[1].verbs.items():
         assert code == 0, f"{verb}: {error}"
     assert lives[1].verbs["chat"][1] == lives[0].verbs["chat"][1]
+    assert lives[1].served == lives[0].served != ""
 
 
 def assert_proven(said: str) -> None:
