@@ -1,5 +1,6 @@
 """Under every engine on two ranks: quantised bases, offloading, cached features, and data that ranks could hang on."""
 
+import copy
 import json
 import shutil
 from itertools import product
@@ -93,6 +94,25 @@ def test_tiles_train_as_in_the_originals_own_code_under_every_engine(lab: Lab, e
     assert losses(run) == pytest.approx([step["loss"] for step in curves.reference(name)], abs=curves.LOSS_TOLERANCE)
     # Sums in another order: where a gradient is little more than its rounding, Adam makes a step of that.
     assert curves.furthest(run, name) < (2 * curves.WEIGHT_TOLERANCE, "")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_layers_train_as_others_and_resume_bit_for_bit(lab: Lab) -> None:
+    """Every batch has several rows of one branch, so each process makes one graph, and engines find it on disk."""
+    settings = trains("lora")
+    settings["data"] = {"train": str(write_records(lab.folder / "sixteen.json", mixed_records(16)))}
+    settings["train"] = {"max_steps": 4}
+    settings["checkpoint"] = {"every": 2, "keep": 9}
+    compiled = copy.deepcopy(settings)
+    compiled["model"]["compile"] = True
+    reference = lab.reference(**settings)
+    for engine in ("ddp", "zero2"):
+        run = lab.run(engine, 2, **compiled)
+        assert 0 < difference(run, reference) < TOLERANCE
+        compiled["run"] = {"resume": str(run / "checkpoints" / "step-000002")}
+        resumed = lab.run(engine, 2, name="-resumed", **compiled)
+        assert difference(resumed, run) == 0.0 and len(losses(resumed)) == 2
+        del compiled["run"]
 
 
 @pytest.mark.parametrize(("engine", "train"), zip(ENGINES, ("lora", "full", "full", "lora"), strict=True))

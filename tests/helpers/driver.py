@@ -59,6 +59,7 @@ def run_job(job: dict[str, Any]) -> None:
         os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
+    torch.compiler.reset()  # a run of another process would know nothing of what was compiled here
     F.linear = _linear  # ZeRO-3 puts its own in its place, and the next job may be of another engine
     with mutants.applied(job["mutant"]):
         train_module.train(make_recipe(job["tables"]))

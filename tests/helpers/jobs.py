@@ -48,7 +48,7 @@ class Workers:
         self._output = (folder / "output.txt").open("w")
         self._process = subprocess.Popen(command, env=environment(), stdout=self._output, stderr=subprocess.STDOUT)
 
-    def __call__(self, job: dict[str, Any], seconds: float = 120.0) -> list[str]:
+    def __call__(self, job: dict[str, Any], seconds: float = 300.0) -> list[str]:
         """Do a job; returns what went wrong, a traceback for each rank that has one."""
         self._write(job)
         done = [self._folder / f"{self._number:04d}.{rank}.done" for rank in range(self._ranks)]
