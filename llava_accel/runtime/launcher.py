@@ -77,7 +77,7 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
             f"--profile {arguments.profile}: num_machines is {profile.num_machines}, and this command starts the processes "
             "of one machine. Start `accelerate launch` on each machine, as launch/slurm.sh does"
         )
-    _refuse_more_than_cores(arguments.num_processes or profile.num_processes)
+    _refuse_more_than_cores(arguments.num_processes or getattr(profile, "num_processes", None))
     # Any port that is free: two runs may share a machine.
     port = [] if getattr(profile, "main_process_port", None) else ["--main_process_port", "0"]
     return ["--config_file", arguments.profile, *processes, *port]

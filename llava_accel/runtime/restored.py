@@ -17,14 +17,14 @@ def settings_restored() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    chooses, rounds = cudnn.benchmark, cudnn.allow_tf32
+    precision = torch.get_float32_matmul_precision()
+    chooses, rounds = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(is_ordered, warn_only=warns)
         torch.set_float32_matmul_precision(precision)
-        cudnn.benchmark, cudnn.allow_tf32 = chooses, rounds
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = chooses, rounds
         for name, value in variables.items():
             os.environ.pop(name, None)
             os.environ |= {} if value is None else {name: value}

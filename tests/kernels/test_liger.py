@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from llava_accel.kernels.liger import liger_problem, require_liger_decoder, use_
 from llava_accel.loop.machine import check_machine
 from llava_accel.setup import assembly
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8,
 }  # fmt: skip

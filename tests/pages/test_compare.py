@@ -93,7 +93,7 @@ def test_the_state_of_each_run_stands_among_the_numbers(make: Any, tmp_path: Pat
     assert 'class="badge failed">ended by an error at step 50: no room' in page
 
 
-DPO = {"train": {"objective": "dpo"}, "eval": {"metric": "loss"}}
+DPO: dict[str, Any] = {"train": {"objective": "dpo"}, "eval": {"metric": "loss"}}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ DPO = {"train": {"objective": "dpo"}, "eval": {"metric": "loss"}}
     ],
 )
 def test_losses_are_named_and_compared_where_they_are_of_one_kind(
-    other: dict[str, dict[str, Any]], said: str, tmp_path: Path
+    other: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     runs = [read_run(write_run(tmp_path, name=name, num_steps=50, **keys)) for name, keys in (("a", DPO), ("b", other))]
     notes = {plot.title: plot.note for plot in compared_curves(runs, ["a", "b"])}
