@@ -38,8 +38,8 @@ def end_of_worker(error: Exception) -> str | None:
 
     Read in torch 2.13, utils/data/dataloader.py, csrc/DataLoader.cpp: a plain `RuntimeError`. It has no class of its own.
     """
-    found = re.match(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", str(error))
-    return found[1].replace("is killed", "was killed") if found and isinstance(error, RuntimeError) else None
+    match = re.match(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", str(error))
+    return match[1].replace("is killed", "was killed") if match and isinstance(error, RuntimeError) else None
 
 
 def uncompiled() -> dict[str, str]:

@@ -125,12 +125,12 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
     Raises:
         DataError: a file cannot be read.
     """
-    found, own = {}, {}
+    folders, own = {}, {}
     for path in _paths(arguments):
-        found[path], own[path] = _images_of(path, arguments.images, console)
+        folders[path], own[path] = _images_of(path, arguments.images, console)
     is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
     train: Any = arguments.data[0]
-    images = found[train]
+    images = folders[train]
     if not is_one:
         train = [{"path": path, "images": own[path], "weight": 1.0} for path in arguments.data]
         images = own[arguments.eval] if arguments.eval else ""
@@ -140,7 +140,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         base_why="" if arguments.base else "no --base: open to all, and the one that published figures are of",
         train=train,
         images=images,
-        images_why="as --images says" if arguments.images else "no --images: they were found there",
+        images_why="as --images says" if arguments.images else "no --images: they were folders there",
         evaluation=arguments.eval or _own_evaluation(arguments.data),
     )
 

@@ -51,10 +51,10 @@ def load_own(key: str, name: str) -> Callable[..., Any]:
     if folder := _models_folder(file):
         remedy = "Read it, and copy it to a folder of yours"
         raise UserError(f"{key}: {file} is in the folder of a model, {folder}, and no model's code is run. {remedy}")
-    found = _module(key, file.resolve(), digest(name)).get(function)
-    if not callable(found):
+    own = _module(key, file.resolve(), digest(name)).get(function)
+    if not callable(own):
         raise UserError(f"{key}: {file} has no function {function!r}. Write it there, or correct {name!r}")
-    return found
+    return own
 
 
 def own_line(key: str, name: str) -> str:

@@ -142,8 +142,9 @@ def test_other_verbs_know_an_objective_of_ones_own(tmp_path: Path, title: str) -
         assert ended.code == 0, ended.out + ended.err
         assert " ".join(ended.out.split()).count(f"{objective} is code of yours") == (verb_name != "plan")
     Path(objective.partition(":")[0]).write_text("class Smoothed: ...\nclass WithKL: ...\n")
+    Path("spoilt.json").write_text("no records")
     for verb_name in ("check", "train"):
-        ended = start(verb_name, path, "data.train=nowhere.json")  # said before any data is read
+        ended = start(verb_name, path, "data.train=spoilt.json")  # said before any data is read
         assert ended.code == 2 and "not a class that inherits from" in ended.messages[0]
 
 

@@ -159,15 +159,15 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
     rows, tokens, answer_tokens, tiles, errors = [], [], [], [], []
     for row in findings.rows[places].tolist():
         try:
-            found = corpus.encode(row)
+            encoded = corpus.encode(row)
             check_images(corpus.image_files(row), False)
         except DataError as error:
             errors.append(corpus.locate(error, row))
             continue
         rows.append(row)
-        tokens.append(found.length)
-        answer_tokens.append(_last_run(found.example.is_target))
-        tiles.append(found.example.num_tiles)
+        tokens.append(encoded.length)
+        answer_tokens.append(_last_run(encoded.example.is_target))
+        tiles.append(encoded.example.num_tiles)
     if len(errors) >= len(places) / 2:
         note = f"{len(errors):,} of {len(places):,} records that were looked at cannot be used"
         raise errors[0].with_note(note)

@@ -32,8 +32,8 @@ _LENGTH = {"train.epochs", "train.max_steps"}
 
 def agreed_checkpoint(run: RunContext) -> Path | None:
     """What `find_checkpoint` finds. The main process alone reads and hashes; every rank must call it."""
-    found = [find_checkpoint(run.recipe, run.console.line) if run.accelerator.is_main_process else None]
-    return broadcast_object_list(found)[0]
+    chosen = [find_checkpoint(run.recipe, run.console.line) if run.accelerator.is_main_process else None]
+    return broadcast_object_list(chosen)[0]
 
 
 def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Path | None:

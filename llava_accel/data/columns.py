@@ -95,17 +95,17 @@ def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) 
 def _guesses(fields: Fields) -> dict[str, str]:
     """data.columns for a row whose names are like ours; nothing where it cannot be told what is answered."""
     names = [name for name, value in fields.items() if _is_text(value) and name == toml_key(name)]
-    found = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
+    mapped = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
     for ours, words in _LIKELY.items():
-        free = [name for name in names if name not in (*found.values(), *IMAGE_FIELDS)]
+        free = [name for name in names if name not in (*mapped.values(), *IMAGE_FIELDS)]
         like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])
-        if ours not in found and (name := next(like, None)) is not None:
-            found[ours] = name
-    if "question" not in found and "image" in found and "answer" in found:
-        found["caption"] = found.pop("answer")
-    if not ("question" in found and "answer" in found) and "caption" not in found:
+        if ours not in mapped and (name := next(like, None)) is not None:
+            mapped[ours] = name
+    if "question" not in mapped and "image" in mapped and "answer" in mapped:
+        mapped["caption"] = mapped.pop("answer")
+    if not ("question" in mapped and "answer" in mapped) and "caption" not in mapped:
         return {}
-    return {ours: name for ours, name in found.items() if ours != name}
+    return {ours: name for ours, name in mapped.items() if ours != name}
 
 
 def _is_text(value: object) -> bool:

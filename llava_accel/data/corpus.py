@@ -195,11 +195,11 @@ class Corpus:
         """
         if not self.form.pairs:
             return []
-        found = [0.0, 0.0] if self.reference is None else self.reference[index].tolist()
-        if math.isnan(found[0]):
+        log_probs = [0.0, 0.0] if self.reference is None else self.reference[index].tolist()
+        if math.isnan(log_probs[0]):
             problem = "it could not be read when the run began"
             raise DataError("pair", problem, 'Mend it, and start the run anew with run.resume = "never"')
-        return found
+        return log_probs
 
     def image_files(self, index: int) -> list[str]:
         """The addresses of the record's images.

@@ -80,20 +80,20 @@ class FeatureStore:
         """The record of an image; a view of the file, in the type in which it was computed. None where there is none."""
         while name in self:
             file = self._places[name.hex()]
-            found = self._open(file)
-            if found is None:
+            opened = self._open(file)
+            if opened is None:
                 continue  # its names are forgotten
-            record = found[0].get_tensor(name.hex())
-            if found[1].get(name.hex()) in (None, _checksum(record)):  # earlier versions kept none
+            record = opened[0].get_tensor(name.hex())
+            if opened[1].get(name.hex()) in (None, _checksum(record)):  # earlier versions kept none
                 return record
             self._give_up(file, "a bit of it has changed", remove=True)
         return None
 
     def mean(self, name: bytes) -> Float[Tensor, " channels"] | None:
         """The mean of an image's record over its tokens. None where there is none."""
-        found = self.get(name + _MEAN)
-        found = self.get(name) if found is None else found  # earlier versions kept none
-        return None if found is None else found.float().mean((0, 1))
+        features = self.get(name + _MEAN)
+        features = self.get(name) if features is None else features  # earlier versions kept none
+        return None if features is None else features.float().mean((0, 1))
 
     def num_bytes(self) -> int:
         """Disk space of this tower's records."""
@@ -108,8 +108,8 @@ class FeatureStore:
             return
         for name in os.listdir(self.folder):
             is_new = name.endswith(".safetensors") and name not in self._files and name not in self._given_up
-            if is_new and (found := self._open(name)) is not None:
-                self._places |= dict.fromkeys(found[0].keys(), name)
+            if is_new and (opened := self._open(name)) is not None:
+                self._places |= dict.fromkeys(opened[0].keys(), name)
         self._seen = now
 
     def _open(self, file: str) -> tuple[Any, dict[str, str]] | None:

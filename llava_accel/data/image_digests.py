@@ -50,8 +50,8 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
     pairs = zip(statuses, known.statuses, strict=True)
     changed = [place for place, (now, then) in enumerate(pairs) if now != then]
     if changed:
-        found = _in_threads(_digest, [files[place] for place in changed])
-        for place, digest in zip(changed, found, strict=True):
+        digests = _in_threads(_digest, [files[place] for place in changed])
+        for place, digest in zip(changed, digests, strict=True):
             known.digests[place] = digest
     if changed or kept is None:  # also where no image is a file of its own: no row is read to find that again
         store(path, partial(_write, _Known(known.names, statuses, known.digests)))
@@ -84,7 +84,7 @@ def content_key(file: str) -> int:
 def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [found for chunk in threads.map(lambda chunk: list(map(work, chunk)), chunks) for found in chunk]
+        return [result for chunk in threads.map(lambda chunk: list(map(work, chunk)), chunks) for result in chunk]
 
 
 def _write(known: _Known, path: Path) -> None:

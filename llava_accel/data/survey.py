@@ -220,18 +220,18 @@ def _read_images(
     rows, counts = shown[first][order].tolist(), counts[order]
     chunks = [rows[start : start + _CHUNK // 8] for start in range(0, len(rows), _CHUNK // 8)]
     broken: dict[int, DataError] = {}
-    found = _Images()
+    images = _Images()
     done = 0
     read = partial(_check_rows, corpus, decode=decode)
     for chunk, seen in zip(chunks, _in_parallel(read, chunks, workers), strict=True):
-        found.traits += seen.traits
-        found.contents += [(int(keys[row]), content) for row, content in seen.contents]
+        images.traits += seen.traits
+        images.contents += [(int(keys[row]), content) for row, content in seen.contents]
         broken |= {int(keys[row]): error for row, error in seen.errors.items()}
         progress(int(counts[done : done + len(chunk)].sum()))
         done += len(chunk)
     unusable = shown[np.isin(keys[shown], list(broken))].tolist() if broken else []
-    found.errors = {row: corpus.locate(broken[int(keys[row])], row) for row in unusable}
-    return found
+    images.errors = {row: corpus.locate(broken[int(keys[row])], row) for row in unusable}
+    return images
 
 
 def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
@@ -282,8 +282,8 @@ def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], 
     known = stored(path, _load)
     if known is not None:
         return _mended(corpus, known)
-    found = read()
-    return _load(path) if store(path, partial(_write, found)) else found
+    survey = read()
+    return _load(path) if store(path, partial(_write, survey)) else survey
 
 
 def _write(survey: Survey, path: Path) -> None:

@@ -23,8 +23,8 @@ def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list
     chosen = history.chosen or history.before
     answered = [_checked(row, run) for row in (history.predictions(chosen["step"]) if chosen else [])]
     trained = [_checked(row, run) for row in history.training_predictions]
-    found, num_lost = harmful(training, held_out, answered, trained)
-    lines = [line for _, line in found]
+    numbered, num_lost = harmful(training, held_out, answered, trained)
+    lines = [line for _, line in numbered]
     near = {facts(_checked(line, run)): line["nearest"] for line in history.harmful if "nearest" in line}
     for line in lines:
         if line["why"] == WRONG and facts(line) in near:

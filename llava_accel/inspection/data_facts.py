@@ -70,21 +70,21 @@ def numbers(checked: Checked) -> dict[str, str]:
 
 def examples_of_errors(checked: Checked) -> dict[str, tuple[int, list[str]]]:
     """Kind of error -> how many records have it, and what is said of the first few; the most frequent kind first."""
-    found: dict[str, tuple[int, list[str]]] = {
+    kinds: dict[str, tuple[int, list[str]]] = {
         kind: (n, []) for kind, n in checked.survey.errors_by_kind().most_common()
     }
     for error in checked.survey.errors.values():
-        said = found[error.kind][1]
+        said = kinds[error.kind][1]
         if len(said) < _EXAMPLES:
             said.append(str(error))
-    return found
+    return kinds
 
 
 def answer_shares(checked: Checked) -> tuple[int, list[Share]]:
     """How many different answers the records end in, and the most frequent ones."""
     usable = checked.survey.usable
-    number, found = common_answers(checked.corpus, checked.survey, usable, _MOST_ANSWERS)
-    return number, [Share(text[:_LONG_ANSWER], count, count / len(usable)) for text, count in found]
+    number, counted = common_answers(checked.corpus, checked.survey, usable, _MOST_ANSWERS)
+    return number, [Share(text[:_LONG_ANSWER], count, count / len(usable)) for text, count in counted]
 
 
 def length_shares(lengths: Int[np.ndarray, "usable"]) -> list[Share]:

@@ -22,13 +22,13 @@ def tokens_in_texts(mentions: Counter[str], processing: Processing) -> list[str]
     parsed = {token.content for token in added if not token.special}
     ordered = mentions.most_common()
     return [
-        f"{some([f'{token!r} in {count:,} records' for token, count in found])}: {what}"
-        for what, found in (
+        f"{some([f'{token!r} in {count:,} records' for token, count in counted])}: {what}"
+        for what, counted in (
             ("read as tokens of the base", [each for each in ordered if each[0] in parsed]),
             (
                 "spelled out as text, as special tokens are. model.added_tokens names those that a text may hold",
                 [each for each in ordered if each[0] not in parsed],
             ),
         )
-        if found
+        if counted
     ]

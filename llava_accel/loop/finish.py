@@ -133,16 +133,16 @@ def show_times(seconds: Mapping[str, float], console: Console) -> None:
 def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     """The score before training, the last ones and the best, from metrics.jsonl."""
     lines = read_json_lines(folder / "metrics.jsonl")
-    found = [line for line in lines if "eval" in line]
-    if not found:
+    evaluations = [line for line in lines if "eval" in line]
+    if not evaluations:
         return
-    shown = [line for line in found[-_SHOWN_EVALUATIONS:] if line is not found[0]]
-    shown += [line for line in found if line["step"] == state.best_step and line not in (*shown, found[0])]
-    rows, columns = [], _columns({key for line in found for key in line["eval"]})
-    common = [cell(found[-1]["eval"], f"common_{key}") for key in columns]
+    shown = [line for line in evaluations[-_SHOWN_EVALUATIONS:] if line is not evaluations[0]]
+    shown += [line for line in evaluations if line["step"] == state.best_step and line not in (*shown, evaluations[0])]
+    rows, columns = [], _columns({key for line in evaluations for key in line["eval"]})
+    common = [cell(evaluations[-1]["eval"], f"common_{key}") for key in columns]
     if any(common):
         rows.append(["commonest answer", *common])
-    for line in [found[0], *sorted(shown, key=lambda line: line["step"])]:
+    for line in [evaluations[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
         rows.append([name, *(cell(line["eval"], column) for column in columns)])

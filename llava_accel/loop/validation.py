@@ -58,7 +58,7 @@ class Validation:
         if state.evaluated_step < state.step and is_due(state.step, every, state.num_steps):
             self.evaluate(state, meter, self._found_before(state))
 
-    def evaluate(self, state: TrainState, meter: Meter, found: float | None = None) -> None:
+    def evaluate(self, state: TrainState, meter: Meter, known: float | None = None) -> None:
         """Evaluate this step, and keep it if it is the best so far. Every rank must call it.
 
         Sets `state.is_stopped` where the recipe has no more patience. An evaluation in the middle of which the run is
@@ -68,7 +68,7 @@ class Validation:
             found: The value of the recipe's metric, where this step was evaluated before the run broke off.
         """
         recipe = self._run.recipe
-        value = self._measure(state, meter) if found is None else found
+        value = self._measure(state, meter) if known is None else known
         if value is None:
             return
         state.evaluated_step = state.step
@@ -93,7 +93,7 @@ class Validation:
         if self._run.accelerator.is_main_process:
             lines = read_lines(Path(recipe.run.output_dir) / "metrics.jsonl")
             at_this_step = [line["eval"] for line in lines if "eval" in line and line["step"] == state.step]
-            values = [found[recipe.eval.metric] for found in at_this_step if recipe.eval.metric in found]
+            values = [scores[recipe.eval.metric] for scores in at_this_step if recipe.eval.metric in scores]
         values = broadcast_object_list([values])[0]
         return values[-1] if values else None
 

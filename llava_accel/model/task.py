@@ -28,19 +28,19 @@ def objective_class(recipe: Recipe) -> type[Objective]:
         return Preference
     if not is_own(name):
         return Objective
-    found = load_own(_KEY, name)
-    if not (isinstance(found, type) and issubclass(found, Objective)):
+    own = load_own(_KEY, name)
+    if not (isinstance(own, type) and issubclass(own, Objective)):
         raise UserError(
             f"{_KEY} = {name!r} is not a class that inherits from llava_accel.model.objective.Objective. Write "
             "class NAME(Objective), with a `loss` of its own"
         )
-    return _checked(name, found)
+    return _checked(name, own)
 
 
-def _checked(name: str, found: type[Objective]) -> type[Objective]:
+def _checked(name: str, own: type[Objective]) -> type[Objective]:
     """The class, which refuses to return what a step could not use, or would learn nothing from."""
 
-    class Checked(found):
+    class Checked(own):
         def count(self, batch: Mapping[str, Any]) -> Tensor:
             counted: object = super().count(batch)
             if not isinstance(counted, Tensor):
@@ -65,7 +65,7 @@ def _checked(name: str, found: type[Objective]) -> type[Objective]:
     def _wrong(problem: str, remedy: str) -> UserError:
         return UserError(f"{_KEY}: {name}: {problem}. {remedy}")
 
-    Checked.__name__ = found.__name__  # as errors call it
+    Checked.__name__ = own.__name__  # as errors call it
     return Checked
 
 

@@ -97,11 +97,11 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     ]
 
 
-def _is_part(found: Any, written: Any) -> bool:
+def _is_part(built: Any, written: Any) -> bool:
     """Whether a part of a tokenizer is as a file has it; its vocabulary is in any case."""
-    if not isinstance(found, dict) or not isinstance(written, dict):
-        return found == written
-    return all(found.get(key) == value for key, value in written.items() if key not in ("vocab", "merges"))
+    if not isinstance(built, dict) or not isinstance(written, dict):
+        return built == written
+    return all(built.get(key) == value for key, value in written.items() if key not in ("vocab", "merges"))
 
 
 def _read_model_file(
@@ -172,16 +172,16 @@ def allow_tokens(tokenizer: PreTrainedTokenizerFast, patterns: Sequence[str], im
     structure = {image_token, *(tokenizer.special_tokens_map.get(f"{name}_token") for name in _STRUCTURE)}
     words: dict[str, None] = {}
     for pattern in patterns:
-        found = [token for token in added if fnmatchcase(token, pattern.replace("[", "[[]"))]
-        if not found:
+        matching = [token for token in added if fnmatchcase(token, pattern.replace("[", "[[]"))]
+        if not matching:
             others = ", ".join(token for token in added if token not in structure) or "none"
             raise UserError(f"model.added_tokens: the tokenizer has no added token {pattern!r}. Choose of: {others}")
-        if taken := sorted(structure.intersection(found)):
+        if taken := sorted(structure.intersection(matching)):
             raise UserError(
                 f"model.added_tokens: {pattern!r} names {', '.join(taken)}, which structures the conversation and so may "
                 "not stand in texts. Name the other tokens one by one"
             )
-        words |= dict.fromkeys(found)
+        words |= dict.fromkeys(matching)
     if words:
         spec = json.loads(compat.tokenizer_description(tokenizer))
         for token in spec["added_tokens"]:

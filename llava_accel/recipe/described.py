@@ -42,7 +42,7 @@ def described_tables() -> list[TableLines]:
     """All tables of a recipe; behind each its sub-tables."""
     schema = json.loads(recipe_schema())
     tables = schema["$defs"]
-    return [found for name, item in schema["properties"].items() for found in _walk(name, _named(item, tables), tables)]
+    return [table for name, item in schema["properties"].items() for table in _walk(name, _named(item, tables), tables)]
 
 
 def _walk(path: str, table: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterator[TableLines]:

@@ -87,10 +87,10 @@ def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None
     answered, trained = (_read(folder / "predictions" / name) for name in (f"step-{step:06d}.jsonl", TRAINING))
     sides = [Records(part.corpus, part.survey, part.rows) if part else None for part in (training, held_out)]
     assert sides[0] is not None
-    found, _ = harmful(sides[0], sides[1], answered, trained)
+    numbered, _ = harmful(sides[0], sides[1], answered, trained)
     if held_out and training.image_reader.store:
-        _add_nearest({row: line for row, line in found if line["why"] == WRONG}, training, held_out, console)
-    lines = [line for _, line in found]
+        _add_nearest({row: line for row, line in numbered if line["why"] == WRONG}, training, held_out, console)
+    lines = [line for _, line in numbered]
     if lines:
         write_json_lines(lines, folder / "predictions" / HARMFUL)
     return lines
@@ -127,29 +127,29 @@ def _rows_of(predictions: Sequence[Prediction], records: Records) -> dict[int, i
     corpus, survey, rows = records
     rows = rows[np.argsort(survey.id_keys[rows], kind="stable")]
     keys = survey.id_keys[rows]
-    found: dict[int, int] = {}
+    row_of: dict[int, int] = {}
     for number, prediction in enumerate(predictions):
         start, end = (np.searchsorted(keys, text_key(str(prediction["id"])), side) for side in ("left", "right"))
         for row in rows[start : min(end, start + _MOST_SAME_ID)].tolist():
             known = described(corpus.record(row))
             if facts(known) == facts(prediction) and known["answers"] == prediction.get("answers"):
-                found[number] = row
+                row_of[number] = row
                 break
-    return found
+    return row_of
 
 
-def _add_nearest(found: Mapping[int, Line], training: Part, held_out: Part, console: Console) -> None:
+def _add_nearest(wrong: Mapping[int, Line], training: Part, held_out: Part, console: Console) -> None:
     """Put the nearest images of the training data into lines on held-out records, each with a record that shows it: one
     that asks the same where there is one."""
     corpus, survey = training.corpus, training.survey
-    asked = dict(_means(held_out, list(found)))
+    asked = dict(_means(held_out, list(wrong)))
     shown = training.rows[survey.image_keys[training.rows] != 0]
     keys = survey.image_keys[shown]
     different = shown[np.sort(np.unique(keys, return_index=True)[1])].tolist() if asked else []
     with console.bar("nearest images", len(different)) as bar:
         near = nearest(list(asked.values()), _means(training, different, bar.advance), _MOST_NEAR)
     for row, each in zip(asked, near, strict=True):
-        line = found[row]
+        line = wrong[row]
         line["nearest"] = []
         for near_row, similarity in each:
             rows = shown[keys == survey.image_keys[near_row]]

@@ -102,8 +102,8 @@ def _pope(answers: Sequence[Judged]) -> Measured:
     true = np.array([says_yes(each.references[0]) for each in answers], dtype=bool)
 
     def whole(weights: Weights) -> dict[str, float]:
-        found = yes_and_no(given, true, weights)
-        return {"": found.pop("f1"), **found}
+        rates = yes_and_no(given, true, weights)
+        return {"": rates.pop("f1"), **rates}
 
     return Measured((given == true).astype(np.float64).tolist(), whole)
 
@@ -212,7 +212,7 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
         return {}
     answers = [judged(row) for row in rows]
     once = np.ones(len(rows))
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     measured: dict[str, Measured] = {}
     for name in metrics:
         metric = find_metric(name)
@@ -222,10 +222,10 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
         for row, score in zip(rows, scored.rows, strict=True):
             if score is not None:
                 row[name] = score
-        found |= {f"{name}_{part}" if part else name: value for part, value in scored.whole(once).items()}
+        values |= {f"{name}_{part}" if part else name: value for part, value in scored.whole(once).items()}
         if compares and (common := metric.measure(_commonest(answers, name))):
-            found[f"common_{name}"] = common.whole(once)[""]
-    return found | (intervals(measured, images_of(rows)) if compares else {})
+            values[f"common_{name}"] = common.whole(once)[""]
+    return values | (intervals(measured, images_of(rows)) if compares else {})
 
 
 def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dict[str, float]:

@@ -306,8 +306,8 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
 
 def content(run: RunContext, part: Part) -> str:
     """What records and images hold, wherever they are. The main process alone reads; every rank must call it."""
-    found = [content_here(run.recipe, part) if run.accelerator.is_main_process else ""]
-    return broadcast_object_list(found)[0]
+    own = [content_here(run.recipe, part) if run.accelerator.is_main_process else ""]
+    return broadcast_object_list(own)[0]
 
 
 def content_here(recipe: Recipe, part: Part) -> str:

@@ -65,7 +65,7 @@ def attach_reference(
     """
     if not isinstance(objective, Preference):
         return
-    found: dict[str, _Found] = {}
+    references: dict[str, _Found] = {}
     corpora = {id(part.corpus): part for part in parts if part is not None}
     for key, first in corpora.items():
         same = [part for part in parts if part is not None and id(part.corpus) == key]
@@ -73,13 +73,13 @@ def attach_reference(
         name = _name(run, loaded, processing, first)
         known = _known(run, name, source)
         if known is None:
-            key = "data.train" if parts[0] and parts[0].corpus is first.corpus else "data.eval"
-            with _as_before(run, objective, source, key) if source else nullcontext():
+            table = "data.train" if parts[0] and parts[0].corpus is first.corpus else "data.eval"
+            with _as_before(run, objective, source, table) if source else nullcontext():
                 known = _computed(run, objective, first, rows, name)
-        first.corpus.reference = found[name] = known
+        first.corpus.reference = references[name] = known
     if keeps and run.accelerator.is_main_process:
         with atomic_file(Path(run.recipe.run.output_dir) / REFERENCE) as unfinished:
-            save_file(found, unfinished)
+            save_file(references, unfinished)
     run.accelerator.wait_for_everyone()
 
 
@@ -108,11 +108,11 @@ def _digests(name: str, key: str) -> list[str]:
     path = Path(name).expanduser()
     folder = path if path.is_file() else resolve_folder(name, key)
     files = [path] if path.is_file() else sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
-    found = []
+    digests = []
     for file in files:
         with file.open("rb") as opened:
-            found.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    return found
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return digests
 
 
 def _known(run: RunContext, name: str, source: Path | None) -> _Found | None:
@@ -120,7 +120,7 @@ def _known(run: RunContext, name: str, source: Path | None) -> _Found | None:
     places = [cache_folder(run.recipe.data.cache_dir) / "reference" / f"{name}.safetensors"]
     if source is not None:
         places = [Path(run.recipe.run.output_dir) / REFERENCE, source.parents[1] / REFERENCE, *places]
-    return next((found for place in places if (found := stored(place, partial(_read, name))) is not None), None)
+    return next((kept for place in places if (kept := stored(place, partial(_read, name))) is not None), None)
 
 
 def _as_before(run: RunContext, objective: Preference, source: Path, key: str) -> AbstractContextManager[None]:
@@ -163,7 +163,7 @@ def _computed(run: RunContext, objective: Preference, part: Part, rows: Int[np.n
     """Every rank computes its share."""
     recipe, accelerator = run.recipe, run.accelerator
     own = own_batches(rows, part, recipe.train.per_device_batch_size, accelerator)
-    found = torch.zeros((len(part.corpus), 2), dtype=torch.float32, device=accelerator.device)
+    log_probs = torch.zeros((len(part.corpus), 2), dtype=torch.float32, device=accelerator.device)
     is_known = torch.zeros(len(part.corpus), dtype=torch.float32, device=accelerator.device)
     was_training = objective.training
     objective.eval()
@@ -173,11 +173,11 @@ def _computed(run: RunContext, objective: Preference, part: Part, rows: Int[np.n
             for batch, (loaded,) in zip(own, windows, strict=True):
                 there = set(tensor(loaded, "indices").tolist())
                 places = [row for row in batch if row in there]
-                found[places] = _log_probs(objective, loaded).view(len(places), 2)
+                log_probs[places] = _log_probs(objective, loaded).view(len(places), 2)
                 is_known[places] = 1.0
                 bar.advance()
     objective.train(was_training)
-    values, counts = (accelerator.reduce(each, reduction="sum") for each in (found, is_known))
+    values, counts = (accelerator.reduce(each, reduction="sum") for each in (log_probs, is_known))
     assert isinstance(values, Tensor) and isinstance(counts, Tensor)
     values[counts == 0] = torch.nan
     result = values.cpu().numpy()

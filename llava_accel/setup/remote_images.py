@@ -39,11 +39,11 @@ def _urls(corpus: Corpus, kept: Path) -> list[str]:
     if not corpus.may_have_urls:
         return []
     path = kept / f"{corpus.fingerprint()}.json"
-    found = stored(path, lambda path: list[str](json.loads(path.read_bytes())))
-    if found is None:
-        found = list(dict.fromkeys(_read_urls(corpus)))
-        store(path, partial(_write, found))
-    return found
+    urls = stored(path, lambda path: list[str](json.loads(path.read_bytes())))
+    if urls is None:
+        urls = list(dict.fromkeys(_read_urls(corpus)))
+        store(path, partial(_write, urls))
+    return urls
 
 
 def _read_urls(corpus: Corpus) -> Iterator[str]:

@@ -97,11 +97,11 @@ def _kept(source: Path, cache_dir: Path, identity: str) -> _Kept:
         arrow = folder() / "tables" / f"{identity}.arrow"
         copies = folder() / "embedded" / f"{identity}.images"
         read = partial(_map, copies=copies)
-        found = stored(arrow, read)
-        if found is None and store(arrow, partial(_write_arrow, source, copies)):
-            found = read(arrow)
-        if found is not None:
-            return found
+        table = stored(arrow, read)
+        if table is None and store(arrow, partial(_write_arrow, source, copies)):
+            table = read(arrow)
+        if table is not None:
+            return table
     problem = f"there is no room for its rows in {spare_folder()}"
     raise DataError("json", problem, "Name a folder with room in data.cache_dir", file=str(source))
 

@@ -58,13 +58,13 @@ def cache_folder(cache_dir: str = "") -> Path:
 
 def contents(folder: Path) -> dict[str, list[Path]]:
     """The files of a cache by what they are; what has another name than ours is left out."""
-    found: dict[str, list[Path]] = {}
+    by_kind: dict[str, list[Path]] = {}
     for place, (name, what) in _KINDS.items():
         for file in sorted((folder / place).glob("*/*" if place == "features" else "*")):
             if re.fullmatch(rf"{name}(\.[0-9a-f]{{32}}\.tmp)?", file.name) and file.is_file():
                 inner = f" {file.parent.name}" if place == "features" else ""
-                found.setdefault(f"{what}{inner}", []).append(file)
-    return found
+                by_kind.setdefault(f"{what}{inner}", []).append(file)
+    return by_kind
 
 
 def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:

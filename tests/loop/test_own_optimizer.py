@@ -92,7 +92,8 @@ def test_one_that_does_not_work_is_refused_before_data_and_weights_are_read(
     with pytest.raises(UserError, match=r"optim\.optimizer: ") as raised:
         try_own(OptimTable(optimizer=name), CPU)
     assert says in str(raised.value)
-    path = str(write_recipe(tmp_path, tmp_path / "nowhere.json", optim={"optimizer": name}))
+    (tmp_path / "spoilt.json").write_text("no records")
+    path = str(write_recipe(tmp_path, tmp_path / "spoilt.json", optim={"optimizer": name}))
     for verb in ("check", "train"):
         ended = start(verb, path)
         assert ended.code == 2 and says in ended.messages[0] and "Traceback" not in ended.err

@@ -34,6 +34,7 @@ def test_a_run_chooses_them_before_anything_is_computed(tmp_path: Path, monkeypa
         return load(*arguments)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(verb, "load_processing", noting)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     verb.train(recipe(tmp_path / "off", train={"max_steps": 1}))
     verb.train(recipe(tmp_path / "on", run={"deterministic": True}, train={"max_steps": 1}))
     assert chosen == [(False, False, None, None), (True, False, "1", ":4096:8")]
