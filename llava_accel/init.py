@@ -140,7 +140,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         base_why="" if arguments.base else "no --base: open to all, and the one that published figures are of",
         train=train,
         images=images,
-        images_why="as --images says" if arguments.images else "no --images: they were folders there",
+        images_why="as --images says" if arguments.images else "no --images: they were found there",
         evaluation=arguments.eval or _own_evaluation(arguments.data),
     )
 

@@ -49,13 +49,14 @@ def _quick_imports() -> Iterator[None]:
 
     Nor at any time after, which is a second of each process's end. And no library's function is compiled.
     """
-    from unittest.mock import patch  # here, as it takes a third of a verb's help
-
+    added = {name: value for name, value in compat.uncompiled().items() if name not in os.environ}
     gc.disable()
+    os.environ |= added
     try:
-        with patch.dict(os.environ, compat.uncompiled()):
-            yield
+        yield
     finally:
+        for name in added:  # what libraries set as they are imported stays
+            del os.environ[name]
         if not gc.get_freeze_count():  # a second verb of a process would keep the first one's garbage
             gc.freeze()
         gc.enable()

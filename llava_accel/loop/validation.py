@@ -65,7 +65,7 @@ class Validation:
         asked to end is given up; the resumed run makes it again.
 
         Args:
-            found: The value of the recipe's metric, where this step was evaluated before the run broke off.
+            known: The value of the recipe's metric, where this step was evaluated before the run broke off.
         """
         recipe = self._run.recipe
         value = self._measure(state, meter) if known is None else known

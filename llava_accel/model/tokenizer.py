@@ -70,10 +70,8 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     transformers 5 takes the vocabulary alone from that file and builds the rest anew, by the class that
     tokenizer_config.json names; version 4, with which models were trained, takes the file as it is.
     """
-    spec, written = (
-        json.loads(compat.tokenizer_description(tokenizer)),
-        json.loads(read_text(folder / "tokenizer.json")),
-    )
+    spec = json.loads(compat.tokenizer_description(tokenizer))
+    written = json.loads(read_text(folder / "tokenizer.json"))
     notes = []
     if written["model"].get("dropout"):
         written["model"]["dropout"] = spec["model"]["dropout"] = None
@@ -82,10 +80,8 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     parts = {key: written.get(key) for key in ("normalizer", "pre_tokenizer", "decoder", "model")}
     if config.get("add_prefix_space") is not None or all(_is_part(spec[key], part) for key, part in parts.items()):
         return notes
-    used, own = (
-        TextEncoder(tokenizer),
-        TextEncoder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)))),
-    )
+    used = TextEncoder(tokenizer)
+    own = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written))))
     differing = next((text for text in PROBES if used(text, "start") != own(text, "start")), None)
     if differing is None:
         return notes

@@ -21,7 +21,8 @@ OTHER_SUFFIXES = {
 }
 """Of files that are taken for data and are not read: what to do, with a place for the name."""
 
-_OF_FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
+"""Of files that are read."""
 
 
 def refuse_missing(recipe: Recipe, source: str) -> None:
@@ -30,26 +31,15 @@ def refuse_missing(recipe: Recipe, source: str) -> None:
     Args:
         source: Names the recipe in the error.
     """
-    problems = [
-        Problem(
-            {key: path},
-            f"There is no such {'folder' if is_folder else 'file or folder'}.",
-            _remedy(path, key == "model.base"),
-        )
-        for key, path, is_folder in _named(recipe)
-        if not (os.path.isdir(path) if is_folder else os.path.exists(path) or _may_be_elsewhere(path))
-    ]
+    problems: list[Problem] = []
     for key, path, is_folder in _named(recipe):
         suffix = os.path.splitext(path)[1]
-        remedy = OTHER_SUFFIXES.get(suffix.lower())
-        if remedy and not is_folder and os.path.isfile(path):
-            problems.append(
-                Problem(
-                    {key: path},
-                    f"Files ending in {suffix!r} are not read.",
-                    f"{remedy.format(shlex.quote(str(path)))}.",
-                )
-            )
+        if not (os.path.isdir(path) if is_folder else os.path.exists(path) or _may_be_elsewhere(path)):
+            what = f"There is no such {'folder' if is_folder else 'file or folder'}."
+            problems.append(Problem({key: path}, what, _remedy(path, key == "model.base")))
+        elif not is_folder and os.path.isfile(path) and (remedy := OTHER_SUFFIXES.get(suffix.lower())):
+            what = f"Files ending in {suffix!r} are not read."
+            problems.append(Problem({key: path}, what, f"{remedy.format(shlex.quote(path))}."))
     if problems:
         raise RecipeError(source, problems, recipe)
 
@@ -71,7 +61,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
 
 def _may_be_elsewhere(path: str) -> bool:
     """Whether a path may be a pattern, or the name of a data set."""
-    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path and not path.endswith(_OF_FILES))
+    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path and not path.endswith(SUFFIXES))
 
 
 def _may_be_of_the_hub(name: str) -> bool:

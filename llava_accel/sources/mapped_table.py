@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llava_accel.recipe.paths import OTHER_SUFFIXES
+from llava_accel.recipe.paths import OTHER_SUFFIXES, SUFFIXES
 from llava_accel.sources.columnar import arrow_rows, parquet_rows
 from llava_accel.sources.extraction import Extraction
 from llava_accel.sources.json_rows import json_array, json_lines
@@ -24,7 +24,6 @@ from llava_accel.sources.shards import tar_rows
 from llava_accel.storage.arrow_columns import of_bytes, of_numbers
 from llava_accel.storage.kept_files import spare_folder, store, stored
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
 _FORMAT = "4"
 _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from llava_accel.recipe.paths import SUFFIXES
 from llava_accel.sources import hub
-from llava_accel.sources.mapped_table import SUFFIXES
 from llava_accel.sources.problems import DataError, quoted, some
 
 _GLOB = re.compile(r"[*?\[]")
