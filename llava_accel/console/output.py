@@ -98,7 +98,7 @@ class Console:
         Args:
             is_narrow: Wrap cells so that it has 80 columns where the output is not a terminal.
         """
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:

@@ -1,5 +1,6 @@
 """Evaluation as part of a run: what it decides, and what it leaves in the run folder."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from llava_accel.setup.state import TrainState, is_due
 
 _MOST_AT_START = 500
 """Examples that the base is scored on unless the recipe says otherwise: its score need not be exact."""
+_REPORT_EVERY = 30.0
+"""Seconds between two reports of a run that goes on: all ranks wait while one is drawn, for about half a second."""
 
 
 class Validation:
@@ -34,7 +37,7 @@ class Validation:
         self, run: RunContext, model: nn.Module, checkpoints: Checkpoints, part: Part | None, interruption: Interruption
     ) -> None:
         self._run, self._model, self._part, self._interruption = run, model, part, interruption
-        self._checkpoints = checkpoints
+        self._checkpoints, self._report_is_due = checkpoints, 0.0
         self._at_once = None if part is None else AtOnce(questions_at_once(run, checkpoints.processing, part))
 
     def before_training(self, state: TrainState, meter: Meter) -> None:
@@ -144,11 +147,16 @@ class Validation:
             )
 
     def _report(self, state: TrainState, meter: Meter) -> None:
-        # The first step waits for no report: what draws takes a second to import. Trackers get the base's answers.
+        # The first step waits for no report: what draws takes a second to import. Trackers get the base's answers. The
+        # end of the run has a report of its own.
+        is_due = 0 < state.step < state.num_steps and not state.is_stopped and time.monotonic() >= self._report_is_due
         is_wanted = state.step > 0 or meter.trackers.are_there
         if is_wanted and self._part is not None and self._run.accelerator.is_main_process:
-            from llava_accel.pages.write import report_evaluation, say_overfitting
+            from llava_accel.pages.write import report_progress, say_overfitting, send_images
 
             say_overfitting(self._run.recipe, self._run.console)
-            report_evaluation(self._run.recipe, state, meter.trackers, self._run.console)
+            send_images(self._run.recipe, state, meter.trackers, self._run.console)
+            if is_due:
+                report_progress(self._run.recipe, state, self._run.console)
+                self._report_is_due = time.monotonic() + _REPORT_EVERY
         meter.enter("other")

@@ -113,16 +113,17 @@ def _context(run: History) -> dict[str, object]:
     }
 
 
-def report_evaluation(recipe: Recipe, state: TrainState, trackers: Trackers, console: Console) -> None:
-    """Give an evaluation's images to the trackers, and write the report once there are steps, unless `report_end` will.
-
-    For the main process.
-    """
+def send_images(recipe: Recipe, state: TrainState, trackers: Trackers, console: Console) -> None:
+    """Give the images and answers of an evaluation to the trackers, if there are any. For the main process."""
     folder = Path(recipe.run.output_dir)
     if trackers.are_there:
         _attempt(lambda: _send_images(folder, state, trackers), folder, console)
-    if 0 < state.step < state.num_steps and not state.is_stopped:
-        _attempt(lambda: write_report(folder, state), folder, console)
+
+
+def report_progress(recipe: Recipe, state: TrainState, console: Console) -> None:
+    """Write the report of a run that goes on. For the main process."""
+    folder = Path(recipe.run.output_dir)
+    _attempt(lambda: write_report(folder, state), folder, console)
 
 
 def report_end(recipe: Recipe, state: TrainState, console: Console) -> None:

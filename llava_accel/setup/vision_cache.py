@@ -67,7 +67,8 @@ def attach_features(
     for part in used:
         part.image_reader.store = store
     objective.features = FeatureWriter(store, limit)
-    console.line(f"vision features: {len(store):,} images in {store.folder}")
+    kept = f"those of {len(store):,} images are there already" if len(store) else "none are there yet"
+    console.line(f"vision features: kept in {store.folder}; {kept}")
 
 
 def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str:

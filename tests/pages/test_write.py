@@ -171,10 +171,12 @@ def test_what_is_wrong_with_a_run_folder_is_said(
 
 
 @pytest.mark.usefixtures("plots")
-def test_a_run_writes_its_report_at_each_evaluation_and_at_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("every", "steps"), [(0.0, ["1", "2"]), (30.0, ["1"])], ids=["always", "seldom"])
+def test_a_run_writes_its_report_at_evaluations_and_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every: float, steps: list[str]
 ) -> None:
     texts: list[str] = []
+    monkeypatch.setattr(validation, "_REPORT_EVERY", every)
     write = live.write_report
 
     def noted(*arguments: object) -> Path:
@@ -184,11 +186,11 @@ def test_a_run_writes_its_report_at_each_evaluation_and_at_its_end(
 
     monkeypatch.setattr(live, "write_report", noted)
     data = {"eval": str(PARITY / "traj_lora.json")}
-    evaluation = {"every": 2, "at_start": True}
-    verb.train(recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 4, "epochs": 4}))
-    running = [re.search(r"running: step (\d) of 4", text) for text in texts]
-    assert [found and found[1] for found in running] == ["2", None], "the first step waits for no report"
-    assert "after 4 steps" in texts[1]
+    evaluation = {"every": 1, "at_start": True}
+    verb.train(recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 3, "epochs": 3}))
+    running = [re.search(r"running: step (\d) of 3", text) for text in texts]
+    assert [step and step[1] for step in running] == [*steps, None], "the first step waits for no report"
+    assert "after 3 steps" in texts[-1]
     assert f"report: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
 
 
