@@ -1,4 +1,8 @@
-"""Under every engine on two ranks: quantised bases, offloading, cached features, and data that ranks could hang on."""
+"""Under every engine on two ranks: quantised bases, offloading, cached features, and data that ranks could hang on.
+
+Where engines differ in nothing but whether they divide the weights, the suite takes one or two of them, and with
+LLAVA_ACCEL_ALL_KINDS=1 all.
+"""
 
 import copy
 import json
@@ -49,7 +53,7 @@ def test_what_waits_in_main_memory_is_updated_just_the_same(lab: Lab) -> None:
     assert difference(lab.run("zero3_offload", 2, 4), lab.reference(**trains("lora"))) < TOLERANCE
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("ddp", "zero3"))
 def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(lab: Lab, engine: str) -> None:
     cache = lab.folder / f"cache-{engine}"
     cached: dict[str, Any] = {"data": {"cache_features": True, "cache_dir": str(cache)}}
@@ -59,7 +63,7 @@ def test_features_are_computed_once_and_taken_from_the_cache_under_every_engine(
         assert list((cache / "features").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("zero2", "fsdp2"))
 def test_each_rank_reads_the_tower_for_its_own_images_without_cached_features(lab: Lab, engine: str) -> None:
     cache = lab.folder / f"cache-few-{engine}"
     few: dict[str, Any] = {
@@ -78,8 +82,7 @@ def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine
 
 
 SOME_TILES = [
-    ("ddp", "next_lora_accum"), ("zero2", "onevision_full"), ("zero3", "next_full"), ("zero3", "onevision_full"),
-    ("fsdp2", "next_lora_accum"), ("fsdp2", "next_full"),
+    ("ddp", "next_lora_accum"), ("zero2", "onevision_full"), ("zero3", "next_full"), ("fsdp2", "next_lora_accum"),
 ]  # fmt: skip
 ALL_TILES = list(product(ENGINES, ("next_full", "onevision_full", "next_lora_accum")))
 
@@ -109,6 +112,8 @@ def test_compiled_layers_train_as_others_and_resume_bit_for_bit(lab: Lab) -> Non
     for engine in ("ddp", "zero2"):
         run = lab.run(engine, 2, **compiled)
         assert 0 < difference(run, reference) < TOLERANCE
+        if engine == "zero2" and not ALL_KINDS:
+            continue
         compiled["run"] = {"resume": str(run / "checkpoints" / "step-000002")}
         resumed = lab.run(engine, 2, name="-resumed", **compiled)
         assert difference(resumed, run) == 0.0 and len(losses(resumed)) == 2
@@ -137,7 +142,7 @@ def test_data_without_a_image_trains_on_two_ranks(lab: Lab, engine: str) -> None
     assert difference(lab.run(engine, 2, 2, **settings), lab.reference(**settings)) < TOLERANCE
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("zero2", "fsdp2"))
 def test_fewer_records_than_ranks_and_micro_batches_train(lab: Lab, engine: str) -> None:
     few = write_records(lab.folder / "few.json", mixed_records(1))
     settings: dict[str, Any] = {"data": {"train": str(few)}}
@@ -158,7 +163,7 @@ def broken(lab: Lab) -> dict[str, Any]:
     return settings
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("ddp", "fsdp2"))
 def test_a_image_that_breaks_is_left_out_on_its_rank_and_all_go_on(
     lab: Lab, broken: dict[str, Any], engine: str
 ) -> None:
