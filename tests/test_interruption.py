@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import llava_accel.train as verb
+from helpers.forked import Forked
 from helpers.interrupted import STEPS, assert_same_run, checkpoints, newest, settings, train
-from helpers.jobs import Lab, launch_command
+from helpers.jobs import Lab, launch_command, ranks
 from helpers.runs import PARITY, Tables, metrics, tables, talk, trained, write_records
 from llava_accel.checkpoint import store as checkpoint
 from llava_accel.console import command_line as cli
@@ -149,10 +150,8 @@ def test_the_exit_code_asks_for_another_start(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-def _launched(command: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+def _launched(command: list[str], how: type["subprocess.Popen[str]"] = Forked) -> "subprocess.Popen[str]":
+    return how(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 @pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM)])
@@ -161,7 +160,8 @@ def test_a_signal_while_the_data_is_read_ends_the_run_at_once(
 ) -> None:
     many = [talk(n, f"What is number {n}?", " ".join(str(n + step) for step in range(200))) for n in range(40_000)]
     recipe = tables(tmp_path, write_records(tmp_path / "data.json", many), data={"workers": workers})
-    process = _launched([sys.executable, "-m", "llava_accel.train", _file(tmp_path, recipe)])
+    how = Forked if workers else subprocess.Popen
+    process = _launched([sys.executable, "-m", "llava_accel.train", _file(tmp_path, recipe)], how)
     until = time.monotonic() + 120
     while not list((tmp_path / "cache" / "tables").glob("*.arrow")) and time.monotonic() < until:
         time.sleep(0.05)
@@ -216,7 +216,7 @@ def test_one_of_two_ranks_is_asked_and_both_save_and_end(lab: Lab, data: Path, t
     file = _file(tmp_path / "broken", broken)
     process = _launched([*launch_command(engine, 2), "-m", "llava_accel.train", file])
     _wait_for_steps(tmp_path / "broken" / "run", 3)
-    os.kill(_rank(process.pid, 1), signal.SIGUSR1)
+    ranks(process.pid)[1].send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert "SIGUSR1: ended at step" in output and process.returncode != 0, output
     taken = metrics(tmp_path / "broken" / "run")
@@ -224,16 +224,3 @@ def test_one_of_two_ranks_is_asked_and_both_save_and_end(lab: Lab, data: Path, t
     assert metrics(again)[: len(taken)] == taken, "with their times: no step is taken twice"
     assert len(metrics(again)) > len(taken)
     assert_same_run(again, lab.train(engine, 2, whole))
-
-
-def _rank(launcher: int, rank: int) -> int:
-    """Process id of one rank of a launch."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except (OSError, IndexError):  # it has ended meanwhile
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in variables:
-            return int(folder.name)
-    raise AssertionError(f"process {launcher} has started no rank {rank}")

@@ -1,7 +1,6 @@
 """Every profile from the command that a user types, on two CPU processes: to the end, to a mistake, to a killed rank."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -9,12 +8,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from PIL import Image
 
-from helpers.jobs import TOLERANCE, Lab, assert_same_metrics, difference, environment, flat_metrics, launch_command
+from helpers.forked import Forked
+from helpers.jobs import (
+    TOLERANCE,
+    Lab,
+    assert_same_metrics,
+    difference,
+    environment,
+    flat_metrics,
+    launch_command,
+    ranks,
+)
 from helpers.runs import PARITY, metrics
 from llava_accel.recipe.toml import to_toml
 
@@ -43,10 +53,6 @@ class Launch:
             for process in (*self._children(), self.process):
                 process.kill()
 
-    def worker(self, rank: int) -> psutil.Process:
-        """The process of a rank of this launcher's."""
-        return next(p for p in self._children() if p.environ().get("LOCAL_RANK") == str(rank))
-
     def _children(self) -> list[psutil.Process]:
         if self.process.poll() is not None:
             return []
@@ -61,17 +67,15 @@ class Launches:
         self.run = folder / "run"
         self._started: list[Launch] = []
 
-    def start(self, profile: str, *overrides: str, ranks: int = 2, extra: tuple[str, ...] = ()) -> Launch:
+    def start(self, profile: str, *overrides: str, extra: tuple[str, ...] = (), how: Any = Forked) -> Launch:
         """`accelerate launch --config_file launch/PROFILE.yaml --num_processes 2 -m llava_accel.train RECIPE ...`"""
         tables = self.lab.tables("", 2, 2, {})
         tables["run"]["output_dir"] = str(self.run)
         (self.folder / "recipe.toml").write_text(to_toml(tables))
-        command = [*launch_command(profile, ranks, *extra), "-m", "llava_accel.train", str(self.folder / "recipe.toml")]
+        command = [*launch_command(profile, 2, *extra), "-m", "llava_accel.train", str(self.folder / "recipe.toml")]
         log = self.folder / f"log-{len(self._started)}.txt"
         with log.open("w") as file:
-            process = subprocess.Popen(
-                [*command, *overrides], stdout=file, stderr=subprocess.STDOUT, text=True, env=environment()
-            )
+            process = how([*command, *overrides], stdout=file, stderr=subprocess.STDOUT, text=True, env=environment())
         self._started.append(Launch(process, log))
         return self._started[-1]
 
@@ -90,10 +94,10 @@ def launches(lab: Lab, tmp_path: Path) -> Iterator[Launches]:
     launches.end()
 
 
-# Every profile is started once in this file, "ddp" in test_start.py and test_interruption.py: a start takes 20 s.
+# Every profile is started once in this file, "ddp" in test_start.py too: ZeRO-2 and there "ddp" by real processes alone.
 @pytest.mark.parametrize("profile", ["cpu", "zero2", "zero3_offload"])
 def test_a_profile_is_rehearsed_by_the_command_that_a_user_types(launches: Launches, profile: str) -> None:
-    launch = launches.start(profile)
+    launch = launches.start(profile, how=subprocess.Popen if profile == "zero2" else Forked)
     assert launch.end(3 * MINUTE) == 0, launch.text
     assert launch.text.count("rehearsal: ") == 1
     assert_same_metrics(launches.run, launches.lab.reference())
@@ -106,7 +110,7 @@ def test_a_killed_rank_ends_the_others_within_a_minute(launches: Launches) -> No
     while not (launches.run / "metrics.jsonl").exists() or len(metrics_so_far(launches.run)) < 3:
         assert launch.process.poll() is None and time.monotonic() < until, launch.text
         time.sleep(0.1)
-    os.kill(launch.worker(1).pid, signal.SIGKILL)
+    ranks(launch.process.pid)[1].send_signal(signal.SIGKILL)
     assert launch.end(MINUTE) != 0
     assert launch.text.count("rehearsal: ") == 1 and "SIGKILL" in launch.text
     # The same steps as with every other profile, up to there.

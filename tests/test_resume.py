@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 import llava_accel.train as verb
-from helpers import drive_crash
+from helpers import drive_crash, forked
 from helpers.interrupted import (
     STEPS,
     STEPS_PER_EPOCH,
@@ -51,7 +50,7 @@ def test_a_killed_process_with_workers_ends_at_the_same_numbers(data: Path, whol
     recipe = settings(tmp_path, data, data={"workers": 2})
     (tmp_path / "recipe.toml").write_text(to_toml(recipe))
     command = [sys.executable, drive_crash.__file__, str(tmp_path / "recipe.toml"), "7"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PARITY.parents[1])
+    done = forked.run(command, cwd=PARITY.parents[1])
     assert done.returncode == drive_crash.EXIT_CODE, done.stderr
     assert metrics(tmp_path / "run")[-1]["step"] == 7, "the step behind the last checkpoint was logged"
     assert_same_run(train(recipe), whole)

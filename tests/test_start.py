@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from helpers import forked
 from helpers.interrupted import checkpoints, settings
+from helpers.jobs import ranks
 from helpers.runs import PARITY, mixed_records, recipe, write_records
 from llava_accel.__main__ import SUMMARIES
 from llava_accel.console.verbs import VERBS
@@ -62,47 +65,55 @@ def test_help_of_every_verb_imports_no_library() -> None:
         assert "usage: " in said and "example" in said, command
 
 
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        ("train", "RECIPE"),
-        ("train r.toml --profile nowhere.yaml", "there is no such file"),
-        ("train r.toml --num-processes 0", "at least 1"),
-        ("evaluate", "name a recipe"),
-        ("evaluate --score a.jsonl", "--out FILE.jsonl"),
-        ("chat", "--base"),
-        ("chat --base b --max-new-tokens 0", "at least one token"),
-        ("chat --base b --web --once What?", "--web takes neither --image nor --once"),
-        ("chat --base b --collect a.jsonl", "--collect belongs to --web"),
-        ("serve", "--base"),
-        ("serve --base b --port 70000", "name one from 1024 to 65535"),
-        ("export run --to peft --out a --dry-run", "--push"),
-        ("export run --to gguf --out a", "invalid choice"),
-        ("report run --out a.html", "comparison"),
-        ("train nowhere.toml", "There is no such file"),
-        ("check nowhere.toml", "There is no such file"),
-        ("plan recipes/quickstart.toml optim.learning_rat=1", "Did you mean optim.learning_rate?"),
-        ("train r.toml --learning_rate 1e-4", "write optim.learning_rate=1e-4"),
-        ("train recipes/quickstart.toml optim.learning_rate = 1e-4", "Write optim.learning_rate=1e-4"),
-        ("train recipes/quickstart.toml data.images=my images", 'Write data.images="my images"'),
-        ("init", "--data"),
-        ("init --data a.json", "name the recipe to write"),
-        ("init new.toml --data a.json --gpu 0", "--gpu 0: name the memory"),
-        ("recipes show", "name a recipe"),
-        ("recipes show quickstar", "Did you mean quickstart?"),
-        ("keys optm", "Did you mean optim?"),
-        ("trian", "there is no verb 'trian'. Did you mean train?"),
-        ("prepare csv --file nowhere.csv --images . --out a.jsonl", "there is no such file"),
-    ],
-)
-def test_a_mistake_on_the_command_line_imports_no_library(command: str, says: str) -> None:
-    ((code, said, heavy),) = ended(["llava_accel", *command.split()])
+MISTAKES = [
+    ("train", "RECIPE"),
+    ("train r.toml --profile nowhere.yaml", "there is no such file"),
+    ("train r.toml --num-processes 0", "at least 1"),
+    ("evaluate", "name a recipe"),
+    ("evaluate --score a.jsonl", "--out FILE.jsonl"),
+    ("chat", "--base"),
+    ("chat --base b --max-new-tokens 0", "at least one token"),
+    ("chat --base b --web --once What?", "--web takes neither --image nor --once"),
+    ("chat --base b --collect a.jsonl", "--collect belongs to --web"),
+    ("serve", "--base"),
+    ("serve --base b --port 70000", "name one from 1024 to 65535"),
+    ("export run --to peft --out a --dry-run", "--push"),
+    ("export run --to gguf --out a", "invalid choice"),
+    ("report run --out a.html", "comparison"),
+    ("train nowhere.toml", "There is no such file"),
+    ("check nowhere.toml", "There is no such file"),
+    ("plan recipes/quickstart.toml optim.learning_rat=1", "Did you mean optim.learning_rate?"),
+    ("train r.toml --learning_rate 1e-4", "write optim.learning_rate=1e-4"),
+    ("train recipes/quickstart.toml optim.learning_rate = 1e-4", "Write optim.learning_rate=1e-4"),
+    ("train recipes/quickstart.toml data.images=my images", 'Write data.images="my images"'),
+    ("init", "--data"),
+    ("init --data a.json", "name the recipe to write"),
+    ("init new.toml --data a.json --gpu 0", "--gpu 0: name the memory"),
+    ("recipes show", "name a recipe"),
+    ("recipes show quickstar", "Did you mean quickstart?"),
+    ("keys optm", "Did you mean optim?"),
+    ("trian", "there is no verb 'trian'. Did you mean train?"),
+    ("prepare csv --file nowhere.csv --images . --out a.jsonl", "there is no such file"),
+]
+PRINTED = ["keys", "recipes", "recipes show quickstart"]
+
+
+@pytest.fixture(scope="module")
+def light() -> dict[str, tuple[int, str, list[str]]]:
+    """How these commands ended, in one process: what one imports is there for those behind it."""
+    commands = [*PRINTED, *(command for command, _ in MISTAKES)]
+    return dict(zip(commands, ended(*(["llava_accel", *command.split()] for command in commands)), strict=True))
+
+
+@pytest.mark.parametrize(("command", "says"), MISTAKES)
+def test_a_mistake_on_the_command_line_imports_no_library(light: dict[str, Any], command: str, says: str) -> None:
+    code, said, heavy = light[command]
     assert (code, heavy) == (2, []) and says in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("command", ["keys", "recipes", "recipes show quickstart"])
-def test_what_is_only_printed_needs_no_library(command: str) -> None:
-    ((code, said, heavy),) = ended(["llava_accel", *command.split()])
+@pytest.mark.parametrize("command", PRINTED)
+def test_what_is_only_printed_needs_no_library(light: dict[str, Any], command: str) -> None:
+    code, said, heavy = light[command]
     assert (code, heavy) == (0, []) and len(said.splitlines()) > 20
 
 
@@ -173,12 +184,12 @@ def test_automatic_workers_are_no_more_than_the_cores(
 class Started:
     """`llava-accel train` with two processes of launch/ddp.yaml, on a recipe that takes many steps."""
 
-    def __init__(self, folder: Path, data: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, data: Path, how: type["subprocess.Popen[str]"], *overrides: str) -> None:
         self.run = folder / "run"
         many = settings(folder, data, train={"epochs": 1000, "per_device_batch_size": 1}, eval={"every": 10**6})
         (folder / "recipe.toml").write_text(to_toml(many))
         command = [sys.executable, "-m", "llava_accel", "train", str(folder / "recipe.toml"), *overrides]
-        self.process = subprocess.Popen(
+        self.process = how(
             [*command, "--profile", "launch/ddp.yaml", "--num-processes", "2"],
             cwd=ROOT,
             text=True,
@@ -193,7 +204,7 @@ class Started:
         while not (file.exists() and '"step": 2' in file.read_text()):
             assert self.process.poll() is None and time.monotonic() < until, self.end()
             time.sleep(0.1)
-        return psutil.Process(self.process.pid).children()
+        return ranks(self.process.pid)
 
     def end(self) -> tuple[int, str]:
         """Exit code and output."""
@@ -205,8 +216,8 @@ class Started:
 def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
     all_started: list[Started] = []
 
-    def start(*overrides: str) -> Started:
-        all_started.append(Started(tmp_path, data, *overrides))
+    def start(*overrides: str, how: type["subprocess.Popen[str]"] = forked.Forked) -> Started:
+        all_started.append(Started(tmp_path, data, how, *overrides))
         return all_started[-1]
 
     # A shell lets what it starts in the background ignore it, and so would all that is started here.
@@ -224,8 +235,8 @@ def started(tmp_path: Path, data: Path) -> Iterator[Callable[..., Started]]:
 def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code_and_its_line_is_kept(
     number: signal.Signals, code: int, started: Callable[..., Started]
 ) -> None:
-    training = started("optim.learning_rate=1e-3")
-    ranks = training.wait_for_steps()
+    training = started("optim.learning_rate=1e-3", how=subprocess.Popen if code == 130 else forked.Forked)
+    processes = training.wait_for_steps()
     kept = json.loads((training.run / "environment.json").read_text())["command"]
     profile = "--profile launch/ddp.yaml --num-processes 2"
     assert kept == f"llava-accel train {training.run.parent}/recipe.toml optim.learning_rate=1e-3 {profile}"
@@ -234,7 +245,7 @@ def test_a_signal_to_the_command_saves_and_ends_with_our_line_and_code_and_its_l
     assert ended_with == code, output
     assert output.splitlines()[-1].startswith(f"{number.name}: ended at step ")
     assert not [word for word in ("Traceback", "Error", "elastic", "not passed", "warn") if word in output], output
-    assert not any(rank.is_running() for rank in ranks) and checkpoints(training.run)
+    assert not any(rank.is_running() for rank in processes) and checkpoints(training.run)
 
 
 @pytest.mark.slow
@@ -248,8 +259,9 @@ def test_more_processes_than_cores_are_not_started(profile: str) -> None:
     command = (
         f"recipes/quickstart.toml data.train=tests data.eval=tests data.images=tests {profile} --num-processes 9999"
     )
-    ((code, said, _),) = ended(["llava_accel", "train", *command.split()])
-    assert code == 2 and "--num-processes 9999: this machine has" in said and "Traceback" not in said
+    refused = forked.run([sys.executable, "-m", "llava_accel", "train", *command.split()], cwd=ROOT)
+    assert refused.returncode == 2 and "--num-processes 9999: this machine has" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("content", ["[run]\nname = 'a'\n", "text", "- 1\n", "\x00", "unknown_key: 1\n"])
@@ -258,18 +270,19 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: str) -> N
     command = (
         f"recipes/quickstart.toml data.train=tests data.eval=tests data.images=tests --profile {tmp_path}/profile.yaml"
     )
-    ((code, said, _),) = ended(["llava_accel", "train", *command.split()])
-    assert code == 2 and "it is not a profile of Accelerate's" in said and "Traceback" not in said
+    refused = forked.run([sys.executable, "-m", "llava_accel", "train", *command.split()], cwd=ROOT)
+    assert refused.returncode == 2 and "it is not a profile of Accelerate's" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
     training = started()
-    ranks = training.wait_for_steps()
-    next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+    processes = training.wait_for_steps()
+    processes[1].kill()
     code, output = training.end()
     assert code == 2 and "error: rank 1 was killed by SIGKILL" in output
-    assert "elastic" not in output and not any(rank.is_running() for rank in ranks)
+    assert "elastic" not in output and not any(rank.is_running() for rank in processes)
 
 
 @pytest.mark.parametrize(

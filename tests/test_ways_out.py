@@ -1,18 +1,15 @@
 """However a run ends, it ends within ten seconds, with workers that are decoding or hang, and says once what was wrong."""
 
-import json
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
 from helpers import drive_injected
+from helpers.forked import Forked
 from helpers.kinds import ALL_KINDS
 from helpers.runs import PARITY, mixed_records, write_records
 from helpers.verbs import write_recipe
@@ -77,53 +74,22 @@ def recipe_of(folder: Path, data: Path) -> Path:
 
 def ended(folder: Path, data: Path, places: str, **environment: str) -> tuple[int, float, str]:
     """Exit code, seconds from the first thing that went wrong to the end, and what was printed."""
+    mark = folder / "injected"
     command = [sys.executable, drive_injected.__file__, places, str(recipe_of(folder, data))]
-    started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PARITY.parents[1],
-        env=os.environ | environment | {"INJECTED": str(folder / "injected")}, start_new_session=True,
-    )  # fmt: skip
-    try:
-        out, _ = started.communicate(timeout=90)
-    finally:
-        started.kill()
-    return started.returncode, _since(folder / "injected"), out
-
-
-def _since(mark: Path) -> float:
-    return time.time() - mark.stat().st_mtime if mark.exists() else -1.0
-
-
-Ended = Callable[[Path, Path, str], tuple[int, float, str]]
-
-
-@pytest.fixture(scope="module")
-def ended_soon() -> Iterator[Ended]:
-    """The same of a process that has imported all before: a start takes longer than such a run."""
-    command = [sys.executable, drive_injected.__file__]
-    waiting = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PARITY.parents[1], start_new_session=True
-    )
-    assert waiting.stdin and waiting.stdout
-    said = waiting.stdout
-
-    def run(folder: Path, data: Path, places: str) -> tuple[int, float, str]:
-        mark, output = folder / "injected", folder / "output.txt"
-        print(json.dumps([places, *map(str, (recipe_of(folder, data), mark, output))]), file=waiting.stdin, flush=True)
-        late = threading.Timer(90, os.kill, (int(said.readline()), signal.SIGKILL))
-        late.start()
-        code = int(said.readline())
-        late.cancel()
-        return code, _since(mark), output.read_text()
-
-    yield run
-    waiting.stdin.close()
-    waiting.wait(60)
-    said.close()
+    variables = os.environ | environment | {"INJECTED": str(mark)}
+    with Forked(
+        command, stdout=PIPE, stderr=STDOUT, text=True, cwd=PARITY.parents[1], env=variables, start_new_session=True
+    ) as started:
+        try:
+            out, _ = started.communicate(timeout=90)
+        finally:
+            started.kill()
+    return started.returncode, time.time() - mark.stat().st_mtime if mark.exists() else -1.0, out
 
 
 @pytest.mark.parametrize("places", PLACES)
-def test_a_run_ends_within_ten_seconds(tmp_path: Path, data: Path, ended_soon: Ended, places: str) -> None:
-    code, seconds, out = ended_soon(tmp_path, data, places)
+def test_a_run_ends_within_ten_seconds(tmp_path: Path, data: Path, places: str) -> None:
+    code, seconds, out = ended(tmp_path, data, places)
     assert 0 <= seconds < 10, out
     bad = places.rpartition("=")[2].partition("@")[0]
     in_a_worker = LOAD in places and "," not in places
@@ -135,12 +101,10 @@ def test_a_run_ends_within_ten_seconds(tmp_path: Path, data: Path, ended_soon: E
     assert not (tmp_path / "run" / "run.lock").exists() or bad == "killed"
 
 
-def test_a_killed_worker_is_one_message_and_the_run_goes_on_from_its_checkpoint(
-    tmp_path: Path, data: Path, ended_soon: Ended
-) -> None:
+def test_a_killed_worker_is_one_message_and_the_run_goes_on_from_its_checkpoint(tmp_path: Path, data: Path) -> None:
     code, _, out = ended(tmp_path, data, f"{STEP}=kill worker@4")
     assert code == 2 and "was killed by signal: Killed" in out and "Traceback" not in out, out
-    code, _, out = ended_soon(tmp_path, data, f"{STEP}=error@999")
+    code, _, out = ended(tmp_path, data, f"{STEP}=error@999")
     assert code == 0 and "resumed from" in out, out
 
 

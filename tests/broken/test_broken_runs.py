@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.broken_models import weights
+from helpers.forked import Forked, run
 from helpers.runs import PARITY
 from helpers.verbs import assert_refused, good_record, start, write_recipe
 
@@ -179,7 +180,8 @@ def test_broken_input_in_a_process_of_its_own(tmp_path: Path, name: str) -> None
     (verb, *arguments), word = ONES[name]
     file = write_recipe(tmp_path)
     command = [sys.executable, "-m", f"llava_accel.{verb}", *(text.format(recipe=file) for text in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PARITY.parents[1])
+    how = subprocess.Popen if name == "a model" else Forked
+    done = run(command, how, cwd=PARITY.parents[1])
     assert done.returncode == 2
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert word in done.stderr and "Traceback" not in done.stdout + done.stderr, message

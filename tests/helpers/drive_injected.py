@@ -1,15 +1,9 @@
 """Trains a recipe as the verb does, with something bad at some places: `python drive_injected.py PLACES RECIPE`.
 
-Without arguments it imports what a run needs and waits. For each line of its input, [PLACES, RECIPE, INJECTED, OUTPUT] in
-JSON, a process leaves it and goes on as above, with the variable and its output there; its id is printed, and at its end
-its exit code.
-
 PLACES are module:function=BAD@CALL, with commas between them; BAD is a key of `BAD`, and CALL counts the calls of a process.
 """
 
-import gc
 import importlib
-import json
 import multiprocessing
 import os
 import signal
@@ -64,30 +58,7 @@ def inject(place: str, bad: str, call: int) -> None:
     setattr(owner, name, spoilt)
 
 
-def fork_for_each_line() -> None:
-    """Returns in each of the new processes, with its words in `sys.argv`."""
-    importlib.import_module("llava_accel.train")
-    gc.freeze()  # each process would go through all that the libraries hold, and copy it
-    for line in sys.stdin:
-        places, recipe, injected, output = json.loads(line)
-        sys.stdout.flush()
-        process = os.fork()
-        if not process:
-            os.setsid()
-            for stream, file in ((0, os.devnull), (1, output), (2, output)):
-                os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), stream)
-            os.environ["INJECTED"] = injected
-            sys.argv[1:] = [places, recipe]
-            return
-        print(process, flush=True)
-        _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-    sys.exit()
-
-
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        fork_for_each_line()
     spoilings, sys.argv = sys.argv[1].split(","), ["train", *sys.argv[2:]]
     for spoiling in spoilings:
         place, _, what = spoiling.partition("=")

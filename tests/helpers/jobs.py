@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers.forked import Forked
 from helpers.runs import MEASURED, PARITY, Tables, distance, metrics, mixed_records, talk, write_records
 from helpers.tiny import make_llava
 
@@ -37,6 +39,11 @@ def launch_command(profile: str, ranks: int, *extra: str) -> list[str]:
     return [*launcher, "--config_file", str(LAUNCH / f"{profile}.yaml"), "--num_processes", str(ranks), *port, *extra]
 
 
+def ranks(launcher: int) -> list[psutil.Process]:
+    """The processes that this process has launched, in the order of their ranks."""
+    return sorted(psutil.Process(launcher).children(), key=lambda rank: (rank.create_time(), rank.pid))
+
+
 class Workers:
     """Processes that do one job after the other, together."""
 
@@ -46,7 +53,7 @@ class Workers:
         script = [str(DRIVER), str(folder), str(os.getpid())]
         command = [sys.executable, *script] if ranks == 1 else [*launch_command("ddp", ranks), *script]
         self._output = (folder / "output.txt").open("w")
-        self._process = subprocess.Popen(command, env=environment(), stdout=self._output, stderr=subprocess.STDOUT)
+        self._process = Forked(command, env=environment(), stdout=self._output, stderr=subprocess.STDOUT)
 
     def __call__(self, job: dict[str, Any], seconds: float = 300.0) -> list[str]:
         """Do a job; returns what went wrong, a traceback for each rank that has one."""
