@@ -16,6 +16,7 @@ import pytest
 
 from helpers.browser import MISSING, open_browser
 from helpers.exported import ROOT
+from helpers.forked import Forked
 from helpers.runs import PARITY
 from llava_accel.storage.jsonl import read_json_lines
 
@@ -77,7 +78,7 @@ def page(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     options = ["--web", "--collect", str(collected), "--port", "0", "--max-new-tokens", "6"]
     command = [sys.executable, "-c", DRIVER, HOSTILE, "--adapter", str(lora_run), *options]
     with errors.open("w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=ROOT)
+        process = Forked(command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=ROOT)
     assert process.stdout is not None
     try:
         said = ""

@@ -15,6 +15,7 @@ from gpu.figures import Row, main, rows_of
 from gpu.measures import FIGURES, Figure, Measured, Setting, losses, recipe_for
 from gpu.seven_billion import llava_config, make_base
 from gpu.wheels import closure, names_in
+from helpers.forked import Forked
 from llava_accel.plan import plan
 
 
@@ -23,6 +24,7 @@ def test_the_quickest_figures_come_as_lines_and_as_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr("subprocess.Popen", Forked)
     rows = main(["--rehearse", "--rounds", "1", "--folder", str(tmp_path), "--only", "ceilings", "lora"])
     assert {row.figure for row in rows} == {"ceilings", "lora"}
     measured = [row for row in rows if row.value is not None]

@@ -67,7 +67,7 @@ class _Rank(Popen[str]):
         code = 1
         try:
             _take_on(job, streams)
-            dict.clear(_pools)  # pyright: ignore[reportArgumentType]  its threads are the launcher's
+            _pools.clear()  # pyright: ignore[reportAttributeAccessIssue]  its threads are the launcher's
             _run(job["args"])
             code = 0
         except SystemExit as end:
@@ -151,6 +151,7 @@ def _take_on(job: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
+    sys.path[1:1] = [path for path in job["env"].get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
     tempfile.tempdir = None
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers.forked import run
 from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.runtime.timing import PHASES
 
@@ -140,8 +141,7 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def command(file: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """`python -m llava_accel.train` in a process of its own."""
-    arguments = [sys.executable, "-m", "llava_accel.train", str(file), *overrides]
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=PARITY.parents[1])
+    return run([sys.executable, "-m", "llava_accel.train", str(file), *overrides], cwd=PARITY.parents[1])
 
 
 def on_tiny(base: Path, folder: Path, records: Path, **changes: dict[str, object]) -> Tables:

@@ -1,7 +1,6 @@
 """Decoder layers that compute our way give what transformers' own give, and keep less."""
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from helpers.decoders import DECODERS, saved_bytes
+from helpers.forked import run
 from llava_accel.kernels.decoder import lighten_decoder
 from llava_accel.kernels.elementwise import gated, normed, rotated
 from llava_accel.kernels.low_rank import lighten_lora
@@ -178,5 +178,5 @@ for seq in (5, 7, 12):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 assert len(graphs) == 1, len(graphs)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr

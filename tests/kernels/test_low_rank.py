@@ -1,7 +1,6 @@
 """LoRA layers that compute our way give what peft's own give, in less memory."""
 
 import copy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from helpers.decoders import saved_bytes
+from helpers.forked import run
 from llava_accel.kernels import dropout
 from llava_accel.kernels.dropout import LightDropout
 from llava_accel.kernels.low_rank import LowRank, lighten_lora, project
@@ -278,5 +278,5 @@ found = step(copy.deepcopy(light), lambda model, x: compiled(model, x))
 torch.manual_seed(4)
 assert_close(found, step(light, together), 1e-5)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
