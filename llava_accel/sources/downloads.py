@@ -5,8 +5,8 @@ their secrets at are not asked.
 """
 
 import hashlib
+import http.client
 import ipaddress
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -23,12 +23,19 @@ _AT_ONCE = 16
 _TIMEOUT_S = 20.0
 _LARGEST = 32 << 20  # bytes
 _TRIES = 2
+_OF_URLS = "!#$%&'()*+,/:;=?@[]~"
+"""What has a meaning in a URL; spaces and letters of other alphabets are not sent as they are."""
 _AGENT = "llava_accel (fetches the images of a training set)"
 
 
 def is_remote(name: str) -> bool:
     """Whether an image name is a URL that is fetched."""
     return name[:8].lower().startswith(("http://", "https://"))
+
+
+def may_hold(row: bytes) -> bool:
+    """Whether a text of a row, which is JSON, may be such a URL."""
+    return b'"http' in row.lower()
 
 
 def place_of(url: str, folder: Path) -> Path:
@@ -81,7 +88,7 @@ def _attempt(url: str, folder: Path) -> str:
     for _ in range(_TRIES):
         try:
             content = _read(url)
-        except (OSError, ValueError, urllib.error.URLError) as error:  # of HTTP, of the name, of the connection
+        except (OSError, ValueError, http.client.HTTPException) as error:  # of HTTP, of the name, of the connection
             problem = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
             continue
         if not looks_like_image(content[:16]):
@@ -93,11 +100,13 @@ def _attempt(url: str, folder: Path) -> str:
 
 
 def _read(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": _AGENT})
+    request = urllib.request.Request(urllib.parse.quote(url, safe=_OF_URLS), headers={"User-Agent": _AGENT})
     with _OPENER.open(request, timeout=_TIMEOUT_S) as answer:
         content = answer.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
+        if len(content) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
+        if answer.length:  # that are still to come: `read` takes the end of a connection for that of the image
+            raise ConnectionError("the connection ended in the middle of it")
     return content
 
 

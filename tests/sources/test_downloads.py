@@ -35,9 +35,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", {"/away": "/a.png", "/away-file": "file:///etc/passwd"}[self.path])
             self.end_headers()
             return
-        content = {"/a.png": png(), "/b.png": png(), "/page": b"<html>", "/large": b"\xff\xd8\xff" + bytes(2000)}
+        content = {
+            "/page": b"<html>", "/large": b"\xff\xd8\xff" + bytes(2000), "/chunks": b"99\r\n" + png(),
+            **dict.fromkeys(("/a.png", "/b.png", "/half", "/a%20b.png", "/%C3%A4.png?x=1&y=%20"), png()),
+        }  # fmt: skip
         found = content.get(self.path)
         self.send_response(200 if found is not None else 404)
+        if self.path == "/half":
+            self.send_header("Content-Length", str(2 * len(png())))
+        if self.path == "/chunks":
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self.wfile.write(found or b"")
 
@@ -81,6 +88,13 @@ def test_each_image_is_fetched_once_and_never_again(tmp_path: Path, host: str) -
     assert named.image_file(names[0]) == Path(named.image_files(0)[0])
 
 
+def test_addresses_are_asked_for_as_browsers_do(tmp_path: Path, host: str) -> None:
+    named = corpus(tmp_path, [f"{host}/a b.png", f"HTTP{host[4:]}/ä.png?x=1&y=%20"])
+    fetch_images(named, data(), Console())
+    assert sorted(ASKED) == ["/%C3%A4.png?x=1&y=%20", "/a%20b.png"]
+    assert all(Path(named.image_files(row)[0]).read_bytes() == png() for row in range(2))
+
+
 def test_a_later_start_reads_no_row_to_find_that_its_addresses_are_not_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,14 +110,15 @@ def test_what_cannot_be_had_is_listed_with_its_reason(
     tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "_LARGEST", 1000)
-    urls = [f"{host}/{name}" for name in ("a.png", "none.png", "page", "large", "away-file")]
+    urls = [f"{host}/{name}" for name in ("a.png", "none.png", "page", "large", "half", "chunks", "away-file")]
     urls.append("http://169.254.169.254/latest/meta-data/a.png")
     named = corpus(tmp_path, urls)
     with pytest.raises(DataError) as caught:
         fetch_images(named, data(), Console())
     text = str(caught.value)
-    assert "5 images could not be fetched" in text
-    for url, reason in zip(urls[1:], ("Not Found", "no image", "more than", "", "is not asked"), strict=True):
+    assert "7 images could not be fetched" in text
+    reasons = ("Not Found", "no image", "more than", "ended in the middle", "IncompleteRead", "", "is not asked")
+    for url, reason in zip(urls[1:], reasons, strict=True):
         line = next(line for line in text.splitlines() if url in line)
         assert reason in line
     assert "with a network" in text
