@@ -17,6 +17,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from llava_accel.data.corpus import Corpus
+from llava_accel.data.images import content_of
 from llava_accel.sources.image_parts import digest_of_ends, part_of
 from llava_accel.storage.arrow_columns import of_bytes, of_numbers
 from llava_accel.storage.kept_files import file_status, store, stored
@@ -76,9 +77,12 @@ def _digest(file: Path) -> bytes:
 
 
 def content_key(file: str) -> int:
-    """A number that is equal for images of the same content, whatever their names, in files of their own or in others."""
-    part = part_of(file)
-    return int.from_bytes((bytes.fromhex(part.key) if part else _digest(Path(file)))[:8], signed=True)
+    """A number that is equal for images of the same content, whatever their names, in files of their own or in others.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return int.from_bytes(hashlib.sha256(content_of(file)).digest()[:8], signed=True)
 
 
 def _in_threads(work: Callable[[Path], _R], files: Sequence[Path]) -> list[_R]:

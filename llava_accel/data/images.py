@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from llava_accel.sources.image_parts import open_image, part_of, shown
+from llava_accel.sources.image_parts import SUFFIXES, open_image, part_of, read_image, shown
 from llava_accel.sources.problems import DataError, quoted
 
 Exif = Literal["ignore", "apply"]
 _MAX_RATIO = 1000  # of the sides: the enlarged form of a longer strip would fill the memory
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 """What is opened. Pillow knows more: for EPS it starts Ghostscript, for others the programs of whoever registered them."""
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 _OTHER_CONTENT = {
     b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML",
     b"<!doctype html": "a web page", b"<html": "a web page", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF",
@@ -88,7 +87,7 @@ def _spellings(name: str) -> Iterable[str]:
     stem, suffix = os.path.splitext(plain)
     forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
     forms += [stem + suffix.lower(), stem + suffix.upper(), plain.lower(), stem.upper() + suffix, plain.upper()]
-    forms += [stem + other for each in _SUFFIXES for other in (each, each.upper())]
+    forms += [f"{stem}.{other}" for each in SUFFIXES for other in (each, each.upper())]
     return (form for form in dict.fromkeys([*forms, os.path.basename(plain)]) if form != name)
 
 
@@ -153,6 +152,14 @@ def _check_range(image: Image.Image, path: Path | str) -> None:
     if 0 < highest < _DARK:  # pyright: ignore[reportOperatorIssue]  a number, as there is one channel
         problem = f"{named(path)} would be black: its highest 16-bit value is {highest} of 65535"
         raise DataError("broken_image", problem, "Scale its values to 8 bits, and save it as PNG")
+
+
+def content_of(path: Path | str) -> bytes:
+    """All bytes of an image file; DataError if it cannot be read."""
+    try:
+        return read_image(str(path))
+    except OSError as error:
+        raise broken(path, error) from None
 
 
 def check_images(paths: Iterable[Path | str], whole: bool) -> Counter[str]:

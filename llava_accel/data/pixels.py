@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import PilBackend
 
 from llava_accel.data.feature_store import FeatureStore, digest
-from llava_accel.data.images import Exif, broken, decode, image_size, named
+from llava_accel.data.images import Exif, content_of, decode, image_size, named
 from llava_accel.data.tiling import ImageView, Tiling
-from llava_accel.sources.image_parts import read_image
 from llava_accel.sources.problems import DataError
 
 Aspect = Literal["pad", "crop", "stretch"]
@@ -49,10 +48,7 @@ class LoadedImage:
 
 def feature_name(view: ImageView) -> bytes:
     """What the features of an image are kept under; DataError if its file cannot be read."""
-    try:
-        return digest(read_image(view.file), is_cut=view.layout.num_tiles > 1)
-    except OSError as error:
-        raise broken(view.file, error) from None
+    return digest(content_of(view.file), is_cut=view.layout.num_tiles > 1)
 
 
 class ImageReader:

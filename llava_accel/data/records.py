@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_accel.data.annotations import parse_answers, parse_choices
-from llava_accel.data.columns import value_at
 from llava_accel.data.conversation import IMAGE, Turn, check_turns, marked, whole_rounds
 from llava_accel.data.messages import present, read_images, read_messages
 from llava_accel.data.pairs import is_pair, rejected_answer
-from llava_accel.data.row_forms import RowForm, column, in_llavas_form
+from llava_accel.data.row_forms import RowForm, in_llavas_form, with_columns
 from llava_accel.data.unread import check_all_is_read
 from llava_accel.sources.extraction import PART, check_parts, with_addresses
 from llava_accel.sources.json_rows import MAX_BYTES
@@ -136,8 +135,7 @@ def record_id(raw: bytes, form: RowForm = _LLAVAS) -> str | None:
         return None
     if not isinstance(fields, dict):
         return None
-    name = value_at(fields, column(form, "id")) if form.columns else None
-    name = present(fields, "id", "question_id") if name is None else name
+    name = present(with_columns(fields, form), "id", "question_id")
     return str(name) if isinstance(name, str | int) else None
 
 

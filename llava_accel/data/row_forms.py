@@ -65,17 +65,13 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
 
 def with_columns(fields: Fields, form: RowForm) -> Fields:
     """A row with the user's columns under our names too."""
-    return {**fields, **_renamed(fields, form)} if form.columns else fields
+    values = {ours: value_at(fields, theirs) for ours, theirs in form.columns}
+    return {**fields, **{ours: value for ours, value in values.items() if value is not None}} if values else fields
 
 
 def column(form: RowForm, name: str) -> str:
     """What the user calls one of our fields."""
     return dict(form.columns).get(name, name)
-
-
-def _renamed(fields: Fields, form: RowForm) -> dict[str, object]:
-    values = {ours: value_at(fields, theirs) for ours, theirs in form.columns}
-    return {ours: value for ours, value in values.items() if value is not None}
 
 
 @functools.cache

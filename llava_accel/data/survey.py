@@ -33,14 +33,10 @@ COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_tiles", "n
     ("image_keys", "record_keys", "answer_keys", "question_keys", "id_keys"), np.int64
 )
 """What is kept of each row: few bytes, as there may be ten million rows."""
-_READ = np.dtype(
-    [
-        *COLUMNS.items(), ("dropped_turns", np.int32), ("unpaired_turns", np.int32), ("vanished", np.int32),
-        ("ignored", np.int32),
-    ]
-)  # fmt: skip
-
-_NOTHING = (0,) * len(_READ.names or ())
+_COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished", "num_ignored")
+"""What is kept as a sum over all rows."""
+_READ = np.dtype([*COLUMNS.items(), *((name, np.int32) for name in _COUNTS)])
+_NOTHING = (0,) * (len(COLUMNS) + len(_COUNTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +128,7 @@ def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, 
         num_targets,
         len(images),
         encoded.example.num_tiles,
-        len(record.turns) - (record.turns[0].role == "system"),
+        encoded.num_turns,
         text_key("\0".join(images)) if images else 0,
         text_key("\0".join((*images, texts))),
         text_key(record.turns[-1].text.strip()),
@@ -172,7 +168,7 @@ def survey(
         progress: Called with the number of records that are done since the last call.
         watched: Texts to look for; of two that begin at one place the longer one counts.
     """
-    columns: dict[str, Any] = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in _READ.names or ()}
+    columns: dict[str, Any] = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in (*COLUMNS, *_COUNTS)}
     errors: dict[int, DataError] = {}
     mentions: Counter[str] = Counter()
     expression = re.compile("|".join(map(re.escape, sorted(watched, key=len, reverse=True)))) if watched else None
@@ -189,7 +185,7 @@ def survey(
     for column in columns.values():
         column[list(errors)] = 0
     return Survey(
-        **{name: int(columns.pop(column).sum()) for name, column in _COUNTS.items()},
+        **{name: int(columns.pop(name).sum()) for name in _COUNTS},
         **columns,
         errors=dict(sorted(errors.items())),
         traits=seen.traits,
@@ -237,14 +233,15 @@ def _read_images(
 def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
     seen = _Images()
     for row in rows:
-        files = [view.file for view in corpus.encode(row).example.images]
         try:
-            seen.traits += check_images(files, decode)
+            files = [view.file for view in corpus.encode(row).example.images]
+            traits = check_images(files, decode)
+            contents = [(row, content_key(file)) for file in files] if decode else []
         except DataError as error:
             seen.errors[row] = error
-            continue
-        if decode:
-            seen.contents += [(row, content_key(file)) for file in files]
+        else:
+            seen.traits += traits
+            seen.contents += contents
     return seen
 
 
@@ -261,11 +258,6 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
 
 
 _FORMAT = 11
-_COUNTS = {
-    "num_dropped_turns": "dropped_turns", "num_unpaired_turns": "unpaired_turns", "num_vanished": "vanished",
-    "num_ignored": "ignored",
-}  # fmt: skip
-"""What is kept as a sum over all rows, and the column that it is the sum of."""
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 
@@ -322,6 +314,6 @@ def _mended(corpus: Corpus, survey: Survey) -> Survey:
     return replace(
         survey,
         **arrays,
-        **{name: getattr(survey, name) + int(columns[column].sum()) for name, column in _COUNTS.items()},
+        **{name: getattr(survey, name) + int(columns[name].sum()) for name in _COUNTS},
         errors=dict(sorted((others | errors).items())),
     )

@@ -40,7 +40,11 @@ def check_all_is_read(fields: Fields, turns: Sequence[Turn], images: Sequence[st
     if "objects" in fields and any(box in turn.text for turn in turns for box in _BOXES):
         problem = f"'objects' has what {' and '.join(_BOXES)} stand for, which is not put into the texts"
         raise DataError("fields", problem, "Write names and numbers into the texts, as the model is to say them")
-    if images or any(ours == "image" for ours, _ in columns):
+    others = fields.get("images")
+    if images and isinstance(others, list) and len(others) > len(images) and "image" not in dict(columns):
+        problem = f"'images' has {len(others)}, and 'image' {len(images)}, which alone is read"
+        raise DataError("image_count", problem, "Write all of them in 'images', and drop 'image'")
+    if images or "image" in dict(columns):
         return
     if any(turn.role == "user" and "</img>" in turn.text and _PATH_IN_TEXT.search(turn.text) for turn in turns):
         raise DataError(

@@ -4,6 +4,7 @@ name]}`, where the file is the row's own (an Arrow file, a tar shard) or one of 
 
 import base64
 import binascii
+import hashlib
 import io
 import json
 import re
@@ -29,27 +30,21 @@ _MAY_HOLD = re.compile(rb'"(?:data:image\\?/|[A-Za-z0-9+/\\_-]{40})')  # some wr
 _REMEMBERED = 1 << 16  # images: neighbouring rows often show the same one
 
 
-class Extraction:
+class Extraction(ExitStack):
     """Takes the images out of the rows of one file; rows that show the same image share one place of it.
 
     Args:
-        copies: Where the cache keeps them. Made when the first one comes.
+        source: The file that the rows come from.
+        copies: Where the cache keeps images that are not read there. Made when the first one comes.
     """
 
-    def __init__(self, copies: Path) -> None:
-        self._copies = copies
-        self._stack = ExitStack()
-        self._file: IO[bytes] | None = None
-        self._known: OrderedDict[str, list[int | str]] = OrderedDict()
+    def __init__(self, source: Path, copies: Path) -> None:
+        super().__init__()
+        self._source, self._copies = source, copies
+        self._files: dict[int, IO[bytes]] = {}
+        self._known: OrderedDict[str, tuple[list[int], str]] = OrderedDict()
         self.num_bytes = 0
         """Copied so far."""
-
-    def __enter__(self) -> "Extraction":
-        self._stack.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)  # pyright: ignore[reportArgumentType]
 
     def row(self, row: object, own: pa.Buffer | None = None) -> bytes:
         """The row as JSON, its images taken out.
@@ -86,7 +81,7 @@ class Extraction:
 
     def _taken(self, content: pa.Buffer, name: str, own: pa.Buffer | None) -> object:
         """The part that stands for an image; text that was stored as bytes becomes text."""
-        whole = memoryview(content)
+        whole = memoryview(content).cast("B")
         if not looks_like_image(bytes(whole[:16])):
             try:
                 return bytes(whole).decode()
@@ -95,27 +90,40 @@ class Extraction:
         key = digest_of_ends(io.BytesIO(whole)).hex()
         is_mapped = own is not None and own.address <= content.address < own.address + own.size
         place = [OWN, content.address - own.address, content.size] if own is not None and is_mapped else None
-        return self.part(key, name, lambda: place or [COPIED, *self._copy(whole)])
+        return self.part(key, name, lambda: whole, lambda: place or [COPIED, *self._copy(whole)])
 
-    def part(self, key: str, name: str, find: Callable[[], list[int]]) -> dict[str, object]:
+    def part(
+        self, key: str, name: str, read: Callable[[], bytes | memoryview], find: Callable[[], list[int]]
+    ) -> dict[str, object]:
         """What stands for an image in its row.
 
         Args:
-            key: The digest of its content.
+            key: `digest_of_ends` of its content.
+            read: Gives its content.
             find: Gives the number of its file, its start and its size, where no other row has shown it lately.
         """
-        place = self._known.get(key)
-        if place is None:
-            place = self._known[key] = [*find(), key, name]  # the first name: it is one image
+        if key in self._known and self._content(*self._known[key][0]) != (content := read()):
+            key = hashlib.sha256(content).hexdigest()[:32]  # another image, whose ends are the same
+        if key not in self._known:
+            self._known[key] = find(), name
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return {PART: place}
+        place, name = self._known[key]  # the first name: it is one image
+        return {PART: [*place, key, name]}
+
+    def _content(self, number: int, start: int, size: int) -> bytes:
+        """What is at a place of one of the two files."""
+        if number not in self._files:
+            self._files[number] = self.enter_context(self._source.open("rb"))
+        self._files[number].seek(start)
+        return self._files[number].read(size)
 
     def _copy(self, content: memoryview) -> tuple[int, int]:
-        if self._file is None:
-            unfinished = self._stack.enter_context(atomic_file(self._copies, is_private=True))
-            self._file = self._stack.enter_context(unfinished.open("wb"))
-        self._file.write(content)
+        if COPIED not in self._files:
+            unfinished = self.enter_context(atomic_file(self._copies, is_private=True))
+            self._files[COPIED] = self.enter_context(unfinished.open("w+b"))
+        self._files[COPIED].seek(self.num_bytes)
+        self._files[COPIED].write(content)
         self.num_bytes += len(content)
         return self.num_bytes - len(content), len(content)
 

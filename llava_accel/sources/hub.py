@@ -39,7 +39,10 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
     try:
         present = datasets.get_dataset_split_names(name, config or None, revision=revision or None)
         split = choose_split(present, splits, name)
-        dataset = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+        # Whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: of a data set in memory there are no files.
+        dataset = datasets.load_dataset(
+            name, config or None, split=split, revision=revision or None, keep_in_memory=False
+        )
     except DatasetNotFoundError:
         remedy = "Check the name; for a private or gated one, log in with `hf auth login`"
         raise DataError("json", f"there is no file, no folder and no data set {quoted(name)}", remedy) from None

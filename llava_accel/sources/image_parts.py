@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-END_BYTES = 8 << 10
+_END_BYTES = 8 << 10
 """Of an image's two ends, what counts for `digest_of_ends`."""
 LARGEST = 256 << 20
 """Bytes of an image: no camera makes larger files, and all of it is held in memory."""
@@ -23,7 +23,7 @@ _SIGNATURES = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"P1", b"P2", b"P3", b"P4",
     b"P5", b"P6",
 )  # fmt: skip
-_SUFFIXES = ("jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ppm", "jp2")
+SUFFIXES = ("jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ppm", "jp2")
 
 
 class Part(NamedTuple):
@@ -76,16 +76,16 @@ def read_image(address: str) -> bytes:
 
 
 def digest_of_ends(file: io.BufferedIOBase) -> bytes:
-    """Sixteen bytes that change with the content: of size, first and last 8 KiB.
+    """Sixteen bytes that nearly always change with the content: of size, first and last 8 KiB.
 
-    Compressed images end otherwise as soon as one pixel differs (PNG ends in checksums).
+    A PNG ends in checksums of all of it. JPEGs that differ in their middle alone may be of one size and end alike.
     """
     digest = hashlib.sha256()
     size = file.seek(0, io.SEEK_END)
     digest.update(b"%d " % size)
-    for start in (0, max(END_BYTES, size - END_BYTES)):
+    for start in (0, max(_END_BYTES, size - _END_BYTES)):
         file.seek(start)
-        digest.update(file.read(END_BYTES))
+        digest.update(file.read(_END_BYTES))
     return digest.digest()[:16]
 
 
@@ -96,7 +96,7 @@ def looks_like_image(head: bytes) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a name ends as those of images do."""
-    return name.rpartition(".")[2].lower() in _SUFFIXES
+    return name.rpartition(".")[2].lower() in SUFFIXES
 
 
 class _Range(io.RawIOBase):

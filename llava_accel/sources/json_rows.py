@@ -36,14 +36,16 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def json_array(path: Path) -> Iterator[bytes]:
     """Objects of a top-level array, each on one line; DataError where the file breaks off."""
-    decoder = json.JSONDecoder()
-    number = 1
+    decoder, number = json.JSONDecoder(), 1
+
+    def refused(problem: str, remedy: str, row: int | None = None) -> DataError:
+        return DataError("json", problem, remedy, file=str(path), row=row)
+
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read(_BLOCK).lstrip()
+            text, place = file.read(_BLOCK).lstrip(), 1
             if not text.startswith("["):
-                raise DataError("json", "the file is not a JSON array", _remedy(text), file=str(path))
-            place = 1
+                raise refused("the file is not a JSON array", _remedy(text))
             while True:
                 place = (_SPACE if number == 1 else _SEPARATOR).match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]  matches ""
                 if text.startswith("]", place):
@@ -55,23 +57,22 @@ def json_array(path: Path) -> Iterator[bytes]:
                     if cut and len(left) > MAX_BYTES:
                         problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
                         remedy = "Write one conversation a record; images are files, named in 'image'"
-                        raise DataError("json", problem, remedy, file=str(path), row=number) from None
+                        raise refused(problem, remedy, number) from None
                     # Doubling keeps the work on a huge record linear.
                     block = file.read(max(_BLOCK, len(left))) if cut else ""
                     if not block:
-                        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                        problem = f"not valid JSON ({reason}){'; the file may be cut off' if cut else ''}"
-                        raise DataError("json", problem, "Write the file again", file=str(path), row=number) from None
+                        problem = f"not valid JSON ({getattr(error, 'msg', error)})"
+                        problem += "; the file may be cut off" if cut else ""
+                        raise refused(problem, "Write the file again", number) from None
                     text, place = left + block, 0
                     continue
                 # Between the tokens of JSON a line break means nothing, and inside them there is none.
                 yield text[place:end].replace("\n", " ").replace("\r", " ").encode()
                 place, number = end, number + 1
             if (text[place + 1 :] + file.read(_BLOCK)).strip():
-                problem = "there is more text after the end of the array"
-                raise DataError("json", problem, "Write one array a file", file=str(path))
+                raise refused("there is more text after the end of the array", "Write one array a file")
     except UnicodeDecodeError as error:
-        raise DataError("json", f"not UTF-8 ({error})", "Save it as UTF-8", file=str(path)) from None
+        raise refused(f"not UTF-8 ({error})", "Save it as UTF-8") from None
 
 
 def _remedy(text: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from llava_accel.recipe.paths import OTHER_SUFFIXES, SUFFIXES
 from llava_accel.sources.columnar import arrow_rows, parquet_rows
+from llava_accel.sources.downloads import may_hold
 from llava_accel.sources.extraction import Extraction
 from llava_accel.sources.json_rows import json_array, json_lines
 from llava_accel.sources.problems import DataError
@@ -25,7 +26,7 @@ from llava_accel.storage.arrow_columns import of_bytes, of_numbers
 from llava_accel.storage.kept_files import spare_folder, store, stored
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
-_FORMAT = "4"
+_FORMAT = "5"
 _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])
 
 
@@ -35,6 +36,8 @@ class Table:
     Args:
         path: A file with one of `SUFFIXES`; .json is an array, .tar a WebDataset shard.
         cache_dir: Folder for the Arrow file, and for images that are copied out of the rows.
+        identity: Of a table that was opened before: a worker must read the rows that the run does, even if the file has
+            changed meanwhile.
 
     `fingerprint` is a hash of all rows and their numbers, wherever the file is.
     `files` are those that parts of rows lie in: see `extraction.part_in`.
@@ -44,26 +47,18 @@ class Table:
         DataError: the file is missing or cannot be read; names file and remedy.
     """
 
-    def __init__(self, path: Path, cache_dir: Path) -> None:
+    def __init__(self, path: Path, cache_dir: Path, identity: str = "") -> None:
         self.path = path
         self._cache_dir = cache_dir
-        if not path.is_file():
-            raise DataError("json", f"there is no such file: {path}", "Check data.train and data.eval", file=str(path))
-        stat = path.stat()
-        times = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        identity = hashlib.sha256(repr((_FORMAT, str(path.resolve()), *times)).encode()).hexdigest()[:20]
-        kept = _kept(path, cache_dir, identity)
-        self._rows, self._numbers, self.fingerprint, self.may_have_urls = (
-            kept.rows,
-            kept.numbers,
-            kept.digest,
-            kept.may_have_urls,
-        )
+        self._identity = identity or _identity(path)
+        kept = _kept(path, cache_dir, self._identity)
+        self._rows, self._numbers = kept.rows, kept.numbers
+        self.fingerprint, self.may_have_urls = kept.digest, kept.may_have_urls
         self.files = (str(path.resolve()), str(kept.copies))
 
-    def __reduce__(self) -> tuple[type["Table"], tuple[Path, Path]]:
+    def __reduce__(self) -> tuple[type["Table"], tuple[Path, Path, str]]:
         # A worker process maps the file itself; Arrow's own pickle would copy all of it.
-        return Table, (self.path, self._cache_dir)
+        return Table, (self.path, self._cache_dir, self._identity)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -76,6 +71,14 @@ class Table:
         """Where the row is in the file: its line, blank ones counted, or its place in the array, from 1."""
         chunk, place = divmod(index, _ROWS_PER_CHUNK)
         return self._numbers.chunk(chunk)[place].as_py()
+
+
+def _identity(path: Path) -> str:
+    if not path.is_file():
+        raise DataError("json", f"there is no such file: {path}", "Check data.train and data.eval", file=str(path))
+    stat = path.stat()
+    times = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return hashlib.sha256(repr((_FORMAT, str(path.resolve()), *times)).encode()).hexdigest()[:20]
 
 
 class _Kept(NamedTuple):
@@ -119,7 +122,7 @@ def _map(arrow: Path, copies: Path) -> _Kept:
 def _write_arrow(source: Path, copies: Path, target: Path) -> None:
     digest = hashlib.sha256()
     with (
-        Extraction(copies) as extraction,
+        Extraction(source, copies) as extraction,
         pa.OSFile(str(target), "wb") as file,
         pa.ipc.new_file(file, _SCHEMA) as writer,
     ):
@@ -129,7 +132,7 @@ def _write_arrow(source: Path, copies: Path, target: Path) -> None:
         for number, row in _rows(source, extraction):
             digest.update(b"%d %d " % (number, len(row)))
             digest.update(row)
-            may_have_urls = may_have_urls or b'"http' in row
+            may_have_urls = may_have_urls or may_hold(row)
             numbers.append(number)
             rows.append(row)
             if len(rows) == _ROWS_PER_CHUNK:

@@ -12,8 +12,6 @@ from llava_accel.sources.problems import DataError, quoted, some
 
 _GLOB = re.compile(r"[*?\[]")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
-
-
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "eval", "test")
 """What data sets call the part that they are scored on, in the order in which one is chosen."""
 

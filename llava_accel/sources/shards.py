@@ -8,8 +8,9 @@ images.
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from llava_accel.sources.extraction import OWN, Extraction
@@ -30,37 +31,29 @@ def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            for number, members in enumerate(_samples(archive), start=1):
-                yield extraction.row(_row(archive, path, number, members, extraction))
+            files = (one for one in archive if one.isreg() and not Path(one.name).name.startswith("."))
+            for number, (name, members) in enumerate(groupby(files, _key), start=1):
+                try:
+                    row = _row(archive, name.removeprefix("/"), members, extraction)
+                except DataError as error:
+                    raise error.at(str(path), number, None) from None
+                yield extraction.row(row)
     except (tarfile.TarError, EOFError) as error:
         problem = f"not a readable tar archive ({error})"
         remedy = "Unpack a compressed one (gunzip), so that images can be read where they are; else write it again"
         raise DataError("json", problem, remedy, file=str(path)) from None
 
 
-def _samples(archive: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
-    """Neighbouring files whose names are the same up to the first dot of the last part."""
-    members: list[tarfile.TarInfo] = []
-    for member in archive:
-        if not member.isreg() or Path(member.name).name.startswith("."):
-            continue
-        if members and _key(member) != _key(members[0]):
-            yield members
-            members = []
-        members.append(member)
-    if members:
-        yield members
-
-
 def _key(member: tarfile.TarInfo) -> str:
+    """What the files of a sample have in common: all up to the first dot of the last part."""
     folder, _, name = member.name.rpartition("/")
     return f"{folder}/{name.partition('.')[0]}"
 
 
 def _row(
-    archive: tarfile.TarFile, path: Path, number: int, members: list[tarfile.TarInfo], extraction: Extraction
+    archive: tarfile.TarFile, name: str, members: Iterable[tarfile.TarInfo], extraction: Extraction
 ) -> dict[str, object]:
-    fields: dict[str, object] = {"id": _key(members[0]).removeprefix("/")}
+    fields: dict[str, object] = {"id": name}
     images: list[dict[str, object]] = []
     for member in members:
         suffix = member.name.rpartition(".")[2].lower()
@@ -68,21 +61,26 @@ def _row(
             with _opened(archive, member) as file:
                 key = digest_of_ends(file).hex()
             place = [OWN, member.offset_data, member.size]
-            images.append(extraction.part(key, member.name, partial(list, place)))
+            read = partial(_content, archive, member)
+            images.append(extraction.part(key, member.name, read, partial(list, place)))
         elif suffix == "json":
-            fields |= _object(_content(archive, path, number, member), path, number, member.name)
+            fields |= _object(_short(archive, member), member.name)
         elif suffix in _TEXTS:
-            fields[_TEXTS[suffix]] = _text(_content(archive, path, number, member), path, number, member.name)
+            fields[_TEXTS[suffix]] = _text(_short(archive, member), member.name)
     if images:  # names in the .json are those that the images had before
         fields = {name: value for name, value in fields.items() if name not in _IMAGES}
         fields["image"] = images
     return fields
 
 
-def _content(archive: tarfile.TarFile, path: Path, number: int, member: tarfile.TarInfo) -> bytes:
+def _short(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if member.size > MAX_BYTES:
         problem = f"{member.name} is longer than {MAX_BYTES >> 20} MiB"
-        raise DataError("json", problem, "Write one conversation a sample", file=str(path), row=number)
+        raise DataError("json", problem, "Write one conversation a sample")
+    return _content(archive, member)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     with _opened(archive, member) as file:
         return file.read()
 
@@ -93,18 +91,18 @@ def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BufferedRea
     return file
 
 
-def _object(content: bytes, path: Path, number: int, name: str) -> dict[str, object]:
+def _object(content: bytes, name: str) -> dict[str, object]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError("json", f"{name} is not valid JSON ({error})", "Correct it", str(path), number) from None
+        raise DataError("json", f"{name} is not valid JSON ({error})", "Correct it") from None
     if not isinstance(fields, dict):
-        raise DataError("json", f"{name} is not a JSON object", "Write {...}", file=str(path), row=number)
+        raise DataError("json", f"{name} is not a JSON object", "Write {...}")
     return fields
 
 
-def _text(content: bytes, path: Path, number: int, name: str) -> str:
+def _text(content: bytes, name: str) -> str:
     try:
         return content.decode().strip()
     except UnicodeDecodeError as error:
-        raise DataError("json", f"{name} is not UTF-8 ({error})", "Save it as UTF-8", str(path), number) from None
+        raise DataError("json", f"{name} is not UTF-8 ({error})", "Save it as UTF-8") from None

@@ -1,10 +1,8 @@
 """An image name cannot leave its folder, a bad file is an error and never a crash, pixels are those of LLaVA."""
 
 import os
-import struct
 import unicodedata
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,11 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 
+from helpers.broken_images import noise, png
 from helpers.samples import image_processor
 from llava_accel.data import images
 from llava_accel.data.images import check_images, decode, find_image, image_size
 from llava_accel.sources.problems import DataError
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-BACKGROUND = (122, 116, 104)
 
 
 @pytest.fixture
@@ -32,24 +28,15 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
 @pytest.mark.parametrize("name", ["a.png", "sub/b c é.png", "./a.png", "sub/../a.png"])
 def test_a_name_below_the_folder_is_found(root: Path, name: str) -> None:
     assert decode(find_image(root, name)).size == (5, 4)
 
 
-def test_the_folder_itself_may_be_a_link(root: Path) -> None:
-    (root.parent / "link").symlink_to(root)
-    assert find_image(root.parent / "link", "a.png").is_file()
-
-
-def test_a_link_that_stays_inside_is_followed(root: Path) -> None:
+def test_a_link_that_stays_inside_is_followed_and_the_folder_may_be_one(root: Path) -> None:
     (root / "link.png").symlink_to(root / "sub" / "b c é.png")
-    assert find_image(root, "link.png").is_file()
+    (root.parent / "link").symlink_to(root)
+    assert find_image(root, "link.png").is_file() and find_image(root.parent / "link", "a.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -59,14 +46,6 @@ def test_a_name_that_leaves_the_folder_is_refused(root: Path, name: str) -> None
     with pytest.raises(DataError) as caught:
         find_image(root, name)
     assert caught.value.kind == "unsafe_path" and "data.images" in caught.value.remedy
-
-
-def test_a_neighbour_whose_name_begins_alike_is_outside(root: Path) -> None:
-    other = root.parent / "images_of_others"
-    other.mkdir()
-    Image.new("RGB", (5, 4)).save(other / "a.png")
-    with pytest.raises(DataError, match="lies outside"):
-        find_image(root, "../images_of_others/a.png")
 
 
 @pytest.mark.parametrize("name", ["link.png", "folder/secret.png"])
@@ -87,13 +66,6 @@ def test_what_is_no_plain_file_is_missing_and_never_waits(root: Path) -> None:
             find_image(root, name)
         assert caught.value.kind == "missing_image", name
         assert len(str(caught.value)) < 500
-
-
-def png(width: int, height: int) -> bytes:
-    """A PNG that promises any size and holds no pixels."""
-    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""), b"IEND")
-    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,13 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from helpers.broken_images import noise
 from helpers.samples import image_processor
 from llava_accel.data.pixels import ImageReader, pad_to_square
 from llava_accel.data.tiling import ImageView
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 BACKGROUND = (122, 116, 104)
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def as_llava_pads(image: Image.Image) -> np.ndarray:

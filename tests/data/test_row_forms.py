@@ -307,7 +307,7 @@ def test_a_corpus_that_is_read_otherwise_is_another_one(tmp_path: Path) -> None:
 
 def embedded(folder: Path, row: dict[str, Any]) -> Record:
     """The record of a row that holds the bytes of images."""
-    with Extraction(folder / "images") as extraction:
+    with Extraction(folder / "a.jsonl", folder / "images") as extraction:
         raw = extraction.row(row)
     return parse_record(raw, 1, files=["", str(folder / "images")])
 
@@ -335,6 +335,14 @@ def test_what_a_record_shows_is_never_passed_over(tmp_path: Path, unread: str) -
     for row in (A_QUESTION, {"messages": [A_USER, AN_ANSWER]}, record("what?", "red"), record(ONE, "red")):
         with pytest.raises(DataError, match=re.escape(says)):
             embedded(tmp_path, row | fields)
+
+
+def test_images_beside_the_image_that_is_read_are_not_passed_over() -> None:
+    row = A_QUESTION | {"image": "a.png", "images": ["a.png", "b.png"]}
+    with pytest.raises(DataError, match="'images' has 2, and 'image' 1, which alone is read"):
+        parse(row)
+    assert parse(row | {"images": ["folder/a.png"]}).images == ("a.png",)
+    assert parse(row | {"image": None}).images == ("a.png", "b.png")
 
 
 def test_boxes_and_paths_in_texts_are_refused() -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers.samples import NUM_IMAGE_TOKENS, corpus, corpus_of, record, write_images
+from llava_accel.data import survey as survey_file
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.row_forms import RowForm
 from llava_accel.data.survey import COLUMNS, Survey, cached_survey, survey
@@ -60,15 +61,11 @@ def test_unusable_rows_have_length_zero_and_their_kind(tmp_path: Path) -> None:
         10: "blank_answer",
     }
     assert found.errors_by_kind()["roles"] == 1 and found.errors_by_kind().total() == 9
+    for row, error in found.errors.items():
+        assert str(error).startswith(f"{tmp_path / 'data.jsonl'}, row {row + 1} (id '")
     for name in ("lengths", "num_targets", "num_images", "num_turns"):
         column = getattr(found, name)
         assert len(column) == 12 and not column[list(found.errors)].any()
-
-
-def test_every_error_names_file_row_and_id(tmp_path: Path) -> None:
-    found = read(mixed(tmp_path, max_length=120))
-    for row, error in found.errors.items():
-        assert str(error).startswith(f"{tmp_path / 'data.jsonl'}, row {row + 1} (id '")
 
 
 def test_the_numbers_are_those_of_the_examples(tmp_path: Path) -> None:
@@ -113,6 +110,20 @@ def test_a_image_that_breaks_off_is_found_only_by_decoding(tmp_path: Path) -> No
     assert read(data, decode=True).errors_by_kind() == {"broken_image": 1}
 
 
+def test_an_image_that_goes_while_all_are_read_is_an_error_of_its_record(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png")
+    data = corpus(tmp_path, [record("<image>", "A", image="a.png")])
+    encode = data.encode
+
+    def last(index: int):
+        encoded = encode(index)
+        (tmp_path / "a.png").unlink()
+        return encoded
+
+    data.encode = last  # type: ignore[method-assign]
+    assert read(data).errors_by_kind() == {"missing_image": 1}
+
+
 def same(one: Survey, other: Survey) -> None:
     for name in ("lengths", "num_targets", "num_images", "num_turns"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
@@ -124,14 +135,16 @@ def same(one: Survey, other: Survey) -> None:
     assert one.errors_by_kind() == other.errors_by_kind()
 
 
-def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_file, "_CHUNK", 32)
+    monkeypatch.setattr(survey_file, "_SMALL", 64)
     write_images(tmp_path, "a.png")
     kinds = [record("Q", "A"), record("<image>\nQ", "long answer", image="a.png"), {"id": "x"}, record("Q")]
-    data = corpus(tmp_path, [kinds[n % 4] for n in range(1300)])
+    data = corpus(tmp_path, [kinds[n % 4] for n in range(300)])
     steps: list[int] = []
     found = survey(data, workers=2, decode=False, progress=steps.append)
     same(found, read(data))
-    assert sum(steps) == 1300 and len(steps) > 1
+    assert sum(steps) == 300 and len(steps) > 1
 
 
 def counting(data: Corpus) -> list[int]:

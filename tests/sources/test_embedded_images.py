@@ -16,11 +16,13 @@ from PIL import Image
 
 from helpers.samples import encoder
 from llava_accel.data.corpus import Corpus, open_sources
+from llava_accel.data.image_digests import content_key
 from llava_accel.data.images import decode, image_size
 from llava_accel.data.records import parse_record
+from llava_accel.data.row_forms import RowForm
 from llava_accel.prepare import main
 from llava_accel.sources import extraction
-from llava_accel.sources.image_parts import part_of, read_image
+from llava_accel.sources.image_parts import digest_of_ends, part_of, read_image
 from llava_accel.sources.mapped_table import Table
 from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError
@@ -141,30 +143,18 @@ def corpus(path: Path, **settings: object) -> Corpus:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_pixels_are_those_of_the_file(tmp_path: Path, form: str) -> None:
+def test_the_pixels_are_those_of_the_file_and_equal_images_have_one_name(tmp_path: Path, form: str) -> None:
     data = corpus(FORMS[form](tmp_path))
     assert len(data) == NUM_ROWS
-    for n in range(NUM_ROWS):
-        (address,) = data.image_files(n)
+    addresses = [data.image_files(n)[0] for n in range(NUM_ROWS)]
+    for found in (addresses, [data.image_name(n, address) for n, address in enumerate(addresses)]):
+        assert found[0] == found[1] != found[2] == found[3] != found[4]
+    for n, address in enumerate(addresses):
+        assert len(data.sources[0].raw(n)) < 500, "rows hold no image"
         assert read_image(address) == png(n)
         assert image_size(address) == (30, 20)
         assert np.array_equal(np.asarray(decode(address)), np.asarray(Image.open(io.BytesIO(png(n)))))
         assert [view.file for view in data.encode(n).example.images] == [address]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_equal_images_have_one_name_and_others_another(tmp_path: Path, form: str) -> None:
-    data = corpus(FORMS[form](tmp_path))
-    addresses = [data.image_files(n)[0] for n in range(NUM_ROWS)]
-    names = [data.image_name(n, data.image_files(n)[0]) for n in range(NUM_ROWS)]
-    for found in (addresses, names):
-        assert found[0] == found[1] != found[2] == found[3] != found[4]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_hold_no_image(tmp_path: Path, form: str) -> None:
-    opened = Table(FORMS[form](tmp_path), tmp_path / "cache")
-    assert all(len(opened[n]) < 500 for n in range(NUM_ROWS))
 
 
 def test_arrow_and_tar_are_read_where_they_are_and_parquet_is_copied_once(tmp_path: Path) -> None:
@@ -250,6 +240,30 @@ def test_a_copy_of_a_row_holds_its_image(tmp_path: Path) -> None:
     assert [read_image(copied.image_files(n)[0]) for n in range(NUM_ROWS)] == [png(n) for n in range(NUM_ROWS)]
 
 
+def drawing(number: int) -> bytes:
+    """As a JPEG whose colours differ from those of others in the middle alone: of one size, and both ends are equal."""
+    return b"\xff\xd8\xff" + bytes(9000) + bytes([number]) + bytes(9000)
+
+
+@pytest.mark.parametrize("form", ["arrow", "parquet", "shard"])
+def test_images_that_differ_in_their_middle_alone_are_not_taken_for_one(tmp_path: Path, form: str) -> None:
+    shown = [drawing(n) for n in (0, 1, 0, 2, 1)]
+    assert len({digest_of_ends(io.BytesIO(content)) for content in shown}) == 1 and len({*shown}) == 3
+    if form == "shard":
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for n, content in enumerate(shown):
+                _add(archive, f"{n}.jpg", content)
+                _add(archive, f"{n}.txt", b"a drawing")
+    else:
+        write = _arrow if form == "arrow" else _parquet
+        write(tmp_path, _STRUCT, lambda n: {"bytes": shown[n], "path": None})
+    data = corpus(next(tmp_path.glob("a.*")))
+    addresses = [data.image_files(n)[0] for n in range(5)]
+    assert [read_image(address) for address in addresses] == shown
+    names = [data.image_name(n, address) for n, address in enumerate(addresses)]
+    assert len({*names}) == len({*addresses}) == 3 == len({content_key(address) for address in addresses})
+
+
 def test_the_memory_that_copies_are_remembered_in_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "_REMEMBERED", 1)
     data = corpus(FORMS["parquet of structs"](tmp_path))
@@ -281,6 +295,15 @@ def test_prepare_hf_reads_other_columns(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match="2"):
         main(["hf", "--set", str(tmp_path / "a.jsonl"), "--columns", "photo", "--out", str(tmp_path / "out")])
     assert "write OURS=THEIRS" in capsys.readouterr().err
+
+
+def test_prepare_hf_keeps_both_answers_of_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"id": "x", "question": "What?", "chosen": "a cat", "rejected": "a dog"}, {"question": "Q", "answer": "A"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    main(["hf", "--set", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")])
+    raw = (tmp_path / "out" / "train.jsonl").read_bytes().splitlines()
+    written = [parse_record(line, 1, RowForm(pairs=True)) for line in raw]
+    assert [(each.turns[-1].text, each.rejected) for each in written] == [("a cat", "a dog"), ("A", None)]
 
 
 def test_prepare_hf_keeps_files_of_one_name_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

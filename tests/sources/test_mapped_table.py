@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -164,12 +163,14 @@ def test_a_table_travels_to_a_worker_without_its_rows(tmp_path: Path) -> None:
     table = open_table(tmp_path / "a.jsonl")
     sent = pickle.dumps(table)
     assert len(sent) < 2000
-    assert rows(pickle.loads(sent)) == rows(table)
+    first = rows(table)
+    (tmp_path / "a.jsonl").write_text('{"id": "another"}\n')
+    assert rows(pickle.loads(sent)) == first, "a worker that starts later reads what the run reads"
 
 
 def _open_many(path: Path, start: object, count: object) -> None:
     start.wait()  # pyright: ignore[reportAttributeAccessIssue]
-    if len(rows(open_table(path))) == 20_000:
+    if len(open_table(path)) == 20_000:
         with count.get_lock():  # pyright: ignore[reportAttributeAccessIssue]
             count.value += 1  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -188,20 +189,13 @@ def test_ranks_that_start_together_all_get_the_whole_table(tmp_path: Path) -> No
     assert [file.suffix for file in (tmp_path / "cache" / "tables").iterdir()] == [".arrow"]
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_two_hundred_thousand_records_open_in_seconds_and_again_at_once(tmp_path: Path, suffix: str) -> None:
+def test_a_large_array_is_read_block_by_block_and_no_block_twice(tmp_path: Path) -> None:
     line = json.dumps(record("<image>\nWhat is in the image?", "A red square.", id="000000", image="a/000000.jpg"))
-    separator = ",\n" if suffix == "json" else "\n"
-    text = separator.join([line] * 200_000)
-    (tmp_path / f"a.{suffix}").write_text(f"[{text}]" if suffix == "json" else text)
-    started = time.process_time()
-    assert len(open_table(tmp_path / f"a.{suffix}")) == 200_000
-    first = time.process_time() - started
-    started = time.process_time()
-    table = open_table(tmp_path / f"a.{suffix}")
-    assert table[199_999] == line.encode()
-    again = time.process_time() - started
-    assert first < 20 and again < 0.5, f"{first:.1f} s, {again:.3f} s"
+    (tmp_path / "a.json").write_text("[" + ",\n".join([line] * 50_000) + "]")
+    with mock.patch.object(json_rows, "_may_be_cut", wraps=json_rows._may_be_cut) as asked:
+        table = open_table(tmp_path / "a.json")
+    assert len(table) == 50_000 and table[49_999] == line.encode()
+    assert asked.call_count <= (tmp_path / "a.json").stat().st_size // json_rows._BLOCK
 
 
 def test_a_date_that_python_has_no_value_for_is_an_error_of_its_row(tmp_path: Path) -> None:
