@@ -28,7 +28,6 @@ from llava_accel.sources.problems import DataError
 
 Loaded = dict[str, Tensor | bool | Sequence[ImageLayout]]
 """The fields of `collate.Batch`."""
-_SHOWN_IDS = 8
 _WAIT_S = 0.1
 _LONGEST_TEMPORARY = 70  # bytes: the address of a socket has 107, and multiprocessing adds two names to the folder
 _SHORT_TEMPORARY = "/tmp"
@@ -54,8 +53,8 @@ class _MicroBatches(Dataset[tuple[Loaded, list[DataError]]]):
                 encoded = self._corpus.encode(index)
                 views = encoded.example.images
                 images |= {view: self._image_reader.load(view) for view in views if view not in images}
-                records.append(encoded.examples)
                 reference += self._corpus.reference_of(index)
+                records.append(encoded.examples)  # last, so that nothing of a record is left where it fails
             except DataError as error:
                 errors.append(self._corpus.locate(error, index))
         return collate(self._rows(records), images, self._image_reader.shape, reference=reference), errors
@@ -221,8 +220,3 @@ def lengths_of(micro_batches: Sequence[Loaded], corpus: Corpus) -> list[int]:
     """Tokens of the records in these micro-batches, in the order of `where`."""
     rows = (row for batch in micro_batches for row in tensor(batch, "indices").tolist())
     return [len(corpus.encode(row).example.input_ids) for row in rows]
-
-
-def shown(ids: Sequence[str]) -> str:
-    """The first few ids and how many more there are, for messages."""
-    return ", ".join(ids[:_SHOWN_IDS]) + (f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else "")

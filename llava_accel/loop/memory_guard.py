@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, shown, tensor, where
+from llava_accel.data.loader import Loaded, tensor, where
 from llava_accel.estimate.peak_memory import GIB, Plan, Weights, plan_run
 from llava_accel.estimate.remedies import checkpointing, fewer_bits, smaller_state
 from llava_accel.estimate.worst_case import num_tiles, num_tokens, trace_worst
@@ -17,6 +17,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.devices import free_bytes, total_bytes
 from llava_accel.runtime.engines import is_sharded, resolve_precision
 from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.sources.problems import some
 
 _MORE_GPUS = "Divide the model among several GPUs: --profile launch/zero3.yaml"
 
@@ -78,7 +79,7 @@ def _step_message(run: RunContext, micro_batch: Loaded, corpus: Corpus, planned:
     tokens, targets = tensor(micro_batch, "input_ids"), tensor(micro_batch, "target_ids")
     text = (
         f"out of memory in a micro-batch of {tokens.shape[0]} rows of {tokens.shape[1]} tokens with {len(targets)} "
-        f"targets: {shown(ids)}. Planned: {planned.standing / GIB:,.2f} GiB stay, "
+        f"targets: {some(ids, 8)}. Planned: {planned.standing / GIB:,.2f} GiB stay, "
         f"{(planned.total - planned.standing) / GIB:,.2f} GiB for this step"
     )
     largest = planned.largest_batch(total_bytes(run.accelerator.device), len(ids))

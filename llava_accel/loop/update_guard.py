@@ -13,12 +13,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, lengths_of, shown, where
+from llava_accel.data.loader import Loaded, lengths_of, where
 from llava_accel.exceptions import UserError
 from llava_accel.kernels.low_rank import each_by_itself
 from llava_accel.loop.loss_scale import LossScale
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.state import TrainState, seed_step
+from llava_accel.sources.problems import some
 from llava_accel.storage.jsonl import Lines
 
 _MEDIAN_OF = 50
@@ -92,7 +93,7 @@ class UpdateGuard:
         )
         if train.on_nonfinite == "stop" or state.num_nonfinite > train.max_nonfinite:
             raise UserError(
-                f"{problem}. Its samples: {shown(ids)} (all in {self._nonfinite.path}). Look at them, lower "
+                f"{problem}. Its samples: {some(ids, 8)} (all in {self._nonfinite.path}). Look at them, lower "
                 f'optim.learning_rate, or set train.on_nonfinite = "skip"{self._of_fp16()}'
             )
         self._console.line(
@@ -112,7 +113,7 @@ class UpdateGuard:
             self._append(self._spikes, {"step": step, "loss": loss, "median": median, "ids": ids, "lengths": lengths})
             self._console.line(
                 f"note: step {step} has a loss of {loss:.4f}, {loss / median:.1f} times the median of the last "
-                f"{len(recent)} steps. Its samples: {shown(ids)} (all in {self._spikes.path})"
+                f"{len(recent)} steps. Its samples: {some(ids, 8)} (all in {self._spikes.path})"
             )
         self._state.recent_losses = [*recent, loss][-_MEDIAN_OF:]
 

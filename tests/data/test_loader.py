@@ -11,6 +11,7 @@ from helpers.samples import IMAGE_ID, NUM_IMAGE_TOKENS, corpus, image_processor,
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, load_windows, where
 from llava_accel.data.pixels import ImageReader
+from llava_accel.data.row_forms import RowForm
 from llava_accel.data.sampler import Order, Window, windows
 from llava_accel.sources.problems import DataError
 
@@ -106,6 +107,16 @@ def test_a_image_that_breaks_after_the_survey_is_named_and_its_record_left_out(
     ]
     assert {error.file for error in errors} == {str(tmp_path / "data.jsonl")}
     assert "1.png" in str(errors[0]) and "2.png" in str(errors[1])
+
+
+def test_a_pair_whose_reference_is_not_known_takes_none_of_anothers(tmp_path: Path) -> None:
+    rows = [{"question": "Q", "chosen": f"yes {n}", "rejected": "no"} for n in range(3)]
+    pairs = corpus(tmp_path, rows, RowForm(pairs=True), answers="pairs")
+    pairs.reference = np.array([[1.0, 2.0], [np.nan, np.nan], [3.0, 4.0]])
+    errors: list[DataError] = []
+    ((batch,),) = load(pairs, [[[0, 1, 2]]], on_error=errors.append)
+    assert batch["reference"].tolist() == [1.0, 2.0, 3.0, 4.0]  # type: ignore[union-attr]
+    assert batch["indices"].tolist() == [0, 2] and [error.row for error in errors] == [2]  # type: ignore[union-attr]
 
 
 def test_an_error_that_is_not_taken_stops_the_loop_with_its_own_message(data: Corpus, tmp_path: Path) -> None:
