@@ -32,17 +32,11 @@ from llava_accel.exceptions import UserError
 from llava_accel.inspection.against import lines_to_mend
 from llava_accel.inspection.clean_copy import CleanCopy
 from llava_accel.inspection.data_facts import Checked
-from llava_accel.inspection.data_page import AllData, write_data_page
+from llava_accel.inspection.data_page import write_data_page
 from llava_accel.inspection.duration import hours, length
 from llava_accel.inspection.learned import write_labels
 from llava_accel.inspection.overlap import overlap
-from llava_accel.inspection.preflight import (
-    Problems,
-    examine_model,
-    examine_position,
-    examine_run,
-    missing_trackers,
-)
+from llava_accel.inspection.preflight import Problems, examine_model, examine_position, examine_run, missing_trackers
 from llava_accel.inspection.repeated_ids import repeated_ids
 from llava_accel.inspection.summary import image_remarks, show_examples, summarise
 from llava_accel.inspection.tokens_in_texts import tokens_in_texts, watched
@@ -272,8 +266,8 @@ def write_page(task: Check, following: str) -> None:
     """Write the page of --html, if it was asked for."""
     if path := task.arguments.html:
         of_model = [note.removeprefix("note: ") for note in (task.processing.notes if task.processing else ())]
-        whole = AllData(duration=task.duration, notes=[*of_model, *task.notes], following=following)
-        write_data_page(path, task.recipe, task.parts, whole)
+        notes = [*of_model, *task.notes]
+        write_data_page(path, task.recipe, task.parts, duration=task.duration, notes=notes, following=following)
         task.console.line(f"page: {path}")
 
 

@@ -62,10 +62,12 @@ def _files(what: str) -> dict[str, Any]:
     return {"nargs": "+", "action": "extend", "default": None, "type": Path, "metavar": "FILE", "help": what}
 
 
-def _columns(name: str, what: str) -> dict[str, Any]:
-    return {"nargs": "+", "default": [name], "metavar": "NAME", "help": f"{what} (default: {name})"}
+def _names(what: str, *default: str, metavar: str = "NAME") -> dict[str, Any]:
+    shown = f" (default: {' '.join(default)})" if default else ""
+    return {"nargs": "+", "default": [*default], "metavar": metavar, "help": f"{what}{shown}"}
 
 
+_SPLIT_NAMES = "names of the splits, one a file or pair of files (default: as the files say)"
 _FLAGS: dict[str, dict[str, Any]] = {
     "file": _files("the data set's own files, unpacked"),
     "table": {"type": Path, "metavar": "F.csv", "help": "the table, with a header"},
@@ -73,36 +75,20 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "annotations": _files("their annotations, in the same order"),
     "problems": {"type": Path, "metavar": "F.json", "help": "problems.json"},
     "pid-splits": {"type": Path, "metavar": "F.json", "help": "pid_splits.json"},
-    "splits": {
-        "nargs": "+",
-        "default": ["train", "val", "test"],
-        "metavar": "NAME",
-        "help": "which of its splits to write (default: train val test)",
-    },
+    "splits": _names("which of its splits to write", "train", "val", "test"),
     "set": {"metavar": "NAME", "help": "org/name, or a file or folder"},
     "config": {"default": "", "metavar": "NAME", "help": "configuration of the data set (default: its default one)"},
-    "split": {"nargs": "+", "default": ["train"], "metavar": "NAME", "help": "which splits to write (default: train)"},
-    "columns": {
-        "nargs": "+",
-        "default": [],
-        "metavar": "OURS=THEIRS",
-        "help": "names of its columns, such as question=prompt answer=label",
-    },
+    "split": _names("which splits to write", "train"),
+    "columns": _names("names of its columns, such as question=prompt answer=label", metavar="OURS=THEIRS"),
     "images": {"type": Path, "metavar": "DIR", "help": "folder of the images; a data set's may lie one folder below"},
-    "split-name": {
-        "nargs": "+",
-        "action": "extend",
-        "default": [],
-        "metavar": "NAME",
-        "help": "names of the splits, one a file or pair of files (default: as the files say)",
-    },
+    "split-name": _names(_SPLIT_NAMES) | {"action": "extend"},
     "multiple-choice": {"action": "store_true", "help": "list the options, and train on the letter of the right one"},
     "explain": {"action": "store_true", "help": "train on lecture, solution and answer"},
     "one-per-image": {"action": "store_true", "help": "one record an image, in place of one a caption"},
-    "image-column": _columns("image", "one <image> each"),
+    "image-column": _names("one <image> each", "image"),
     "question-column": {"default": "", "metavar": "NAME", "help": "(default: question)"},
     "question": {"default": "", "metavar": "TEXT", "help": "the question of all records"},
-    "answer-column": _columns("answer", "one annotator each"),
+    "answer-column": _names("one annotator each", "answer"),
     "encoding": {"default": "", "metavar": "NAME", "help": "of the file, such as cp1252 (default: found)"},
     "delimiter": {"type": _delimiter, "metavar": "C", "help": "such as ; or tab (default: found)"},
     "suffix": {"metavar": "TEXT", "help": "line below each question, '' for none (default: %(default)r)"},

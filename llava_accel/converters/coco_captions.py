@@ -1,12 +1,12 @@
 """COCO's captions_train2017.json and the like -> records."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_accel.converters.entry import Rows, counted, make_record, placed, read_json, text_of
+from llava_accel.converters.entry import AGAIN, Rows, make_record, placed, read_json, text_of
 from llava_accel.converters.faults import Part
 from llava_accel.converters.image_lookup import ImageLookup
 from llava_accel.converters.question_files import split_of
@@ -14,7 +14,6 @@ from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError, quoted
 
 _REMEDY = "Give the official file, such as captions_train2017.json, unpacked, with --file"
-_AGAIN = "Download the official file again, or correct this entry"
 
 
 def caption_parts(
@@ -74,11 +73,11 @@ def _rows(
             name = str(image_id if an_image else caption.get("id"))
             try:
                 if image_id not in file_names:
-                    raise DataError("fields", f"'images' has no image {quoted(image_id)}", _AGAIN)
+                    raise DataError("fields", f"'images' has no image {quoted(image_id)}", AGAIN)
                 image = images.find(text_of(file_names[image_id], "file_name"))
                 if not an_image:
                     text_of(caption, "caption")
-                answers = counted(texts) if an_image else {text: 1}
+                answers = Counter(texts) if an_image else {text: 1}
                 yield make_record(record_id=name, images=[image], question=question, answers=answers)
             except DataError as error:
                 yield placed(error, file, name)

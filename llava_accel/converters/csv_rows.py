@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from llava_accel.converters.csv_text import find_delimiter, read_text, take_excels_line
-from llava_accel.converters.entry import Rows, counted, make_record, placed
+from llava_accel.converters.entry import Rows, make_record, placed
 from llava_accel.converters.faults import Part
 from llava_accel.data.images import find_image
 from llava_accel.sources.problems import DataError, quoted
@@ -66,36 +66,27 @@ def csv_part(
     say(f"{file}: encoding {known}, delimiter {between!r}")
     if note:
         say(f"note: {note}")
-    lines = _Lines(file, text, between, num_before=1 if named else 0)
+    lines = _lines(file, text, between, num_before=1 if named else 0)
     _, header = next(lines, (0, []))
     header = [name.strip() for name in header]
     _check_header(file, header, columns, between)
     notes: list[str] = []
-    return Part(out=out, rows=_rows(lines, header, columns, images, suffix, notes), source=str(file), notes=notes)
+    rows = _rows(file, lines, header, columns, images, suffix, notes)
+    return Part(out=out, rows=rows, source=str(file), notes=notes)
 
 
-class _Lines(Iterator[tuple[int, list[str]]]):
+def _lines(file: Path, text: str, delimiter: str, num_before: int) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with the line of the file in which each begins; DataError for what is no CSV."""
-
-    def __init__(self, file: Path, text: str, delimiter: str, num_before: int) -> None:
-        self.file = file
-        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        self._num_before = num_before
-
-    def __next__(self) -> tuple[int, list[str]]:
-        while True:
-            start = self._reader.line_num + 1 + self._num_before
-            try:
-                row = next(self._reader)
-            except csv.Error as error:
-                remedy = (
-                    'Check the quotes in this row: one that is not closed takes in all that follows; inside, write ""'
-                )
-                raise DataError(
-                    "json", f"not well-formed CSV ({error})", remedy, file=str(self.file), row=start
-                ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    start = 1 + num_before
+    try:
+        for row in reader:
             if any(cell.strip() for cell in row):
-                return start, row
+                yield start, row
+            start = reader.line_num + 1 + num_before
+    except csv.Error as error:
+        remedy = 'Check the quotes in this row: one that is not closed takes in all that follows; inside, write ""'
+        raise DataError("json", f"not well-formed CSV ({error})", remedy, file=str(file), row=start) from None
 
 
 def _check_header(file: Path, header: Sequence[str], columns: Columns, delimiter: str) -> None:
@@ -118,7 +109,15 @@ def _check_header(file: Path, header: Sequence[str], columns: Columns, delimiter
         raise DataError("fields", f"the column {twice[0]!r} is there twice", "Rename one", file=str(file), row=1)
 
 
-def _rows(lines: _Lines, header: Sequence[str], columns: Columns, images: Path, suffix: str, notes: list[str]) -> Rows:
+def _rows(
+    file: Path,
+    lines: Iterator[tuple[int, list[str]]],
+    header: Sequence[str],
+    columns: Columns,
+    images: Path,
+    suffix: str,
+    notes: list[str],
+) -> Rows:
     translated = 0
     for number, (start, row) in enumerate(lines, start=1):
         try:
@@ -130,14 +129,14 @@ def _rows(lines: _Lines, header: Sequence[str], columns: Columns, images: Path, 
             names = [_image(images, name) for name in written]
             translated += sum("\\" in before and "\\" not in name for before, name in zip(written, names, strict=True))
             yield make_record(
-                record_id=f"{lines.file.stem}-{number}",
+                record_id=f"{file.stem}-{number}",
                 images=names,
                 question=columns.asked or _filled(cells, [columns.question])[0],
-                answers=counted(_filled(cells, columns.answers)),
+                answers=Counter(_filled(cells, columns.answers)),
                 suffix=suffix,
             )
         except DataError as error:
-            yield placed(error, lines.file, row=start)
+            yield placed(error, file, row=start)
     if translated:
         notes.append(f"{translated:,} image names with \\ were written with /")
 

@@ -1,7 +1,6 @@
 """What all converters share: the fields of a published row, checked, and the record that is made of them."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,11 +100,6 @@ def texts_of(row: Mapping[str, Any], key: str) -> list[str]:
     return texts
 
 
-def counted(answers: Iterable[str]) -> dict[str, int]:
-    """Answer -> how often it was given, in the order in which they first came."""
-    return dict(Counter(answers))
-
-
 def read_json(path: Path, remedy: str) -> Any:
     """The content of a JSON file.
 
@@ -128,9 +122,8 @@ def without_repeats(rows: Rows, file: str) -> Iterator[dict[str, object] | DataE
     for row in rows:
         if isinstance(row, dict) and row["id"] in seen:
             remedy = "Name each file once, and files without questions in common"
-            yield DataError("duplicate_id", "the question occurs twice", remedy, file=file, id=str(row["id"]))
-            continue
-        if isinstance(row, dict):
+            row = DataError("duplicate_id", "the question occurs twice", remedy, file=file, id=str(row["id"]))
+        elif isinstance(row, dict):
             seen.add(row["id"])
         yield row
 

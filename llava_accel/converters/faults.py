@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 
 from llava_accel.converters.entry import Rows, without_repeats
@@ -98,7 +97,5 @@ def _told(faults: list[DataError], images: ImageLookup | None) -> list[str]:
 
 def _parted(faults: list[DataError], images: ImageLookup | None) -> tuple[list[DataError], list[DataError]]:
     """The faults that `images` keeps account of, and the others."""
-    are_missing = [images is not None and fault.kind == "missing_image" for fault in faults]
-    return list(compress(faults, are_missing)), [
-        fault for fault, is_one in zip(faults, are_missing, strict=True) if not is_one
-    ]
+    missing = {fault: None for fault in faults if images and fault.kind == "missing_image"}
+    return list(missing), [fault for fault in faults if fault not in missing]

@@ -3,17 +3,18 @@
 A recipe reads such a set as it is; this is for those who want to look at it, change it, or hand it on.
 """
 
-import io
+import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llava_accel.converters.entry import Rows
 from llava_accel.converters.faults import Part
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import find_images
+from llava_accel.data.images import content_of
 from llava_accel.data.records import Record
 from llava_accel.data.row_forms import RowForm
-from llava_accel.sources.image_parts import digest_of_ends, read_image
 from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder
@@ -27,14 +28,14 @@ def hub_parts(name: str, config: str, splits: Sequence[str], form: RowForm, out:
 
     Args:
         name: org/name, or a file or folder.
-        form: How rows are read.
+        form: How rows are read. Of pairs the rejected answers are kept, too.
 
     Raises:
         DataError: it cannot be had, or has no such split.
     """
     for split in splits:
         sources = open_sources([Named(name, config=config, splits=(split,))], cache_folder())
-        rows = _rows(Corpus(sources, find_images, form), out / "images")
+        rows = _rows(Corpus(sources, find_images, replace(form, pairs=True)), out / "images")
         yield Part(out=out / f"{split}.jsonl", rows=rows, source=f"{name}, split {split}")
 
 
@@ -58,6 +59,7 @@ def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:
         "question_type": record.question_type,
         "answer_type": record.answer_type,
         "choices": list(record.choices),
+        "rejected": record.rejected,
     }
     return {"id": record.id, "conversations": turns} | {name: value for name, value in fields.items() if value}
 
@@ -66,8 +68,8 @@ def _copy(address: str, folder: Path, written: dict[str, str]) -> str:
     """The name of an image's file, made where `written` (address -> name) has none: by its content, as files of several
     folders may have one name."""
     if address not in written:
-        content = read_image(address)
-        name = f"{digest_of_ends(io.BytesIO(content)).hex()}.{_SUFFIXES.get(content[:2], 'img')}"
+        content = content_of(address)
+        name = f"{hashlib.sha256(content).hexdigest()[:32]}.{_SUFFIXES.get(content[:2], 'img')}"
         (folder / name).write_bytes(content)
         written[address] = name
     return written[address]

@@ -1,23 +1,13 @@
 """Data sets whose JSON files hold questions together with answers: A-OKVQA, GQA, VizWiz, TextVQA, DocVQA and ChartQA."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_accel.converters.entry import (
-    AGAIN,
-    Rows,
-    counted,
-    lettered,
-    make_record,
-    placed,
-    read_json,
-    text_of,
-    texts_of,
-)
+from llava_accel.converters.entry import AGAIN, Rows, lettered, make_record, placed, read_json, text_of, texts_of
 from llava_accel.converters.faults import Part
 from llava_accel.converters.image_lookup import ImageLookup
 from llava_accel.data.annotations import with_options
@@ -147,7 +137,7 @@ def _by_id(content: object) -> _Questions:
 
 
 def _direct(row: _Row, _: str) -> dict[str, Any]:
-    return {"question": text_of(row, "question"), "answers": counted(texts_of(row, "direct_answers"))}
+    return {"question": text_of(row, "question"), "answers": Counter(texts_of(row, "direct_answers"))}
 
 
 def _choice(row: _Row, _: str) -> dict[str, Any]:
@@ -171,7 +161,7 @@ def _answered(row: _Row, _: str) -> dict[str, Any]:
     types = row.get("question_types")
     return {
         "question": text_of(row, "question"),
-        "answers": counted(texts_of(row, "answers")),
+        "answers": Counter(texts_of(row, "answers")),
         "question_type": ", ".join(map(str, types)) if isinstance(types, list) else "",
         "answer_type": str(row.get("answer_type") or ""),
     }

@@ -4,15 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_accel.converters.entry import (
-    Rows,
-    lettered,
-    make_record,
-    placed,
-    read_json,
-    text_of,
-    texts_of,
-)
+from llava_accel.converters.entry import Rows, lettered, make_record, placed, read_json, text_of, texts_of
 from llava_accel.converters.faults import Part
 from llava_accel.converters.image_lookup import ImageLookup
 from llava_accel.data.annotations import LETTER_REQUEST, LETTERS

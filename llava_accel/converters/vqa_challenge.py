@@ -1,11 +1,12 @@
 """The question and annotation files of VQA v1, VQA v2 and OK-VQA -> records."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_accel.converters.entry import Rows, counted, make_record, placed, read_json, text_of, texts_of
+from llava_accel.converters.entry import AGAIN, Rows, make_record, placed, read_json, text_of, texts_of
 from llava_accel.converters.faults import Part
 from llava_accel.converters.image_lookup import ImageLookup
 from llava_accel.converters.question_files import split_of
@@ -14,7 +15,6 @@ from llava_accel.sources.problems import DataError, quoted, some
 
 _Entries = Mapping[int | str, Mapping[str, Any]]
 """Question id -> question or annotation, in the order of the file."""
-_AGAIN = "Download the official file again, or correct this entry"
 
 
 class _Pair(NamedTuple):
@@ -75,12 +75,12 @@ def _rows(pair: _Pair, images: ImageLookup, suffix: str) -> Rows:
         try:
             question, image_id = text_of(row, "question"), row.get("image_id")
             if isinstance(image_id, bool) or not isinstance(image_id, int):
-                raise DataError("fields", f"it needs a number 'image_id', but has {quoted(image_id)}", _AGAIN)
+                raise DataError("fields", f"it needs a number 'image_id', but has {quoted(image_id)}", AGAIN)
             file, annotation = pair.answered_in, pair.answered[question_id]
             if annotation.get("image_id", image_id) != image_id:
                 problem = f"the image is {annotation['image_id']}, but {image_id} in the questions file"
-                raise DataError("fields", problem, _AGAIN)
-            answers, kind = counted(texts_of(annotation, "answers")), str(annotation.get("question_type") or "")
+                raise DataError("fields", problem, AGAIN)
+            answers, kind = Counter(texts_of(annotation, "answers")), str(annotation.get("question_type") or "")
             file, plain = pair.asked_in, f"{image_id:012d}.jpg"
             yield make_record(
                 record_id=name,
@@ -108,7 +108,7 @@ def _read(path: Path, kind: str) -> tuple[Mapping[str, Any], _Entries]:
             problem = f"entry {place} of {kind!r} has no 'question_id': {quoted(row)}"
             raise DataError("fields", problem, remedy, file=str(path))
         if question_id in entries:
-            raise DataError("duplicate_id", "the question occurs twice", _AGAIN, file=str(path), id=str(question_id))
+            raise DataError("duplicate_id", "the question occurs twice", AGAIN, file=str(path), id=str(question_id))
         entries[question_id] = row
     return content, entries
 

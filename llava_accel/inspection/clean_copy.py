@@ -5,7 +5,7 @@ copy each has its own.
 """
 
 import json
-from collections import Counter
+from itertools import count
 from pathlib import Path
 
 from llava_accel.console.output import Console
@@ -85,17 +85,15 @@ def _value(written: list[tuple[Path, Source]], images: Path) -> str:
 def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: set[int]) -> list[tuple[Path, Source]]:
     """A file for each source that has something left, in the order of the sources."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = Counter[str]()
+    taken = set[str]()
     written: list[tuple[Path, Source]] = []
-    start = 0
-    for source in corpus.sources:
+    for source, rows in zip(corpus.sources, corpus.ranges, strict=True):
         stem = source.table.path.stem
-        names[stem] += 1
-        target = folder / (f"{stem}.jsonl" if names[stem] == 1 else f"{stem}-{names[stem]}.jsonl")
+        names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+        taken.add(name := next(name for name in names if name not in taken))
+        target = folder / f"{name}.jsonl"
         if any(target.resolve() == each.table.path.resolve() for each in corpus.sources):
             raise UserError(f"--fix {folder}: {target} is the data itself. Name another folder")
-        rows = range(start, start + len(source))
-        start = rows.stop
         if all(row in survey.errors for row in rows):
             continue
         with target.open("wb") as file:

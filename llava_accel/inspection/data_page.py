@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_accel.data.images import Exif
-from llava_accel.inspection.data_facts import (
-    Checked,
-    Share,
-    answer_shares,
-    examples_of_errors,
-    length_shares,
-    numbers,
-)
+from llava_accel.inspection.data_facts import Checked, Share, answer_shares, examples_of_errors, length_shares, numbers
 from llava_accel.inspection.learned import Run, runs, spread
 from llava_accel.model.processing import Processing
 from llava_accel.pages.gallery import GalleryImage, show_file
@@ -48,19 +41,15 @@ class DataSection:
     cards: list[LearnedCard]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AllData:
-    """What is said of all data, beside its parts."""
-
-    duration: str
-    """Of the run; empty where it is not known."""
-    notes: Sequence[str]
-    following: str
-    """The command that comes next."""
-
-
-def write_data_page(path: Path, recipe: Recipe, parts: Sequence[Checked], whole: AllData) -> None:
+def write_data_page(
+    path: Path, recipe: Recipe, parts: Sequence[Checked], *, duration: str, notes: Sequence[str], following: str
+) -> None:
     """Write the page.
+
+    Args:
+        duration: Of the run; empty where it is not known.
+        notes: On all data.
+        following: The command that comes next.
 
     Raises:
         OSError: the file cannot be written.
@@ -68,9 +57,9 @@ def write_data_page(path: Path, recipe: Recipe, parts: Sequence[Checked], whole:
     context = {
         "name": recipe.run.name,
         "sections": [_section(part, recipe.data.exif) for part in parts],
-        "duration": whole.duration,
-        "notes": whole.notes,
-        "following": whole.following,
+        "duration": duration,
+        "notes": notes,
+        "following": following,
     }
     write_page(path, render("check.html.j2", context))
 

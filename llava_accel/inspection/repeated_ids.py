@@ -23,7 +23,7 @@ def repeated_id(corpus: Corpus, row: int, first: int) -> DataError:
     """What is to be said of such a record."""
     error = DataError(
         "duplicate_id",
-        f"{corpus.place(first).rpartition(', ')[2]} has the same id",
+        f"row {corpus.file_and_row(first)[1]} has the same id",
         "Give each record its own id, as --fix does: reports and predictions name records by their ids",
     )
     return corpus.locate(error, row)

@@ -5,14 +5,7 @@ from dataclasses import replace
 
 from llava_accel.console.output import Console
 from llava_accel.data.survey import Survey
-from llava_accel.inspection.data_facts import (
-    Checked,
-    Share,
-    answer_shares,
-    examples_of_errors,
-    length_shares,
-    numbers,
-)
+from llava_accel.inspection.data_facts import Checked, Share, answer_shares, examples_of_errors, length_shares, numbers
 from llava_accel.inspection.learned import coloured, spread
 from llava_accel.inspection.repeated_ids import repeated_id
 from llava_accel.recipe import DataTable

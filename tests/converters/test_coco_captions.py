@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from helpers.converted import records
 from llava_accel.converters.coco_captions import caption_parts
 from llava_accel.converters.faults import Part
-from llava_accel.data.records import parse_record
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError
 
@@ -46,14 +46,6 @@ def write(folder: Path, name: str = "captions_train2017.json", **changes: Any) -
 def part_of(file: Path, an_image: bool = False) -> Part:
     (part,) = caption_parts([file], [], file.parent / "images", "Describe it.", an_image, file.parent)
     return part
-
-
-def records(part: Part) -> list[dict[str, Any]]:
-    """The part's records, each one that training reads."""
-    rows = [row for row in part.rows if isinstance(row, dict)]
-    for row in rows:
-        parse_record(json.dumps(row).encode(), 1)
-    return rows
 
 
 def test_every_caption_is_a_record(tmp_path: Path) -> None:

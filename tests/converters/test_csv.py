@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from helpers.converted import faults, records
 from llava_accel.converters.csv_rows import Columns, csv_part
 from llava_accel.converters.csv_text import find_delimiter, read_text
 from llava_accel.converters.faults import Part, write_part
@@ -26,22 +27,22 @@ def _part(file: Path, columns: Columns | None = None, said: list[str] | None = N
 
 
 def _records(file: Path, columns: Columns | None = None, suffix: str = "") -> list[dict[str, Any]]:
-    return [row for row in _part(file, columns, suffix=suffix).rows if isinstance(row, dict)]
+    return records(_part(file, columns, suffix=suffix))
 
 
 def _faults(file: Path, columns: Columns | None = None) -> list[str]:
-    return [str(row) for row in _part(file, columns).rows if isinstance(row, DataError)]
+    return faults(_part(file, columns))
 
 
 def test_quoted_commas_line_ends_and_further_columns_are_read(tmp_path: Path) -> None:
     file = _table(
         tmp_path, 'a.png,"one,\ntwo?", yes ,more', "", ",,,", "./a.png,why?,no", header="image,question,answer,x"
     )
-    records = _records(file, suffix="Briefly.")
-    assert [record["question"] for record in records] == ["one,\ntwo?", "why?"]
-    assert records[0]["answers"] == {"yes": 1} and records[1]["id"] == "t-2"
-    assert [record["image"] for record in records] == ["a.png", "a.png"]
-    assert records[1]["conversations"] == [
+    made = _records(file, suffix="Briefly.")
+    assert [record["question"] for record in made] == ["one,\ntwo?", "why?"]
+    assert made[0]["answers"] == {"yes": 1} and made[1]["id"] == "t-2"
+    assert [record["image"] for record in made] == ["a.png", "a.png"]
+    assert made[1]["conversations"] == [
         {"from": "human", "value": "<image>\nwhy?\nBriefly."},
         {"from": "gpt", "value": "no"},
     ]
@@ -49,18 +50,18 @@ def test_quoted_commas_line_ends_and_further_columns_are_read(tmp_path: Path) ->
 
 def test_answers_are_counted_over_their_columns_and_the_most_frequent_is_trained_on(tmp_path: Path) -> None:
     file = _table(tmp_path, "a.png,q,no,yes,yes", "a.png,q,,no,", header="image,question,a,b,c")
-    records = _records(file, Columns(answers=("a", "b", "c")))
-    assert [record["answers"] for record in records] == [{"no": 1, "yes": 2}, {"no": 1}]
-    assert [record["conversations"][1]["value"] for record in records] == ["yes", "no"]
+    made = _records(file, Columns(answers=("a", "b", "c")))
+    assert [record["answers"] for record in made] == [{"no": 1, "yes": 2}, {"no": 1}]
+    assert [record["conversations"][1]["value"] for record in made] == ["yes", "no"]
 
 
 def test_every_filled_image_column_gets_its_mark(tmp_path: Path) -> None:
     (tmp_path / "b.png").touch()
     file = _table(tmp_path, "a.png,b.png,q,x", "a.png,,q,x", ",,q,x", header="left,right,question,answer")
     columns = Columns(images=("left", "right"))
-    records = _records(file, columns)
-    assert [record["image"] for record in records] == [["a.png", "b.png"], "a.png"]
-    assert [record["conversations"][0]["value"] for record in records] == ["<image>\n<image>\nq", "<image>\nq"]
+    made = _records(file, columns)
+    assert [record["image"] for record in made] == [["a.png", "b.png"], "a.png"]
+    assert [record["conversations"][0]["value"] for record in made] == ["<image>\n<image>\nq", "<image>\nq"]
     assert _faults(file, columns) == [
         f"{file}, row 4: the columns ['left', 'right'] are blank. Fill it in, or remove the row"
     ]
@@ -98,10 +99,10 @@ def test_a_spreadsheets_table_is_read_as_it_was_saved(raw: bytes, encoding: str,
         (tmp_path / name).touch()
     (tmp_path / "t.csv").write_bytes(raw)
     said: list[str] = []
-    records = [row for row in _part(tmp_path / "t.csv", said=said).rows if isinstance(row, dict)]
-    assert [record["question"] for record in records] == ['what "colour"\nis it; really?', "what?"]
-    assert [record["image"] for record in records] == ["ä 1.png", "b.png"]
-    assert [record["answers"] for record in records] == [{"3": 1}, {"a; b": 1}]
+    made = records(_part(tmp_path / "t.csv", said=said))
+    assert [record["question"] for record in made] == ['what "colour"\nis it; really?', "what?"]
+    assert [record["image"] for record in made] == ["ä 1.png", "b.png"]
+    assert [record["answers"] for record in made] == [{"3": 1}, {"a; b": 1}]
     assert said[0] == f"{tmp_path / 't.csv'}: encoding {encoding}, delimiter ';'"
     assert len(said) == (2 if encoding == "cp1252" else 1)
 
@@ -179,7 +180,7 @@ def test_the_backslashes_of_windows_are_written_as_slashes_and_told(tmp_path: Pa
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.png").touch()
     part = _part(_table(tmp_path, "deep\\c.png,q,a", "deep/c.png,q,a", "a.png,q,a"))
-    assert [row["image"] for row in part.rows if isinstance(row, dict)] == ["deep/c.png", "deep/c.png", "a.png"]
+    assert [row["image"] for row in records(part)] == ["deep/c.png", "deep/c.png", "a.png"]
     assert part.notes == ["1 image names with \\ were written with /"]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from helpers.converted import records
 from llava_accel.converters.faults import Part
 from llava_accel.converters.science_qa import science_parts
-from llava_accel.data.records import parse_record
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError
 
@@ -47,14 +47,6 @@ def parts(
     folder: Path, names: Sequence[str], explains: bool = False, images: str = "images", **changes: Any
 ) -> list[Part]:
     return list(science_parts(*write(folder, **changes), names, folder / images, explains, folder))
-
-
-def records(part: Part) -> list[dict[str, Any]]:
-    """The part's records, each one that training reads."""
-    rows = [row for row in part.rows if isinstance(row, dict)]
-    for row in rows:
-        parse_record(json.dumps(row).encode(), 1)
-    return rows
 
 
 def test_llava_1_5_is_asked_for_a_letter_with_the_context_first(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from helpers.converted import faults, records
 from llava_accel.converters.faults import Part
 from llava_accel.converters.vqa_challenge import vqa_parts
 from llava_accel.exceptions import UserError
@@ -61,14 +62,6 @@ def _part(folder: Path, files: tuple[Path, Path], suffix: str = "") -> Part:
     return part
 
 
-def _records(part: Part) -> list[dict[str, Any]]:
-    return [row for row in part.rows if isinstance(row, dict)]
-
-
-def _faults(part: Part) -> list[str]:
-    return [str(row) for row in part.rows if isinstance(row, DataError)]
-
-
 def _images(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +74,8 @@ OFFICIAL = ("COCO_val2014_000000000009.jpg", "COCO_val2014_000000000025.jpg")
 
 def test_a_record_holds_question_majority_answer_and_all_counts(tmp_path: Path) -> None:
     _images(tmp_path, *OFFICIAL)
-    records = _records(_part(tmp_path, _write(tmp_path), "Briefly."))
-    assert records[0] == {
+    made = records(_part(tmp_path, _write(tmp_path), "Briefly."))
+    assert made[0] == {
         "id": "91",
         "image": "COCO_val2014_000000000009.jpg",
         "conversations": [
@@ -94,9 +87,9 @@ def test_a_record_holds_question_majority_answer_and_all_counts(tmp_path: Path) 
         "question_type": "Sports and Recreation",
         "answer_type": "other",
     }
-    assert list(records[0]["answers"]) == ["ride", "race", "polo"]
-    assert [record["id"] for record in records] == ["91", "250"]
-    assert records[1]["question_type"] == "count"
+    assert list(made[0]["answers"]) == ["ride", "race", "polo"]
+    assert [record["id"] for record in made] == ["91", "250"]
+    assert made[1]["question_type"] == "count"
 
 
 def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path) -> None:
@@ -104,7 +97,7 @@ def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path)
         annotations["annotations"][1]["answers"] = _answers(" ", "polo", " ")
 
     _images(tmp_path, *OFFICIAL)
-    record = _records(_part(tmp_path, _write(tmp_path, change_annotations=blank)))[0]
+    record = records(_part(tmp_path, _write(tmp_path, change_annotations=blank)))[0]
     assert record["conversations"] == [
         {"from": "human", "value": "<image>\nWhat sport is this?"},
         {"from": "gpt", "value": "polo"},
@@ -114,7 +107,7 @@ def test_a_blank_answer_is_kept_for_scoring_but_never_trained_on(tmp_path: Path)
 
 def test_images_are_found_under_either_name_and_one_folder_down(tmp_path: Path) -> None:
     _images(tmp_path, "val2014/COCO_val2014_000000000009.jpg", "train2017/000000000025.jpg")
-    assert [record["image"] for record in _records(_part(tmp_path, _write(tmp_path)))] == [
+    assert [record["image"] for record in records(_part(tmp_path, _write(tmp_path)))] == [
         "val2014/COCO_val2014_000000000009.jpg",
         "train2017/000000000025.jpg",
     ]
@@ -122,7 +115,7 @@ def test_images_are_found_under_either_name_and_one_folder_down(tmp_path: Path) 
 
 def test_missing_images_are_named_as_coco_does_with_where_they_are(tmp_path: Path) -> None:
     part = _part(tmp_path, _write(tmp_path))
-    assert len(_faults(part)) == 2 and part.images is not None
+    assert len(faults(part)) == 2 and part.images is not None
     problem, remedy = part.images.shortage()
     assert problem == f"2 of 2 images are not in {tmp_path / 'images'}: {', '.join(OFFICIAL)}"
     assert "--images" in remedy and "val2014.zip" in remedy
@@ -132,7 +125,7 @@ def test_an_image_folder_that_leads_outside_is_refused(tmp_path: Path) -> None:
     outside = _images(tmp_path / "elsewhere", *OFFICIAL)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "val2014").symlink_to(outside)
-    assert all("lies outside" in fault for fault in _faults(_part(tmp_path, _write(tmp_path))))
+    assert all("lies outside" in fault for fault in faults(_part(tmp_path, _write(tmp_path))))
 
 
 @pytest.mark.parametrize(

@@ -44,17 +44,21 @@ def fixed(recipe: Path, copy: Path, *overrides: str) -> list[str]:
 
 def test_files_of_one_name_and_of_several_folders_stay_apart(tmp_path: Path) -> None:
     sources = [
-        {"path": str(write(tmp_path / name / "data.jsonl", talk(name, "Q", "A", "a.png"), BAD)), "weight": weight}
-        for name, weight in (("one", 1.0), ("two", 2.0))
+        {"path": str(write(tmp_path / name / file, talk(name, "Q", "A", "a.png"), BAD)), "weight": weight}
+        for name, file, weight in (
+            ("one", "data.jsonl", 1.0),
+            ("two", "data.jsonl", 2.0),
+            ("four", "data-2.jsonl", 1.0),
+        )
     ]
     evaluation = write(tmp_path / "three" / "data.jsonl", BAD, talk("three", "Q", "A", "a.png"))
     data = {"train": sources, "eval": str(evaluation), "images": ""}
     words = fixed(write_recipe(tmp_path, data=data), tmp_path / "copy")
-    files = ("data.jsonl", "data-2.jsonl", "eval/data.jsonl")
-    assert [ids(tmp_path / "copy" / file) for file in files] == [["rone"], ["rtwo"], ["rthree"]]
-    assert (tmp_path / "copy" / "left_out.txt").read_text().count("(id 'bad')") == 3
+    files = ("data.jsonl", "data-2.jsonl", "data-2-2.jsonl", "eval/data.jsonl")
+    assert [ids(tmp_path / "copy" / file) for file in files] == [["rone"], ["rtwo"], ["rfour"], ["rthree"]]
+    assert (tmp_path / "copy" / "left_out.txt").read_text().count("(id 'bad')") == 4
     ended = start("train", *words)
-    assert ended.code == 0 and metrics(tmp_path / "run")[0]["num_examples"] == 3, (
+    assert ended.code == 0 and metrics(tmp_path / "run")[0]["num_examples"] == 4, (
         ended.err
     )  # the second file counts twice
 
