@@ -69,7 +69,6 @@ def collate(
     rows: Sequence[Row],
     images: Mapping[ImageView, LoadedImage],
     image_shape: tuple[int, ...],
-    pad_id: int = 0,
     reference: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Pad rows to the longest and put every image in once.
@@ -79,7 +78,6 @@ def collate(
             collective operation of the step.
         images: The images of the rows.
         image_shape: Shape of every tile's pixels.
-        pad_id: Any id that the embedding holds; padding never reaches a target.
         reference: See `Batch`.
 
     Returns:
@@ -87,7 +85,7 @@ def collate(
     """
     seq = max((len(row) for row in rows), default=1)
     shape = (max(len(rows), 1), seq)
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    input_ids = np.zeros(shape, dtype=np.int64)  # any id that the embedding holds: padding never reaches a target
     # Padding goes on counting, so that no attention kernel takes it for the start of another packed sequence.
     position_ids = np.tile(np.arange(seq, dtype=np.int64), (shape[0], 1))
     subtree_end = np.zeros(shape, dtype=np.int64)

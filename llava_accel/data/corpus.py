@@ -5,11 +5,10 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,7 +21,7 @@ from llava_accel.data.row_forms import RowForm
 from llava_accel.data.trie import Row, chain
 from llava_accel.exceptions import UserError
 from llava_accel.sources import hub
-from llava_accel.sources.downloads import DOWNLOADS, fetched, is_remote
+from llava_accel.sources.downloads import DOWNLOADS, fetched, is_remote, may_hold
 from llava_accel.sources.extraction import with_images
 from llava_accel.sources.image_parts import part_of
 from llava_accel.sources.mapped_table import Table
@@ -30,7 +29,6 @@ from llava_accel.sources.named import Named, files_of
 from llava_accel.sources.problems import DataError
 
 _TRIED = 64  # rows that data.reader reads before all
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class Corpus:
         """Rows of which a text begins as a URL; where there are none, no row is read."""
         for start, source in zip(self._starts, self.sources, strict=False):
             rows = range(len(source)) if source.table.may_have_urls or self._makes_urls else ()
-            yield from (start + row for row in rows if self._makes_urls or b'"http' in source.raw(row))
+            yield from (start + row for row in rows if self._makes_urls or may_hold(source.raw(row)))
 
     def record(self, index: int) -> Record:
         """The checked record; DataError with file, row and id if it cannot be used."""
@@ -238,7 +236,7 @@ class Corpus:
                     f"data.reader: {name} has made something else of {self.place(row)} when it was called again. Rows are "
                     "read often, in any order and in several processes: make what it returns depend on the row alone"
                 )
-        return any(b'"http' in once for once, _ in made)
+        return any(may_hold(once) for once, _ in made)
 
     def _made(self, index: int) -> bytes:
         source, row = self._find(index)
@@ -265,34 +263,35 @@ def open_sources(entries: Sequence[Named], cache_dir: Path, unreadable: list[Dat
     """
     sources: list[Source] = []
 
-    def attempt(action: Callable[[], list[_T]]) -> list[_T]:
+    @contextmanager
+    def told() -> Iterator[None]:
         try:
-            return action()
+            yield
         except DataError as error:
             if unreadable is None:
                 raise
             unreadable.append(error)
-            return []
 
     for named in entries:
-        opened: list[Source] = []
-        for file in attempt(partial(files_of, named)):
-            opened += attempt(partial(_open, file, named, cache_dir))
+        files, opened = list[Path](), list[Source]()
+        with told():
+            files = files_of(named)
+        for file in files:
+            with told():
+                opened.append(_open(file, named, cache_dir))
         sources += _limited(opened, named.limit)
-    if sources and not any(map(len, sources)):
-        error = DataError("empty", "the file has no records", "Check the file", file=str(sources[0].table.path))
-        if unreadable is None:
-            raise error
-        unreadable.append(error)
+    with told():
+        if sources and not any(map(len, sources)):
+            raise DataError("empty", "the file has no records", "Check the file", file=str(sources[0].table.path))
     return [source for source in sources if len(source)]
 
 
-def _open(file: Path, named: Named, cache_dir: Path) -> list[Source]:
+def _open(file: Path, named: Named, cache_dir: Path) -> Source:
     root = Path(named.images) if named.images else _own_root(file, named)
     table = Table(file, cache_dir)
     if not root.is_dir():
         raise DataError("missing_image", f"data.images: there is no folder {root}", "Check the path", file=str(file))
-    return [Source(table, root, named.weight, downloads=cache_dir / DOWNLOADS, name=named.name)]
+    return Source(table, root, named.weight, downloads=cache_dir / DOWNLOADS, name=named.name)
 
 
 def _own_root(file: Path, named: Named) -> Path:

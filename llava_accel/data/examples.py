@@ -33,7 +33,7 @@ class Encoded:
     @property
     def num_turns(self) -> int:
         """Turns of user and assistant in each example."""
-        return sum(turn.role != "system" for turn in self.record.turns)
+        return len(self.record.turns) - (self.record.turns[0].role == "system")
 
     @property
     def length(self) -> int:

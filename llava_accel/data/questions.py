@@ -135,22 +135,20 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
 def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Record]) -> Questions:
     """Where the last answer of each example begins in its row, from the positions of its targets."""
-    indices, numbers, places, counts = list[int](), list[int](), list[int](), list[int]()
+    found: list[tuple[int, int, int, int]] = []
     for number, row in enumerate(rows):
         before = 0
         for index in row.indices:
             example = examples[index]
             first = int(example.is_target[: example.prompt_length()].sum())
-            indices.append(index)
-            numbers.append(number)
-            places.append(int(row.target_positions[before + first]))
-            counts.append(example.num_targets)
+            found.append((index, number, int(row.target_positions[before + first]), example.num_targets))
             before += example.num_targets
+    indices, numbers, places, counts = np.array(found, dtype=np.int64).reshape(-1, 4).T
     return Questions(
-        indices=np.asarray(indices, dtype=np.int64),
-        rows=np.asarray(numbers, dtype=np.int64),
-        places=np.asarray(places, dtype=np.int64),
-        num_targets=np.asarray(counts, dtype=np.int64),
+        indices=indices,
+        rows=numbers,
+        places=places,
+        num_targets=counts,
         stop_ids=frozenset(example.end_id for example in examples.values()),
-        records=tuple(records[index] for index in indices),
+        records=tuple(records[index] for index in indices.tolist()),
     )

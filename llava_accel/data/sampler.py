@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Int
@@ -181,9 +182,7 @@ def windows(
     order: Order, first_step: int, num_steps: int, *, keeps_order: bool = False, **sizes: int
 ) -> Iterator[list[Window]]:
     """Every step's micro-batches for all ranks, from `first_step` to `num_steps`, over as many epochs as it takes."""
-    epoch, batches = -1, Batches(np.zeros(0, dtype=np.int64), 1, np.zeros(0, dtype=np.int64))
-    for step in range(first_step, num_steps):
-        if step // order.steps_per_epoch != epoch:
-            epoch = step // order.steps_per_epoch
-            batches = order.epoch(epoch)
-        yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, keeps_order=keeps_order, **sizes)
+    for epoch, steps in groupby(range(first_step, num_steps), lambda step: step // order.steps_per_epoch):
+        batches = order.epoch(epoch)
+        for step in steps:
+            yield deal(batches[step % order.steps_per_epoch], order.sort_lengths, keeps_order=keeps_order, **sizes)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os.path
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from llava_accel.storage.kept_files import store, stored
 
 
 def held_out(
-    corpus: Corpus, rows: Int[np.ndarray, "rows"], fraction: float, seed: int, cache_dir: Path | None = None
+    corpus: Corpus, rows: Int[np.ndarray, "rows"], fraction: float, seed: int, cache_dir: Path
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "eval"]]:
     """Split rows into training and evaluation.
 
@@ -32,8 +31,7 @@ def held_out(
     Raises:
         UserError: one of the sides would be empty.
     """
-    key = (corpus.fingerprint(), hashlib.sha256(rows.tobytes()).hexdigest(), seed)
-    draws = _kept(cache_dir, key, lambda: _draw(corpus, rows, seed))
+    draws = _kept(corpus, rows, seed, cache_dir)
     train, evaluation = rows[draws >= fraction], rows[draws < fraction]
     if not len(train) or not len(evaluation):
         raise UserError(
@@ -75,16 +73,13 @@ def _plain(name: str) -> str:
     return f"\0{part.key}" if part else os.path.normpath(name)
 
 
-def _kept(
-    cache_dir: Path | None, key: tuple[object, ...], draw: Callable[[], Float[np.ndarray, "rows"]]
-) -> Float[np.ndarray, "rows"]:
-    """What an earlier start drew, else `draw()`, which is then kept."""
-    if cache_dir is None:
-        return draw()
+def _kept(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int, cache_dir: Path) -> Float[np.ndarray, "rows"]:
+    """What an earlier start drew, else what `_draw` does, which is then kept."""
+    key = (corpus.fingerprint(), hashlib.sha256(rows.tobytes()).hexdigest(), seed)
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
     draws = stored(path, lambda path: np.load(path, mmap_mode="r"))
     if draws is None:
-        draws = draw()
+        draws = _draw(corpus, rows, seed)
         store(path, partial(_save, draws))
     return draws
 

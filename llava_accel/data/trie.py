@@ -7,6 +7,7 @@ pack of chains and questions that share an image are all this one thing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -43,21 +44,39 @@ def chain(example: Example) -> Row:
     return build_row([example])
 
 
-def build_row(examples: Sequence[Example], weights: Sequence[float] | None = None, *, share: bool = True) -> Row:
-    """Join examples into one row.
+def build_row(examples: Sequence[Example]) -> Row:
+    """Join examples, at least one, into one row that holds common prefixes once.
 
-    Args:
-        examples: At least one. An image is part of a shared prefix where its view and its place are the same.
-        weights: Factor on the loss of each example; its own weight where absent.
-        share: Hold common prefixes once. False puts the examples side by side (a pack).
+    An image is part of a shared prefix where its view and its place are the same.
     """
-    weights = [example.weight for example in examples] if weights is None else weights
-    numbers: dict[ImageView, int] = {}
-    builder = _Builder([_keys(example, numbers) for example in examples])
-    groups = [list(range(len(examples)))] if share else [[number] for number in range(len(examples))]
-    for group in groups:
-        builder.grow(group)
-    return builder.row(examples, weights)
+    known: dict[ImageView, int] = {}
+    tree = _grown([_keys(example, known) for example in examples])
+    positions, ids, weights, numbers = [], [], [], []
+    images: dict[int, ImageView] = {}
+    for example, stretches in zip(examples, tree.paths, strict=True):
+        path = np.concatenate(stretches)
+        (targets,) = np.nonzero(example.is_target)
+        assert not len(targets) or targets[0] > 0, "the first token has nothing that could predict it"
+        positions.append(path[targets - 1])
+        ids.append(example.input_ids[targets])
+        weights.append(np.full(len(targets), example.weight, dtype=np.float32))
+        numbers.append(np.full(len(targets), example.number))
+        for start, view in zip(example.image_starts, example.images, strict=True):
+            images[int(path[start])] = view
+    starts = sorted(images)
+    return Row(
+        input_ids=np.concatenate([examples[owner].input_ids[start:end] for owner, start, end in tree.owners]),
+        position_ids=np.concatenate([np.arange(start, end) for _, start, end in tree.owners]),
+        subtree_end=np.concatenate(tree.ends),
+        target_positions=np.concatenate(positions),
+        target_ids=np.concatenate(ids),
+        target_weights=np.concatenate(weights),
+        target_examples=np.concatenate(numbers),
+        image_starts=tuple(starts),
+        images=tuple(images[start] for start in starts),
+        indices=tuple(example.index for example in examples if not example.num_repeated),
+        num_example_tokens=sum(len(example.input_ids) - example.num_repeated for example in examples),
+    )
 
 
 def share_rows(examples: Sequence[Example], max_length: int) -> list[Row]:
@@ -104,71 +123,42 @@ def _keys(example: Example, numbers: dict[ImageView, int]) -> Int[np.ndarray, "l
     return keys
 
 
-class _Builder:
-    """Grows the forest branch by branch, depth first."""
+class _Tree(NamedTuple):
+    paths: list[list[np.ndarray]]
+    """Places of each example's tokens in the row, stretch by stretch."""
+    owners: list[tuple[int, int, int]]
+    """Example, first depth and last of each stretch, in the order of the row."""
+    ends: list[np.ndarray]
+    """`Row.subtree_end` of each stretch."""
 
-    def __init__(self, keys: list[np.ndarray]) -> None:
-        self.keys = keys
-        self.paths: list[list[np.ndarray]] = [[] for _ in keys]
-        self.owners: list[tuple[int, int, int]] = []  # (example, from depth, to depth) of each stretch, in row order
-        self.ends: list[np.ndarray] = []
-        self.length = 0
 
-    def grow(self, group: list[int]) -> None:
-        """Add a tree with the examples of `group`. A stack, not recursion: a row may branch at each of its tokens."""
-        waiting: list[tuple[list[int], int] | int] = [(group, 0)]
-        while waiting:
-            item = waiting.pop()
-            if isinstance(item, int):
-                self.ends[item][:] = self.length  # all its descendants are placed by now
-                continue
-            group, depth = item
-            first = self.keys[group[0]]
-            common = min(len(self.keys[member]) for member in group)
-            for member in group[1:]:
-                differs = np.nonzero(first[depth:common] != self.keys[member][depth:common])[0]
-                common = depth + int(differs[0]) if len(differs) else common
-            stretch = np.arange(self.length, self.length + common - depth)
-            self.length += len(stretch)
-            self.owners.append((group[0], depth, common))
-            branches: dict[int, list[int]] = {}
-            for member in group:
-                self.paths[member].append(stretch)
-                if len(self.keys[member]) > common:
-                    branches.setdefault(int(self.keys[member][common]), []).append(member)
-            waiting.append(len(self.ends))
-            self.ends.append(np.zeros_like(stretch))
-            waiting += [(branch, common) for branch in reversed(branches.values())]
-
-    def row(self, examples: Sequence[Example], weights: Sequence[float]) -> Row:
-        position_ids = np.concatenate([np.arange(start, end) for _, start, end in self.owners])
-        input_ids = np.concatenate([examples[owner].input_ids[start:end] for owner, start, end in self.owners])
-        positions, ids, factors, numbers = [], [], [], []
-        images: dict[int, ImageView] = {}
-        for example, weight, stretches in zip(examples, weights, self.paths, strict=True):
-            path = np.concatenate(stretches)
-            (targets,) = np.nonzero(example.is_target)
-            assert not len(targets) or targets[0] > 0, "the first token has nothing that could predict it"
-            positions.append(path[targets - 1])
-            ids.append(example.input_ids[targets])
-            factors.append(np.full(len(targets), weight, dtype=np.float32))
-            numbers.append(np.full(len(targets), example.number))
-            for start, view in zip(example.image_starts, example.images, strict=True):
-                images[int(path[start])] = view
-        starts = sorted(images)
-        return Row(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            subtree_end=np.concatenate(self.ends),
-            target_positions=np.concatenate(positions),
-            target_ids=np.concatenate(ids),
-            target_weights=np.concatenate(factors),
-            target_examples=np.concatenate(numbers),
-            image_starts=tuple(starts),
-            images=tuple(images[start] for start in starts),
-            indices=tuple(example.index for example in examples if not example.num_repeated),
-            num_example_tokens=sum(len(example.input_ids) - example.num_repeated for example in examples),
-        )
+def _grown(keys: list[np.ndarray]) -> _Tree:
+    """The tree of these sequences, depth first. A stack, not recursion: a row may branch at each of its tokens."""
+    tree, length = _Tree([[] for _ in keys], [], []), 0
+    waiting: list[tuple[list[int], int] | int] = [(list(range(len(keys))), 0)]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, int):
+            tree.ends[item][:] = length  # all its descendants are placed by now
+            continue
+        group, depth = item
+        first = keys[group[0]]
+        common = min(len(keys[member]) for member in group)
+        for member in group[1:]:
+            differs = np.nonzero(first[depth:common] != keys[member][depth:common])[0]
+            common = depth + int(differs[0]) if len(differs) else common
+        stretch = np.arange(length, length + common - depth)
+        length += len(stretch)
+        tree.owners.append((group[0], depth, common))
+        branches: dict[int, list[int]] = {}
+        for member in group:
+            tree.paths[member].append(stretch)
+            if len(keys[member]) > common:
+                branches.setdefault(int(keys[member][common]), []).append(member)
+        waiting.append(len(tree.ends))
+        tree.ends.append(np.zeros_like(stretch))
+        waiting += [(branch, common) for branch in reversed(branches.values())]
+    return tree
 
 
 def pack_rows(rows: Sequence[Row]) -> list[Row]:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from helpers.broken_images import BROKEN, FINE, noise
-from helpers.broken_rows import record
 from helpers.runs import metrics
+from helpers.samples import record
 from helpers.verbs import Ended, assert_helpful, assert_refused, start, write_recipe
 from llava_accel.data.images import decode
 

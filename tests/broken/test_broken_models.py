@@ -9,8 +9,8 @@ import pytest
 
 from helpers.broken_images import BROKEN as IMAGES
 from helpers.broken_models import ADAPTERS, BASES, NOT_FINITE, copy_spoilt
-from helpers.broken_rows import record
 from helpers.runs import PARITY
+from helpers.samples import record
 from helpers.verbs import assert_helpful, assert_refused, start, write_recipe
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}

@@ -11,8 +11,9 @@ from helpers.broken_images import BROKEN as IMAGES
 from helpers.broken_images import noise
 from helpers.broken_models import copy_spoilt, edit
 from helpers.broken_recipes import COMBINATIONS, SMALLEST, TOO_MUCH, TYPES, UNKNOWN, VALUES
-from helpers.broken_rows import LINES, MALFORMED, record
+from helpers.broken_rows import LINES, MALFORMED
 from helpers.runs import metrics
+from helpers.samples import record
 from helpers.tiny import make_clip
 from helpers.verbs import Ended, good_record, start, write_recipe
 from llava_accel.recipe import RecipeError, load_recipe

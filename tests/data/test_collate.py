@@ -1,14 +1,13 @@
 """A batch is its rows, padded: nothing of the padding is seen, every image is encoded once, no rank has no batch."""
 
 import numpy as np
-import pytest
 import torch
 
 from helpers.rows import IMAGE, LENGTH, make
 from llava_accel.data.collate import Batch, collate
 from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.tiling import WHOLE, ImageView
-from llava_accel.data.trie import build_row, chain
+from llava_accel.data.trie import Row, build_row, chain, pack_rows
 
 SHAPE = (3, 2, 2)
 IMAGES = {
@@ -16,9 +15,8 @@ IMAGES = {
 }
 
 
-def batch_of(*rows, pad_id: int = 0) -> Batch:
-    fields = collate(rows, IMAGES, SHAPE, pad_id)
-    return Batch(**fields)  # pyright: ignore[reportArgumentType]
+def batch_of(*rows: Row) -> Batch:
+    return Batch(**collate(rows, IMAGES, SHAPE))
 
 
 LONG = chain(make([1], "a", [2, 3, 4], targets={4, 6}, index=5))
@@ -26,8 +24,8 @@ SHORT = chain(make([7, 8], targets={1}, index=9))
 
 
 def test_rows_are_padded_to_the_longest_and_padding_sees_and_is_seen_by_nothing() -> None:
-    batch = batch_of(LONG, SHORT, pad_id=42)
-    assert batch.input_ids.tolist() == [[1, 99, 99, 99, 2, 3, 4], [7, 8, 42, 42, 42, 42, 42]]
+    batch = batch_of(LONG, SHORT)
+    assert batch.input_ids.tolist() == [[1, 99, 99, 99, 2, 3, 4], [7, 8, 0, 0, 0, 0, 0]]
     assert batch.subtree_end.tolist() == [[7] * 7, [2, 2, 0, 0, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 2
     assert batch.num_tokens == 9
@@ -63,24 +61,21 @@ def test_text_alone_has_images_of_no_number_and_the_right_shape() -> None:
 
 
 def test_no_rows_are_a_batch_of_one_padding_token_without_a_target() -> None:
-    batch = batch_of(pad_id=42)
-    assert batch.input_ids.tolist() == [[42]] and batch.subtree_end.tolist() == [[0]]
+    batch = batch_of()
+    assert batch.input_ids.tolist() == [[0]] and batch.subtree_end.tolist() == [[0]]
     for empty in (batch.target_positions, batch.target_ids, batch.target_weights, batch.indices, batch.image_index):
         assert len(empty) == 0
     assert batch.num_tokens == 0 and batch.target_weights.dtype == torch.float32
     assert batch.target_positions.dtype == batch.target_ids.dtype == batch.indices.dtype == torch.int64
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_a_row_with_branches_or_neighbours_says_so(share: bool) -> None:
-    row = build_row([make([1, 2], [3]), make([1, 2], [4])], share=share)
-    assert batch_of(row).branched
-    assert batch_of(LONG, row).branched
-    assert not batch_of(build_row([make([1, 2, 3])], share=share)).branched
-
-
-def test_an_example_that_is_the_start_of_another_needs_no_branch() -> None:
-    assert not batch_of(build_row([make([1, 2]), make([1, 2, 3])])).branched
+def test_a_row_with_branches_or_neighbours_says_so() -> None:
+    row = build_row([make([1, 2], [3]), make([1, 2], [4])])
+    assert batch_of(row).branched and batch_of(LONG, row).branched
+    packed = pack_rows([LONG, SHORT, SHORT])
+    assert len(packed) == 2 and batch_of(*packed).branched
+    assert not batch_of(chain(make([1, 2, 3]))).branched
+    assert not batch_of(build_row([make([1, 2]), make([1, 2, 3])])).branched, "one is the start of the other"
 
 
 def test_a_batch_is_a_mapping_of_exactly_the_fields_of_batch() -> None:

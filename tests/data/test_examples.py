@@ -47,7 +47,7 @@ def test_as_many_rounds_are_kept_as_fit(template: str, max_length: int) -> None:
 def test_a_record_of_many_rounds_is_encoded_a_few_times_and_not_once_a_round(
     monkeypatch: pytest.MonkeyPatch, auto: bool
 ) -> None:
-    count, pieces = 4000, list[int]()
+    count, pieces = 1500, list[int]()
     label = Labeller.__call__
 
     def counted(self: Labeller, given: list, *arguments: object, **named: object) -> object:

@@ -20,9 +20,9 @@ from helpers.samples import (
     byte_level,
     encode,
     encoder,
+    end_id,
     fitting,
     llama,
-    llama_3,
     record,
     rounds,
     spans,
@@ -33,33 +33,8 @@ from llava_accel.data.examples import Encoder
 from llava_accel.data.tiling import Tiling
 
 GOLDEN = json.loads((PARITY / "labels_golden.json").read_text())
-TOKENIZERS = {
-    "v1": llama(),
-    "plain": llama(legacy=False),
-    "llava_llama_2": llama(),
-    "mistral_instruct": llama(legacy=False),
-    "chatml": byte_level(),
-    "llava_v1": llama(),
-    "llava_llama_3": llama_3(),
-    "qwen_1_5": byte_level(),
-}
-SURROUNDED = {  # what the template puts around an answer that is learned, besides the end token
-    "v1": "{}",  # the space before it belongs to its first token
-    "plain": "{}\n",
-    "llava_llama_2": "{} ",
-    "mistral_instruct": "{} ",
-    "chatml": "{}",
-    "llava_v1": "{}",
-    "llava_llama_3": "{}",
-    "qwen_1_5": "{}",
-}
-assert set(SURROUNDED) == set(TEMPLATES)
-
-
-def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    token_id = tokenizer.eos_token_id
-    assert isinstance(token_id, int)
-    return token_id
+SURROUNDED = dict.fromkeys(TEMPLATES, "{}") | {"plain": "{}\n", "llava_llama_2": "{} ", "mistral_instruct": "{} "}
+"""What the template puts around an answer that is learned, besides the end token; a space before it is of its first."""
 
 
 def shown(answer: str, template: str) -> str:
@@ -85,7 +60,7 @@ def test_ids_and_targets_equal_the_original(case: dict) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("answer", TRICKY)
 def test_an_answer_of_any_content_is_plain_text_and_learned_whole(template: str, answer: str) -> None:
-    tokenizer = TOKENIZERS[template]
+    tokenizer = fitting(template)
     example = encode(encoder(tokenizer, template), record("What?", answer))
     (span,) = spans(example)
     if template != "plain":
@@ -97,7 +72,7 @@ def test_an_answer_of_any_content_is_plain_text_and_learned_whole(template: str,
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("question", [text for text in TRICKY if text != "<image>"])
 def test_a_question_of_any_content_is_plain_text_and_not_learned(template: str, question: str) -> None:
-    tokenizer = TOKENIZERS[template]
+    tokenizer = fitting(template)
     example = encode(encoder(tokenizer, template), record(question, "yes"))
     plain = encode(encoder(tokenizer, template), record("What?", "yes"))
     assert spans(example) == spans(plain)
@@ -107,7 +82,7 @@ def test_a_question_of_any_content_is_plain_text_and_not_learned(template: str, 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_an_empty_answer_teaches_only_the_end(template: str) -> None:
-    tokenizer = TOKENIZERS[template]
+    tokenizer = fitting(template)
     (span,) = spans(encode(encoder(tokenizer, template), record("What?", "")))
     if template == "plain":
         assert tokenizer.decode(span) == "\n"  # stage 1 of LLaVA ends captions so

@@ -86,7 +86,7 @@ columns = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(
     fields=st.fixed_dictionaries(
         {},

@@ -3,15 +3,9 @@
 import json
 from collections.abc import Callable
 
+from helpers.samples import record
+
 HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
-
-
-def record(*texts: str, **fields: object) -> dict[str, object]:
-    """A record of alternating questions and answers."""
-    turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
-    return {"conversations": turns} | fields
-
-
 TEXT_ONLY = record("Q", "A")
 MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word of the message
     "a number": (5, "json", "not a JSON object"),

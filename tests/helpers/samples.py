@@ -117,6 +117,13 @@ def fitting(template: str, legacy: bool = True) -> PreTrainedTokenizerFast:
     return byte_level() if template in ("chatml", "qwen_1_5", "auto") else llama(legacy)
 
 
+def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that ends answers."""
+    token_id = tokenizer.eos_token_id
+    assert isinstance(token_id, int)
+    return token_id
+
+
 def image_processor() -> CLIPImageProcessorPil:
     """CLIP's own processor for 56 px."""
     return CLIPImageProcessorPil.from_pretrained(PARITY / "clip")

@@ -1,5 +1,6 @@
 """A token attends to its own path in a row of branches, whatever kernel computes it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from llava_accel.model.objective import Objective, attention_mask, forest_blocks
 
 
 def test_blocks_are_the_boolean_mask() -> None:
-    rows = [build_row(about_one_image()), build_row(MIXED, share=False)]
+    rows = [build_row(about_one_image()), *pack_rows([chain(example) for example in MIXED])]
     subtree_end = batch_of(rows)["subtree_end"]
     assert isinstance(subtree_end, torch.Tensor) and (subtree_end == 0).any()
     blocks, mask = forest_blocks(subtree_end), forest_mask(subtree_end)
@@ -100,10 +101,11 @@ def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_separate_rows() -> None:
     model, examples = make_llava(attention="flex_attention"), about_one_image()
-    row = build_row(examples, [1.0, 0.7, 0.3, 1.0, 2.0])
+    weights = [1.0, 0.7, 0.3, 1.0, 2.0]
+    row = build_row([replace(each, weight=weight) for each, weight in zip(examples, weights, strict=True)])
     ours = Objective(model, VOCABULARY)(**batch_of([row, chain(MIXED[0])]))
     model.set_attn_implementation("sdpa")
-    assert_same(model, ours, full_logits_loss(model, [*examples, MIXED[0]], [1.0, 0.7, 0.3, 1.0, 2.0, 1.0]))
+    assert_same(model, ours, full_logits_loss(model, [*examples, MIXED[0]], [*weights, 1.0]))
 
 
 def test_flex_attention_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The objective equals the padded computation with all logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ def test_mixed_rows_equal_the_padded_full_logits_computation(tower: str) -> None
 
 def test_weights_scale_the_loss_of_their_example(llava: LlavaForConditionalGeneration) -> None:
     weights = [0.3, 1.0, 2.5, 1.0, 0.3]
-    rows = [build_row([example], [weight]) for example, weight in zip(MIXED, weights, strict=True)]
+    rows = [chain(replace(example, weight=weight)) for example, weight in zip(MIXED, weights, strict=True)]
     assert_same(llava, Objective(llava, VOCABULARY)(**batch_of(rows)), full_logits_loss(llava, MIXED, weights))
 
 
@@ -55,12 +57,11 @@ def test_lora_layers_get_the_gradients_of_the_full_logits_computation(llava: Lla
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "packed"])
-def test_a_row_of_many_examples_equals_separate_rows(attention: str, share: bool) -> None:
+def test_a_row_of_many_examples_equals_separate_rows(attention: str) -> None:
     model, examples = make_llava(attention=attention), about_one_image()
     weights = [1.0, 0.7, 0.3, 1.0, 2.0]
-    row = build_row(examples, weights, share=share)
-    assert not share or len(row) < sum(len(example.input_ids) for example in examples) - 3 * PATCHES
+    row = build_row([replace(each, weight=weight) for each, weight in zip(examples, weights, strict=True)])
+    assert len(row) < sum(len(example.input_ids) for example in examples) - 3 * PATCHES
     # A short row beside it, so that the padding of a branched batch is there too.
     ours = Objective(model, VOCABULARY)(**batch_of([row, chain(MIXED[0])]))
     assert_same(model, ours, full_logits_loss(model, [*examples, MIXED[0]], [*weights, 1.0]))

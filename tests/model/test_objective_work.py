@@ -1,6 +1,7 @@
 """The objective does no work that cannot change a gradient, and leaves no rank without one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,9 +123,8 @@ def test_logits_in_parts_give_the_same_loss_and_gradients(
     llava: LlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    batch = batch_of(
-        [build_row([example], [weight]) for example, weight in zip(MIXED, [0.3, 1.0, 2.0, 1.0, 1.0], strict=True)]
-    )
+    weights = [0.3, 1.0, 2.0, 1.0, 1.0]
+    batch = batch_of([chain(replace(each, weight=weight)) for each, weight in zip(MIXED, weights, strict=True)])
     objective = Objective(llava, VOCABULARY)
     whole = objective(**batch)
     monkeypatch.setattr(objective_file, "LOGITS_AT_ONCE", 5 * VOCABULARY)
