@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, trains, weights
+from helpers import jobs
+from helpers.jobs import ENGINES, TOLERANCE, Lab, difference, weights
 from helpers.kinds import ALL_KINDS
 from llava_accel.storage.atomic import is_complete
 
@@ -19,6 +20,11 @@ pytestmark = pytest.mark.slow
 
 NEXT: dict[str, str] = dict(zip(ENGINES, (*ENGINES[1:], ENGINES[0]), strict=True))
 SAVED: dict[str, Any] = {"checkpoint": {"every": 3, "keep": 9}}
+
+
+def trains(what: str, **model: Any) -> dict[str, Any]:
+    """Five steps that train this: what is saved after three goes on for two."""
+    return {**jobs.trains(what, **model), "train": {"max_steps": 5}}
 
 
 def checkpoint(lab: Lab, engine: str, train: str = "lora") -> Path:
@@ -66,15 +72,18 @@ def test_whole_weights_come_from_accelerate_and_nothing_that_is_not_saved(lab: L
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_resumed_run_ends_with_the_very_same_weights(lab: Lab, engine: str) -> None:
     source = checkpoint(lab, engine)
-    whole, again = (weights(run / "export") for run in (source.parents[1], lab.run(engine, 2, 4, **resumed(source))))
+    whole, again = (
+        weights(run / "export")
+        for run in (source.parents[1], lab.run(engine, 2, 4, **trains("lora"), **resumed(source)))
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("fsdp2",))  # whole models: below
 def test_a_checkpoint_is_resumed_by_another_engine_and_by_another_number_of_ranks(lab: Lab, engine: str) -> None:
     source, reference = checkpoint(lab, engine), lab.reference(**trains("lora"))
-    assert difference(lab.run(NEXT[engine], 2, 2, **resumed(source)), reference) < TOLERANCE
-    assert difference(lab.run("cpu", 1, 1, **resumed(source)), reference) < TOLERANCE
+    assert difference(lab.run(NEXT[engine], 2, 2, **trains("lora"), **resumed(source)), reference) < TOLERANCE
+    assert difference(lab.run("cpu", 1, 1, **trains("lora"), **resumed(source)), reference) < TOLERANCE
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -106,12 +115,16 @@ def test_a_whole_model_of_one_process_is_resumed_by_two(lab: Lab, engine: str) -
 @pytest.mark.parametrize("engine", ENGINES if ALL_KINDS else ("ddp", "zero2"))
 def test_a_checkpoint_of_one_process_is_resumed_by_two(lab: Lab, engine: str) -> None:
     source = lab.reference(**trains("lora"), **SAVED) / "checkpoints" / "step-000003"
-    assert difference(lab.run(engine, 2, 2, **resumed(source)), lab.reference(**trains("lora"))) < TOLERANCE
+    assert (
+        difference(lab.run(engine, 2, 2, **trains("lora"), **resumed(source)), lab.reference(**trains("lora")))
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_checkpoint_is_refused_where_a_step_is_another_portion_of_data(lab: Lab, engine: str) -> None:
-    errors = lab.errors(engine, 2, 2, train={"accumulation_steps": 1}, **resumed(checkpoint(lab, engine)))
+    other = {**resumed(checkpoint(lab, engine)), "train": {"max_steps": 5, "accumulation_steps": 1}}
+    errors = lab.errors(engine, 2, 2, **other)
     assert len(errors) == 2 and all("counts steps of 8 examples" in error for error in errors)
 
 

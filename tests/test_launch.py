@@ -153,8 +153,9 @@ def test_two_machines_resume_train_and_save_and_one_of_them_writes(launches: Lau
     """Between a checkpoint of one machine and one from which it goes on."""
     # A rate that does not depend on the length of the run, so that each part may end sooner than the whole.
     optim = {"schedule": "constant", "warmup_fraction": 0.0, "optimizer": "sgd", "learning_rate": 0.5}
-    reference, lab = launches.lab.reference(optim=optim), launches.lab
-    before = lab.run("zero3", 2, 2, optim=optim, checkpoint={"every": 2, "keep": 9}) / "checkpoints" / "step-000002"
+    lab, longer = launches.lab, {"optim": optim, "train": {"max_steps": 5}}
+    reference = lab.reference(**longer)
+    before = lab.run("zero3", 2, 2, **longer, checkpoint={"every": 2, "keep": 9}) / "checkpoints" / "step-000002"
     common = [f"optim.{key}={json.dumps(value)}" for key, value in optim.items()]
     common += ["train.max_steps=4", f"run.resume={json.dumps(str(before))}"]
     address = ("--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()))
@@ -175,7 +176,7 @@ def test_two_machines_resume_train_and_save_and_one_of_them_writes(launches: Lau
     assert {3, 4} <= ours.keys() and all(
         line == pytest.approx(expected[step], rel=TOLERANCE) for step, line in ours.items()
     )
-    after = lab.run("zero3", 2, 2, optim=optim, run={"resume": str(launches.run / "checkpoints" / "step-000004")})
+    after = lab.run("zero3", 2, 2, **longer, run={"resume": str(launches.run / "checkpoints" / "step-000004")})
     assert difference(after, reference) < TOLERANCE
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.ranks_worker import compare_ranks
-from helpers.jobs import ENGINES, LAUNCH, Lab, weights
+from helpers.forked import Forked
+from helpers.jobs import ENGINES, LAUNCH, STEPS, Lab, weights
 from llava_accel.recipe import make_recipe
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,8 @@ def test_gradients_of_trained_weights_alone_cross_once_a_window(lab: Lab, engine
     assert set(sent(run, last=False)) == {0}
     # Half of them are sent to the other rank, and half of the sum comes back or, divided, stays there.
     whole = trained_bytes(run) if engine == "ddp" else trained_bytes(run) // 2
-    assert len(sent(run, last=True)) == 5
-    assert sent(run, last=True) == pytest.approx([whole] * 5, rel=0.02)
+    assert len(sent(run, last=True)) == STEPS
+    assert sent(run, last=True) == pytest.approx([whole] * STEPS, rel=0.02)
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
@@ -51,7 +52,8 @@ def test_only_engines_that_divide_weights_gather_them(lab: Lab) -> None:
     assert min(gathered["zero3"], gathered["fsdp2"]) > 0
 
 
-def test_the_bench_compares_processes_at_the_same_batch(lab: Lab) -> None:
+def test_the_bench_compares_processes_at_the_same_batch(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.Popen", Forked)
     recipe = make_recipe(lab.tables("bench", 1, 1, {}))
     found = compare_ranks(recipe, [LAUNCH / "ddp.yaml"], processes=2, steps=2, rounds=1)
     assert list(found) == ["one process", "ddp"]

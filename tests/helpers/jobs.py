@@ -24,6 +24,8 @@ ENGINES = ("ddp", "zero2", "zero3", "fsdp2")
 GLOBAL_BATCH = 8
 NUM_RECORDS = 13
 """Five over one global batch: every second window is short, and not all its micro-batches are equally large."""
+STEPS = 3
+"""The second is a short one, and the third begins another epoch."""
 TOLERANCE = 1e-5
 
 
@@ -100,7 +102,7 @@ class Lab:
     def run(
         self, profile: str, ranks: int, micro_batches: int = 1, /, *, name: str = "", mutant: str = "", **changes: Any
     ) -> Path:
-        """The folder of a run of five steps of 8 records, split over so many ranks and micro-batches.
+        """The folder of a run of `STEPS` steps of 8 records, split over so many ranks and micro-batches.
 
         Args:
             name: Tells apart runs of equal settings.
@@ -155,7 +157,7 @@ class Lab:
                 "max_grad_norm": 1.0,
             },
             "train": {
-                "max_steps": 5,
+                "max_steps": STEPS,
                 "per_device_batch_size": GLOBAL_BATCH // ranks // micro_batches,
                 "accumulation_steps": micro_batches,
             },

@@ -154,7 +154,7 @@ def loss_scale_too_high(patch: pytest.MonkeyPatch) -> None:
 
     def high(*arguments: Any, **named: Any) -> TrainState:
         state = made(*arguments, **named)
-        state.loss_scale = 2.0**28
+        state.loss_scale = 2.0**20
         return state
 
     patch.setattr(TrainState, "of", high)

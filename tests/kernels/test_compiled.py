@@ -17,6 +17,7 @@ from transformers import (
 
 import llava_accel.train as verb
 from helpers.decoders import DECODERS
+from helpers.kinds import ALL_KINDS
 from helpers.runs import mixed_records, recipe, write_records
 from helpers.tiny import make_llava as make_folder
 from helpers.toys import VOCABULARY, about_one_image, batch_of, gradients, make_llava, talk
@@ -110,8 +111,9 @@ LORA = LoraTable(rank=4, alpha=8, dropout=0.0)
     ("lora", "checkpointing"),
     [
         pytest.param(LORA, 2, id="LoRA, every second layer checkpointed"),
-        pytest.param(LORA, False, id="LoRA", marks=pytest.mark.slow),
         pytest.param(None, True, id="all weights, checkpointed", marks=pytest.mark.slow),
+        # With LLAVA_ACCEL_ALL_KINDS=1: the first has layers that are not checkpointed, too.
+        *([pytest.param(LORA, False, id="LoRA", marks=pytest.mark.slow)] if ALL_KINDS else []),
     ],
 )
 def test_seven_lengths_of_every_kind_take_four_graphs(lora: LoraTable | None, checkpointing: bool | int) -> None:
