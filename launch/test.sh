@@ -44,6 +44,14 @@ if [ "$mode" = fast ]; then
 else
   command -v "${CXX:-g++}" >/dev/null || command -v c++ >/dev/null || echo "no C++ compiler here: the emulated GPU is not tested"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || echo "no Chromium here: the report's page is not tested in a browser"
-  pyright
-  "${pytest[@]}" "$@"
+  # Types take one core, and the tests do not always fill two. What is wrong with them is said behind the tests.
+  types=$(mktemp)
+  pyright >"$types" 2>&1 &
+  checking=$!
+  code=0
+  "${pytest[@]}" "$@" || code=$?
+  wait "$checking" || code=$?
+  cat "$types"
+  rm "$types"
+  exit "$code"
 fi
