@@ -115,14 +115,16 @@ class Extraction(ExitStack):
         """What is at a place of one of the two files."""
         if number not in self._files:
             self._files[number] = self.enter_context(self._source.open("rb"))
-        self._files[number].seek(start)
-        return self._files[number].read(size)
+        file = self._files[number]
+        file.seek(start)
+        content = file.read(size)
+        file.seek(0, io.SEEK_END)  # where the next copy goes
+        return content
 
     def _copy(self, content: memoryview) -> tuple[int, int]:
         if COPIED not in self._files:
             unfinished = self.enter_context(atomic_file(self._copies, is_private=True))
             self._files[COPIED] = self.enter_context(unfinished.open("w+b"))
-        self._files[COPIED].seek(self.num_bytes)
         self._files[COPIED].write(content)
         self.num_bytes += len(content)
         return self.num_bytes - len(content), len(content)

@@ -3,8 +3,9 @@
 import glob
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llava_accel.recipe.paths import SUFFIXES
 from llava_accel.sources import hub
@@ -61,7 +62,7 @@ def held_out_split(path: str) -> str:
     folder = Path(path)
     present: list[str] = []
     if (folder / "dataset_dict.json").is_file():
-        present = _field(folder / "dataset_dict.json", "splits")
+        present = _saved(folder / "dataset_dict.json", lambda content: content["splits"])
     elif _is_of_files(folder) if folder.exists() else hub.is_name(path):
         present = hub.splits(path)
     return next((name for name in EVAL_SPLITS if name in present and "train" in present), "")
@@ -69,10 +70,11 @@ def held_out_split(path: str) -> str:
 
 def _of_folder(folder: Path, named: Named) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
-        splits = _field(folder / "dataset_dict.json", "splits")
+        splits = _saved(folder / "dataset_dict.json", lambda content: content["splits"])
         return _of_folder(folder / hub.choose_split(splits, named.splits, str(folder)), named)
     if (folder / "state.json").is_file():  # as `save_to_disk` of `datasets` leaves it
-        return [folder / str(each["filename"]) for each in _field(folder / "state.json", "_data_files")]
+        names = _saved(folder / "state.json", lambda content: [each["filename"] for each in content["_data_files"]])
+        return [folder / name for name in names]
     if files := _plain_files(folder):
         return files
     if any(folder.iterdir()):
@@ -101,12 +103,13 @@ def _is_repository(folder: Path) -> bool:
     return card.is_file() and card.read_bytes()[:4] == b"---\n"
 
 
-def _field(path: Path, name: str) -> list:
+def _saved(path: Path, read: Callable[[Any], list[str]]) -> list[str]:
+    """What a file of `save_to_disk` of datasets names; DataError where it is no such file, or names nothing."""
     try:
-        value = json.loads(path.read_bytes())[name]
+        names = list(map(str, read(json.loads(path.read_bytes()))))
     except (ValueError, KeyError, TypeError) as error:
         problem = f"not what `save_to_disk` of datasets writes ({error})"
         raise DataError("json", problem, "Save the data set again", file=str(path)) from None
-    if not isinstance(value, list) or not value:
-        raise DataError("json", f"{name!r} is {quoted(value)}", "Save the data set again", file=str(path))
-    return value
+    if not names:
+        raise DataError("json", "it names no file and no split", "Save the data set again", file=str(path))
+    return names

@@ -55,8 +55,12 @@ def _row(
 ) -> dict[str, object]:
     fields: dict[str, object] = {"id": name}
     images: list[dict[str, object]] = []
+    texts: dict[str, str] = {}
     for member in members:
         suffix = member.name.rpartition(".")[2].lower()
+        if suffix in ("json", *_TEXTS) and (other := texts.setdefault(suffix, member.name)) != member.name:
+            problem = f"{other} and {member.name} are of one sample: their names are equal up to the first dot"
+            raise DataError("fields", problem, "Write no dot into the name of a sample")
         if is_image_name(member.name):
             with _opened(archive, member) as file:
                 key = digest_of_ends(file).hex()

@@ -168,6 +168,18 @@ def test_arrow_and_tar_are_read_where_they_are_and_parquet_is_copied_once(tmp_pa
     assert copies.stat().st_size == sum(len(png(n)) for n in (0, 2, 4)), "neighbours that are equal are copied once"
 
 
+@pytest.mark.parametrize("suffix", ["json", "txt"])
+def test_samples_of_a_shard_whose_names_have_dots_are_not_taken_for_one(tmp_path: Path, suffix: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for n in range(2):
+            _add(archive, f"photo.{n}.png", png(2 * n))
+            _add(archive, f"photo.{n}.{suffix}", b'{"caption": "a cat"}')
+    with pytest.raises(
+        DataError, match=rf"row 1: photo\.0\.{suffix} and photo\.1\.{suffix} are of one sample.* no dot"
+    ):
+        corpus(tmp_path / "a.tar")
+
+
 def test_a_worker_gets_no_copy(tmp_path: Path) -> None:
     data = corpus(FORMS["arrow of structs"](tmp_path))
     sent = pickle.dumps(data.sources)

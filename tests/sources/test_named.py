@@ -68,11 +68,13 @@ def test_of_a_set_with_splits_the_one_that_was_asked_for(tmp_path: Path) -> None
         files_of(Named(str(folder), splits=("dev",)))
 
 
-def test_what_datasets_did_not_save_is_said(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "set")
-    (folder / "state.json").write_text("{}")
-    with pytest.raises(DataError, match="save_to_disk"):
-        files_of(Named(str(folder)))
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"_data_files": [1]}', '{"_data_files": 3}', '{"_data_files": []}']
+)
+def test_what_datasets_did_not_save_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(DataError, match=r"state\.json: .*Save the data set again"):
+        files_of(Named(str(tmp_path)))
 
 
 def test_folders_without_data_are_said(tmp_path: Path) -> None:
