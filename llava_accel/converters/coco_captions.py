@@ -41,7 +41,7 @@ def caption_parts(
         image_set = re.search(r"(?:train|val)\d{4}", file.name)
         source = f"http://images.cocodataset.org/zips/{image_set.group() if image_set else 'train2017'}.zip"
         lookup = ImageLookup(images, source)
-        file_names: dict[object, dict[str, Any]] = {image.get("id"): image for image in known}
+        file_names = {str(image.get("id")): image for image in known}
         rows = _rows(file, captions, file_names, lookup, question, an_image)
         yield Part(out=out / f"{split}.jsonl", rows=rows, source=str(file), images=lookup)
 
@@ -59,18 +59,18 @@ def _list(content: object, key: str, file: Path) -> list[dict[str, Any]]:
 def _rows(
     file: Path,
     captions: Sequence[Mapping[str, Any]],
-    file_names: Mapping[object, Mapping[str, Any]],
+    file_names: Mapping[str, Mapping[str, Any]],
     images: ImageLookup,
     question: str,
     an_image: bool,
 ) -> Rows:
-    of_image: dict[object, list[Mapping[str, Any]]] = defaultdict(list)
+    of_image: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for caption in captions:
-        of_image[caption.get("image_id")].append(caption)
+        of_image[str(caption.get("image_id"))].append(caption)
     for image_id, group in of_image.items():
         texts = [str(caption.get("caption") or "").strip() for caption in group]
         for caption, text in zip(group, texts, strict=True):
-            name = str(image_id if an_image else caption.get("id"))
+            name = image_id if an_image else str(caption.get("id"))
             try:
                 if image_id not in file_names:
                     raise DataError("fields", f"'images' has no image {quoted(image_id)}", AGAIN)

@@ -19,20 +19,18 @@ _LIKELY = {
 """What others call these, the likeliest first."""
 
 
-def value_at(fields: Fields, name: str) -> object:
-    """The value of a column; dots lead into nested ones. None where there is none."""
-    if name in fields or "." not in name:
-        return fields.get(name)
+def value_at(fields: Fields, name: str, missing: object = None) -> object:
+    """The value of a column; dots lead into nested ones. `missing` where there is none."""
+    if name in fields:
+        return fields[name]
     head, _, rest = name.partition(".")
     inner = fields.get(head)
-    return value_at(inner, rest) if isinstance(inner, Mapping) else None
+    return value_at(inner, rest, missing) if rest and isinstance(inner, Mapping) else missing
 
 
 def _has_column(fields: Fields, name: str) -> bool:
     """Whether a row has a column, be it null."""
-    head, _, rest = name.partition(".")
-    inner = fields.get(head)
-    return name in fields or (bool(rest) and isinstance(inner, Mapping) and _has_column(inner, rest))
+    return value_at(fields, name, missing := object()) is not missing
 
 
 def check_columns(rows: Iterable[bytes], columns: Columns) -> None:

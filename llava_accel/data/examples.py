@@ -84,7 +84,7 @@ class Encoder:
         self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
             ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
         )
-        self._label.expect(_common_start(self._template))
+        self._label.encode_text.expect(_common_start(self._template))
         self._answers = answers
         self._place = PLACEMENTS[image_placement]
         self._max_length = max_length

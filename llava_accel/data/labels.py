@@ -89,17 +89,13 @@ class Labeller:
         num_rows: int | None = None,
         labels: Literal["answers", "original"] = "answers",
     ) -> None:
-        self._encode = TextEncoder(tokenizer, image_token_id, words)
+        self.encode_text = TextEncoder(tokenizer, image_token_id, words)
         self._is_original = labels == "original"
-        self._newline = self._encode("\n", "text")
+        self._newline = self.encode_text("\n", "text")
         self._num_rows = num_rows
         self._tokenizer = tokenizer
         self._image_token_id, self._num_image_tokens = image_token_id, num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
-
-    def expect(self, head: str) -> None:
-        """See `TextEncoder.expect`."""
-        self._encode.expect(head)
 
     def __call__(self, pieces: Iterable[Piece], images: Sequence[ImageView] = (), index: int = -1) -> Example:
         """Ids and targets of the pieces; `images` are those of the image pieces, in order."""
@@ -110,7 +106,7 @@ class Labeller:
         for piece in pieces:
             mark = b"\1" if piece.supervised else b"\0"
             if piece.kind == "text":
-                new = self._encode(piece.text, after)
+                new = self.encode_text(piece.text, after)
                 after = "text" if new else after
             elif piece.kind == "special":
                 new = self._special_ids.get(piece.text)

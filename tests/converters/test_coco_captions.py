@@ -81,9 +81,15 @@ def test_a_flaw_of_a_caption_is_told_with_its_id(tmp_path: Path) -> None:
         {"image_id": 9, "id": 1, "caption": " "},
         {"image_id": 9, "id": 2},
         {"image_id": 26, "id": 3, "caption": "c"},
+        {"image_id": [9], "id": 4, "caption": "c"},
     ]
     faults = [str(row) for row in part_of(write(tmp_path, annotations=captions)).rows]
-    told = ["every answer is blank", "needs a text 'caption'", "'images' has no image '26'"]
+    told = [
+        "every answer is blank",
+        "needs a text 'caption'",
+        "'images' has no image '26'",
+        "'images' has no image '[9]'",
+    ]
     for number, (fault, problem) in enumerate(zip(faults, told, strict=True), start=1):
         assert f"captions_train2017.json (id '{number}'): " in fault and problem in fault
 

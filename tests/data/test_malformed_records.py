@@ -53,21 +53,7 @@ def test_a_huge_value_does_not_fill_the_message(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 600
 
 
-KEYS = [
-    "from",
-    "value",
-    "role",
-    "content",
-    "answer",
-    "type",
-    "text",
-    "image",
-    "image_url",
-    "url",
-    "path",
-    "bytes",
-    "index",
-]
+KEYS = "from value role content answer type text image image_url url path bytes index".split()
 words = st.sampled_from(["", "<image>", "t0.png", "human", "Q", "image"])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 12) | st.floats() | words,

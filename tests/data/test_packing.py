@@ -62,7 +62,7 @@ def llava_like(count: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_less_than_3_percent_is_padding_on_a_mix_like_llavas_and_ranks_work_equally() -> None:
-    lengths = llava_like(6_400)
+    lengths = llava_like(3_840)
     for batch, per_device, ranks in ((128, 16, 8), (16, 16, 1), (16, 4, 2)):
         order = Order(lengths=lengths, seed=0, global_batch_size=batch)
         used = computed = 0

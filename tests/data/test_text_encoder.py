@@ -158,7 +158,7 @@ def test_what_many_texts_begin_with_changes_nothing(legacy: bool, head: str, tex
 
 
 def test_the_encoder_expects_what_its_template_says_before_a_question() -> None:
-    found = encoder(template="v1")._label._encode
+    found = encoder(template="v1")._label.encode_text
     assert found._head.startswith("A chat between") and found._head.endswith("USER:") and found._heads[""]
     found._heads = {space: [7] for space in found._heads}
     assert found(f"{found._head} Q", "start")[0] == 7, "it is used"

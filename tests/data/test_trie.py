@@ -84,5 +84,5 @@ def test_two_images_side_by_side_are_two_images() -> None:
 
 def test_many_examples_that_each_go_on_from_the_last_fit_a_row() -> None:
     """A conversation cut at each of its turns: every branch lies in the one before."""
-    row = build_row([make(list(range(1, 2 + n))) for n in range(1200)])
-    assert len(row) == 1200
+    row = build_row([make(list(range(1, 2 + n))) for n in range(1050)])
+    assert len(row) == 1050
