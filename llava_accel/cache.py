@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from llava_accel.console.output import Console
 from llava_accel.data.collate import stack_images
 from llava_accel.data.feature_store import turn
-from llava_accel.data.loader import worker_start
+from llava_accel.data.loader import in_shared_memory, worker_start
 from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
@@ -124,7 +124,7 @@ def _load(views: list[ImageView], image_reader: ImageReader, recipe: Recipe) -> 
         _Images(views, image_reader),
         _AT_ONCE,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=in_shared_memory,
         worker_init_fn=worker_start(workers),
     )
     for loaded in loader:

@@ -36,10 +36,11 @@ def count_up(key: str) -> int:
 def end_of_worker(error: Exception) -> str | None:
     """How a data worker ended before its time, or None if the error is about something else.
 
-    Read in torch 2.13, utils/data/dataloader.py, csrc/DataLoader.cpp: a plain `RuntimeError`. It has no class of its own.
+    Read in torch 2.13, utils/data/dataloader.py, csrc/DataLoader.cpp, MapAllocator.cpp: `RuntimeError`s. None has a class.
     """
-    match = re.match(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", str(error))
-    return match[1].replace("is killed", "was killed") if match and isinstance(error, RuntimeError) else None
+    ends = r"(?:worker \(pid.*?\) |(?=unable))(is killed by signal: [\w ]+|exited unexpectedly|unable to \w+ shared memory)"
+    match = re.search(ends, str(error)) if isinstance(error, RuntimeError) else None
+    return match and match[1].replace("is killed", "was killed").replace("unable", "was unable")
 
 
 def uncompiled() -> dict[str, str]:

@@ -69,7 +69,7 @@ UNDOCUMENTED = {
 """Names without an underscore that no reference explains."""
 PYTHONS_OWN = {
     "_exit", "_replace", "__bases__", "__class__", "__doc__", "__enter__", "__exit__", "__file__", "__getitem__", "__init__",
-    "__module__", "__name__", "__traceback__",
+    "__module__", "__name__", "__stdout__", "__traceback__",
 }  # fmt: skip
 ALLOWED = {
     # It shows that an export loads without this package, so it may import nothing of it.
@@ -157,6 +157,8 @@ def test_the_end_of_a_worker_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         list(DataLoader(_Killing(), num_workers=1))  # pyright: ignore[reportArgumentType]
     assert str(compat.end_of_worker(caught.value)).startswith(("was killed by signal: Killed", "exited unexpectedly"))
+    full = RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+    assert compat.end_of_worker(full) == "was unable to allocate shared memory"
     assert compat.end_of_worker(RuntimeError("DataLoader worker")) is None
     assert compat.end_of_worker(ValueError(str(caught.value))) is None
 

@@ -109,3 +109,16 @@ def test_types_of_classes_and_of_functions_are_checked_by_the_tests() -> None:
         Tiling(336, wrong)
     with pytest.raises(TypeCheckError):
         Tiling(336, 576).layout(336, wrong)
+
+
+def test_texts_are_written_in_utf_8_whatever_the_locale() -> None:
+    """What is JSON has no other letters than ASCII's."""
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+                continue
+            is_safe = isinstance(node.args[0], ast.Constant) or "json.dumps" in ast.unparse(node.args[0])
+            if node.func.attr == "write_text" and not is_safe and not node.keywords:
+                wrong.append(f"{path.name}, line {node.lineno}")
+    assert wrong == []

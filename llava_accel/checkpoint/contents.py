@@ -75,7 +75,7 @@ class Contents:
         """
         recipe, objective = self._run.recipe, self.objective
         save_frame(folder, objective, self._loaded, self._processing, recipe)
-        (folder / "recipe.toml").write_text(dump_recipe(recipe))
+        (folder / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
         describe(folder, Path(recipe.run.output_dir), recipe, step)
         names = save_model_config(folder, objective, taken.weights) if self.is_divided else {}
         files, index = self._files(taken, names)

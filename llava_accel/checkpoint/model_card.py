@@ -87,7 +87,7 @@ def write_model_card(
             "versions": facts.get("versions", {}),
             "keys": {key: toml_value(value) for key, value in changed.items() if key not in _HIDDEN},
         }
-    (folder / "README.md").write_text(printable(_template().render(context)))
+    (folder / "README.md").write_text(printable(_template().render(context)), encoding="utf-8")
 
 
 def _rows(measured: Collection[str], recipe: Recipe | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ import argparse
 import errno
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from types import FrameType
 from typing import NoReturn
 
 from llava_accel import compat
-from llava_accel.console.output import printable
+from llava_accel.console.output import LastingOutput, printable
 from llava_accel.console.verbs import read_arguments
 from llava_accel.exceptions import SIGNALS, Interrupted, UserError, end_at_once
 from llava_accel.own_code import explained
@@ -122,6 +123,10 @@ def run(verb: Callable[[], object]) -> None:
 
     A run that saved and ended because it was asked to has exit code 75 (`exceptions.EX_TEMPFAIL`), after Ctrl-C 130.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):  # no letter of a question may end a command, nor one of an answer
+        sys.stdin.reconfigure(errors="replace")
+    if sys.stdout is sys.__stdout__ and type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout = LastingOutput(sys.stdout)
     try:
         verb()
     except (UserError, OSError) as error:
@@ -141,8 +146,9 @@ def run(verb: Callable[[], object]) -> None:
         if (end := compat.end_of_worker(error)) is not None:
             _refuse(
                 UserError(
-                    f"a data worker {end}. After a kill that nobody sent, the machine's memory was full: set data.workers "
-                    "or train.per_device_batch_size lower. The same command goes on from the last checkpoint"
+                    f"a data worker {end}. After a kill that nobody sent, the machine's memory was full; shared memory is "
+                    "/dev/shm, which containers keep small (docker run --shm-size=8g). Give it more, or set data.workers or "
+                    "train.per_device_batch_size lower. The same command goes on from the last checkpoint"
                 )
             )
         if (own := explained(error)) is not None:

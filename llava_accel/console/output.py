@@ -1,12 +1,13 @@
 """What the user sees: rich on a terminal, plain lines elsewhere, nothing twice on several ranks."""
 
 import atexit
+import io
 import os
 import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, runtime_checkable
 
 import rich.console
@@ -134,6 +135,37 @@ class Console:
             yield bar
         finally:
             bar.close()
+
+
+class LastingOutput(io.TextIOWrapper):
+    """Standard output that no run ends by: letters that it lacks are escaped; where its disk is full or its reader gone,
+    that is said, and the rest goes nowhere."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        by_lines, encoding = stream.line_buffering, stream.encoding
+        super().__init__(stream.buffer, encoding=encoding, errors="backslashreplace", line_buffering=by_lines)
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        own, nowhere = os.fstat(self.fileno()), os.open(os.devnull, os.O_WRONLY)
+        for number in (self.fileno(), 2):
+            with suppress(OSError):  # closed
+                if os.path.samestat(own, os.fstat(number)):
+                    os.dup2(nowhere, number)
+        os.close(nowhere)
+        note(f"nothing more is printed ({error.strerror}); the command goes on")
 
 
 _noted: set[str] = set()

@@ -8,7 +8,8 @@ from typing import TypeGuard
 
 from llava_accel.sources.problems import DataError, quoted
 
-_MAX_COUNT = 1e6  # more annotators than any data set has: scores write each answer out
+MOST_ANSWERS = 10_000
+"""Annotators of a question, more than any data set has: scores write each answer out."""
 LETTERS = string.ascii_uppercase
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
 """LLaVA-1.5's line below the options of a question."""
@@ -27,10 +28,9 @@ def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
         texts = [entry for entry in entries if isinstance(entry, str)]
         counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
     answers = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
-    if not counts or len(answers) < len(counts):
-        raise DataError(
-            "fields", f"'answers' is {quoted(value)}", 'Write {"answer": count} or a list of answers, or drop it'
-        )
+    if not counts or len(answers) < len(counts) or sum(count for _, count in answers) > MOST_ANSWERS:
+        remedy = f'Write {{"answer": count}} or a list of answers, of at most {MOST_ANSWERS:,} annotators, or drop it'
+        raise DataError("fields", f"'answers' is {quoted(value)}", remedy)
     return answers
 
 
@@ -67,4 +67,4 @@ def option(text: str, num_choices: int) -> str | None:
 
 
 def _is_count(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_COUNT
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_ANSWERS

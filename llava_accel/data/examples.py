@@ -1,9 +1,11 @@
 """Records -> examples: placement of images, template, labels, length. What a loader worker does for each record."""
 
+from bisect import bisect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -154,11 +156,15 @@ class Encoder:
             return (self._label(self.pieces(record), images, index),)
         answers = [answer for answer in record.answers if not is_blank(answer[0])]
         total = sum(count for _, count in answers)
-        examples: list[Example] = []
+        examples, known = list[Example](), list[tuple[bytes, Example]]()  # in the order of their tokens
         for text, count in sorted(answers, key=lambda answer: -answer[1]):
             turns = (*record.turns[:-1], replace(record.turns[-1], text=text))
             example = self._label(self.pieces(replace(record, turns=turns)), images, index)
-            repeated = max((num_common(example.input_ids, other.input_ids) for other in examples), default=0)
+            key = example.input_ids.astype(">i8").tobytes()
+            place = bisect(known, key, key=itemgetter(0))
+            near = [other.input_ids for _, other in known[max(0, place - 1) : place + 1]]  # no other has more in common
+            known.insert(place, (key, example))
+            repeated = max((num_common(example.input_ids, other) for other in near), default=0)
             examples.append(replace(example, weight=count / total, num_repeated=repeated))
         return tuple(examples)
 

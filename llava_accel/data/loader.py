@@ -3,10 +3,12 @@
 import atexit
 import os
 import queue
+import resource
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -14,7 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
@@ -110,6 +112,7 @@ def load_windows(
         sampler=micro_batches(),  # pyright: ignore[reportArgumentType]  # an endless order has no length
         batch_size=None,
         num_workers=workers,
+        collate_fn=in_shared_memory,
         worker_init_fn=worker_start(workers),
         pin_memory=device.type != "cpu",
     )
@@ -169,12 +172,38 @@ def _waited(items: Iterator[_T], is_asked: Callable[[], bool]) -> Iterator[_T]:
         wanted.put(False)
 
 
+def in_shared_memory(loaded: _T) -> _T:
+    """What a worker has loaded, its tensors where other processes see them.
+
+    The thread that sends them would put them there, too; but where there is no room it says so and nothing comes: the run
+    would wait for ever.
+    """
+    if get_worker_info() is not None:
+        for each in _tensors(loaded):
+            each.share_memory_()
+    return loaded
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, LoadedImage):
+        yield value.tensor
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
 def worker_start(workers: int) -> Callable[[int], None]:
     """What a worker does first.
 
     Raises:
         UserError: the path of temporary files is too long for the sockets that workers send tensors through.
     """
+    if workers:  # each tensor that is on its way is an open file
+        with suppress(ValueError, OSError):
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     short = "" if not workers or len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMPORARY else _SHORT_TEMPORARY
     if short and not os.access(short, os.W_OK | os.X_OK):
         raise UserError(

@@ -16,6 +16,8 @@ _ROLES: dict[str, Role] = {
     "ai": "assistant",
 }  # fmt: skip
 _TOOLS = ("function_call", "observation", "tool", "function", "tool_call", "tool_response")
+_LEARNED = ("weight", "loss", "train", "train_on_turn")
+"""What others call it whether an answer is learned, in the message itself."""
 IMAGE_FIELDS = ("image", "images", "image_path", "img", "image_url")
 
 
@@ -44,6 +46,11 @@ def read_messages(rows: Sequence[object]) -> tuple[list[Turn], Named]:
             continue
         text = present(row, "value", "content")
         role = role_of(row) or _refused(row, position)
+        if unlearned := [name for name in _LEARNED if row.get(name) in (False, 0) and role == "assistant"]:
+            problem = f"turn {position} has {unlearned[0]!r} = {row[unlearned[0]]}, and every answer is learned"
+            raise DataError(
+                "fields", problem, "Remove it together with its question, or let the record begin behind it"
+            )
         turns.append(Turn(role, text if isinstance(text, str) else _joined(text, role, position, named)))
     return turns, named
 

@@ -17,7 +17,7 @@ from llava_accel.data.pairs import is_pair, rejected_answer
 from llava_accel.data.row_forms import RowForm, in_llavas_form, with_columns
 from llava_accel.data.unread import check_all_is_read
 from llava_accel.sources.extraction import PART, check_parts, with_addresses
-from llava_accel.sources.json_rows import MAX_BYTES
+from llava_accel.sources.json_rows import FETCH, GIT_POINTER, MAX_BYTES
 from llava_accel.sources.problems import DataError, quoted
 
 _LLAVAS = RowForm()
@@ -154,9 +154,12 @@ def _object(raw: bytes) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise DataError("json", f"not UTF-8 ({error})", "Save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise DataError("json", f"not valid JSON ({error})", "Write one JSON object a row") from None
+        raise DataError(
+            "json", f"not valid JSON ({error})", _of_another_kind(raw) or "Write one JSON object a row"
+        ) from None
     if not isinstance(fields, dict):
-        raise DataError("json", f"the row is {quoted(fields)}, not a JSON object", "Write {...}")
+        problem = f"the row is {quoted(fields)}, not a JSON object"
+        raise DataError("json", problem, _of_another_kind(raw) or "Write {...}")
     if b"\\ud" in raw or b"\\uD" in raw:
         try:
             json.dumps(fields, ensure_ascii=False).encode()
@@ -164,6 +167,13 @@ def _object(raw: bytes) -> dict[str, object]:
             half = quoted(error.object[error.start])
             raise DataError("json", f"{half} is half of a surrogate pair", "Write both halves, or neither") from None
     return fields
+
+
+def _of_another_kind(raw: bytes) -> str:
+    """What to do with a file that has such a row; nothing where the row alone is wrong."""
+    if raw.startswith(GIT_POINTER.encode()):
+        return FETCH
+    return "It seems that the file is one array: name it .json" if raw.startswith(b"[") else ""
 
 
 def _text(fields: Mapping[str, object], key: str) -> str:

@@ -4,7 +4,9 @@ A row is read by the first form whose fields it has. The user's own names of col
 """
 
 import functools
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -58,8 +60,9 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
     for each in _in_order(form):
         if all(present(fields, *(IMAGE_FIELDS if name == "image" else (name,))) is not None for name in each.names):
             read = each.read(fields)
+            fields = {**fields, **read}
             has_marks = each.has_marks and isinstance(fields[each.names[0]], list)
-            return Row({**fields, **read}, _with_system(fields, read["conversations"]), has_marks)
+            return Row(fields, _with_system(fields, read["conversations"]), has_marks)
     raise unknown(fields, form.columns, (each.names for each in _FORMS))
 
 
@@ -112,11 +115,14 @@ def _listed(name: str) -> Callable[[Fields], dict[str, Any]]:
 
     def read(fields: Fields) -> dict[str, Any]:
         rows = fields[name]
+        if isinstance(rows, str):  # of a table, whose cells hold no lists
+            with suppress(ValueError, RecursionError):
+                rows = json.loads(rows)
         if not isinstance(rows, list):
             remedy = 'Write "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]'
             raise DataError("fields", f"{name!r} is {quoted(rows)}", remedy)
         is_open = bool(rows) and role_of(rows[-1]) == "user" and fields.get("chosen") is not None
-        return {"conversations": continued(rows, fields["chosen"]) if is_open else rows}
+        return {name: rows, "conversations": continued(rows, fields["chosen"]) if is_open else rows}
 
     return read
 

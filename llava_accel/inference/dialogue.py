@@ -1,5 +1,6 @@
 """A conversation with a model, its prompts made by the code that makes the training's."""
 
+import os
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from llava_accel.model.precision import computed_in
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.setup.datasets import build_encoder, build_image_reader
-from llava_accel.sources.problems import DataError
+from llava_accel.sources.problems import DataError, quoted
 
 _ANSWER = "-"  # stands where the model's answer will; the prompt ends before it, whatever it is
 
@@ -106,9 +107,9 @@ class Dialogue:
         Raises:
             DataError: there is no such image, or it cannot be read.
         """
-        if not path.expanduser().is_file():
-            raise DataError("missing_image", f"there is no image {str(path)!r}", "Correct the path")
-        name = str(path.expanduser().resolve())
+        if not os.path.isfile(name := os.path.expanduser(path)):
+            raise DataError("missing_image", f"there is no image {quoted(path)}", "Correct the path")
+        name = os.path.realpath(name)
         check_images([name], whole=True)
         self._waiting.append(name)
 

@@ -56,19 +56,19 @@ def typed_paths(text: str) -> list[Path]:
     if not text:
         raise UserError("/image names no file. Write /image FILE")
     whole = _path(text)
-    if whole.is_file():
+    if os.path.isfile(whole):  # no error where the text is no name that a file can have
         return [whole]
     try:
         words = [_path(word) for word in shlex.split(text)]
     except ValueError as error:
         raise UserError(f"/image {text}: {str(error).lower()}. Close the quotes, or leave them out") from None
     # Of several words that are no files, the whole text is the name that is wrong.
-    return words if len(words) == 1 or all(word.is_file() for word in words) else [whole]
+    return words if len(words) == 1 or all(map(os.path.isfile, words)) else [whole]
 
 
 def _path(text: str) -> Path:
     address = urlsplit(text) if text.startswith("file://") else None
-    return Path(text if address is None else unquote(address.path)).expanduser()
+    return Path(os.path.expanduser(text if address is None else unquote(address.path)))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import json
 from itertools import count
 from pathlib import Path
 
-from llava_accel.console.output import Console
+from llava_accel.console.output import Console, printable
 from llava_accel.data.corpus import Corpus, Source
 from llava_accel.data.records import record_id
 from llava_accel.data.row_forms import RowForm, column
@@ -58,8 +58,8 @@ class CleanCopy:
         self._left_out += [f"{error}\n" for error in survey.errors.values()]
         renamed = [f"{repeated_id(corpus, row, first)}\n" for row, first in checked.repeated.items()]
         self._renamed += renamed
-        (self._folder / _LIST).write_text("".join(self._left_out))
-        (self._folder / "renamed.txt").write_text("".join(self._renamed))
+        for file, lines in ((_LIST, self._left_out), ("renamed.txt", self._renamed)):
+            (self._folder / file).write_text(printable("".join(lines)), encoding="utf-8")
         left_out = f"{len(survey.errors):,} left out, in {_LIST}; {len(renamed):,} with a new id, in renamed.txt"
         files = ", ".join(str(path) for path, _ in written)
         console.line(f"clean copy of {name}: {files} ({len(survey.usable):,} records; {left_out})")

@@ -4,6 +4,7 @@ Every part is looked at even if others are wrong, so that the user learns of all
 """
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
     for note in processing.notes if processing else ():
         console.line(note)
     names = (recipe.model.base, recipe.model.language_model, recipe.model.vision_tower)
-    if all(Path(name).expanduser().is_dir() for name in names if name):
+    if all(os.path.isdir(os.path.expanduser(name)) for name in names if name):
         stored = problems.attempt(lambda: _gather(recipe, base)) or {}
         if len(stored) > _MANY:
             console.line("reading weights")

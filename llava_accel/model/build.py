@@ -1,5 +1,6 @@
 """Load a LLaVA, or assemble one, as the model class that transformers has for its family."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def generation_config(processing: Processing) -> GenerationConfig:
 
 def find_projector(name: str) -> Path:
     """The projector's file: `name` itself, or the one in that folder or run; UserError if there is none."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     path = find_weights(path) if is_run(path) else path
     files = [path, *(path / file for file in _PROJECTOR_FILES)]
     for file in files:

@@ -77,7 +77,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
         UserError: there is neither such a folder nor such a model within reach.
     """
     places = [beside / name, beside.parent / name] if beside else []
-    for place in (*places, Path(name).expanduser()):
+    for place in (*places, Path(os.path.expanduser(name))):
         if os.path.isdir(place):  # no error where the name is none that a file can have
             return find_weights(place) if is_run(place) else place
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:

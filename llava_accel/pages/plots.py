@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from llava_accel.pages.html import visible
+
 _WIDTH, _HEIGHT = 4.8, 2.9  # inches, of 72 px
 _MOST_POINTS = 600
 _LEGEND = 52  # characters side by side
@@ -139,7 +141,9 @@ class Histogram:
 def _legend(axes: Axes, height: float, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     # A legend that is wider than its plot leaves no room for the curves.
-    labels = [label if len(label) <= _LEGEND else f"…{label[1 - _LEGEND :]}" for label in labels]
+    labels = [
+        label if len(label) <= _LEGEND else f"…{label[1 - _LEGEND :]}" for label in map(str, map(visible, labels))
+    ]
     columns = max(1, min(columns, _LEGEND // (6 + max(map(len, labels), default=0))))
     axes.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0, height), ncols=columns, frameon=False, borderaxespad=0,

@@ -1,6 +1,7 @@
 """Exports for LLaVA's own code: its files and key names, its config.json, and the vision tower where it looks for it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def place_tower(folder: Path, tower: Callable[[], Mapping[str, Tensor]], source:
     sizes = (vision.hidden_size, num_layers, vision.patch_size, vision.image_size)
     if not named and sizes == _CLIP_L_336_SIZES:
         named = _CLIP_L_336
-    is_local = Path(named).expanduser().is_dir() or bool(origin and (origin.folder.parent / named).is_dir())
+    is_local = os.path.isdir(os.path.expanduser(named)) or bool(origin and (origin.folder.parent / named).is_dir())
     if named and not recipe.model.train_vision and not (source.is_whole and is_local):
         return named
     if not is_clip:

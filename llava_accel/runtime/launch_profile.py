@@ -127,7 +127,18 @@ def _problem(key: str, value: str, reason: str, remedy: str) -> str:
 
 
 def read_profile() -> Profile:
-    """The profile of this process. Without `accelerate launch` it is one process."""
+    """The profile of this process. Without `accelerate launch` it is one process.
+
+    Raises:
+        UserError: something has left a part of a launcher's variables in the environment.
+    """
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal() or (name == "WORLD_SIZE" and int(value) > 1 and "MASTER_ADDR" not in os.environ):
+            raise UserError(
+                f"the environment has {name} = {value!r}, as a launcher sets it, and not all that belongs to it. Unset it, "
+                "or start the processes with llava-accel train --num-processes"
+            )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         backend: Backend = "deepspeed"
     elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":

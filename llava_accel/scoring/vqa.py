@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava_accel.data.annotations import MOST_ANSWERS
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import quoted
 
@@ -78,11 +79,12 @@ def answer_list(answers: object) -> list[str]:
     texts: list[str] = []
     if isinstance(answers, Mapping):
         for answer, count in answers.items():
-            whole = isinstance(count, int | float) and count >= 1 and float(count).is_integer()
+            left = MOST_ANSWERS - len(texts)
+            whole = isinstance(count, int | float) and 1 <= count <= left and float(count).is_integer()
             if not isinstance(answer, str) or isinstance(count, bool) or not whole:
                 raise UserError(
-                    f"`answers` holds {quoted(answer)}: {quoted(count)}. "
-                    'Give each answer its number of annotators, such as {"red": 7, "pink": 3}.'
+                    f"`answers` holds {quoted(answer)}: {quoted(count)}. Give each answer its number of annotators, such as "
+                    f'{{"red": 7, "pink": 3}}, at most {MOST_ANSWERS:,} in all.'
                 )
             texts += [answer] * int(count)
     elif isinstance(answers, Sequence) and not isinstance(answers, str):

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from jaxtyping import Int
 
 from llava_accel import compat
-from llava_accel.console.output import Console
+from llava_accel.console.output import Console, note, printable
 from llava_accel.data.corpus import Corpus, open_sources
 from llava_accel.data.examples import Encoder
 from llava_accel.data.image_digests import images_digest
@@ -34,6 +34,7 @@ from llava_accel.setup.remote_images import fetch_images
 from llava_accel.setup.run_folder import SKIPPED
 from llava_accel.sources.named import EVAL_SPLITS, Named
 from llava_accel.sources.problems import DataError, quoted
+from llava_accel.storage.jsonl import append_whole
 from llava_accel.storage.kept_files import cache_folder
 
 _FEW = 10  # records: of fewer, equal answers say nothing
@@ -270,12 +271,15 @@ def common_answers(
 
 
 def list_skipped(path: Path, errors: Iterable[DataError]) -> None:
-    """Add records to the list of those left out, each once however often the run starts or meets them."""
-    known = set(path.read_text().splitlines()) if path.exists() else set()
-    new = [line for error in errors if (line := str(error)) not in known]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(f"{line}\n" for line in new)
+    """Add records to the list of those left out, each once however often the run starts or meets them; a disk that does
+    not take it is said."""
+    try:
+        known = set(path.read_bytes().decode(errors="replace").split("\n")) if path.exists() else set()
+        new = [line for error in errors if (line := printable(str(error))) not in known]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_whole(path, "".join(f"{line}\n" for line in new))
+    except OSError as error:
+        note(f"{path} cannot be written ({error.strerror}), and lacks records that are left out")
 
 
 def survey_key(recipe: Recipe, processing: Processing) -> str:

@@ -6,6 +6,7 @@ cache under a name of all that decides it, and in the run folder, from which a r
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -105,7 +106,7 @@ def _name(run: RunContext, loaded: LoadedModel, processing: Processing, part: Pa
 
 def _digests(name: str, key: str) -> list[str]:
     """Of the files of weights that a key of the recipe names."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     folder = path if path.is_file() else resolve_folder(name, key)
     files = [path] if path.is_file() else sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
     digests = []

@@ -32,6 +32,7 @@ _PACKAGES = (
     "safetensors", "pillow", "numpy", "pyarrow",
 )  # fmt: skip
 _LONGEST_REASON = 300  # characters
+_LOGS = (".log", ".out", ".err")  # which nothing of a run ends in
 ENVIRONMENT = "environment.json"
 ENDED = "ended.json"
 """How the run ended, as far as it could say so: not there while it runs, nor after a kill."""
@@ -105,7 +106,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
             with atomic_file(folder / ENVIRONMENT) as unfinished:
                 unfinished.write_text(json.dumps(environment(recipe, accelerator), indent=2) + "\n")
             with atomic_file(folder / "recipe.toml") as unfinished:
-                unfinished.write_text(dump_recipe(recipe))
+                unfinished.write_text(dump_recipe(recipe), encoding="utf-8")
             (folder / ENDED).unlink(missing_ok=True)
             _opened.append(folder)
         except OSError as error:
@@ -153,8 +154,8 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_incidental(path: Path) -> bool:
-    """Whether a file is of a lock or of another verb, or is where this process prints to: a log that the shell has made."""
-    if path.name.startswith(LOCK) or path.name == SKIPPED:
+    """Whether a file is of a lock, another verb or the system, or a log: what this process prints to, or what `tee` does."""
+    if path.name.startswith((LOCK, ".")) or path.name in (SKIPPED, "lost+found") or path.suffix in _LOGS:
         return True
     printed: list[os.stat_result] = []
     for stream in (1, 2):
@@ -200,5 +201,5 @@ def _git_commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except FileNotFoundError:
+    except OSError:  # no git, or one that may not be started
         return None

@@ -139,7 +139,7 @@ def _tower_name(path: Path) -> str:
 
 
 def _write_tower_name(name: str, path: Path) -> None:
-    path.write_text(name)
+    path.write_text(name, encoding="utf-8")
 
 
 def _read_through(objective: Objective) -> str:

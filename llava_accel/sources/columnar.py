@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from llava_accel.sources.extraction import Extraction, has_bytes, rows_of
+from llava_accel.sources.json_rows import FETCH, GIT_POINTER
 from llava_accel.sources.problems import DataError
 
 _ROWS, _ROWS_WITH_IMAGES = 4096, 32  # that are in memory at once
@@ -62,7 +63,9 @@ def _readable(path: Path, form: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = f"not a readable {form} file: {' '.join(str(error).split())}"
-        raise DataError("json", problem, "Write the file again", file=str(path)) from None
+        with path.open("rb") as file:
+            is_pointer = file.read(len(GIT_POINTER)) == GIT_POINTER.encode()
+        raise DataError("json", problem, FETCH if is_pointer else "Write the file again", file=str(path)) from None
 
 
 def _values(batch: pa.RecordBatch, before: int, path: Path) -> list[dict[str, object]]:

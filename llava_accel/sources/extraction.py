@@ -25,7 +25,7 @@ PART = "llava_accel.part"
 OWN, COPIED = 0, 1
 """Which file a part lies in: the one that the row comes from, or that of the cache."""
 _TEXTS = ("value", "content", "text")  # of these, what looks like base64 is still a text
-_BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?(?P<data>[A-Za-z0-9+/\s_-]{40,}={0,2}\s*)")
+_BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?(?P<data>[A-Za-z0-9+/\s_-]{40,}(?:={1,2}\s*)?)")
 _MAY_HOLD = re.compile(rb'"(?:data:image\\?/|[A-Za-z0-9+/\\_-]{40})')  # some writers escape each slash
 _REMEMBERED = 1 << 16  # images: neighbouring rows often show the same one
 

@@ -148,7 +148,7 @@ def _batch(numbers: list[int], rows: list[bytes]) -> pa.RecordBatch:
 
 
 def _rows(path: Path, extraction: Extraction) -> Iterator[tuple[int, bytes]]:
-    match path.suffix:
+    match path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return ((number, extraction.json_row(row)) for number, row in json_lines(path))
         case ".json":

@@ -93,7 +93,9 @@ def _is_of_files(folder: Path) -> bool:
 
 def _plain_files(folder: Path) -> list[Path]:
     """The data files of a folder that is no copy of a data set of the hub."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
     return [] if _is_repository(folder) else files
 
 

@@ -31,7 +31,7 @@ def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            files = (one for one in archive if one.isreg() and not Path(one.name).name.startswith("."))
+            files = (one for one in archive if _is_part(one, path) and not Path(one.name).name.startswith("."))
             for number, (name, members) in enumerate(groupby(files, _key), start=1):
                 try:
                     row = _row(archive, name.removeprefix("/"), members, extraction)
@@ -42,6 +42,14 @@ def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
         problem = f"not a readable tar archive ({error})"
         remedy = "Unpack a compressed one (gunzip), so that images can be read where they are; else write it again"
         raise DataError("json", problem, remedy, file=str(path)) from None
+
+
+def _is_part(member: tarfile.TarInfo, path: Path) -> bool:
+    """Whether it is a file; DataError where it is a link, without which a sample would be another one."""
+    if member.islnk() or member.issym():
+        problem = f"{member.name} is a link to {member.linkname}, which holds nothing"
+        raise DataError("json", problem, "Write files in its place: tar --hard-dereference -h", file=str(path))
+    return member.isreg()
 
 
 def _key(member: tarfile.TarInfo) -> str:

@@ -136,10 +136,12 @@ class FolderLock:
 
     def _shows_life(self, holder: Holder | None, touched: float, say: Callable[[str], None]) -> bool:
         """Whether the lock is touched or changes before its age is that of a dead holder's."""
-        has_said = False
+        has_said, since = False, touched
         while True:
             with self._written() as mine:
-                age = mine.stat().st_mtime - touched
+                now = mine.stat().st_mtime
+            since = min(since, now)  # a time that is still to come tells nothing
+            age = now - since
             if age > _SILENCE_S:
                 return False
             if not has_said:
@@ -147,10 +149,10 @@ class FolderLock:
                 left, whose = max(0.0, _SILENCE_S - age), holder or "another process"
                 say(f"{self._path} is of {whose}: waiting up to {left:.0f} s for a sign of life")
             time.sleep(_SETTLE_S)
-            now, touched_now = _read(self._path)
+            holder_now, touched_now = _read(self._path)
             if touched_now is None:
                 return False
-            if now != holder or touched_now != touched:
+            if holder_now != holder or touched_now != touched:
                 return True
 
     def _refusal(self, holder: Holder | None) -> str:
@@ -181,7 +183,7 @@ def is_held(folder: Path) -> bool:
         return False
     if holder is not None and holder.machine == _machine():
         return _is_alive(holder)
-    return time.time() - touched <= _SILENCE_S
+    return abs(time.time() - touched) <= _SILENCE_S
 
 
 def is_lock(path: Path) -> bool:

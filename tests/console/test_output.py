@@ -1,8 +1,13 @@
 """What the user sees."""
 
+import io
+import os
+import sys
+
 import pytest
 
-from llava_accel.console.output import Console
+from llava_accel.console.command_line import run
+from llava_accel.console.output import Console, LastingOutput
 
 
 def test_a_phase_prints_about_twenty_lines_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +72,29 @@ def test_data_never_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> N
     console.table("a table", ["a"], [["red \x1b[31m"]])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "\x07" not in printed and "\\x1b[31m" in printed
+
+
+def test_no_letter_that_the_terminal_lacks_ends_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, taken = (io.TextIOWrapper(io.BytesIO(content), encoding="ascii") for content in (b"gr\xf6\xdfer?\n", b""))
+    monkeypatch.setattr(sys, "stdin", given)
+    monkeypatch.setattr(sys, "stdout", taken)
+    monkeypatch.setattr(sys, "__stdout__", taken)
+    run(lambda: (print(input()), Console().line("gr\u00f6\u00dfer"), print("\u732b")))
+    sys.stdout.flush()
+    assert taken.buffer.getvalue().splitlines() == [rb"gr\ufffd\ufffder?", rb"gr\xf6\xdfer", rb"\u732b"]  # pyright: ignore
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_full_disk_or_a_reader_that_has_gone_ends_no_command(
+    is_full: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    writer = os.open("/dev/full", os.O_WRONLY) if is_full else writer
+    with open(writer, "w", encoding="utf-8") as given:
+        stream = LastingOutput(given)
+        for _ in range(3):
+            print("a line\n" * 10_000, file=stream, flush=True)
+        stream.detach()
+    reason = "No space left on device" if is_full else "Broken pipe"
+    assert capsys.readouterr().err == f"note: nothing more is printed ({reason}); the command goes on\n"

@@ -18,10 +18,12 @@ from helpers.samples import (
     record,
     write_images,
 )
+from llava_accel.data import examples
 from llava_accel.data.examples import Encoder
 from llava_accel.data.labels import Labeller
 from llava_accel.data.records import is_blank
 from llava_accel.data.tiling import Tiling
+from llava_accel.data.trie import num_common
 
 
 def talk(count: int, **fields: object) -> dict[str, object]:
@@ -104,3 +106,17 @@ def test_blank_answers_of_annotators_are_not_learned_and_the_others_share_the_we
     data = corpus(tmp_path, rows, answers="weighted")
     assert [example.weight for example in data.encode(0).examples] == [0.75, 0.25]
     assert [example.weight for example in data.encode(1).examples] == [1.0]
+
+
+def test_what_an_answer_shares_with_any_earlier_one_is_found_beside_it_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(examples, "num_common", lambda *pair: calls.append(1) or num_common(*pair))
+    answers = {f"{'a ' * (n % 7)}{n * 37 % 100} of {n}": 1 + n % 3 for n in range(200)}
+    encoded = corpus(tmp_path, [record("Q", "A", answers=answers)], answers="weighted").encode(0)
+    assert len(calls) <= 2 * len(encoded.examples)  # of thousands of answers each cannot be compared with all
+    known: list[Any] = []
+    for example in encoded.examples:
+        assert example.num_repeated == max((num_common(example.input_ids, other) for other in known), default=0)
+        known.append(example.input_ids)

@@ -1,5 +1,6 @@
 """Micro-batches come in the order that was asked for, the same from any number of workers, bad images named."""
 
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from helpers.samples import IMAGE_ID, NUM_IMAGE_TOKENS, corpus, image_processor, record, write_images
+from llava_accel.compat import end_of_worker
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, load_windows, where
+from llava_accel.data.loader import Loaded, load_windows, where, worker_start
 from llava_accel.data.pixels import ImageReader
 from llava_accel.data.row_forms import RowForm
 from llava_accel.data.sampler import Order, Window, windows
@@ -128,3 +130,28 @@ def test_an_error_that_is_not_taken_stops_the_loop_with_its_own_message(data: Co
 def test_a_window_is_known_by_the_ids_of_its_records(data: Corpus) -> None:
     ((first, second),) = load(data, [[[3, 1], [0]]])
     assert where([first, second], data) == ["id 3", "id 1", "id 0"]
+
+
+def test_a_worker_without_shared_memory_ends_the_run_and_does_not_let_it_wait(
+    data: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    assert len(list(load(data, [[[0]]]))) == 1
+    with pytest.raises(RuntimeError) as caught:
+        list(load(data, [[[0]]], workers=1))
+    assert end_of_worker(caught.value) == "was unable to allocate shared memory"
+
+
+def test_workers_may_have_as_many_files_open_as_the_system_lets_them(data: Corpus) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        worker_start(0)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200
+        worker_start(1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

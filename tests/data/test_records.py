@@ -8,6 +8,7 @@ import pytest
 from helpers.samples import corpus, record
 from llava_accel.data.conversation import Turn
 from llava_accel.data.records import as_given, parse_record
+from llava_accel.sources.problems import DataError
 
 HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
 TURNS = (Turn("user", "Q"), Turn("assistant", "A"))
@@ -86,3 +87,9 @@ def test_the_same_id_may_stand_twice(tmp_path: Path) -> None:
 )
 def test_annotators_answers_are_read_from_counts_and_from_lists(answers: object, expected: list[str]) -> None:
     assert as_given(parse(record("Q", "A", answers=answers)).answers) == expected
+
+
+@pytest.mark.parametrize("answers", [{"red": 10_001}, {"red": 9_999, "pink": 2}, ["red"] * 10_001, {"red": 10**400}])
+def test_answers_that_would_fill_the_memory_when_written_out_are_refused(answers: object) -> None:
+    with pytest.raises(DataError, match="at most 10,000 annotators"):
+        parse(record("Q", "A", answers=answers))

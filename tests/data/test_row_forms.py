@@ -43,6 +43,11 @@ ROUND = record(ONE, "red", image="t0.png")
 ROUNDS = record(*TWO, image="t0.png")
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, the same in LLaVA's form
     "messages": ({"messages": [A_USER | {"content": ONE}, AN_ANSWER], "image": "t0.png"}, ROUND),
+    "messages as the text of a cell": (
+        {"messages": json.dumps([A_USER | {"content": ONE}, AN_ANSWER]), "image": "t0.png"},
+        ROUND,
+    ),
+    "a conversation as the text of a cell": ({"conversations": json.dumps(said("human", "gpt")), "image": "t0.png"}, ROUND),
     "conversation": ({"conversation": said("human", "gpt"), "image": "t0.png"}, ROUND),
     "speakers in capitals": ({"conversations": said("Human", "GPT"), "image": "t0.png"}, ROUND),
     "speakers as elsewhere": ({"conversations": said("USER", "bot"), "image": "t0.png"}, ROUND),
@@ -373,3 +378,20 @@ def test_texts_that_are_like_images_are_texts(row: dict[str, object]) -> None:
 
 def test_a_mapped_column_that_is_empty_is_no_image() -> None:
     assert parse(A_QUESTION | {"photo": None, "thumbnail": "a.png"}, ("image", "photo")).images == ()
+
+
+def test_the_text_of_a_cell_says_where_images_are_as_a_list_does() -> None:
+    row = {"conversations": json.dumps([A_USER, AN_ANSWER]), "image": "t0.png"}
+    with pytest.raises(DataError, match="the text has 0 <image>"):
+        parse_record(json.dumps(row).encode(), 1)
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"loss": False}, {"train": False}])
+def test_an_answer_that_is_not_to_be_learned_is_refused_and_one_that_is_is_not(mark: dict[str, float]) -> None:
+    for messages in ([A_USER, AN_ANSWER | mark], [A_USER, AN_ANSWER, A_USER, AN_ANSWER | mark]):
+        with pytest.raises(DataError, match=f"turn {len(messages)} has '{next(iter(mark))}'"):
+            parse_record(json.dumps({"messages": messages}).encode(), 1)
+    wanted = {key: 1 for key in mark} | dict.fromkeys(("loss", "train"))
+    assert (
+        parse_record(json.dumps({"messages": [A_USER | mark, AN_ANSWER | wanted]}).encode(), 1).turns[1].text == "red"
+    )

@@ -18,6 +18,7 @@ from llava_accel.inference.dialogue import Dialogue, _Pieces
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
 from llava_accel.model.saved_processor import save_processor
 from llava_accel.setup.datasets import build_encoder
+from llava_accel.sources.problems import DataError
 
 ONE, TWO = PARITY / "images" / "t0.png", PARITY / "images" / "t3.png"
 TEMPLATES = ("v1", "llava_llama_2", "mistral_instruct")
@@ -109,3 +110,9 @@ def test_no_piece_holds_half_a_character(loaded: Loaded) -> None:
     assert answer.end() == text
     assert pieces[:2] == ["\u20ac", " \U0001f600"]
     assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/a.png", "a" * 5000, "a\0.png", "."])
+def test_what_can_be_no_file_is_no_image(dialogue: Dialogue, name: str) -> None:
+    with pytest.raises(DataError, match="there is no image"):
+        dialogue.show(Path(name))

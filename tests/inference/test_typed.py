@@ -117,3 +117,8 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.png").touch()
     assert typed_paths("~/a.png") == [tmp_path / "a.png"] == typed_paths('"~/a.png"')
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/a.png", "a" * 5000, "a\0.png"])
+def test_what_can_be_no_file_is_a_name_that_is_wrong(name: str) -> None:
+    assert typed_paths(name) == [Path(name)]

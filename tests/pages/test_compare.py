@@ -1,6 +1,7 @@
 """Who is ahead is said where it is known, and that runs are equal where it is not."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,13 @@ def test_losses_are_named_and_compared_where_they_are_of_one_kind(
             line["eval"] = {"loss": line["eval"]["loss"]}
     is_apart = "losses of their own" in str(comparison(runs)["sentence"])
     assert is_apart == (said == "Each run's own")
+
+
+def test_marks_that_turn_the_direction_are_escaped_in_plots_too(make: Any, plots: None, tmp_path: Path) -> None:
+    runs = [make("one", 20), make("two", 21)]
+    turned = [run.rename(run.with_name(f"{run.name} \u202e\u200f")) for run in runs]
+    for run in turned:
+        recipe = run / "recipe.toml"
+        recipe.write_text(re.sub(r"(?m)^name = .*", 'name = "same"', recipe.read_text(), count=1))
+    page = write_comparison(turned, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.partition("<svg")[2].count("one \\u202e\\u200f") > 3 and not set("\u202e\u200f") & set(page)

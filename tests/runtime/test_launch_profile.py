@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from helpers.runs import recipe
+from llava_accel.exceptions import UserError
 from llava_accel.runtime import zero as backend_deepspeed
-from llava_accel.runtime.launch_profile import Backend, Profile
+from llava_accel.runtime.launch_profile import Backend, Profile, read_profile
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,21 @@ def test_a_profile_explains_every_line(profile: Path) -> None:
     lines = profile.read_text().splitlines()
     assert not [line for line in lines if line and "#" not in line]
     assert f"--config_file launch/{profile.name} " in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "left", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": ""}, {"RANK": ""}, {"LOCAL_RANK": "x"}, {"LOCAL_WORLD_SIZE": "-1"}]
+)
+def test_a_part_of_a_launchers_variables_that_was_left_behind_is_told(
+    monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert read_profile().backend == "none"
+    name, value = next(iter(left.items()))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"the environment has {name} = '{value}'.* Unset it"):
+        read_profile()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv(name, "2")
+    assert read_profile().backend == ("ddp" if name == "WORLD_SIZE" else "none")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_accel.exceptions import UserError
 from llava_accel.scoring.vqa import (
     CONTRACTIONS,
     answer_list,
@@ -175,3 +176,9 @@ def test_an_article_counts_for_exact_match_alone() -> None:
     assert vqa_accuracy("the red", answers) == pytest.approx(4 / 9)
     assert exact_match("the red", answers) == 0.0
     assert exact_match("pink", answers) == 1.0
+
+
+@pytest.mark.parametrize("answers", [{"red": 1e300}, {"red": 9_999, "pink": 2}, {str(n): 9_000 for n in range(2)}])
+def test_counts_that_would_fill_the_memory_are_refused(answers: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="at most 10,000 in all"):
+        answer_list(answers)

@@ -9,7 +9,9 @@ from PIL import Image
 from helpers.runs import recipe, talk
 from helpers.verbs import start, write_recipe
 from llava_accel.model.processing import load_processing
-from llava_accel.setup.datasets import survey_key
+from llava_accel.setup.datasets import list_skipped, survey_key
+from llava_accel.setup.run_folder import SKIPPED
+from llava_accel.sources.problems import DataError
 
 
 def write(path: Path, *records: dict[str, object]) -> Path:
@@ -109,3 +111,20 @@ def test_what_was_read_once_is_read_again_where_other_labels_or_places_of_images
     processing = load_processing(recipes[0].model, "pad")
     keys = [survey_key(each, processing) for each in recipes]
     assert keys[0] == keys[1] and len(set(keys)) == 4
+
+
+def test_the_list_of_what_is_left_out_is_added_to_whatever_it_holds(tmp_path: Path) -> None:
+    path, name = tmp_path / "run" / SKIPPED, "gr\u00f6\u00dfe \udce9.png"
+    one, other = (DataError("json", f"no image {name}", "Add it", file="a.json", row=row) for row in (1, 2))
+    list_skipped(path, [one])
+    path.write_bytes(path.read_bytes() + b"\xff\xfe half a line")
+    list_skipped(path, [one, other])
+    assert [line.partition(b":")[0] for line in path.read_bytes().splitlines()] == [
+        b"a.json, row 1", b"\xff\xfe half a line", b"a.json, row 2",
+    ]  # fmt: skip
+
+
+def test_a_list_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / SKIPPED).mkdir()
+    list_skipped(tmp_path / SKIPPED, [DataError("json", "no JSON", "Mend it")])
+    assert "skipped.txt cannot be written" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import llava_accel.train as verb
 from helpers.runs import command, recipe
 from helpers.verbs import assert_helpful, assert_refused, start, write_recipe
 from llava_accel.exceptions import UserError
+from llava_accel.setup import run_folder
 from llava_accel.setup.run_folder import check_folder
 from llava_accel.storage.folder_lock import LOCK, FolderLock
 
@@ -67,7 +68,7 @@ def test_a_lock_marks_a_run_that_was_killed_before_it_wrote_more(tmp_path: Path)
 
 def test_the_log_that_the_shell_writes_there_is_no_foreign_file(tmp_path: Path) -> None:
     kept = os.dup(1)
-    with (tmp_path / "train.log").open("w") as log:
+    with (tmp_path / "train.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
         try:
             check_folder(tmp_path)
@@ -129,3 +130,17 @@ def test_foreign_files_in_a_runs_folder_outlive_every_start(tmp_path: Path) -> N
         verb.train(table.model_copy(update={"run": table.run.model_copy(update={"resume": resume})}))
     assert {path for path in run.rglob("a.txt")} == before
     assert not (run / LOCK).exists()
+
+
+@pytest.mark.parametrize("name", ["lost+found/", ".DS_Store", "train.log", "slurm-12.out"])
+def test_what_the_system_or_a_log_has_put_there_is_in_nobodys_way(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    check_folder(tmp_path)
+    (tmp_path / "weights.bin").touch()
+    assert "weights.bin" in refused(tmp_path)
+
+
+def test_a_git_that_may_not_be_started_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "git").touch(mode=0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_folder._git_commit() is None

@@ -108,3 +108,27 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id\n1\n")
     assert "'.csv'" in refused(tmp_path / "a.csv").problem
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.parquet", "a.jsonl"])
+def test_the_pointer_of_a_large_file_is_told_apart(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    if name == "a.jsonl":
+        with pytest.raises(DataError, match="git lfs pull"):
+            corpus_of(tmp_path / name).record(0)
+    else:
+        assert "git lfs pull" in refused(tmp_path / name).remedy
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_in_a_file_of_lines_is_told_apart(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(RECORDS, indent=indent))
+    with pytest.raises(DataError, match=r"one array: name it \.json"):
+        corpus_of(tmp_path / "a.jsonl").record(0)
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.Json"])
+def test_an_ending_in_capitals_is_the_same(tmp_path: Path, name: str) -> None:
+    rows = [json.dumps(each) for each in RECORDS]
+    (tmp_path / name).write_text("\n".join(rows) if name == "a.JSONL" else f"[{','.join(rows)}]")
+    assert len(open_table(tmp_path / name)) == len(RECORDS)

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -328,3 +329,30 @@ def test_prepare_hf_keeps_files_of_one_name_apart(tmp_path: Path, capsys: pytest
     main(["hf", "--set", str(tmp_path / "a.jsonl"), "--out", str(out)])
     written = [json.loads(line)["image"] for line in (out / "train.jsonl").read_text().splitlines()]
     assert [(out / "images" / name).read_bytes() for name in written] == [png(0), png(2)]
+
+
+@pytest.mark.parametrize("text", ["a" * 40 + " " * 200_000 + "!", "_" * 100_000 + "\n" * 100_000 + "."])
+def test_a_long_text_that_is_no_image_is_told_apart_at_once(text: str) -> None:
+    since = time.process_time()
+    assert extraction.image_of_base64(text) is None
+    assert time.process_time() - since < 2
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "  \n\n"])
+def test_white_space_in_and_behind_the_base64_of_an_image_is_none_of_it(ending: str) -> None:
+    for number in range(0, 6, 2):
+        lines = base64.encodebytes(png(number)).decode()
+        assert extraction.image_of_base64(f"data:image/png;base64,{lines.strip()}{ending}") == png(number)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_in_a_shard_is_refused_and_not_left_out_of_its_sample(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in (("0.png", png(0)), ("0.json", b"{}"), ("1.png", b""), ("1.json", b"{}")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            if name == "1.png":
+                member.type, member.linkname = kind, "0.png"
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"1\.png is a link to 0\.png.*--hard-dereference"):
+        Table(tmp_path / "a.tar", tmp_path / "cache")

@@ -40,6 +40,7 @@ def saved(folder: Path, splits: tuple[str, ...] = ()) -> Path:
 def test_a_folder_is_its_data_files_and_a_pattern_those_that_match(tmp_path: Path) -> None:
     first, second = lines(tmp_path / "d" / "a.jsonl"), lines(tmp_path / "d" / "deep" / "b.jsonl")
     (tmp_path / "d" / "notes.txt").write_text("no data")
+    (tmp_path / "d" / "._a.jsonl").write_bytes(b"\0\5\x16\7")  # as macOS puts beside each file of an archive
     assert files_of(Named(str(tmp_path / "d"))) == [first]
     assert files_of(Named(str(tmp_path / "**" / "*.jsonl"))) == [first, second]
     with pytest.raises(DataError, match="no file has a name like"):

@@ -13,7 +13,7 @@ import pytest
 
 from llava_accel.exceptions import UserError
 from llava_accel.storage import folder_lock
-from llava_accel.storage.folder_lock import LOCK, FolderLock, is_lock
+from llava_accel.storage.folder_lock import LOCK, FolderLock, is_held, is_lock
 
 HOLD = """
 import sys, time
@@ -169,3 +169,21 @@ def test_a_holder_whose_lock_was_taken_over_ends_before_it_writes_again(tmp_path
     left_by(tmp_path, host="far", machine="far")
     _, said = started.communicate(timeout=20)
     assert started.returncode == 2 and "was taken over by process" in said
+
+
+def test_a_lock_from_the_future_is_waited_for_no_longer_than_others(tmp_path: Path, quick: None) -> None:
+    left_by(tmp_path, machine="another", host="far")
+    os.utime(tmp_path / LOCK, (time.time() + 86400, time.time() + 86400))
+    said, since = list[str](), time.monotonic()
+    lock = FolderLock(tmp_path)
+    lock.take(said.append)
+    lock.release()
+    assert 1.0 <= time.monotonic() - since < 10
+    assert len(said) == 1 and "up to 1 s" in said[0]
+
+
+def test_a_lock_from_the_future_is_held_by_nobody(tmp_path: Path) -> None:
+    left_by(tmp_path, machine="another", host="far")
+    assert is_held(tmp_path)
+    os.utime(tmp_path / LOCK, (time.time() + 86400, time.time() + 86400))
+    assert not is_held(tmp_path)
