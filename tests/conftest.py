@@ -14,19 +14,17 @@ import gc
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
-from importlib.machinery import SourceFileLoader
+from functools import cache
 from pathlib import Path
-from types import CodeType
 from typing import Any
 from unittest.mock import patch
 
 import jaxtyping
 import pytest
-from jaxtyping import _import_hook as typed_imports
 
+from helpers import typed
 from helpers.kinds import ALL_KINDS
 
 # No torch at the top of this file: the process that only hands out the tests would wait for it, too.
@@ -37,29 +35,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Accelerate reads it from a file at each save.
 importlib.metadata.metadata = cache(importlib.metadata.metadata)
 
+# It goes through all that is frozen, which is a tenth of a second, and each verb asks.
+gc.get_freeze_count = lambda: 1
+
 # No test cuts the power, and a checkpoint would wait for the disk with each of its files.
 os.fsync = lambda fd: None
 
-
-def _typed_code(self: Any, fullname: str) -> CodeType | None:
-    """The code of a module of ours, with checks of its types."""
-    cache_name = partial(typed_imports._optimized_cache_from_source, self._typechecker.get_hash())
-    with patch("importlib._bootstrap_external.cache_from_source", cache_name):
-        return SourceFileLoader.get_code(self, fullname)
-
-
-# As it comes, all that a module of ours imports is looked for under that name too, not found, and compiled anew: torch
-# and the others take twice as long.
-del typed_imports._JaxtypingLoader.exec_module
-typed_imports._JaxtypingLoader.get_code = _typed_code
-
-
-def _checked(jaxtyped: Callable[..., Any], typechecker: Any) -> Callable[[Any], Any]:
-    """Checks of a function's or class's types, unless it is made anew at each call of another: that takes a millisecond."""
-    return lambda found: found if "<locals>" in found.__qualname__ else jaxtyped(found, typechecker=typechecker)
-
-
-jaxtyping.jaxtyped = partial(_checked, jaxtyping.jaxtyped)
+typed.quicken()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -103,6 +85,28 @@ def _read_once() -> Iterator[None]:
         return copy.deepcopy(kept[key])
 
     with patch.object(processing, "load_tokenizer", load_tokenizer):
+        yield
+
+
+_SMALL = 2**20  # bytes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tried_once() -> Iterator[None]:
+    """A tokenizer.json that was found good is not tried again, wherever it lies: each trial is a process."""
+    trial: Any = sys.modules.get("llava_accel.model.trial")
+    if trial is None:
+        yield
+        return
+    check, good = trial.check_tokenizer, set[bytes]()
+
+    def check_tokenizer(file: Path) -> None:
+        content = file.read_bytes() if file.is_file() and file.stat().st_size < _SMALL else b""
+        if content not in good:
+            check(file)
+            good.update([content] if content else [])
+
+    with patch.object(trial, "check_tokenizer", check_tokenizer):
         yield
 
 

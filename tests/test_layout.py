@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
 from llava_accel.data.tiling import Tiling
+from llava_accel.release.verification import compare
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llava_accel"
@@ -105,10 +108,12 @@ def test_files_are_small() -> None:
 
 def test_types_of_classes_and_of_functions_are_checked_by_the_tests() -> None:
     wrong: Any = "576"
-    with pytest.raises(TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         Tiling(336, wrong)
-    with pytest.raises(TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         Tiling(336, 576).layout(336, wrong)
+    with pytest.raises(TypeCheckError):
+        compare(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
 def test_texts_are_written_in_utf_8_whatever_the_locale() -> None:
