@@ -94,10 +94,10 @@ def launches(lab: Lab, tmp_path: Path) -> Iterator[Launches]:
     launches.end()
 
 
-# Every profile is started once in this file, "ddp" in test_start.py too: ZeRO-2 and there "ddp" by real processes alone.
+# Every profile is started once in this file, "ddp" in test_start.py too, there to its end by processes that nothing forked.
 @pytest.mark.parametrize("profile", ["cpu", "zero2", "zero3_offload"])
 def test_a_profile_is_rehearsed_by_the_command_that_a_user_types(launches: Launches, profile: str) -> None:
-    launch = launches.start(profile, how=subprocess.Popen if profile == "zero2" else Forked)
+    launch = launches.start(profile)
     assert launch.end(3 * MINUTE) == 0, launch.text
     assert launch.text.count("rehearsal: ") == 1
     assert_same_metrics(launches.run, launches.lab.reference())
@@ -144,7 +144,7 @@ def test_an_image_that_breaks_on_one_rank_ends_all_with_one_message(launches: La
 
 
 def test_a_mistake_that_all_ranks_meet_is_said_once(launches: Launches) -> None:
-    launch = launches.start("ddp", "optim.learning_rat=1")
+    launch = launches.start("ddp", "optim.learning_rat=1", how=subprocess.Popen)
     assert launch.end(2 * MINUTE) != 0
     assert launch.text.count("learning_rat = 1") == 1 and "llava_accel/loop" not in launch.text
 
