@@ -32,6 +32,11 @@ _POLL_S = 0.2
 _PROMPT = "> "
 
 
+def show_line(text: str) -> None:
+    """Print a line that cannot drive the terminal."""
+    print(printable(text), flush=True)
+
+
 def load_named(
     arguments: argparse.Namespace, say: Callable[[str], object], *, keep_base: bool = False
 ) -> "tuple[Trained, Loaded]":
@@ -113,7 +118,7 @@ def talk(opening: "Future[Dialogue]", notes: list[str]) -> None:
         try:
             _obey(dialogue, line)
         except UserError as error:
-            print(printable(f"error: {error}"))
+            show_line(f"error: {error}")
         except KeyboardInterrupt:
             print("\n(stopped; the question is forgotten)")
 
@@ -137,7 +142,7 @@ def _read(opening: "Future[Dialogue]", notes: list[str]) -> str:
 def _opened(opening: "Future[Dialogue]", notes: list[str]) -> "Dialogue":
     dialogue = opening.result()
     while notes:
-        print(printable(notes.pop(0)), flush=True)
+        show_line(notes.pop(0))
     return dialogue
 
 
@@ -180,16 +185,13 @@ def open_page(arguments: argparse.Namespace) -> None:
     door = open_door(arguments.port)
     collection = Collection(arguments.collect, arguments.system) if arguments.collect else None
 
-    def say(text: str) -> None:
-        print(printable(text), flush=True)
-
-    trained, loaded = load_named(arguments, say, keep_base=True)
+    trained, loaded = load_named(arguments, show_line, keep_base=True)
     dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
     if arguments.system is not None:
         dialogue.use_system(arguments.system)
     why = why_no_base(trained, loaded)
     if why and arguments.adapter:
-        say(f"There is no base beside it: {why}.")
+        show_line(f"There is no base beside it: {why}.")
     show(Columns(dialogue, loaded, has_base=not why), collection, door)
 
 
@@ -211,4 +213,4 @@ def main(arguments: argparse.Namespace) -> None:
         opened.set_result(dialogue)
         talk(opened, [])
     else:
-        print(printable(answer))
+        show_line(answer)

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
-
-_Model = TypeVar("_Model")
 
 
 def count_up(key: str) -> int:
@@ -151,15 +149,21 @@ def set_attention_kernel(config: PreTrainedConfig, kernel: str) -> None:
     config._attn_implementation = kernel
 
 
-def one_sequence_a_row() -> AbstractContextManager[object]:
+@contextmanager
+def one_sequence_a_row() -> Iterator[None]:
     """In the block transformers takes each row for one sequence, and makes no other mask than a causal one.
 
     Read in transformers 5.23, masking_utils.py: `find_packed_sequence_indices`. It looks at the values of positions, for
     which every forward pass waits for the device, and shapes without numbers have none. No argument leaves it out.
     """
-    from unittest.mock import patch
+    from transformers import masking_utils
 
-    return patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    looks = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looks
 
 
 def checkpoint_layer(layer: nn.Module, checkpoint: Callable[..., Any]) -> None:
@@ -172,16 +176,13 @@ def checkpoint_layer(layer: nn.Module, checkpoint: Callable[..., Any]) -> None:
     layer._gradient_checkpointing_func = checkpoint  # pyright: ignore[reportArgumentType]
 
 
-def load_model(
-    model_class: type[_Model], config: PreTrainedConfig, state: Mapping[str, object], **settings: Any
-) -> _Model:
+def load_model(model_class: Any, config: PreTrainedConfig, state: Mapping[str, object], **settings: Any) -> Any:
     """A model with the weights of `state`, which may be slices of safetensors files: each is read when its turn comes.
 
     Read in transformers 5.23, core_model_loading.py: `_materialize_copy`. `from_pretrained` documents a state dict of
     tensors, which would all be in memory at once. The settings are those of `from_pretrained`.
     """
-    loader: Any = model_class
-    model, info = loader.from_pretrained(
+    model, info = model_class.from_pretrained(
         None, config=config, state_dict=dict(state), output_loading_info=True, **settings
     )
     assert not any(info.values()), info  # the caller has compared every name and shape

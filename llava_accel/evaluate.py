@@ -72,7 +72,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
         _compare_with(replace(run, recipe=start), processing, part)
     with loading_explained(run, processing):
         objective, loaded = build_objective(run, processing)
-    check_values(objective, recipe.model.base or recipe.model.language_model)
+    check_values(objective, recipe.model.named_base)
     attach_features(run, processing, objective, (part,))
     model = prepare_frozen(accelerator, objective)
     if not adapter:

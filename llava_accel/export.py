@@ -15,18 +15,17 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import Trained, find_trained
+from llava_accel.model.precision import PRECISIONS
 from llava_accel.model.processing import load_processing
 from llava_accel.model.save import with_step
-from llava_accel.release.forms import FORMS, Job, export
+from llava_accel.release.forms import Job, export
 from llava_accel.release.publish import check_login, check_name, push, show_files
 from llava_accel.runtime.devices import find_device
 
-_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"auto": None, **PRECISIONS}
 
 
 def export_source(arguments: argparse.Namespace, console: Console) -> None:
@@ -49,7 +48,7 @@ def export_source(arguments: argparse.Namespace, console: Console) -> None:
     # A merge loads the model anyway. The others need not, and on a CPU a comparison takes far longer than they do.
     compares = arguments.compare if arguments.compare is not None else device.type != "cpu" or arguments.to == "merged"
     job = Job(trained, device, console, _DTYPES[arguments.dtype], compares)
-    export(job, arguments.to, Path(arguments.out), FORMS[arguments.to])
+    export(job, arguments.to, Path(arguments.out))
     if arguments.push and arguments.dry_run:
         show_files(Path(arguments.out), arguments.push, console)
     elif arguments.push:

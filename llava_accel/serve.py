@@ -21,9 +21,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from llava_accel.chat import open_dialogue
+from llava_accel.chat import open_dialogue, show_line
 from llava_accel.console.door import HOST, LARGEST_BODY, LocalServer, is_key, is_local_name, open_door
-from llava_accel.console.output import printable
 from llava_accel.exceptions import UserError
 from llava_accel.inference.completions import Refused, answer_form, read_request
 from llava_accel.inference.dialogue import Dialogue
@@ -162,9 +161,9 @@ def main(arguments: argparse.Namespace) -> None:
     if not re.fullmatch(r"[!-~]{8,200}", key):
         raise UserError("--key: a key has 8 to 200 letters, digits and signs of ASCII. Leave it out, and one is made")
     door = open_door(arguments.port)
-    dialogue = open_dialogue(arguments, lambda text: print(printable(text), flush=True))
+    dialogue = open_dialogue(arguments, show_line)
     model = Path(arguments.adapter or arguments.base).resolve().name
     with Server(door, dialogue, model, key) as server:
         address = f"http://{HOST}:{server.server_port}/v1"
-        print(printable(f"address: {address}\nkey: {key}\nmodel: {model}\nCtrl-C ends it"), flush=True)
+        show_line(f"address: {address}\nkey: {key}\nmodel: {model}\nCtrl-C ends it")
         server.serve_forever()

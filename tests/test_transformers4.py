@@ -61,8 +61,9 @@ def test_a_tokenizer_model_gives_the_same_ids(ask: Ask, tmp_path: Path, kind: st
 def test_a_processor_gives_the_same_ids_and_pixels(
     ask: Ask, tmp_path: Path, hub_or_original: Path, image_aspect: str
 ) -> None:
-    processor = load_processing(ModelTable(base=str(hub_or_original)), image_aspect).processor
-    save_processor(tmp_path / "saved", processor)
+    processing = load_processing(ModelTable(base=str(hub_or_original)), image_aspect)
+    processor = processing.processor
+    save_processor(tmp_path / "saved", processing)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 81, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     ours = processor(images=image, text="USER: <image>\nWhat  is it?</s>USER: x", return_tensors="np")  # pyright: ignore[reportCallIssue]

@@ -13,7 +13,6 @@ from torch import Tensor
 from llava_accel.checkpoint import progress
 from llava_accel.checkpoint.model_card import describe
 from llava_accel.model.build import LoadedModel
-from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import adapter_files, is_saved, save_frame, save_model_config
 from llava_accel.recipe import dump_recipe
@@ -46,20 +45,13 @@ class Contents:
         self.is_divided = run.recipe.model.train == "full"
         """Whether every rank writes, and not the main process alone."""
 
-    @property
-    def objective(self) -> Objective:
-        """Without the engine's wrapper."""
-        objective = self._run.accelerator.unwrap_model(self._prepared.model)
-        assert isinstance(objective, Objective)
-        return objective
-
     def take(self, *, with_moments: bool) -> Taken:
         """What there is to write now. Every rank must call it. It is no copy, and changes with the next step."""
         accelerator, model, optimizer = self._run.accelerator, self._prepared.model, self._prepared.optimizer
         if self.is_divided:
             shares = optimizer_shares(accelerator, model, optimizer) if with_moments else ()
             return Taken(weight_shares(accelerator, model), list(shares))
-        weights = gathered_weights(accelerator, model, is_saved(self.objective, self._run.recipe))
+        weights = gathered_weights(accelerator, model, is_saved(self._prepared.objective, self._run.recipe))
         moments = gathered_optimizer_state(accelerator, model, optimizer) if with_moments else ()
         return Taken(weights, [(name, key, divided(value)) for name, key, value in moments])
 
@@ -73,7 +65,7 @@ class Contents:
         Returns:
             What `chunks` needs.
         """
-        recipe, objective = self._run.recipe, self.objective
+        recipe, objective = self._run.recipe, self._prepared.objective
         save_frame(folder, objective, self._loaded, self._processing, recipe)
         (folder / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
         describe(folder, Path(recipe.run.output_dir), recipe, step)
@@ -101,7 +93,7 @@ class Contents:
             shares = {stored: taken.weights[name] for stored, name in names.items()}
             files, index = into_files(shares, "model{suffix}.safetensors", _FILE_BYTES)  # pyright: ignore[reportArgumentType]
         else:
-            by_file = adapter_files(self.objective, taken.weights)  # pyright: ignore[reportArgumentType]
+            by_file = adapter_files(self._prepared.objective, taken.weights)  # pyright: ignore[reportArgumentType]
             files = {file: {name: divided(tensor) for name, tensor in state.items()} for file, state in by_file.items()}
         moments = progress.optimizer_files(taken.moments)
         return files | {f"engine/{file}": tensors for file, tensors in moments.items()}, index

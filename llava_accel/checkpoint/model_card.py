@@ -114,7 +114,11 @@ def _vllm_rank(model: ModelTable) -> int | None:
 def _names(sources: str | Sequence[Source]) -> list[str]:
     """Of data.train or data.eval: names of files without their folders, which are nobody else's business."""
     paths = [sources] if isinstance(sources, str) else [source.path for source in sources]
-    return [path if is_name(path) and not Path(path).exists() else Path(path).name for path in paths if path]
+    return [path if _is_of_hub(path) else Path(path).name for path in paths if path]
+
+
+def _is_of_hub(name: str) -> bool:
+    return is_name(name) and not Path(name).exists()
 
 
 @functools.cache
@@ -138,7 +142,7 @@ def _code(text: str) -> str:
 def _front_matter(form: Form, base: str, train: object) -> str:
     is_adapter = train == "lora" and form != "merged"
     named: dict[str, Any] = {}
-    if base.count("/") == 1 and not base.startswith((".", "~", "/")) and not Path(base).exists():
+    if _is_of_hub(base):
         # The hub refuses a card whose base is not a model of its own.
         relation = "adapter" if is_adapter else "merge" if train == "lora" else "finetune"
         named = {"base_model": base, "base_model_relation": relation}

@@ -103,41 +103,45 @@ def check_position(folder: Path, recipe: Recipe, device: torch.device, data: str
         UserError: the folder is of another format, or a step of this launch is another portion of the data, or is
             computed in another precision.
     """
-    if not (facts := read_progress(folder.parent)):
+    run = folder.parent
+    if not (facts := read_progress(run)):
         raise UserError(f"run.resume: {folder} has no {PROGRESS}. To start from its weights alone, set model.adapter")
     ranks = ranks or facts["written_by"]["num_processes"]
     size, then = _global_batch_size(recipe, ranks), facts["global_batch_size"]
     if size != then:
-        raise UserError(
-            f"run.resume: {folder.parent} counts steps of {then} examples, and {ranks} ranks x "
+        raise _another_run(
+            f"{run} counts steps of {then} examples, and {ranks} ranks x "
             f"train.accumulation_steps = {recipe.train.accumulation_steps} x train.per_device_batch_size = "
             f"{recipe.train.per_device_batch_size} make {size}: step {facts['state']['step']} would be another place in the "
-            f"data. Choose them so that their product is {then}, or start a new run from its weights with model.adapter"
+            f"data. Choose them so that their product is {then}"
         )
     if facts["optimizer"] != recipe.optim.optimizer:
-        raise UserError(
-            f"run.resume: {folder.parent} holds the state of optim.optimizer = {facts['optimizer']!r}, not of "
-            f"{recipe.optim.optimizer!r}. Set it back, or start a new run from its weights with model.adapter"
+        raise _another_run(
+            f"{run} holds the state of optim.optimizer = {facts['optimizer']!r}, not of {recipe.optim.optimizer!r}. "
+            "Set it back"
         )
     precision = str(resolve_precision(recipe.run.precision, device))
     if facts["precision"] != precision:
-        raise UserError(
-            f"run.resume: {folder.parent} was computed in {facts['precision']}, and run.precision = "
-            f"{recipe.run.precision!r} means {precision} here. Set it to the former, or start a new run from its weights "
-            "with model.adapter"
+        raise _another_run(
+            f"{run} was computed in {facts['precision']}, and run.precision = {recipe.run.precision!r} means {precision} "
+            "here. Set it to the former"
         )
     now = own_code(recipe)
     if changed := [key for key, content in now.items() if content != facts["own_code"].get(key)]:
-        raise UserError(
-            f"run.resume: the file of {changed[0]} has changed since {folder.parent}, so that the steps before and after "
-            "would not be of one run. Set it back, or start a new run from its weights with model.adapter"
+        raise _another_run(
+            f"the file of {changed[0]} has changed since {run}, so that the steps before and after would not be of one run. "
+            "Set it back"
         )
     if facts["state"]["data"] != data:
-        raise UserError(
-            f"run.resume: the data has changed since {folder.parent} was written: its records, their images or how "
-            "data.reader reads them. Restore the files, or start a new run from its weights with model.adapter"
+        raise _another_run(
+            f"the data has changed since {run} was written: its records, their images or how data.reader reads them. "
+            "Restore the files"
         )
     return facts
+
+
+def _another_run(problem: str) -> UserError:
+    return UserError(f"run.resume: {problem}, or start a new run from its weights with model.adapter")
 
 
 def _global_batch_size(recipe: Recipe, ranks: int) -> int:

@@ -75,7 +75,8 @@ class Checkpoints:
         self, run: RunContext, prepared: Prepared, loaded: LoadedModel, processing: Processing, state: TrainState
     ) -> None:
         self._recipe, self._accelerator, self._console = run.recipe, run.accelerator, run.console
-        self._model, self._optimizer, self._scheduler = prepared.model, prepared.optimizer, prepared.scheduler
+        self._model, self._objective = prepared.model, prepared.objective
+        self._optimizer, self._scheduler = prepared.optimizer, prepared.scheduler
         self.processing, self._state = processing, state
         self._contents = Contents(run, prepared, loaded, processing)
         self._run, self._own = Path(run.recipe.run.output_dir), progress.own_code(run.recipe)
@@ -139,7 +140,7 @@ class Checkpoints:
         there = self._accelerator.is_main_process and self._recipe.checkpoint.best and is_complete(best)
         step = broadcast_object_list([step_saved(best) if there else None])[0]
         if step is not None and step != self._state.step:
-            load_saved(best, self._contents.objective, weight_setter(self._accelerator))
+            load_saved(best, self._objective, weight_setter(self._accelerator))
         return self._state.step if step is None else step
 
     def export(self, folder: Path, step: int) -> None:

@@ -112,6 +112,22 @@ class _Known(dict[str, list[int]]):
         return ids
 
 
+def parts_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a tokenizer does to a text before and after its model: a vocabulary takes a second to be written down."""
+    backend = tokenizer.backend_tokenizer
+    alone = Tokenizer(type(backend.model)())
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        if (part := getattr(backend, name)) is not None:
+            setattr(alone, name, part)
+    return json.loads(alone.to_str())
+
+
+def spaces_of(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool]:
+    """Whether a tokenizer puts a space before a text at the start, and before one after a special token."""
+    _, at_start, after_special = _take_over_spaces(parts_of(tokenizer))
+    return at_start, after_special
+
+
 def _put_out_of_reach(spec: dict[str, Any]) -> None:
     """Change a tokenizer's description so that no text becomes a special token that its model can spell by itself."""
     model, special = spec["model"], [token for token in spec["added_tokens"] if token["special"]]

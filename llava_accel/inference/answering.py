@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
@@ -26,7 +25,8 @@ from llava_accel.data.questions import Questions, ask
 from llava_accel.data.records import Record
 from llava_accel.data.tiling import ImageView
 from llava_accel.data.trie import chain
-from llava_accel.model.objective import LOGITS_AT_ONCE, Objective, forest_mask, place_features
+from llava_accel.model.masks import forest_mask, sees
+from llava_accel.model.objective import Objective, cross_entropy, place_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def read_prompts(
         use_cache=True,
     ).last_hidden_state
     targets = hidden.flatten(0, 1)[tensor(batch, "target_positions")]
-    return hidden, _losses(objective, targets, tensor(batch, "target_ids"))
+    return hidden, objective.for_each_target(cross_entropy, targets, tensor(batch, "target_ids"))
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets
     embeds, position_ids = _embeds(objective, batch, blind=False), tensor(batch, "position_ids")
     outputs = objective.llava.model.language_model(inputs_embeds=embeds, position_ids=position_ids, use_cache=False)
     hidden = outputs.last_hidden_state
-    return _logits(objective, hidden.flatten(0, 1)[tensor(batch, "target_positions")])
+    return objective.logits(hidden.flatten(0, 1)[tensor(batch, "target_positions")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +163,9 @@ class _Branches:
         rows, places, slots = torch.from_numpy(np.stack([questions.rows, questions.places, numbers])).to(device)
         begin = torch.zeros((len(position_ids), max(1, int(counts.max()))), dtype=torch.int64, device=device)
         begin[rows, slots] = places
-        key, query = torch.arange(position_ids.shape[1], device=device), begin[:, :, None]
-        seen = (key <= query) & (query < subtree_end[:, None, :]) | (key == query)
-        return cls(rows=rows, places=places, slots=slots, seen=seen[:, None], depths=position_ids.gather(1, begin))
+        keys = torch.arange(position_ids.shape[1], device=device)
+        seen = sees(begin[:, None, :, None], keys, subtree_end[:, None, None, :])
+        return cls(rows=rows, places=places, slots=slots, seen=seen, depths=position_ids.gather(1, begin))
 
     def laid_out(self, ids: Int[Tensor, "questions"]) -> Int[Tensor, "rows width"]:
         laid_out = torch.zeros_like(self.depths)
@@ -211,23 +211,9 @@ def _embeds(objective: Objective, batch: Loaded, blind: bool) -> Float[Tensor, "
     return place_features(embeds, features[tensor(batch, "image_index")], tensor(batch, "image_positions"))
 
 
-def _losses(
-    objective: Objective, hidden: Float[Tensor, "targets hidden"], ids: Int[Tensor, "targets"]
-) -> Float[Tensor, "targets"]:
-    # Ranks that share each weight must call lm_head equally often, and have unequal numbers of targets.
-    size = max(1, len(ids) if objective.is_sharded else LOGITS_AT_ONCE // objective.vocab_size)
-    parts = zip(hidden.split(size), ids.split(size), strict=True)
-    return torch.cat([F.cross_entropy(_logits(objective, h), target, reduction="none") for h, target in parts])
-
-
 def _best(objective: Objective, hidden: Float[Tensor, "questions hidden"]) -> Int[Tensor, "questions"]:
-    logits = _logits(objective, hidden)
+    logits = objective.logits(hidden)
     image_token_id = int(objective.llava.config.image_token_index)
     if image_token_id < logits.shape[1]:
         logits[:, image_token_id] = -torch.inf  # it is not a word
     return logits.argmax(-1)
-
-
-def _logits(objective: Objective, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
-    """In fp32; rows of lm_head after the end of the vocabulary are not words."""
-    return objective.llava.lm_head(hidden)[:, : objective.vocab_size].float()

@@ -12,6 +12,8 @@ from llava_accel.inference.dialogue import Dialogue
 
 ImageSource = str | Path | Image.Image
 """A file, or an image in memory."""
+_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+"""Modes of Pillow that a PNG holds as they are."""
 
 
 class Answerer:
@@ -38,7 +40,8 @@ class Answerer:
             for each in images:
                 if isinstance(each, Image.Image):
                     file = Path(stack.enter_context(TemporaryDirectory())) / "image.png"
-                    shown = each if each.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else each.convert("RGB")
+                    wide = "I;16" if each.mode.startswith("I") else "RGB"
+                    shown = each if each.mode in _OF_PNG else each.convert(wide)
                     shown.save(file, exif=each.getexif())
                     each = file
                 self._dialogue.show(Path(each))

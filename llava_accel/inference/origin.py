@@ -77,6 +77,8 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     model = {} if own else _settings(folder, kind, base)
     recipe = own or make_recipe({"run": {"name": "run"}, "model": model, "data": {"train": "none"}})
     changes: dict[str, object] = {"projector": ""}  # every folder holds the projector that belongs to it
+    if recipe.model.attention != "eager":  # of what trains: answers are written through sdpa, which every machine has
+        changes["attention"] = "auto"
     if kind == "model":
         place = str(folder) if Path(name).is_dir() else name
         changes |= {"base": place, "language_model": "", "vision_tower": "", "adapter": ""}
@@ -172,15 +174,15 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device, 
         rest = {layouts.trainable_to_memory(tensor.name): tensor.read() for tensor in read_tensors(file)}
         put_rest(model, rest, str(file), chosen)
     check_values(model, str(trained.folder))
-    note = fingerprint_note(trained, recipe, base.fingerprint)
     objective = Objective(model, base.vocab_size).to(device).eval()
-    return Loaded(objective, processing, base, [note] if note else [], replaced)
+    return Loaded(objective, processing, base, notes_on_base(trained, base.fingerprint), replaced)
 
 
-def fingerprint_note(trained: Trained, recipe: Recipe, fingerprint: str) -> str:
-    """What to say where the base is not the one that it was trained on; else nothing."""
-    base = recipe.model.base or recipe.model.language_model
-    return "" if trained.kind == "model" else other_base(trained.folder, base, fingerprint)
+def notes_on_base(trained: Trained, fingerprint: str) -> list[str]:
+    """What to say where the base is not the one that it was trained on."""
+    base = trained.recipe.model.named_base
+    note = other_base(trained.folder, base, fingerprint) if trained.kind != "model" else ""
+    return [note] if note else []
 
 
 def _folder(name: str, what: str) -> Path:

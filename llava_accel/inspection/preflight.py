@@ -79,7 +79,7 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
         for tensor in stored.values():
             problems.attempt(tensor.check_finite)
         if source and stored:
-            name, fingerprint = recipe.model.base or recipe.model.language_model, weights.fingerprint(stored, base)
+            name, fingerprint = recipe.model.named_base, weights.fingerprint(stored, base)
             problems.attempt(lambda: refuse_other_base(source, name, fingerprint))
     if processing is not None:
         problems.attempt(lambda: _check_trainable(recipe, processing))

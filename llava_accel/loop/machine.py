@@ -1,5 +1,7 @@
 """What a recipe needs of the machine that trains it and of code of the user's own, asked before any weight is read."""
 
+from collections.abc import Callable
+
 import torch
 
 from llava_accel.console.output import Console
@@ -24,11 +26,26 @@ def check_machine(recipe: Recipe, device: torch.device) -> None:
         UserError: something is not there; key, value and remedy of all that is not.
     """
     problems: list[str] = []
-    for check in (_attention, _compiler, _liger, _optimizer, _objective):
+
+    def attempt(check: Callable[[], object]) -> None:
         try:
-            check(recipe, device)
+            check()
         except UserError as error:
             problems.append(str(error))
+
+    attempt(lambda: attention(recipe.model.attention))
+    if recipe.model.compile:
+        attempt(lambda: require_compiler(device))
+    if recipe.model.kernels == "liger" and (problem := liger_problem(device)):
+        problems.append(problem)
+    if is_own(recipe.optim.optimizer):
+        attempt(lambda: try_own(recipe.optim, device))
+    if recipe.optim.optimizer == "paged_adamw_8bit" and device.type == "cpu":
+        problems.append(
+            "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "
+            "Use 'adamw_8bit' for this run"
+        )
+    attempt(lambda: objective_class(recipe))
     if problems:
         raise UserError("\n".join(problems))
 
@@ -46,31 +63,3 @@ def say_own_code(recipe: Recipe, console: Console, *, trains: bool = True, score
     for name in filter(is_own, recipe.eval.measured if scores else ()):
         find_metric(name).measure([Judged("a cat", ("a cat", "cat"), 0)])
         say_own({"eval.metrics": name}, console.line)
-
-
-def _objective(recipe: Recipe, _device: torch.device) -> None:
-    objective_class(recipe)
-
-
-def _attention(recipe: Recipe, _device: torch.device) -> None:
-    attention(recipe.model.attention)
-
-
-def _compiler(recipe: Recipe, device: torch.device) -> None:
-    if recipe.model.compile:
-        require_compiler(device)
-
-
-def _liger(recipe: Recipe, device: torch.device) -> None:
-    if recipe.model.kernels == "liger" and (problem := liger_problem(device)):
-        raise UserError(problem)
-
-
-def _optimizer(recipe: Recipe, device: torch.device) -> None:
-    if is_own(recipe.optim.optimizer):
-        try_own(recipe.optim, device)
-    if recipe.optim.optimizer == "paged_adamw_8bit" and device.type == "cpu":
-        raise UserError(
-            "optim.optimizer: 'paged_adamw_8bit' moves pages between GPU and main memory, and there is no GPU. "
-            "Use 'adamw_8bit' for this run"
-        )

@@ -62,7 +62,8 @@ def train_step(
         None where a rank had no data: the step was not taken.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    given, flags = window or _padding(1, accelerator.device), interruption.flags(accelerator.device, len(window))
+    given = window or _padding(1, accelerator.device)
+    flags = interruption.flags(accelerator.device, len(window))
     divisors, flags = loss_divisors(given, prepared.objective.count, recipe.train.loss, accelerator, flags)
     if not window:  # the last window of an epoch may be short: all ranks must run backward equally often
         window = _padding(interruption.micro_batches_of_others(flags), accelerator.device)

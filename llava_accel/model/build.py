@@ -89,7 +89,7 @@ def load_model(
             f"{base.text.vocab_size} to {processing.num_rows} rows, and the new ones are never predicted."
         )
     # peft writes this into adapter_config.json: the name that the user gave, not a folder of some cache.
-    model.name_or_path = model.config.name_or_path = recipe.model.base or recipe.model.language_model
+    model.name_or_path = model.config.name_or_path = recipe.model.named_base
     model.generation_config = generation_config(processing)
     return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes, tower)
 

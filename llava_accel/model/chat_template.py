@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_accel.data.conversation import SYSTEM_PROMPTS
 from llava_accel.data.jinja_template import REFUSALS, with_ends
-from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.data.text_encoder import spaces_of
 from llava_accel.exceptions import UserError
 from llava_accel.model.files import read_json, read_text
 from llava_accel.model.trial import check_template
@@ -29,8 +29,7 @@ def choose_template(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast)
         if own:
             check_template(tokenizer, own, folder)
         return _ended(tokenizer, own)
-    encoder = TextEncoder(tokenizer)
-    template = chat_template(name, encoder.space_at_start and not encoder.space_after_special)
+    template = chat_template(name, spaces_of(tokenizer) == (True, False))
     return template, [] if name == "plain" or not own else _other_template(tokenizer, own, folder, template, name)
 
 

@@ -25,6 +25,8 @@ LANGUAGE_MODEL = "model.language_model."
 PROJECTOR = "model.multi_modal_projector."
 TOWER = "model.vision_tower."
 """What the in-memory names of the three parts begin with; `lm_head` is a part of its own."""
+VOCABULARY = (f"{LANGUAGE_MODEL}embed_tokens.weight", "lm_head.weight")
+"""In-memory names of the matrices with a row for each token."""
 NEWLINE = "model.image_newline"
 """In-memory name of what ends a row of image tokens, in models that cut images into tiles."""
 CONNECTION = (PROJECTOR, NEWLINE)

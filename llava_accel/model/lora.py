@@ -8,6 +8,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -48,8 +49,8 @@ def prepare_trainable(model: Llava, recipe: Recipe, put: Put = copy_whole) -> Tr
             targets = adapter.choose(targets)
         if table.lora.projector:
             targets += [PROJECTOR + linear for linear in ("linear_1", "linear_2")]
-        model.name_or_path = table.base or table.language_model  # peft writes down what the model calls itself
-        config = lora_config(table.lora, compact(targets, model), table.base or table.language_model)
+        model.name_or_path = table.named_base  # peft writes down what the model calls itself
+        config = lora_config(table.lora, compact(targets, model), table.named_base)
         with warnings.catch_warnings():
             # peft asks for an attribute that transformers 5 is about to rename.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -118,7 +119,6 @@ def compact(targets: list[str], model: nn.Module) -> str | list[str]:
 
 def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraConfig:
     """peft's own config for the recipe's table; `base` is written into it as the name of the base."""
-    initial = lora.variant if lora.variant in FROM_WEIGHTS else True
     return LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -127,10 +127,15 @@ def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraCon
         lora_dropout=lora.dropout,
         bias=lora.bias,
         target_modules=targets,
-        init_lora_weights=initial,
+        init_lora_weights=starting_values(lora),
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
     )
+
+
+def starting_values(lora: LoraTable) -> Literal["pissa", "olora"] | bool:
+    """What peft calls the weights that the layers start from."""
+    return lora.variant if lora.variant in FROM_WEIGHTS else True
 
 
 def without_starting_values(table: ModelTable) -> ModelTable:

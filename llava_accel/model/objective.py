@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -23,13 +22,13 @@ from llava_accel.families.registry import Llava
 from llava_accel.kernels.decoder import lighten_decoder
 from llava_accel.kernels.low_rank import lighten_lora
 from llava_accel.model.last_layer import read_at_positions
+from llava_accel.model.masks import attention_mask
 from llava_accel.model.merging import TileMerger
 from llava_accel.model.precision import computed_in
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
 """256 MiB in fp32; their gradient and their softmax are as large again."""
-_ALIGNED = 8  # numbers, of a mask's line for sdpa on a GPU (torch 2.13, native/transformers/attention.cpp: pad_bias)
 
 
 def _ignore(_phase: str) -> None:
@@ -96,10 +95,6 @@ class Objective(nn.Module):
         assert isinstance(model, Llava)
         return model
 
-    @property
-    def _kernel(self) -> str:
-        return compat.attention_kernel(self.llava.config.text_config)  # pyright: ignore[reportArgumentType]
-
     def flush_features(self) -> None:
         """Write the features that still wait in memory."""
         if self.features is not None:
@@ -159,16 +154,16 @@ class Objective(nn.Module):
         **_: Tensor,
     ) -> tuple[Float[Tensor, "targets hidden"], Float[Tensor, ""]]:
         """The state that each target is predicted from, and a zero that a loss has to be added to."""
-        llava = self.llava
-        embeds = llava.get_input_embeddings()(input_ids)
+        embeds, decoder = self.llava.get_input_embeddings()(input_ids), self.llava.model.language_model
         enter("vision")
         features = self.image_features(pixel_values, tower_features, image_names, tile_order, image_layouts)
         enter("forward")
         embeds = place_features(embeds, features[image_index], image_positions)
+        kernel = compat.attention_kernel(decoder.config)
         with compat.one_sequence_a_row():  # where a row is more than that, it has a mask
-            hidden = llava.model.language_model(
+            hidden = decoder(
                 inputs_embeds=embeds,
-                attention_mask=attention_mask(subtree_end, self._kernel, self.compute_dtype) if branched else None,
+                attention_mask=attention_mask(subtree_end, kernel, self.compute_dtype) if branched else None,
                 position_ids=position_ids,
                 use_cache=False,
                 read_positions=read_positions,
@@ -178,6 +173,10 @@ class Objective(nn.Module):
         # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
         # In fp16 the sum may be infinite, and 0 times that is no number.
         return read[target_reads], 0.0 * features.sum(dtype=torch.float32)
+
+    def logits(self, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
+        """In fp32; rows of lm_head after the end of the vocabulary are not words."""
+        return self.llava.lm_head(hidden)[:, : self.vocab_size].float()
 
     def for_each_target(
         self,
@@ -192,7 +191,7 @@ class Objective(nn.Module):
         size = max(1, LOGITS_AT_ONCE // self.vocab_size)
 
         def part(hidden: Tensor, ids: Tensor) -> Tensor:
-            return compute(self.llava.lm_head(hidden)[:, : self.vocab_size].float(), ids)
+            return compute(self.logits(hidden), ids)
 
         # Ranks that share each weight must call lm_head equally often, and have unequal numbers of targets.
         if len(ids) <= size or self.is_sharded:
@@ -259,44 +258,3 @@ def place_features(
     seq = embeds.shape[1]
     # No view of flattened rows: torch.compile would make graphs of their own for a first layer whose input is one.
     return embeds.index_put((positions // seq, positions % seq), features.to(embeds.dtype))
-
-
-def attention_mask(
-    subtree_end: Int[Tensor, "rows seq"], kernel: str, dtype: torch.dtype
-) -> Float[Tensor, "rows 1 seq seq"] | BlockMask:
-    """`forest_mask` as the kernel takes it: flex_attention as blocks, the others as what they add to scores.
-
-    Args:
-        kernel: transformers' name of it.
-        dtype: Of the scores.
-    """
-    assert kernel != "flash_attention_2", "it takes no mask; the recipe's checks refuse what needs one"
-    if kernel == "flex_attention":
-        return forest_blocks(subtree_end)
-    mask = forest_mask(subtree_end)
-    rows, _, seq, _ = mask.shape
-    # Of booleans sdpa makes this in every layer, and keeps each for the backward pass. So it does on a GPU of a mask whose
-    # lines do not begin at a multiple of 8 numbers: these have room for that at their end.
-    room = torch.zeros((rows, 1, seq, -(-seq // _ALIGNED) * _ALIGNED), dtype=dtype, device=mask.device)
-    return room[..., :seq].masked_fill_(mask.logical_not_(), -torch.inf)
-
-
-def forest_mask(subtree_end: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows 1 seq seq"]:
-    """Token i may attend to j: `j <= i < subtree_end[j]`. Padding attends to itself alone, as a softmax needs one."""
-    place = torch.arange(subtree_end.shape[1], device=subtree_end.device)
-    query, key = place[:, None], place[None, :]
-    mask = (key <= query) & (query < subtree_end[:, None, :]) | (key == query)
-    return mask[:, None]
-
-
-def forest_blocks(subtree_end: Int[Tensor, "rows seq"]) -> BlockMask:
-    """`forest_mask` for FlexAttention, which skips the blocks of queries and keys that it leaves empty."""
-    rows, seq = subtree_end.shape
-    return create_block_mask(
-        lambda row, _, query, key: (key <= query) & (query < subtree_end[row, key]) | (key == query),
-        B=rows,
-        H=None,
-        Q_LEN=seq,
-        KV_LEN=seq,
-        device=subtree_end.device,
-    )

@@ -34,8 +34,7 @@ ROWS_MULTIPLE = 64
 class Processing:
     """All that turns records into inputs, and what the inputs demand of the model.
 
-    `processor` makes a square what the tower takes, and `processor_files` are what transformers' processor of the base's
-    family has in its files beside that. `image_aspect` is "tiles", or how an image becomes a square.
+    `processor` makes a square what the tower takes. `image_aspect` is "tiles", or how an image becomes a square.
     `vocab_size` is the number of `lm_head` rows that take part in the softmax, `num_rows` the number that there are.
     `words` are the added tokens that a text may hold, `notes` lines for the console.
     """
@@ -54,11 +53,6 @@ class Processing:
     def square_aspect(self) -> str:
         """How an image becomes a square that is not cut: as LLaVA's own code has it, also where one stands beside others."""
         return "pad" if self.image_aspect == "tiles" else self.image_aspect
-
-    @property
-    def processor_files(self) -> dict[str, dict[str, Any]]:
-        """See `Family.processor_files`."""
-        return self.base.family.processor_files(self.base.config)
 
     @property
     def added_ids(self) -> list[int]:

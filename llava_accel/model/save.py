@@ -40,9 +40,9 @@ def save_frame(folder: Path, objective: Objective, loaded: LoadedModel, processi
         folder: Exists.
         objective: Unwrapped, for names and configs; its weights are not read.
     """
-    save_processor(folder, processing.processor, processing.processor_files)
+    save_processor(folder, processing)
     facts = {
-        "base": recipe.model.base or recipe.model.language_model,
+        "base": recipe.model.named_base,
         "base_layout": processing.base.layout,
         "base_fingerprint": loaded.fingerprint,
         "train": recipe.model.train,

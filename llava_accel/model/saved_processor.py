@@ -1,36 +1,33 @@
 """Processor and tokenizer as files that transformers 4 and 5 read alike: the same ids, the same pixels."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from llava_accel import compat
 from llava_accel.model.files import read_json
+from llava_accel.model.processing import Processing
 
 _OF_THIS_START = ("backend", "is_local", "local_files_only", "name_or_path")
 """What transformers 5 writes of how a tokenizer was loaded."""
 
 
-def save_processor(
-    folder: Path, processor: LlavaProcessor, files: Mapping[str, Mapping[str, Any]] | None = None
-) -> None:
-    """Write a processor with its tokenizer, image processor and chat template; `from_pretrained` restores each.
+def save_processor(folder: Path, processing: Processing) -> None:
+    """Write the processor with its tokenizer, image processor and chat template; `from_pretrained` restores each.
 
-    transformers 5 puts the image processor's settings inside the processor's own, where version 4 does not look.
-
-    Args:
-        files: `Processing.processor_files`. transformers can make processors for videos, which those of some families hold,
-            only where torchvision is installed; and it writes no more of them.
+    transformers 5 puts the image processor's settings inside the processor's own, where version 4 does not look. It can
+    make processors for videos, which those of some families hold, only where torchvision is installed: of these families
+    the files alone are written (`Family.processor_files`).
     """
+    processor = processing.processor
     processor.save_pretrained(folder)
     path = folder / "processor_config.json"
     _write(path, {key: value for key, value in read_json(path).items() if key != "image_processor"})
     processor.image_processor.save_pretrained(folder)
     _mend_tokenizer(folder, processor.tokenizer)
-    for name, settings in (files or {}).items():
+    for name, settings in processing.base.family.processor_files(processing.base.config).items():
         _write(folder / name, {**read_json(folder / name), **settings})
 
 

@@ -76,9 +76,11 @@ class SentencePieceFile:
         spaced = spaced and self._proto.normalizer_spec.add_dummy_prefix
         is_first_alone = spaced and not always_spaced
         spec["model"] = self._unigram(names) if self._proto.trainer_spec.model_type == _UNIGRAM else self._bpe(names)
-        parts = [*self._normalizers(), *(_spaces() if not is_first_alone else ())]
+        parts = [*self._normalizers()]
         if spaced and always_spaced:
-            parts.insert(-1, {"type": "Prepend", "prepend": SPACE})
+            parts.append({"type": "Prepend", "prepend": SPACE})
+        if not is_first_alone:
+            parts.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
         spec["normalizer"] = {"type": "Sequence", "normalizers": parts} if parts else None
         spec["pre_tokenizer"] = (
             {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
@@ -151,10 +153,6 @@ def read_sentencepiece(folder: Path) -> SentencePieceFile | None:
 def _added(id: int, content: str) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     return {"id": id, "content": content, **flags}
-
-
-def _spaces() -> Iterator[dict[str, Any]]:
-    yield {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 def _decoders(spaced: bool) -> list[dict[str, Any]]:

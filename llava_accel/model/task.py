@@ -41,15 +41,21 @@ def _checked(name: str, own: type[Objective]) -> type[Objective]:
     """The class, which refuses to return what a step could not use, or would learn nothing from."""
 
     class Checked(own):
+        terms: torch.Size | None = None
+        """The shape of the last count."""
+
         def count(self, batch: Mapping[str, Any]) -> Tensor:
             counted: object = super().count(batch)
             if not isinstance(counted, Tensor):
                 raise _wrong(f"count returns {quoted(counted)}", 'Return a tensor, as batch["target_weights"].sum() is')
+            self.terms = counted.shape
             return counted
 
         def loss(self, hidden: Tensor, batch: Mapping[str, Any]) -> Tensor:
             made: object = super().loss(hidden, batch)
-            if not isinstance(made, Tensor) or made.shape != self.count(batch).shape:
+            if self.terms is None:  # a step counts first
+                self.count(batch)
+            if not isinstance(made, Tensor) or made.shape != self.terms:
                 what = f"a tensor of {list(made.shape)}" if isinstance(made, Tensor) else quoted(made)
                 raise _wrong(f"loss returns {what}", "Return a sum over the micro-batch, of as many terms as count has")
             if torch.is_grad_enabled() and not made.requires_grad:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llava_accel import compat
-from llava_accel.data.text_encoder import TextEncoder
+from llava_accel.data.text_encoder import TextEncoder, parts_of
 from llava_accel.exceptions import UserError
 from llava_accel.model.bases import Base
 from llava_accel.model.files import first_line, read_json, read_text
@@ -70,22 +70,27 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     transformers 5 takes the vocabulary alone from that file and builds the rest anew, by the class that
     tokenizer_config.json names; version 4, with which models were trained, takes the file as it is.
     """
-    spec = json.loads(compat.tokenizer_description(tokenizer))
-    written = json.loads(read_text(folder / "tokenizer.json"))
-    notes = []
-    if written["model"].get("dropout"):
-        written["model"]["dropout"] = spec["model"]["dropout"] = None
-        compat.replace_tokenizer(tokenizer, json.dumps(spec))
-        notes = [f"note: tokenizer.json of {folder} leaves out merges at random (dropout), which is not done here"]
-    parts = {key: written.get(key) for key in ("normalizer", "pre_tokenizer", "decoder", "model")}
-    if config.get("add_prefix_space") is not None or all(_is_part(spec[key], part) for key, part in parts.items()):
+    model, notes = tokenizer.backend_tokenizer.model, list[str]()
+    if getattr(model, "dropout", None):
+        model.dropout = None
+        notes.append(f"note: tokenizer.json of {folder} leaves out merges at random (dropout), which is not done here")
+    if type(tokenizer) is PreTrainedTokenizerFast or config.get("add_prefix_space") is not None:
         return notes
+    file = json.loads(read_text(folder / "tokenizer.json"))
+    written = {key: file.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")}
+    settings = {key: value for key, value in file["model"].items() if key not in ("vocab", "merges", "dropout")}
+    built, of_model = parts_of(tokenizer), {key: getattr(model, key, None) for key in settings}
+    of_model["type"] = type(model).__name__
+    if all(_is_part(built[key], part) for key, part in written.items()) and _is_part(of_model, settings):
+        return notes
+    file["model"]["dropout"] = None
     used = TextEncoder(tokenizer)
-    own = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written))))
+    own = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(file))))
     differing = next((text for text in PROBES if used(text, "start") != own(text, "start")), None)
     if differing is None:
         return notes
-    compat.replace_tokenizer(tokenizer, json.dumps(spec | parts))
+    spec = json.loads(compat.tokenizer_description(tokenizer))
+    compat.replace_tokenizer(tokenizer, json.dumps(spec | written | {"model": file["model"]}))
     return [
         *notes,
         f"note: transformers 5 builds a {type(tokenizer).__name__} otherwise than tokenizer.json of {folder} says, which "
@@ -94,10 +99,10 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
 
 
 def _is_part(built: Any, written: Any) -> bool:
-    """Whether a part of a tokenizer is as a file has it; its vocabulary is in any case."""
+    """Whether a part of a tokenizer is as a file has it, which may leave out what goes without saying."""
     if not isinstance(built, dict) or not isinstance(written, dict):
         return built == written
-    return all(built.get(key) == value for key, value in written.items() if key not in ("vocab", "merges"))
+    return all(built.get(key) == value for key, value in written.items())
 
 
 def _read_model_file(

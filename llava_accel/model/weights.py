@@ -13,13 +13,11 @@ from llava_accel.families.original import NEEDS_NEWLINE
 from llava_accel.model import layouts
 from llava_accel.model.bases import Base, empty_model
 from llava_accel.model.files import StoredTensor, is_finite, read_tensors, read_weights
-from llava_accel.model.layouts import NEWLINE, PROJECTOR, TOWER
+from llava_accel.model.layouts import NEWLINE, PROJECTOR, TOWER, VOCABULARY
 from llava_accel.sources.problems import some
 
 Stored = dict[str, StoredTensor]
 """In-memory name -> tensor on disk."""
-
-_VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 
 def gather(base: Base, projector: Path | None) -> Stored:
@@ -121,7 +119,7 @@ def to_state_dict(stored: Mapping[str, StoredTensor], num_rows: int) -> dict[str
     """
     return {
         layouts.to_hub(name): grow_rows(tensor.read(), num_rows)
-        if name in _VOCABULARY and tensor.shape[0] < num_rows
+        if name in VOCABULARY and tensor.shape[0] < num_rows
         else tensor.tensor
         for name, tensor in stored.items()
     }

@@ -168,6 +168,11 @@ class ModelTable(Table):
         return {"train_projector": False, **table} if adapts else table
 
     @property
+    def named_base(self) -> str:
+        """What the model is made from, as the recipe names it: of parts the language model."""
+        return self.base or self.language_model
+
+    @property
     def adapts_projector(self) -> bool:
         """Whether the adapter has LoRA layers on the projector."""
         return self.train == "lora" and self.lora.projector

@@ -99,12 +99,11 @@ class Job:
         return verification.take_reference(objective, examples, pixels, (3, side, side), self.device)
 
 
-def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[str, Any]]) -> None:
+def export(job: Job, form: Form, out: Path) -> None:
     """Make an export: complete and checked in its place, or not there at all.
 
     Args:
         out: A folder that is not there yet, or an empty one.
-        write: Writes the weights into a folder that exists, checks them, and returns what it knows of the model.
 
     Raises:
         UserError: the place is taken, or the source cannot be put into this form, or the result differs from it.
@@ -118,7 +117,7 @@ def export(job: Job, form: Form, out: Path, write: Callable[[Job, Path], dict[st
     except OSError as error:
         raise UserError(f"--out {out} cannot be made ({error.strerror}). Choose another folder") from None
     try:
-        trained, facts = job.trained, {**write(job, unfinished), **job.trained.facts}
+        trained, facts = job.trained, {**_FORMS[form](job, unfinished), **job.trained.facts}
         (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         if trained.own:
             shutil.copyfile(trained.folder / "recipe.toml", unfinished / "recipe.toml")
@@ -137,7 +136,7 @@ def write_peft(job: Job, folder: Path) -> dict[str, Any]:
     base, table = find_base(job.recipe.model), job.recipe.model
     if base.layout == "parts" or (table.vision_tower and not _is_own_tower(table, base)):
         raise UserError(
-            f"{job.trained.folder} was trained on {table.base or table.language_model} with the vision tower "
+            f"{job.trained.folder} was trained on {table.named_base} with the vision tower "
             f"{table.vision_tower}, so its base is not one folder. Use --to merged"
         )
     trained = read_trained(job.trained, job.recipe)
@@ -276,9 +275,10 @@ def write_llava(job: Job, folder: Path) -> dict[str, Any]:
     return _facts(job, trained.fingerprint, processing, trained.notes)
 
 
-Writer = Callable[[Job, Path], dict[str, Any]]
-FORMS: dict[Form, Writer] = {"peft": write_peft, "merged": write_merged, "llava": write_llava}
-"""By the values of `--to`."""
+_FORMS: dict[Form, Callable[[Job, Path], dict[str, Any]]] = {
+    "peft": write_peft, "merged": write_merged, "llava": write_llava
+}  # fmt: skip
+"""Each writes the weights into a folder that exists, checks them, and returns what it knows of the model."""
 
 
 def _adapts_another_projector(trained: FromFiles) -> bool:
@@ -314,7 +314,7 @@ def _facts(job: Job, fingerprint: str, processing: Processing, notes: list[str])
         job.console.line(note)
     model, kind = job.recipe.model, job.trained.kind
     return {
-        "base": model.base or model.language_model,
+        "base": model.named_base,
         "base_layout": processing.base.layout,
         "base_fingerprint": fingerprint,
         "train": None if kind == "model" else kind,

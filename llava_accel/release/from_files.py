@@ -13,13 +13,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from llava_accel.families.registry import Llava
-from llava_accel.inference.origin import Trained, fingerprint_note
+from llava_accel.inference.origin import Trained, notes_on_base
 from llava_accel.model import layouts, weights
 from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter
 from llava_accel.model.bases import empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import read_tensors
-from llava_accel.model.lora import Trainable, language_model_linears, prepare_trainable, without_starting_values
+from llava_accel.model.lora import (
+    Trainable,
+    language_model_linears,
+    prepare_trainable,
+    starting_values,
+    without_starting_values,
+)
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 
@@ -80,8 +86,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         if is_needed and id(parameter) not in values and name in stored:
             values[id(parameter)] = stored[name].read()
     state = {name: values.get(id(parameter), parameter) for name, parameter in model.named_parameters()}
-    note = fingerprint_note(trained, recipe, fingerprint)
-    return FromFiles(model, processing, state, stored, fingerprint, [note] if note else [])
+    return FromFiles(model, processing, state, stored, fingerprint, notes_on_base(trained, fingerprint))
 
 
 def _adapted(model: Llava, adapter: Adapter, recipe: Recipe) -> PeftModel:
@@ -92,8 +97,7 @@ def _adapted(model: Llava, adapter: Adapter, recipe: Recipe) -> PeftModel:
     with torch.device("meta"):
         prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     assert isinstance(prepared, PeftModel)
-    variant = recipe.model.lora.variant
-    prepared.peft_config["default"].init_lora_weights = variant if variant in ("pissa", "olora") else True  # pyright: ignore
+    prepared.peft_config["default"].init_lora_weights = starting_values(recipe.model.lora)  # pyright: ignore
     return prepared
 
 

@@ -44,7 +44,7 @@ def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], proce
     config.save_pretrained(str(folder))
     tensors = {name: stored_form(tensor) for name, tensor in stored.items()}
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
-    save_processor(folder, processing.processor, processing.processor_files)
+    save_processor(folder, processing)
 
 
 def save_merged(
@@ -66,7 +66,7 @@ def save_merged(
         half.name_or_path = ""  # a folder of this machine
     merged.generation_config.eos_token_id = sorted(set(stop_ids))
     merged.save_pretrained(folder)
-    save_processor(folder, processing.processor, processing.processor_files)
+    save_processor(folder, processing)
 
 
 def stored_form(tensor: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ from llava_accel.model.tower import num_tower_layers
 from llava_accel.recipe import Recipe
 from llava_accel.release.merged_model import stored_form
 
-_VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 _TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
@@ -132,7 +131,7 @@ def save_original_model(
         if name == "lm_head.weight" and processing.base.config.tie_word_embeddings:
             continue
         # A copy, because safetensors does not store a part of a larger tensor.
-        kept = tensor[:rows].clone() if name in _VOCABULARY else tensor
+        kept = tensor[:rows].clone() if name in layouts.VOCABULARY else tensor
         state[name] = stored_form(kept.to(dtype) if kept.is_floating_point() else kept)
     original = {layouts.to_original(name): tensor for name, tensor in state.items()}
     save_torch_state_dict(original, folder, max_shard_size="5GB")
@@ -239,7 +238,8 @@ def place_tower(folder: Path, tower: Callable[[], Mapping[str, Tensor]], source:
     sizes = (vision.hidden_size, num_layers, vision.patch_size, vision.image_size)
     if not named and sizes == _CLIP_L_336_SIZES:
         named = _CLIP_L_336
-    is_local = os.path.isdir(os.path.expanduser(named)) or bool(origin and (origin.folder.parent / named).is_dir())
+    beside = [origin.folder / named, origin.folder.parent / named] if origin else []
+    is_local = any(map(os.path.isdir, (*beside, os.path.expanduser(named))))
     if named and not recipe.model.train_vision and not (source.is_whole and is_local):
         return named
     if not is_clip:

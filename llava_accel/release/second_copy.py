@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from llava_accel.checkpoint.background import free_main_memory
 from llava_accel.estimate.peak_memory import GIB, SPARE_BYTES, bits_a_weight
 from llava_accel.model import layouts
 from llava_accel.model.files import read_weights
@@ -50,7 +51,7 @@ def find_place(
         dtype: What was computed in on `device`. A CPU computes in fp32 if it can: it is slow in other types.
     """
     candidates = [] if device.type == "cpu" else [(f"{device.type}:0", dtype, partial(free_bytes, device))]
-    candidates += [("cpu", each, _free_in_main) for each in dict.fromkeys((torch.float32, dtype))]
+    candidates += [("cpu", each, free_main_memory) for each in dict.fromkeys((torch.float32, dtype))]
     for name, kind, free in candidates:
         needed = copy_bytes(folder, base, quantization, kind) + SPARE_BYTES
         if needed <= free():
@@ -72,13 +73,6 @@ def copy_bytes(folder: Path, base: str, quantization: QuantizationTable, dtype: 
         bits = bits_a_weight(quantization) if is_layer and quantization.bits < 16 else 8 * dtype.itemsize
         weights += round(torch.Size(tensor.shape).numel() * bits / 8)
     return weights + adapters
-
-
-def _free_in_main() -> int:
-    """Main memory that is free or can be made free; as much as anybody wants where the system does not say."""
-    file = Path("/proc/meminfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 1 << 62)
 
 
 def _seconds(needed: int, device: str, dtype: torch.dtype) -> float:

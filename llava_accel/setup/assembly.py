@@ -67,7 +67,7 @@ def build_objective(
     if recipe.model.compile:
         compile_layers(objective.llava.model.language_model)
     if source:
-        refuse_other_base(source, recipe.model.base or recipe.model.language_model, loaded.fingerprint)
+        refuse_other_base(source, recipe.model.named_base, loaded.fingerprint)
         load_saved(source, objective)
     if may_park(recipe):
         objective.parked = loaded.tower or ParkedTower(loaded.model)
@@ -84,9 +84,7 @@ def _origins(recipe: Recipe, fingerprint: str) -> list[str]:
     folders = {key: resolve_folder(name, f"model.{key}") for key, name in named.items() if Path(name).is_dir() and name}
     said = [f"model.{key}: {with_step(folder)}" for key, folder in folders.items() if step_saved(folder) is not None]
     added = [folder for key, folder in folders.items() if key != "base"]
-    return said + [
-        note for folder in added if (note := other_base(folder, table.base or table.language_model, fingerprint))
-    ]
+    return said + [note for folder in added if (note := other_base(folder, table.named_base, fingerprint))]
 
 
 def describe_weights(summary: "TrainableSummary") -> dict[str, str]:

@@ -17,6 +17,7 @@ from llava_accel.data.records import parse_record
 from llava_accel.inference.dialogue import Dialogue, _Pieces
 from llava_accel.inference.origin import Loaded, Trained, find_trained, load_trained
 from llava_accel.model.saved_processor import save_processor
+from llava_accel.recipe import dump_recipe, load_recipe
 from llava_accel.setup.datasets import build_encoder
 from llava_accel.sources.problems import DataError
 
@@ -66,7 +67,7 @@ def test_saved_processor_writes_the_same_prompt(legacy: bool, template: str, tmp
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"legacy": legacy}))
     trained = find_trained(base=str(settings.parent), template=template)
     loaded = load_trained(trained, dtype=torch.float32, device=CPU)
-    save_processor(tmp_path / "saved", loaded.processing.processor)
+    save_processor(tmp_path / "saved", loaded.processing)
     dialogue = Dialogue(loaded, trained.recipe, 4)
     answer = "Two of them."
     dialogue.show(ONE)
@@ -86,6 +87,20 @@ def test_saved_processor_writes_the_same_prompt(legacy: bool, template: str, tmp
     images = [Image.open(path).convert("RGB") for path in (ONE, TWO)]
     ids = processor(images=images, text=text, return_tensors="pt")["input_ids"][0].tolist()
     assert ids == prompt.input_ids[: prompt.prompt_length()].tolist()
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
+def test_what_was_trained_with_a_kernel_of_gpus_answers_without_one(
+    kernel: str, lora_run: Path, tmp_path: Path, dialogue: Dialogue
+) -> None:
+    folder = shutil.copytree(lora_run / "export", tmp_path / "export")
+    own = load_recipe(folder / "recipe.toml")
+    changes = {"run": own.run.model_copy(update={"precision": "bf16"})}
+    changes["model"] = own.model.model_copy(update={"attention": kernel})
+    (folder / "recipe.toml").write_text(dump_recipe(own.model_copy(update=changes)))
+    trained = find_trained(str(folder))
+    other = Dialogue(load_trained(trained, dtype=torch.float32, device=CPU), trained.recipe, 8)
+    assert other.ask("Hello") == dialogue.ask("Hello")
 
 
 def test_a_small_model_has_room_for_a_question_whatever_the_answers_length(loaded: Loaded, trained: Trained) -> None:

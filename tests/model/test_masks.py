@@ -11,7 +11,8 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 from helpers.toys import MIXED, VOCABULARY, about_one_image, assert_same, batch_of, full_logits_loss, make_llava, talk
 from llava_accel.data.trie import build_row, chain, pack_rows
 from llava_accel.model.build import attention
-from llava_accel.model.objective import Objective, attention_mask, forest_blocks, forest_mask
+from llava_accel.model.masks import attention_mask, forest_blocks, forest_mask
+from llava_accel.model.objective import Objective
 
 
 def test_blocks_are_the_boolean_mask() -> None:

@@ -105,7 +105,7 @@ def test_the_saved_processor_treats_images_as_training_does(
     parts: Path, tmp_path: Path, tower: str, aspect: str
 ) -> None:
     processing = processing_of(aspect, language_model=parts / "language", vision_tower=parts / tower)
-    save_processor(tmp_path, processing.processor)
+    save_processor(tmp_path, processing)
     saved = AutoProcessor.from_pretrained(tmp_path)
     training = ImageReader(processing.processor.image_processor, aspect)  # type: ignore[arg-type]
     for size in ((80, 40), (33, 70), (56, 56)):

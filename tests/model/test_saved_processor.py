@@ -23,7 +23,7 @@ CLASSES = {"CLIPImageProcessor", "LlavaImageProcessor"}
 def saved(folder: Path, image_aspect: str = "pad", **model: str) -> tuple[Processing, dict[str, dict]]:
     """A processor that was saved, and its JSON files by name."""
     processing = load_processing(ModelTable(**model), image_aspect)  # type: ignore[arg-type]
-    save_processor(folder, processing.processor)
+    save_processor(folder, processing)
     return processing, {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 

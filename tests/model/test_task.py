@@ -72,6 +72,20 @@ def test_ending_the_process_is_an_error_of_the_file_and_no_success(
     assert raised.value.code is None
 
 
+def test_its_count_is_asked_once_a_micro_batch_and_its_loss_has_as_many_terms(tmp_path: Path, llava: nn.Module) -> None:
+    batch = batch_of([chain(example) for example in MIXED])
+    count = "    asked = 0\n    def count(self, batch):\n        self.asked += 1\n        return super().count(batch)\n"
+    objective = made(tmp_path, llava, count)
+    for number in (1, 2):
+        objective.count(batch)
+        objective(**batch)
+        assert objective.asked == number
+    other = made(tmp_path, llava, count + LOSS + "return hidden.sum(1)")
+    other.count(batch)
+    with pytest.raises(UserError, match=r"loss returns a tensor of \[\d+\]"):
+        other(**batch)
+
+
 def test_one_that_is_right_is_what_it_was(tmp_path: Path, llava: nn.Module) -> None:
     batch = batch_of([chain(example) for example in MIXED])
     twice = made(tmp_path, llava, LOSS + "return 2 * super().loss(hidden, batch)")

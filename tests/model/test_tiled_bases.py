@@ -175,14 +175,14 @@ def test_the_saved_processor_is_the_familys_and_counts_as_training_does(tmp_path
     from PIL import Image
 
     processing = load_processing(ModelTable(base=str(KIT / "next-vicuna")), "auto")
-    save_processor(tmp_path, processing.processor, processing.processor_files)
+    save_processor(tmp_path, processing)
     processor: Any = LlavaNextProcessor.from_pretrained(tmp_path)
     for size in ((5, 9), (66, 30), (61, 61), (20, 60), (400, 260), (25, 8)):
         text = processor(images=Image.new("RGB", size), text="<image>", return_tensors="pt")
         expected = processing.tiling.num_tokens(processing.tiling.layout(*size))
         assert int((text["input_ids"] == processing.image_token_id).sum()) == expected, size
     onevision = load_processing(ModelTable(base=str(KIT / "onevision-qwen")), "auto")
-    save_processor(tmp_path / "ov", onevision.processor, onevision.processor_files)
+    save_processor(tmp_path / "ov", onevision)
     written = json.loads((tmp_path / "ov/processor_config.json").read_text())
     assert written["processor_class"] == "LlavaOnevisionProcessor" and written["num_image_tokens"] == 25
     images = json.loads((tmp_path / "ov/preprocessor_config.json").read_text())
@@ -194,7 +194,7 @@ def test_the_saved_processor_is_the_familys_and_counts_as_training_does(tmp_path
 def test_what_is_saved_is_opened_by_transformers_and_by_us(tmp_path: Path) -> None:
     loaded, processing = load(recipe_of(base=KIT / "next-vicuna"))
     loaded.model.save_pretrained(tmp_path)
-    save_processor(tmp_path, processing.processor, processing.processor_files)
+    save_processor(tmp_path, processing)
     again, of_saved = load(recipe_of(base=tmp_path))
     assert of_saved.tiling == processing.tiling and of_saved.base.layout == "hub"
     plain = LlavaNextForConditionalGeneration.from_pretrained(tmp_path).state_dict()

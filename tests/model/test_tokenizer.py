@@ -86,7 +86,7 @@ def test_task_tokens_are_read_where_the_recipe_allows_them(tmp_path: Path, llava
     ids = TextEncoder(allowed.processor.tokenizer, words=allowed.words)(text, "text")
     assert ids[0] == 100 and ids[-1] == 102
     assert allowed.processor.tokenizer.decode(ids, skip_special_tokens=True) == text, "answers show them"
-    save_processor(tmp_path / "saved", allowed.processor)
+    save_processor(tmp_path / "saved", allowed)
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").decode(ids, skip_special_tokens=True) == text
 
 

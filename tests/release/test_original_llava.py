@@ -51,6 +51,16 @@ def test_llava_export_of_a_hub_base_has_the_config_of_the_original(lora_exports:
     assert processor["image_processor_type"] == "CLIPImageProcessor"
 
 
+def test_a_tower_that_lies_in_the_folder_of_a_whole_model_lies_in_its_export_too(
+    llava_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = export(monkeypatch, llava_folder, "llava", tmp_path / "first")
+    assert (first / "vision_tower").is_dir()
+    second = export(monkeypatch, first, "llava", tmp_path / "second")
+    first.rename(tmp_path / "gone")
+    assert_same(logits(second), logits(llava_folder))
+
+
 def names_in_version_4(num_layers: int) -> set[str]:
     """What `CLIPVisionModel` of transformers 4.37, which LLaVA's own code runs with, calls its weights."""
     layer = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]

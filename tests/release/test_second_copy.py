@@ -18,7 +18,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Bytes that are free on a GPU and in main memory."""
     found = {"gpu": 1 << 40, "main": 1 << 40}
     monkeypatch.setattr(second_copy, "free_bytes", lambda _device: found["gpu"])
-    monkeypatch.setattr(second_copy, "_free_in_main", lambda: found["main"])
+    monkeypatch.setattr(second_copy, "free_main_memory", lambda: found["main"])
     monkeypatch.setattr(second_copy, "SPARE_BYTES", 0)
     return found
 
