@@ -28,12 +28,13 @@ from llava_accel.runtime.devices import find_device
 _DTYPES = {"auto": None, **PRECISIONS}
 
 
-def export_source(arguments: argparse.Namespace, console: Console) -> None:
-    """Export what the command line names, and push it if it says so.
+def main(arguments: argparse.Namespace) -> None:
+    """`llava-accel export RUN_OR_CHECKPOINT`: export it, and push it if the command line says so.
 
     Raises:
         UserError: the source cannot be read or put into this form, the place is taken, or the hub refused.
     """
+    console = Console()
     if arguments.push:
         check_name(arguments.push)
         if not arguments.dry_run:
@@ -61,8 +62,3 @@ def _with_own_template(trained: Trained) -> Trained:
     if load_processing(model, trained.recipe.data.image_aspect).processor.chat_template is None:
         return trained
     return replace(trained, recipe=trained.recipe.model_copy(update={"model": model}))
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """`llava-accel export RUN_OR_CHECKPOINT`."""
-    export_source(arguments, Console())

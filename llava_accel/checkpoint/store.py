@@ -79,8 +79,8 @@ class Checkpoints:
         self._optimizer, self._scheduler = prepared.optimizer, prepared.scheduler
         self.processing, self._state = processing, state
         self._contents = Contents(run, prepared, loaded, processing)
-        self._run, self._own = Path(run.recipe.run.output_dir), progress.own_code(run.recipe)
-        self._folder = self._run / "checkpoints"
+        self._run_folder, self._own = Path(run.recipe.run.output_dir), progress.own_code(run.recipe)
+        self._folder = self._run_folder / "checkpoints"
         self._saved_step = self._failed_step = -1
         self._problem = ""  # of the last write, on the main process
         self._background, self._is_behind, self._has_told = Background(), False, False
@@ -136,7 +136,7 @@ class Checkpoints:
         Returns:
             The step whose weights the model holds now.
         """
-        best = self._run / "best"
+        best = self._run_folder / "best"
         there = self._accelerator.is_main_process and self._recipe.checkpoint.best and is_complete(best)
         step = broadcast_object_list([step_saved(best) if there else None])[0]
         if step is not None and step != self._state.step:
@@ -246,7 +246,7 @@ class Checkpoints:
                     raise OSError(errno.EIO, problem, str(begun.folder))
                 for file, own in pieces.items():
                     known.setdefault(file, []).extend(own)
-            for lines in self._run.glob("*.jsonl"):  # a resumed run takes them for written
+            for lines in self._run_folder.glob("*.jsonl"):  # a resumed run takes them for written
                 flush(lines)
             commit(begun.folder, begun.target, known=known)
             if begun.target.parent == self._folder:
@@ -268,14 +268,14 @@ class Checkpoints:
         return gathered
 
     def _copy_best(self, source: Path, step: int) -> None:
-        target = self._run / "best"
+        target = self._run_folder / "best"
         if not is_ours(source):  # it could not be written, which was said
             return
         try:
             unfinished = beside(target)
             left_out = shutil.ignore_patterns("engine", MANIFEST)
             shutil.copytree(source, unfinished, ignore=left_out, dirs_exist_ok=True)
-            describe(unfinished, self._run, self._recipe, step)
+            describe(unfinished, self._run_folder, self._recipe, step)
             known = {file: pieces for file, pieces in known_pieces(source).items() if (unfinished / file).is_file()}
             commit(unfinished, target, known=known)
         except OSError as error:
@@ -319,11 +319,11 @@ class Checkpoints:
         if not self._accelerator.is_main_process:
             return
         later = [folder for folder in complete_checkpoints(self._folder) if step_of(folder) > self._state.step]
-        results = [self._run / "best", self._run / "export"] if self._state.step == 0 else []
+        results = [self._run_folder / "best", self._run_folder / "export"] if self._state.step == 0 else []
         leftovers = [folder for folder in results if is_ours(folder)]
         for folder in [*later, *leftovers]:
             shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self._folder, self._run):
+        for folder in (self._folder, self._run_folder):
             recover(folder)
         names = [f"{len(later)} checkpoints after step {self._state.step}"] if later else []
         if names := [*names, *(str(folder) for folder in leftovers)]:

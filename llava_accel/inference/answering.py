@@ -127,16 +127,6 @@ def read_prompts(
     return hidden, objective.for_each_target(cross_entropy, targets, tensor(batch, "target_ids"))
 
 
-@torch.no_grad()
-def target_logits(objective: Objective, batch: Loaded) -> Float[Tensor, "targets vocab"]:
-    """The logits, in fp32, that predict the targets of a batch without shared prefixes: for comparisons of few."""
-    assert not batch["branched"]
-    embeds, position_ids = _embeds(objective, batch, blind=False), tensor(batch, "position_ids")
-    outputs = objective.llava.model.language_model(inputs_embeds=embeds, position_ids=position_ids, use_cache=False)
-    hidden = outputs.last_hidden_state
-    return objective.logits(hidden.flatten(0, 1)[tensor(batch, "target_positions")])
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Branches:
     """The answers that grow at once, side by side in the rows that their questions stand in."""

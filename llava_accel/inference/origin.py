@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from llava_accel.exceptions import UserError
-from llava_accel.model import layouts
-from llava_accel.model.adapters import copy_whole, lora_settings, put_rest
+from llava_accel.model.adapters import copy_whole, lora_settings, put_rest, read_rest
 from llava_accel.model.build import LoadedModel, find_projector, load_model
-from llava_accel.model.files import read_json, read_tensors, resolve_folder
+from llava_accel.model.files import read_json, resolve_folder
 from llava_accel.model.lora import prepare_trainable
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing, load_processing
@@ -171,8 +170,7 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device, 
     model = base.model if trained.kind == "model" else prepare_trainable(base.model, recipe, chosen)
     if trained.kind == "projector":
         file = find_projector(str(trained.folder))
-        rest = {layouts.trainable_to_memory(tensor.name): tensor.read() for tensor in read_tensors(file)}
-        put_rest(model, rest, str(file), chosen)
+        put_rest(model, read_rest(file), str(file), chosen)
     check_values(model, str(trained.folder))
     objective = Objective(model, base.vocab_size).to(device).eval()
     return Loaded(objective, processing, base, notes_on_base(trained, base.fingerprint), replaced)

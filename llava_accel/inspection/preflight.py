@@ -77,7 +77,7 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
         if len(stored) > _MANY:
             console.line("reading weights")
         for tensor in stored.values():
-            problems.attempt(tensor.check_finite)
+            problems.attempt(tensor.read_finite)
         if source and stored:
             name, fingerprint = recipe.model.named_base, weights.fingerprint(stored, base)
             problems.attempt(lambda: refuse_other_base(source, name, fingerprint))

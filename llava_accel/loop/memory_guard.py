@@ -1,7 +1,7 @@
 """What a run says when the GPU's memory is used up: by what, what was planned, and what would fit."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -23,55 +23,54 @@ _MORE_GPUS = "Divide the model among several GPUs: --profile launch/zero3.yaml"
 
 
 @contextmanager
-def loading_explained(run: RunContext, processing: Processing) -> Iterator[None]:
-    """Around the loading of a model: an out-of-memory error says what its weights take, and the nearest remedy.
-
-    Raises:
-        UserError: instead of `torch.OutOfMemoryError`; so do the others.
-    """
+def _explained(say: Callable[[], str]) -> Iterator[None]:
+    """In the block an out-of-memory error is a UserError with this message."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(_loading_message(run, processing)) from error
+        raise UserError(say()) from error
 
 
-@contextmanager
+def loading_explained(run: RunContext, processing: Processing) -> AbstractContextManager[None]:
+    """Around the loading of a model: an out-of-memory error says what its weights take, and the nearest remedy."""
+    return _explained(lambda: _loading_message(run, processing))
+
+
 def out_of_memory_explained(
     run: RunContext, window: Sequence[Loaded], corpus: Corpus, processing: Processing, phase: Callable[[], str]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Around a step: an out-of-memory error names the records of the largest micro-batch and the nearest remedy; in the
     update, what the optimizer keeps.
 
     Args:
         phase: The phase of the step, one of `timing.PHASES`.
     """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
+
+    def say() -> str:
         by_size = [max(window, key=measure) for measure in (num_tokens, num_tiles)]
         dtype = resolve_precision(run.recipe.run.precision, run.accelerator.device)
         largest, moments = trace_worst(run.recipe, processing, by_size[: 1 + (by_size[0] is not by_size[1])], dtype)
         planned, weights = plan_run(run, processing, moments[is_sharded(run.accelerator)])
         if phase() == "optimizer":
-            raise UserError(_update_message(run.recipe, planned, weights)) from error
-        raise UserError(_step_message(run, largest, corpus, planned)) from error
+            return _update_message(run.recipe, planned, weights)
+        return _step_message(run, largest, corpus, planned)
+
+    return _explained(say)
 
 
-@contextmanager
-def evaluation_explained(save: Callable[[], str] | None = None) -> Iterator[None]:
+def evaluation_explained(save: Callable[[], str] | None = None) -> AbstractContextManager[None]:
     """Around an evaluation, which has halved its batches to a single question by then.
 
     Args:
         save: Saves what would be lost, and says how to go on.
     """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        then = f" {save()}." if save else ""
-        raise UserError(
+    return _explained(
+        lambda: (
             "out of memory in an evaluation, with one question at a time. Leave the longest records out of data.eval, "
-            f"lower eval.max_new_tokens, or divide the model among several GPUs: --profile launch/zero3.yaml.{then}"
-        ) from error
+            "lower eval.max_new_tokens, or divide the model among several GPUs: --profile launch/zero3.yaml."
+            f"{f' {save()}.' if save else ''}"
+        )
+    )
 
 
 def _step_message(run: RunContext, micro_batch: Loaded, corpus: Corpus, planned: Plan) -> str:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +158,11 @@ def _watched(model: nn.Module, names: list[str]) -> Iterator[None]:
 
         return module.register_forward_hook(look)
 
-    handles = [watch(name, module) for name, module in model.named_modules() if not any(module.children())]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if not any(module.children()):
+                hooks.enter_context(watch(name, module))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def plain(name: str) -> str:

@@ -59,25 +59,27 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
             f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin. "
             "Copy all of the adapter's folder"
         )
-    adapter, rest = {}, {}
     other = _first(folder, *_OTHER)
+    adapter, rest = {}, read_rest(other) if other else {}
     for tensor in read_tensors(file):
-        tensor.check_finite()
         if other is None and tensor.name.startswith(f"{layouts.PEFT_PREFIX}model.layers."):
             raise UserError(
                 f"model.adapter: {folder} is LLaVA's own and has no non_lora_trainables.bin, so the projector that "
                 "was trained with it is lost, as in LLaVA's intermediate checkpoints. Use the finished run's folder"
             )
         if ".lora_" in tensor.name:
-            adapter[_renamed(layouts.adapter_to_memory, tensor.name, file)] = tensor.read()
+            adapter[_renamed(layouts.adapter_to_memory, tensor.name, file)] = tensor.read_finite()
         else:
-            rest[_renamed(layouts.trainable_to_memory, tensor.name.replace(".base_layer.", "."), file)] = tensor.read()
-    for tensor in read_tensors(other) if other else ():
-        tensor.check_finite()
-        rest[_renamed(layouts.trainable_to_memory, tensor.name, tensor.file)] = tensor.read()
+            name = _renamed(layouts.trainable_to_memory, tensor.name.replace(".base_layer.", "."), file)
+            rest.setdefault(name, tensor.read_finite())
     if not adapter:
         raise UserError(f"model.adapter: {file} holds no LoRA weights. Name another adapter")
     return Adapter(folder, adapter, rest)
+
+
+def read_rest(file: Path) -> dict[str, Tensor]:
+    """Projector and other plain weights in a file, under in-memory names; UserError if one is not finite, or no LLaVA's."""
+    return {_renamed(layouts.trainable_to_memory, each.name, file): each.read_finite() for each in read_tensors(file)}
 
 
 def has_tower(name: str) -> bool:

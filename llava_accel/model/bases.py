@@ -107,6 +107,11 @@ def empty_model(base: Base, config: Config | None = None) -> Llava:
         with torch.device("meta"):
             model = base.family.model_class(config or base.config)
     except _UNBUILDABLE as error:
+        if base.layout == "parts" and isinstance(error, AttributeError):
+            raise UserError(
+                f"model.language_model: {base.folder} holds a {base.text.model_type!r}, for whose modules a LLaVA has no "
+                f"place ({first_line(error)}). Name a Llama, a Mistral or a Qwen"
+            ) from error
         raise _unusable(error, *(folder / "config.json" for folder in (base.folder, base.tower) if folder)) from error
     assert isinstance(model, Llava)
     return model

@@ -101,13 +101,8 @@ def chat_template(name: str, space_after_image: bool) -> str:
         space_after_image: Training begins a new text after an image, before which a SentencePiece tokenizer puts a
             space. True writes it out, for tokenizers that put none after special tokens.
     """
-    parts = {
-        "plain": ["text_of", "plain"],
-        "llava_v1": ["text_of", "system", "v1"],
-        "llava_llama_2": ["text_of", "system", "inst"],
-        "mistral_instruct": ["text_of", "system", "inst"],
-        "qwen_1_5": ["text_of", "system", "chatml"],
-    }.get(name, ["text_of", "system", name])
+    last = {"llava_v1": "v1", "llava_llama_2": "inst", "mistral_instruct": "inst", "qwen_1_5": "chatml"}.get(name, name)
+    parts = ("text_of", "plain") if name == "plain" else ("text_of", "system", last)
     lines = [line for part in parts for line in (_TEMPLATES / f"{part}.jinja").read_text().splitlines()]
     template = "".join(map(str.strip, lines))
     template = template.replace("DEFAULT", repr(SYSTEM_PROMPTS[name]))

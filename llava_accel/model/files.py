@@ -49,11 +49,13 @@ class StoredTensor:
         """The tensor itself, on the CPU."""
         return self.tensor if isinstance(self.tensor, Tensor) else self.tensor[...]
 
-    def check_finite(self) -> None:
-        """Read it once; UserError if it holds NaN or an infinite number."""
-        if not is_finite(self.read()):
+    def read_finite(self) -> Tensor:
+        """The tensor itself; UserError if it holds NaN or an infinite number."""
+        tensor = self.read()
+        if not is_finite(tensor):
             problem = f"{self.file}: {self.name} holds values that are not finite (NaN or infinite)"
             raise UserError(f"{problem}. {_REMEDY}, or take an earlier checkpoint of it")
+        return tensor
 
 
 def is_finite(tensor: Tensor) -> bool:

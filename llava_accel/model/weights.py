@@ -75,16 +75,24 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     coded = [f"{tensor.name} in {tensor.file}" for tensor in stored.values() if not tensor.is_float]
     if coded:
         raise UserError(f"{some(coded)}: quantised or integer weights cannot be used. Name a 16-bit model")
+    # Not all that has a language model's modules has its names.
+    kind = base.text.model_type
+    is_other = f". Or a {kind!r} has other weights than a Llama, a Mistral or a Qwen: name one of these"
+    is_other = is_other if base.layout == "parts" else ""
     missing = sorted(expected.keys() - stored.keys() - optional)
     if missing:
         where = base.tower if base.tower and missing[0].startswith(TOWER) else base.folder
         remedy = "name a trained one in model.projector" if missing[0].startswith(PROJECTOR) else "download it again"
         remedy = NEEDS_NEWLINE if missing == [NEWLINE] else remedy
-        raise UserError(f"{where} lacks {len(missing)} weights: {some(missing)}. It is not complete: {remedy}")
+        raise UserError(
+            f"{where} lacks {len(missing)} weights: {some(missing)}. It is not complete: {remedy}{is_other}"
+        )
     left = sorted(stored.keys() - expected.keys())
     if left:
         names = some([f"{stored[name].name} in {stored[name].file}" for name in left])
-        raise UserError(f"The model has no place for {len(left)} weights: {names}. The configs are another model's")
+        raise UserError(
+            f"The model has no place for {len(left)} weights: {names}. The configs are another model's{is_other}"
+        )
 
 
 def check_values(model: nn.Module, source: str) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from llava_accel.families.registry import Llava
 from llava_accel.inference.origin import Trained, notes_on_base
 from llava_accel.model import layouts, weights
-from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter
+from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter, read_rest
 from llava_accel.model.bases import empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
-from llava_accel.model.files import read_tensors
 from llava_accel.model.lora import (
     Trainable,
     language_model_linears,
@@ -77,7 +76,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         model = _adapted(model, adapter, recipe)
         load_adapter(model, adapter, keep)
     if trained.kind == "projector":
-        put_rest(model, _read_rest(find_projector(str(trained.folder))), str(trained.folder), keep)
+        put_rest(model, read_rest(find_projector(str(trained.folder))), str(trained.folder), keep)
     parameters = {layouts.without_peft(name): parameter for name, parameter in model.named_parameters()}
     trains_tower = any(name.startswith(layouts.TOWER) and p.requires_grad for name, p in parameters.items())
     parts = (*layouts.CONNECTION, *([layouts.TOWER] if trains_tower else []))
@@ -99,11 +98,3 @@ def _adapted(model: Llava, adapter: Adapter, recipe: Recipe) -> PeftModel:
     assert isinstance(prepared, PeftModel)
     prepared.peft_config["default"].init_lora_weights = starting_values(recipe.model.lora)  # pyright: ignore
     return prepared
-
-
-def _read_rest(file: Path) -> dict[str, Tensor]:
-    rest: dict[str, Tensor] = {}
-    for tensor in read_tensors(file):
-        tensor.check_finite()
-        rest[layouts.trainable_to_memory(tensor.name)] = tensor.read()
-    return rest

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from llava_accel.data.labels import Example
 from llava_accel.data.pixels import LoadedImage
 from llava_accel.data.tiling import ImageView
 from llava_accel.exceptions import UserError
-from llava_accel.inference.answering import answer_batch, question_batch, target_logits
+from llava_accel.inference.answering import answer_batch, question_batch
 from llava_accel.model.bases import find_base
 from llava_accel.model.memory import quantization_config
 from llava_accel.model.objective import Objective
@@ -49,9 +49,6 @@ _MOST_TARGETS = 64  # of one example: a row of logits is as long as the vocabula
 _MAX_NEW_TOKENS = 8
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the largest logit: rounding of every weight to that type, as it adds up over some forty layers."""
-
-
-NOT_ALIKE = "transformers' model sees none of the images that it would be compared on as they were seen in training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +126,7 @@ class Reference:
     """Tokens that no answer may hold."""
 
 
+@torch.no_grad()
 def take_reference(
     objective: Objective,
     examples: Sequence[Example],
@@ -154,7 +152,8 @@ def take_reference(
     batch, questions = question_batch(kept, images, image_shape, device)
     stop_ids = frozenset(example.end_id for example, _ in alike)
     answered = answer_batch(objective, batch, questions, stop_ids=stop_ids, max_new_tokens=_MAX_NEW_TOKENS)
-    logits = target_logits(objective, batch).cpu()
+    hidden, _ = objective.hidden_at_targets(**batch)  # pyright: ignore[reportArgumentType]
+    logits = objective.logits(hidden).cpu()
     objective.train(was_training)
     image_token_id, num_rows = int(objective.llava.config.image_token_index), objective.llava.lm_head.out_features
     return Reference(
@@ -265,13 +264,11 @@ def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelera
         return take_reference(objective, examples, pixels, part.image_reader.shape, accelerator.device)
 
 
-@contextmanager
-def standing_by(run: RunContext) -> Iterator[subprocess.Popen[str] | None]:
+def standing_by(run: RunContext) -> AbstractContextManager[subprocess.Popen[str] | None]:
     """Around the end of a run: the process that `verify` will need, which imports its libraries meanwhile; None where it
     will need none. It takes nothing of a GPU before it has a job."""
     is_needed = run.recipe.checkpoint.verify and run.accelerator.is_main_process and not _not_plain(run.recipe)
-    with other_process() if is_needed else nullcontext() as process:
-        yield process
+    return other_process() if is_needed else nullcontext()
 
 
 def verify(
@@ -292,11 +289,13 @@ def verify(
         UserError: it does not load, or does not compute the same.
     """
     recipe, console = run.recipe, run.console
-    if reason := _not_plain(recipe):
+    reason = _not_plain(recipe)
+    if not reason and not reference.inputs:
+        reason = (
+            "transformers' model sees none of the images that it would be compared on as they were seen in training"
+        )
+    if reason:
         console.line(f"{export}: not verified in a process with transformers and peft alone, as {reason}")
-        return
-    if not reference.inputs:
-        console.line(f"{export}: not verified in a process with transformers and peft alone, as {NOT_ALIKE}")
         return
     dtype = resolve_precision(recipe.run.precision, run.accelerator.device)
     base = "" if recipe.model.train == "full" else str(find_base(recipe.model, weights=False).folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig, PreTrainedConfig
 
 from helpers.tiny import VOCABULARY, make_clip, make_language_model, make_siglip
 from llava_accel.model.build import LoadedModel, load_model
@@ -76,3 +77,24 @@ def test_a_projector_of_another_model_is_refused(parts: Path) -> None:
             vision_tower=parts / "clip",
             projector=PARITY / "projector_final.bin",
         )
+
+
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32), r"'opt', .* no place .*OPTModel.* Name a Llama"),
+        (MixtralConfig(**SMALL, intermediate_size=32, num_key_value_heads=2, num_local_experts=2),
+         r"lacks 3 weights: .*experts.*Or a 'mixtral' has other weights than a Llama"),
+    ],
+    ids=["modules", "names"],
+)  # fmt: skip
+def test_a_language_model_of_another_kind_is_refused_with_those_that_fit(
+    parts: Path, tmp_path: Path, config: PreTrainedConfig, says: str
+) -> None:
+    make_language_model(tmp_path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        load(language_model=tmp_path, vision_tower=parts / "clip")
