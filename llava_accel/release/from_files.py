@@ -6,7 +6,6 @@ The model stands on the meta device, so names, shapes and settings are those of 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftModel
