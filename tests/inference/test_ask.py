@@ -33,12 +33,12 @@ class Shown(Dialogue):
 
 @pytest.mark.parametrize(
     "image",
-    [Image.fromarray(GRADIENT.astype(np.uint16)), Image.fromarray(GRADIENT.astype(np.int32)), COLOURS.convert("P"),
+    [Image.fromarray(GRADIENT.astype(np.uint16)), COLOURS.convert("P"),
      COLOURS.convert("LA"), COLOURS.convert("1"), COLOURS],
-    ids=["16 bits", "32 bits", "palette", "grey with transparency", "black and white", "colours"],
+    ids=["16 bits", "palette", "grey with transparency", "black and white", "colours"],
 )  # fmt: skip
 def test_an_image_in_memory_is_seen_as_its_file_is(image: Image.Image, tmp_path: Path) -> None:
-    file, shown = tmp_path / "image.tiff", Shown()
+    file, shown = tmp_path / "image.png", Shown()
     image.save(file)
     with Image.open(file) as opened:
         assert Answerer(shown, []).answer([file, opened], "What is it?") == "What is it?"
