@@ -215,13 +215,13 @@ def tower_states(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> Ten
     return hidden
 
 
-def tokenizer_description(tokenizer: PreTrainedTokenizerFast) -> str:
-    """What a tokenizer is made of, as the text of a tokenizer.json.
+def tokenizer_backend(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """What a tokenizer is made of; its `to_str` is the text of a tokenizer.json.
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `backend_tokenizer`; tokenizers 0.23: `to_str`, whose
     form is not documented. No public setting takes the leading space away, or makes an added token special.
     """
-    return tokenizer.backend_tokenizer.to_str()
+    return tokenizer.backend_tokenizer
 
 
 def replace_tokenizer(tokenizer: PreTrainedTokenizerFast, description: str) -> None:
@@ -229,7 +229,7 @@ def replace_tokenizer(tokenizer: PreTrainedTokenizerFast, description: str) -> N
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `_tokenizer`. The public `backend_tokenizer` cannot be set.
     """
-    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(description)
+    tokenizer._tokenizer = type(tokenizer_backend(tokenizer)).from_str(description)
 
 
 def forget_deepspeed() -> None:

@@ -40,7 +40,7 @@ class TextEncoder:
                 f"model: the tokenizer {type(tokenizer).__name__} has no `tokenizers` backend. "
                 "Save it once with `tokenizer.save_pretrained` as tokenizer.json and put that file into the folder"
             )
-        spec = json.loads(compat.tokenizer_description(tokenizer))
+        spec = json.loads(compat.tokenizer_backend(tokenizer).to_str())
         self._space, self.space_at_start, self.space_after_special = _take_over_spaces(spec)
         # Some files hold the settings of their last use, which would cut off or pad every piece.
         spec["truncation"] = spec["padding"] = None
@@ -114,7 +114,7 @@ class _Known(dict[str, list[int]]):
 
 def parts_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """What a tokenizer does to a text before and after its model: a vocabulary takes a second to be written down."""
-    backend = tokenizer.backend_tokenizer
+    backend = compat.tokenizer_backend(tokenizer)
     alone = Tokenizer(type(backend.model)())
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         if (part := getattr(backend, name)) is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel import compat
+from llava_accel.data.text_encoder import parts_of
 from llava_accel.model.files import read_json
 from llava_accel.model.processing import Processing
 
@@ -48,7 +48,7 @@ def _mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     # Whatever is named here becomes special, also what a text may hold.
     written |= {**named, "additional_special_tokens": [str(token) for token in extra if str(token) in special] or None}
     written["legacy"] = getattr(tokenizer, "legacy", written.get("legacy"))
-    if pre_tokenizer := json.loads(compat.tokenizer_description(tokenizer))["pre_tokenizer"]:
+    if pre_tokenizer := parts_of(tokenizer)["pre_tokenizer"]:
         written["add_prefix_space"] = pre_tokenizer.get("add_prefix_space")  # version 4 would set what it reads here
     written = {key: value for key, value in written.items() if value is not None and key not in _OF_THIS_START}
     _write(path, written | {"tokenizer_class": "PreTrainedTokenizerFast"})

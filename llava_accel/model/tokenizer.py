@@ -70,7 +70,7 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     transformers 5 takes the vocabulary alone from that file and builds the rest anew, by the class that
     tokenizer_config.json names; version 4, with which models were trained, takes the file as it is.
     """
-    model, notes = tokenizer.backend_tokenizer.model, list[str]()
+    model, notes = compat.tokenizer_backend(tokenizer).model, list[str]()
     if getattr(model, "dropout", None):
         model.dropout = None
         notes.append(f"note: tokenizer.json of {folder} leaves out merges at random (dropout), which is not done here")
@@ -89,7 +89,7 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     differing = next((text for text in PROBES if used(text, "start") != own(text, "start")), None)
     if differing is None:
         return notes
-    spec = json.loads(compat.tokenizer_description(tokenizer))
+    spec = json.loads(compat.tokenizer_backend(tokenizer).to_str())
     compat.replace_tokenizer(tokenizer, json.dumps(spec | written | {"model": file["model"]}))
     return [
         *notes,
@@ -111,7 +111,7 @@ def _read_model_file(
     """Let the tokenizer be tokenizer.model's where that is what counts; what the user should know of the two files."""
     has_json = (base.folder / "tokenizer.json").is_file()
     differing = file.differing(partial(TextEncoder(tokenizer), after="start")) if has_json else None
-    spec = json.loads(compat.tokenizer_description(tokenizer))
+    spec = json.loads(compat.tokenizer_backend(tokenizer).to_str())
     is_used = not has_json or (base.layout == "original" and _has_pieces(spec["model"]["vocab"], file.pieces))
     if is_used:
         spaced = config.get("add_prefix_space") is not False
@@ -184,7 +184,7 @@ def allow_tokens(tokenizer: PreTrainedTokenizerFast, patterns: Sequence[str], im
             )
         words |= dict.fromkeys(matching)
     if words:
-        spec = json.loads(compat.tokenizer_description(tokenizer))
+        spec = json.loads(compat.tokenizer_backend(tokenizer).to_str())
         for token in spec["added_tokens"]:
             token["special"] &= token["content"] not in words
         compat.replace_tokenizer(tokenizer, json.dumps(spec))

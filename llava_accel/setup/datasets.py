@@ -286,7 +286,7 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
     """Everything besides the files that decides what a record becomes."""
     data, processor = recipe.data, processing.processor
     settings = (
-        compat.tokenizer_description(processor.tokenizer), processing.image_token_id, processing.tiling,
+        compat.tokenizer_backend(processor.tokenizer).to_str(), processing.image_token_id, processing.tiling,
         recipe.model.template, processor.chat_template, image_placement(data, processing), data.max_length, data.on_too_long,
         data.answers, data.labels, data.exif, processing.words,
     )  # fmt: skip
