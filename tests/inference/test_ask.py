@@ -42,4 +42,5 @@ def test_an_image_in_memory_is_seen_as_its_file_is(image: Image.Image, tmp_path:
     image.save(file)
     with Image.open(file) as opened:
         assert Answerer(shown, []).answer([file, opened], "What is it?") == "What is it?"
-    assert np.array_equal(*shown.pixels) and len(np.unique(shown.pixels[0])) > 1
+    of_file, in_memory = shown.pixels
+    assert np.array_equal(of_file, in_memory) and len(np.unique(of_file)) > 1

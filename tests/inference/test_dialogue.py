@@ -95,9 +95,8 @@ def test_what_was_trained_with_a_kernel_of_gpus_answers_without_one(
 ) -> None:
     folder = shutil.copytree(lora_run / "export", tmp_path / "export")
     own = load_recipe(folder / "recipe.toml")
-    changes = {"run": own.run.model_copy(update={"precision": "bf16"})}
-    changes["model"] = own.model.model_copy(update={"attention": kernel})
-    (folder / "recipe.toml").write_text(dump_recipe(own.model_copy(update=changes)))
+    run, model = own.run.model_copy(update={"precision": "bf16"}), own.model.model_copy(update={"attention": kernel})
+    (folder / "recipe.toml").write_text(dump_recipe(own.model_copy(update={"run": run, "model": model})))
     trained = find_trained(str(folder))
     other = Dialogue(load_trained(trained, dtype=torch.float32, device=CPU), trained.recipe, 8)
     assert other.ask("Hello") == dialogue.ask("Hello")
