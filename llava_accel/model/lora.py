@@ -8,7 +8,6 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -127,15 +126,10 @@ def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraCon
         lora_dropout=lora.dropout,
         bias=lora.bias,
         target_modules=targets,
-        init_lora_weights=starting_values(lora),
+        init_lora_weights=lora.variant if lora.variant in FROM_WEIGHTS else True,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
     )
-
-
-def starting_values(lora: LoraTable) -> Literal["pissa", "olora"] | bool:
-    """What peft calls the weights that the layers start from."""
-    return lora.variant if lora.variant in FROM_WEIGHTS else True
 
 
 def without_starting_values(table: ModelTable) -> ModelTable:

@@ -83,7 +83,8 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     of_model["type"] = type(model).__name__
     if all(_is_part(built[key], part) for key, part in written.items()) and _is_part(of_model, settings):
         return notes
-    file["model"]["dropout"] = None
+    if file["model"].get("dropout"):
+        file["model"]["dropout"] = None
     used = TextEncoder(tokenizer)
     own = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(file))))
     differing = next((text for text in PROBES if used(text, "start") != own(text, "start")), None)

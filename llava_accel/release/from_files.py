@@ -18,10 +18,10 @@ from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_ada
 from llava_accel.model.bases import empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.lora import (
+    FROM_WEIGHTS,
     Trainable,
     language_model_linears,
     prepare_trainable,
-    starting_values,
     without_starting_values,
 )
 from llava_accel.model.processing import Processing, load_processing
@@ -95,5 +95,6 @@ def _adapted(model: Llava, adapter: Adapter, recipe: Recipe) -> PeftModel:
     with torch.device("meta"):
         prepared = prepare_trainable(model, recipe.model_copy(update={"model": table}))
     assert isinstance(prepared, PeftModel)
-    prepared.peft_config["default"].init_lora_weights = starting_values(recipe.model.lora)  # pyright: ignore
+    if recipe.model.lora.variant in FROM_WEIGHTS:
+        prepared.peft_config["default"].init_lora_weights = recipe.model.lora.variant  # pyright: ignore
     return prepared
