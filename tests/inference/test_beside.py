@@ -47,8 +47,11 @@ def hidden(loaded: Loaded, trained: Trained) -> tuple[str, torch.Tensor]:
     return reply.text, seen[-1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["lora", "projector", "lora_projector", "biases", "dora", "vision"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.float32) for kind in ("lora", "projector", "lora_projector", "dora")),
+     ("biases", torch.bfloat16), ("vision", torch.bfloat16)],
+)  # fmt: skip
 def test_the_base_beside_is_the_base_alone(
     kind: str, dtype: torch.dtype, runs: dict[str, Path], llava_folder: Path
 ) -> None:

@@ -88,46 +88,11 @@ def test_what_another_process_cannot_load_is_said_with_its_reason(reference: Ref
         plain_outputs(reference, lora_run / "export", HERE, base="./no-base")
 
 
-def test_vllm_finds_a_place_for_every_key_of_the_adapter(lora_run: Path) -> None:
-    # vLLM strips peft's prefix and maps what is left with the table of its LLaVA class; the layers of its language
-    # model are under language_model.model.
-    prefix, table = "base_model.model.", {"model.language_model.": "language_model.model."}
-    for name in load_file(lora_run / "export" / ADAPTER):
-        inner = name.removeprefix(prefix)
-        (start,) = (start for start in table if inner.startswith(start))
-        path = table[start] + inner.removeprefix(start)
-        assert path.startswith("language_model.model.layers.") and path.endswith((".lora_A.weight", ".lora_B.weight"))
-
-
 def test_a_run_on_a_base_that_transformers_cannot_load_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb.train(recipe(tmp_path, train={"max_steps": 1}, checkpoint={"verify": True}))
     assert "not verified in a process with transformers and peft alone" in capsys.readouterr().out
-
-
-def test_a_run_whose_export_is_not_what_was_trained_ends_with_an_error(
-    llava_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: None
-) -> None:
-    data = write_records(tmp_path / "data.json", [_record(number) for number in range(4)])
-    settings = recipe(
-        tmp_path,
-        data,
-        model={"base": str(llava_folder), "vision_tower": "", "adapter": "", "template": "v1"},
-        data={"images": str(PARITY / "images")},
-        train={"max_steps": 1},
-        checkpoint={"verify": True},
-    )
-    verb.train(settings)
-
-    def other(reference: Reference, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = plain_outputs(reference, *args, **kwargs)
-        assert found is not None
-        return found | {"logits": found["logits"] + 1.0}
-
-    monkeypatch.setattr(verify, "plain_outputs", other)
-    with pytest.raises(ValueError, match="does not compute what was trained"):
-        verb.train(settings.model_copy(update={"run": settings.run.model_copy(update={"resume": "never"})}))
 
 
 @pytest.fixture
@@ -137,6 +102,19 @@ def two_steps(llava_folder: Path, tmp_path: Path) -> Recipe:
     model = {"base": str(llava_folder), "vision_tower": "", "adapter": "", "template": "v1"}
     images = {"images": str(PARITY / "images")}
     return recipe(tmp_path, data, model=model, data=images, train={"max_steps": 2}, checkpoint={"verify": True})
+
+
+def test_a_run_whose_export_is_not_what_was_trained_ends_with_an_error(
+    two_steps: Recipe, monkeypatch: pytest.MonkeyPatch, here: None
+) -> None:
+    def other(reference: Reference, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = plain_outputs(reference, *args, **kwargs)
+        assert found is not None
+        return found | {"logits": found["logits"] + 1.0}
+
+    monkeypatch.setattr(verify, "plain_outputs", other)
+    with pytest.raises(ValueError, match="does not compute what was trained"):
+        verb.train(two_steps)
 
 
 def test_ctrl_c_leaves_the_verification_out_and_keeps_the_run(
