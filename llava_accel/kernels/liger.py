@@ -56,7 +56,7 @@ def use_liger(language_model: nn.Module) -> None:
                 compute_by(module, way)
 
 
-class _Attention(nn.Module):
+class _Attention(LightAttention):
     def rotate(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         from liger_kernel.transformers.functional import liger_rope  # pyright: ignore[reportMissingImports]
 
@@ -65,21 +65,14 @@ class _Attention(nn.Module):
         return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
 
 
-class _Gate(nn.Module):
-    gate_proj: nn.Module
-    up_proj: nn.Module
-    down_proj: nn.Module
-
+class _Gate(LightGate):
     def forward(self, x: Tensor) -> Tensor:
         from liger_kernel.transformers.functional import liger_swiglu  # pyright: ignore[reportMissingImports]
 
         return self.down_proj(liger_swiglu(*project((self.gate_proj, self.up_proj), x)))
 
 
-class _Norm(nn.Module):
-    weight: nn.Parameter
-    variance_epsilon: float
-
+class _Norm(LightNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         from liger_kernel.transformers.functional import liger_rms_norm  # pyright: ignore[reportMissingImports]
 
