@@ -176,15 +176,13 @@ def checkpoint_layer(layer: nn.Module, checkpoint: Callable[..., Any]) -> None:
     layer._gradient_checkpointing_func = checkpoint  # pyright: ignore[reportArgumentType]
 
 
-def load_model(model_class: Any, config: PreTrainedConfig, state: Mapping[str, object], **settings: Any) -> Any:
+def load_model(kind: Any, config: PreTrainedConfig, state: Mapping[str, object], **settings: Any) -> Any:
     """A model with the weights of `state`, which may be slices of safetensors files: each is read when its turn comes.
 
     Read in transformers 5.23, core_model_loading.py: `_materialize_copy`. `from_pretrained` documents a state dict of
     tensors, which would all be in memory at once. The settings are those of `from_pretrained`.
     """
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=dict(state), output_loading_info=True, **settings
-    )
+    model, info = kind.from_pretrained(None, config=config, state_dict={**state}, output_loading_info=True, **settings)
     assert not any(info.values()), info  # the caller has compared every name and shape
     return model
 
