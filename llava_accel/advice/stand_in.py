@@ -124,4 +124,4 @@ def _write(published: dict[str, Any], folder: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_bytes())

@@ -33,7 +33,7 @@ _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/con
 
 def describe(folder: Path, run: Path, recipe: Recipe, step: int) -> None:
     """Add step, scores and versions to llava_accel.json of a folder that `run` has just written, and write its card."""
-    facts = json.loads((folder / FACTS).read_text())
+    facts = json.loads((folder / FACTS).read_bytes())
     facts |= {"step": step, "evaluations": evaluations(run / "metrics.jsonl", step), "versions": versions()}
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     write_model_card(folder, "checkpoint", recipe, facts)

@@ -16,6 +16,7 @@ from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
+from llava_accel.scoring.best import read_lines
 from llava_accel.scoring.harmful import counted, write_harmful
 from llava_accel.scoring.held_out import AtOnce, score_training
 from llava_accel.scoring.metrics import cell, main_score, score_names, score_title
@@ -132,7 +133,7 @@ def show_times(seconds: Mapping[str, float], console: Console) -> None:
 
 def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     """The score before training, the last ones and the best, from metrics.jsonl."""
-    lines = read_json_lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     evaluations = [line for line in lines if "eval" in line]
     if not evaluations:
         return

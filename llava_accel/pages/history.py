@@ -202,7 +202,7 @@ def _newest_state(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = _undamaged(path, lambda path: json.loads(path.read_text()))
+    content = _undamaged(path, lambda path: json.loads(path.read_bytes()))
     return content if isinstance(content, dict) else {}
 
 

@@ -22,7 +22,7 @@ _OF_TOKENS = ("input_ids", "attention_mask")
 
 def compute(path: Path) -> None:
     """Write logits, answers and the counts of loaded weights to the file that the job names."""
-    job = json.loads(path.read_text())
+    job = json.loads(path.read_bytes())
     torch.set_num_threads(job["num_threads"])
     model, counts = _load(job)
     model.eval()

@@ -32,7 +32,7 @@ def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
     """The objects of a file. `str.splitlines` would also cut at U+2028 and others, which texts may hold.
 
     Args:
-        may_be_cut: The last line may be incomplete, as that of a killed run; the lines end before it.
+        may_be_cut: Lines may be incomplete or damaged, as after a kill or a power cut; they are left out.
 
     Raises:
         ValueError: a line is not JSON.
@@ -41,10 +41,9 @@ def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
     for text in path.read_bytes().split(b"\n"):
         try:
             lines += [json.loads(text)] if text.strip() else []
-        except ValueError:
+        except (ValueError, RecursionError):
             if not may_be_cut:
                 raise
-            break
     return lines
 
 

@@ -55,4 +55,4 @@ def step_of(folder: Path) -> int:
 def read_progress(checkpoint: Path) -> dict[str, Any]:
     """Where a checkpoint's run stood, and what its steps are made of; empty if the folder holds weights alone."""
     file = checkpoint / "engine" / PROGRESS
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_bytes()) if file.is_file() else {}

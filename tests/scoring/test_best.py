@@ -79,10 +79,11 @@ def test_the_best_is_the_first_of_the_best_and_never_the_base(metric: str, step:
     assert best is not None and best["step"] == step
 
 
-def test_a_line_that_is_cut_off_ends_the_file(tmp_path: Path) -> None:
+def test_lines_that_are_cut_off_or_damaged_are_left_out_and_the_others_are_not(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1, "loss": 1.0}) + '\n{"step": 2, "lo')
-    assert read_lines(path) == [{"step": 1, "loss": 1.0}]
+    lines = [json.dumps({"step": step, "loss": 1.0}).encode() for step in (1, 2)]
+    path.write_bytes(b"\n".join([lines[0], b"\xff\xfe\0", b"[" * 100_000, lines[1], b'{"step": 2, "lo']))
+    assert read_lines(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}]
     assert read_lines(tmp_path / "none.jsonl") == []
 
 

@@ -88,7 +88,7 @@ def test_a_kill_while_a_folder_takes_anothers_place_leaves_one_of_them(tmp_path:
     assert (target / "inner" / "a.txt").read_text() == ("old" if place == "between the two renames" else "new")
 
 
-def test_only_the_last_line_may_be_cut_off_and_only_where_a_run_may_have_been_killed(tmp_path: Path) -> None:
+def test_a_line_may_be_cut_off_only_where_a_run_may_have_been_killed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_json_lines([{"text": "one\u2028line"}], path)
     assert read_json_lines(path) == [{"text": "one\u2028line"}]
