@@ -50,8 +50,8 @@ def check_columns(rows: Iterable[bytes], columns: Columns) -> None:
             known |= dict.fromkeys(list(fields)[:_MOST_COLUMNS] if len(known) < _MOST_COLUMNS else ())
         if not missing:
             return
-    for ours, theirs in missing.items():
-        raise _no_such_column(ours, theirs, known)
+    if missing:
+        raise _no_such_column(*next(iter(missing.items())), known)
 
 
 def _no_such_column(ours: str, name: str, known: Iterable[str]) -> DataError:

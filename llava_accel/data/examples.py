@@ -118,12 +118,12 @@ class Encoder:
         if not any([example.num_targets for example in encoded.examples]):
             raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
         if length > self._max_length:
+            of_images = sum(view.num_tokens for view in encoded.example.images)
+            others = "skip" if self._on_too_long == "drop_turns" else "drop_turns or skip"
             raise DataError(
                 "too_long",
-                f"{length:,} tokens, {sum(view.num_tokens for view in images):,} of them of images, exceed "
-                f"data.max_length = {self._max_length}",
-                f"Raise data.max_length to {length} or more, shorten the record, or set data.on_too_long to drop_turns or "
-                "skip",
+                f"{length:,} tokens, {of_images:,} of them of images, exceed data.max_length = {self._max_length}",
+                f"Raise data.max_length to {length} or more, shorten the record, or set data.on_too_long to {others}",
                 tokens=length,
             )
         return encoded

@@ -96,9 +96,13 @@ def test_a_dropped_turns_image_is_dropped_with_it(tmp_path: Path) -> None:
 
 
 def test_one_round_that_is_too_long_is_never_cut(tmp_path: Path) -> None:
-    data = corpus(tmp_path, [record("Q", LONG_TEXT)], max_length=100, on_too_long="drop_turns")
-    (error,) = read(data).errors.values()
-    assert error.kind == "too_long" and "data.max_length = 100" in str(error)
+    write_images(tmp_path, "a.png", "b.png")
+    rows = [record("<image>\nQ", LONG_TEXT, "<image>\nQ", "A", image=["a.png", "b.png"])]
+    (error,) = read(corpus(tmp_path, rows, max_length=100, on_too_long="drop_turns")).errors.values()
+    assert error.kind == "too_long" and f", {NUM_IMAGE_TOKENS} of them of images, exceed data.max_length = 100" in str(
+        error
+    )
+    assert error.remedy.endswith("set data.on_too_long to skip")
 
 
 def test_a_image_that_breaks_off_is_found_only_by_decoding(tmp_path: Path) -> None:
