@@ -61,8 +61,9 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
         if all(present(fields, *(IMAGE_FIELDS if name == "image" else (name,))) is not None for name in each.names):
             read = each.read(fields)
             fields = {**fields, **read}
-            has_marks = each.has_marks and isinstance(fields[each.names[0]], list)
-            return Row(fields, _with_system(fields, read["conversations"]), has_marks)
+            are_messages = isinstance(fields[each.names[0]], list)
+            messages = read["conversations"] if are_messages else [*_history(fields), *read["conversations"]]
+            return Row(fields, _with_system(fields, messages), each.has_marks and are_messages)
     raise unknown(fields, form.columns, (each.names for each in _FORMS))
 
 
@@ -140,7 +141,7 @@ def _prompted(answer: str) -> Callable[[Fields], dict[str, Any]]:
 
     def read(fields: Fields) -> dict[str, Any]:
         prompt = fields["prompt"]
-        rows = prompt if isinstance(prompt, list) else [*_history(fields), {"from": "human", "value": prompt}]
+        rows = prompt if isinstance(prompt, list) else [{"from": "human", "value": prompt}]
         return {"conversations": continued(rows, fields[answer])}
 
     return read
@@ -160,6 +161,7 @@ def _text_of(message: dict[str, object]) -> object:
 
 
 def _history(fields: Fields) -> list[dict[str, object]]:
+    """The rounds before a question that stands in a field of its own."""
     rounds = fields.get("history") or []
     if not isinstance(rounds, list) or not all(isinstance(each, list) and len(each) == 2 for each in rounds):
         problem = f"'history' is {quoted(rounds)}"
@@ -168,12 +170,7 @@ def _history(fields: Fields) -> list[dict[str, object]]:
 
 
 def _asked(question: str, answer: str) -> Callable[[Fields], dict[str, Any]]:
-    """Two texts, after those of `history`."""
-
-    def read(fields: Fields) -> dict[str, Any]:
-        return {"conversations": [*_history(fields), *_round(_text(fields, question), _text(fields, answer))]}
-
-    return read
+    return lambda fields: {"conversations": _round(_text(fields, question), _text(fields, answer))}
 
 
 def _instructed(answer: str) -> Callable[[Fields], dict[str, Any]]:
@@ -181,7 +178,7 @@ def _instructed(answer: str) -> Callable[[Fields], dict[str, Any]]:
 
     def read(fields: Fields) -> dict[str, Any]:
         question = "\n".join(filter(None, (_text(fields, "instruction"), _text(fields, "input"))))
-        return {"conversations": [*_history(fields), *_round(question, _text(fields, answer))]}
+        return {"conversations": _round(question, _text(fields, answer))}
 
     return read
 

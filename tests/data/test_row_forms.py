@@ -96,6 +96,14 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, th
     "a query after others": (
         {"query": "why?", "response": "so it is", "history": HISTORY, "images": ["t0.png"]}, ROUNDS
     ),
+    "answers after others": (
+        {"question": "why?", "answers": ["so it is"], "history": HISTORY, "image": "t0.png"},
+        ROUNDS | {"answers": {"so it is": 1}},
+    ),
+    "choices after others": (
+        {"question": "why?", "choices": ["blue", "red"], "answer": 1, "history": HISTORY, "image": "t0.png"},
+        record(ONE, "red", f"why?{OPTIONS}", "B", image="t0.png", choices=["blue", "red"]),
+    ),
     "instruction and output": ({"instruction": "what?", "input": "", "output": "red", "image": "t0.png"}, ROUND),
     "an instruction with an input": (
         {"instruction": "Translate.", "input": "rouge", "output": "red"}, record("Translate.\nrouge", "red")
