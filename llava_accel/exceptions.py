@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
 """What schedulers, terminals and people end a job with."""
 EX_TEMPFAIL = 75
 """Exit code of a run that saved and ended because it was asked to: start the same command again (sysexits.h)."""

@@ -71,12 +71,23 @@ def _interrupted(recipe: Tables, number: signal.Signals) -> Interrupted:
     [
         ((step_file, "seed_step"), 4, signal.SIGTERM, 4, [0, 3]),
         ((step_file, "seed_step"), 1, signal.SIGUSR1, 1, [0]),
+        ((step_file, "seed_step"), 1, signal.SIGUSR2, 1, [0]),
+        ((step_file, "seed_step"), 1, signal.SIGXCPU, 1, [0]),
         ((checkpoint, "commit"), 1, signal.SIGTERM, 2, [0]),
         ((evaluation, "answer"), 2, signal.SIGTERM, 3, [0]),
         ((evaluation, "answer"), 3, signal.SIGUSR1, 6, [0, 3]),
         ((step_file, "seed_step"), 5, signal.SIGINT, 5, [0, 3]),
     ],
-    ids=["a step", "the first step", "a save", "answering", "an evaluation that comes with a save", "ctrl-c"],
+    ids=[
+        "a step",
+        "the first step",
+        "a notice",
+        "no time left",
+        "a save",
+        "answering",
+        "an evaluation that comes with a save",
+        "ctrl-c",
+    ],
 )
 def test_a_signal_in(
     data: Path,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from helpers.exported import ROOT, prove_here
 from llava_accel.__main__ import main
+from llava_accel.exceptions import SIGNALS
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`llava-accel VERB ...` in this process."""
     assert words[0] == "llava-accel"
     monkeypatch.setattr(sys, "argv", list(words))
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    before = {one: signal.getsignal(one) for one in SIGNALS}
     try:
         main()
     finally:

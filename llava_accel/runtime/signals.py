@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: a scheduler's SIGTERM or SIGUSR1, a closed terminal, Ctrl-C.
+"""Signals that ask a run to end: a scheduler's (SIGTERM, SIGUSR1 and 2, SIGXCPU), a closed terminal, Ctrl-C.
 
 While a run reads its data and loads its model, there is nothing to save, and it ends at once. Later a handler only takes
 note. All ranks agree in every step, or between two batches of an evaluation, on whether one of them has been asked; then
