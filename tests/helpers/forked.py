@@ -148,6 +148,14 @@ def _take_on(job: dict[str, Any], streams: list[int]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for stream, own in zip(streams, (0, 1, 2), strict=True):
         os.dup2(stream, own)
+    for name, number in (
+        ("stdout", 1),
+        ("stderr", 2),
+    ):  # what is open remembers whether what was there could be sought in
+        was = getattr(sys, name)
+        made = open(number, "w", encoding=was.encoding, errors=was.errors, closefd=False)
+        made.reconfigure(line_buffering=was.line_buffering)
+        setattr(sys, name, made)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
