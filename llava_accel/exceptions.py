@@ -1,6 +1,7 @@
 """How a verb ends other than well: by something that the user can mend, or because it was asked to end."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,8 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
 """What schedulers, terminals and people end a job with."""
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Also where it is only the user's share that is full."""
 EX_TEMPFAIL = 75
 """Exit code of a run that saved and ended because it was asked to: start the same command again (sysexits.h)."""
 
@@ -18,6 +21,12 @@ class UserError(ValueError):
 
     Every other ValueError is a defect of this package and keeps its traceback.
     """
+
+
+def in_short(error: BaseException) -> str:
+    """What an error says, on one line that is not too long."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())[:300]
 
 
 class Interrupted(Exception):

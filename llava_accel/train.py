@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 
+from llava_accel.checkpoint.progress import starting_state
 from llava_accel.checkpoint.resume import agreed_checkpoint
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
@@ -32,7 +33,7 @@ from llava_accel.runtime.engines import build_accelerator, prepare
 from llava_accel.runtime.restored import settings_restored
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.assembly import build_objective
-from llava_accel.setup.datasets import build_order, content, open_data
+from llava_accel.setup.datasets import build_order, open_data
 from llava_accel.setup.figures import mix_of
 from llava_accel.setup.opening import say_opening
 from llava_accel.setup.reference import attach_reference
@@ -68,10 +69,10 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     say_own_code(recipe, run.console)
     order = build_order(recipe, training, accelerator.num_processes)
     say_opening(run, order, training, held_out, source)
+    state = starting_state(run, order, training, source)
     with loading_explained(run, processing):
         objective, loaded = build_objective(run, processing, source)
     attach_features(run, processing, objective, (training, held_out))
-    state = TrainState.of(recipe.train, order, content(run, training))
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)
     prepared = prepare(accelerator, objective, optimizer, scheduler)

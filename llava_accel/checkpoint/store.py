@@ -25,7 +25,7 @@ from llava_accel.checkpoint import progress
 from llava_accel.checkpoint.background import SHARE_OF_FREE, WORTH_IT, Background, free_main_memory
 from llava_accel.checkpoint.contents import Contents
 from llava_accel.checkpoint.model_card import describe
-from llava_accel.exceptions import UserError
+from llava_accel.exceptions import UserError, in_short
 from llava_accel.model.build import LoadedModel
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import load_saved, step_saved
@@ -172,18 +172,16 @@ class Checkpoints:
             self._copy_best(source, step)
 
     def resume(self, source: Path | None) -> None:
-        """Go on from a checkpoint whose weights the model was built with; None starts from the beginning.
+        """Go on from a checkpoint whose weights and position the run was built with; None starts from the beginning.
 
         Written by another engine or another number of ranks it serves as well, if a step is the same portion of data.
 
         Raises:
-            UserError: its steps are others, or its moments are of another optimizer or of other weights.
+            UserError: its moments are of other weights.
         """
-        if source is None:
-            self._remove_later()
-            return
-        progress.read_position(source / "engine", self._recipe, self._accelerator, self._state)
         self._remove_later()
+        if source is None:
+            return
         moments = progress.read_optimizer_state(source / "engine")
         load_optimizer_state(self._accelerator, self._model, self._optimizer, moments)
         progress.advance(self._scheduler, self._state.step)
@@ -259,7 +257,7 @@ class Checkpoints:
             several = self._ranks_here < self._accelerator.num_processes
             own = ("", write(begun.folder, begun.parts, threads, is_shared_by_machines=several))
         except OSError as error:
-            own = (_reason(error), {})
+            own = (in_short(error), {})
         if self._group is None:
             return [own]
         gathered: list[tuple[str, Pieces]] = [own] * self._accelerator.num_processes
@@ -280,7 +278,7 @@ class Checkpoints:
             commit(unfinished, target, known=known)
         except OSError as error:
             recover(target.parent)
-            self._console.line(f"checkpoint: {target} could not be written ({_reason(error)}) and stays what it was")
+            self._console.line(f"checkpoint: {target} could not be written ({in_short(error)}) and stays what it was")
 
     @contextmanager
     def _noting_problems(self, target: Path) -> Iterator[None]:
@@ -291,7 +289,7 @@ class Checkpoints:
         except Exception as error:
             if not is_of_the_disk(error):
                 raise
-            self._problem = _reason(error)
+            self._problem = in_short(error)
             recover(target.parent)
             if target.parent == self._folder:
                 self._console.line(
@@ -332,8 +330,3 @@ class Checkpoints:
     def _rotate(self) -> None:
         for folder in complete_checkpoints(self._folder)[: -self._recipe.checkpoint.keep]:
             shutil.rmtree(folder)
-
-
-def _reason(error: Exception) -> str:
-    """What has prevented writing."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)

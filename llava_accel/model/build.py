@@ -1,6 +1,7 @@
 """Load a LLaVA, or assemble one, as the model class that transformers has for its family."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | None,
     leave_tower: bool = False,
+    refuse: Callable[[str], None] = lambda fingerprint: None,
 ) -> LoadedModel:
     """Load the weights of `processing.base`.
 
@@ -53,6 +55,7 @@ def load_model(
         device: Where they go, each as it is read. None leaves that to the backend, as one that shards the model demands:
             they stay on the CPU, or with 4 and 8 bits go to the current accelerator, which quantises them.
         leave_tower: Leave the vision tower's weights on disk, for a model that runs without them.
+        refuse: Told the base's fingerprint before its weights are read; may raise UserError.
 
     Raises:
         UserError: a file is damaged, missing, or belongs to another model.
@@ -62,6 +65,8 @@ def load_model(
     is_fresh = base.layout == "parts" and projector is None
     stored = weights.gather(base, projector)
     weights.check(stored, base, is_fresh)
+    fingerprint = weights.fingerprint(stored, base)
+    refuse(fingerprint)
     state = weights.to_state_dict(stored, processing.num_rows)
     if is_fresh:
         state |= weights.fresh_projector(base, recipe.run.seed)
@@ -91,7 +96,7 @@ def load_model(
     # peft writes this into adapter_config.json: the name that the user gave, not a folder of some cache.
     model.name_or_path = model.config.name_or_path = recipe.model.named_base
     model.generation_config = generation_config(processing)
-    return LoadedModel(model, processing.vocab_size, weights.fingerprint(stored, base), notes, tower)
+    return LoadedModel(model, processing.vocab_size, fingerprint, notes, tower)
 
 
 def final_config(processing: Processing) -> Config:

@@ -136,10 +136,10 @@ def other_base(folder: Path, base: str, fingerprint: str) -> str:
     return f"note: {difference}. {remark}" if difference else ""
 
 
-def refuse_other_base(source: Path, base: str, fingerprint: str) -> None:
-    """UserError if a run would go on from a checkpoint that was written with other weights of the base, whatever it is
-    called now."""
-    if difference := _difference(source, base, fingerprint):
+def refuse_other_base(source: Path | None, base: str, fingerprint: str) -> None:
+    """UserError if a run would go on from a checkpoint, if there is one, that was written with other weights of the base,
+    whatever it is called now."""
+    if source and (difference := _difference(source, base, fingerprint)):
         raise UserError(
             f"run.resume: {difference}, so the steps before and after would not be of one run. Name the model that it was "
             'written with, or start from the beginning with run.resume="never"'

@@ -25,6 +25,11 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
 """Of files that are read."""
 
 
+def is_file_name(path: str) -> bool:
+    """Whether a path ends as that of a file with data, and so is not the name of a data set."""
+    return path.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
+
+
 def refuse_missing(recipe: Recipe, source: str) -> None:
     """RecipeError if the data, a folder of images or a local base are not there, or the data are of a form that is not read.
 
@@ -61,7 +66,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
 
 def _may_be_elsewhere(path: str) -> bool:
     """Whether a path may be a pattern, or the name of a data set."""
-    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path and not path.endswith(SUFFIXES))
+    return path != glob.escape(path) or (_may_be_of_the_hub(path) and "/" in path and not is_file_name(path))
 
 
 def _may_be_of_the_hub(name: str) -> bool:
@@ -70,8 +75,8 @@ def _may_be_of_the_hub(name: str) -> bool:
 
 def _remedy(path: str, is_base: bool) -> str:
     folder, name = os.path.split(path)
-    if path.startswith("~"):
-        return f"~ is the home folder in a shell alone. Write {os.path.expanduser(path)}."
+    if (home := os.path.expanduser(path)) != path:
+        return f"~ is the home folder in a shell alone. Write {home}."
     if "\\" in path and os.sep != "\\":
         return "Write the path that it has on this machine, with / in place of \\."
     here = "" if os.path.isabs(path) else f" It was looked for in {os.getcwd()}, where the command was started."

@@ -1,6 +1,7 @@
 """From a recipe to the module that is trained; how many of its weights are trained, and in which types, is printed."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +52,14 @@ def build_objective(
     if wants_liger:
         require_liger_decoder(processing.base.text)
     may_leave = may_park(recipe) and not (recipe.model.adapter and has_tower(recipe.model.adapter))
-    loaded = load_model(recipe, processing, dtype=dtype, device=load_device(accelerator), leave_tower=may_leave)
+    loaded = load_model(
+        recipe,
+        processing,
+        dtype=dtype,
+        device=load_device(accelerator),
+        leave_tower=may_leave,
+        refuse=partial(refuse_other_base, source, recipe.model.named_base),
+    )
     torch.manual_seed(recipe.run.seed)  # new LoRA weights: the same on every rank, and on any number of them
     model = prepare_trainable(loaded.model, recipe)
     for note in (*loaded.notes, *_origins(recipe, loaded.fingerprint)):
@@ -67,7 +75,6 @@ def build_objective(
     if recipe.model.compile:
         compile_layers(objective.llava.model.language_model)
     if source:
-        refuse_other_base(source, recipe.model.named_base, loaded.fingerprint)
         load_saved(source, objective)
     if may_park(recipe):
         objective.parked = loaded.tower or ParkedTower(loaded.model)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from llava_accel.kernels.matmul import LEAST_WIDTH, MOST_ERROR, Matmul, matmul_in_use, onednn_error, use_matmul
+from llava_accel.kernels.matmul import LEAST_WIDTH, MOST_ERROR, Matmul, onednn_error, use_matmul
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.storage.run_weights import read_progress
@@ -41,8 +41,3 @@ def choose_matmul(run: RunContext, width: int, source: Path | None = None) -> No
             f"matrix products: the run began with oneDNN's and goes on with PyTorch's own, as {reason}: its numbers agree "
             "to fp32's rounding, not bit for bit"
         )
-
-
-def matmul_of(device: torch.device) -> Matmul:
-    """What a run on this device computes with, for its checkpoints."""
-    return matmul_in_use() if device.type == "cpu" else "native"

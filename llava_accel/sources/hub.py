@@ -9,6 +9,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from llava_accel import compat
+from llava_accel.exceptions import in_short
+from llava_accel.recipe.paths import is_file_name
 from llava_accel.sources.problems import DataError, quoted, some
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -18,7 +20,7 @@ _MADE_OF = re.compile(r"/([0-9a-f]{40})/")  # the folder in which datasets keeps
 
 def is_name(text: str) -> bool:
     """Whether a text may be the name of a data set, org/name, rather than a path."""
-    return _NAME.fullmatch(text) is not None and not text.endswith((".json", ".jsonl", ".ndjson", ".parquet", ".tar"))
+    return _NAME.fullmatch(text) is not None and not is_file_name(text)
 
 
 def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[Path]:
@@ -47,10 +49,10 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
         remedy = "Check the name; for a private or gated one, log in with `hf auth login`"
         raise DataError("json", f"there is no file, no folder and no data set {quoted(name)}", remedy) from None
     except DatasetGenerationError as error:
-        problem = f"the data set {name} cannot be read by datasets ({_in_short(error)})"
+        problem = f"the data set {name} cannot be read by datasets ({in_short(error)})"
         raise DataError("json", problem, "Download its files, and name these") from None
     except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError, compat.hub_http_error()) as error:
-        problem = f"there is no file or folder {quoted(name)}, and no such data set can be had ({_in_short(error)})"
+        problem = f"there is no file or folder {quoted(name)}, and no such data set can be had ({in_short(error)})"
         remedy = "Check the path; of a data set its name, config, split and revision, and the network"
         raise DataError("json", problem, remedy) from None
     assert isinstance(dataset, datasets.Dataset)
@@ -109,7 +111,3 @@ def choose_split(present: Sequence[str], wanted: Sequence[str], what: str) -> st
         return present[0]
     problem = f"{what} has no split {' or '.join(map(repr, wanted))}, but {some(list(map(repr, present)), 10)}"
     raise DataError("json", problem, f'Name one: {{path = "{what}", split = "{present[0] if present else "..."}"}}')
-
-
-def _in_short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from llava_accel.exceptions import UserError
+from llava_accel.exceptions import DISK_IS_FULL, UserError
 
 MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,15 +49,20 @@ def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
         yield unfinished
         flush(unfinished)  # else a power cut could leave the name without the content
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:  # which names no file
+            error.filename = error.filename or str(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def check_out(path: Path, flag: str) -> None:
+def check_out(path: Path, flag: str, example: str) -> None:
     """UserError if a file cannot be written at `path`, before the work that it is to hold; nothing is left there.
 
     Args:
         flag: What the user named it with.
+        example: A name for such a file.
     """
     try:
         is_folder = path.is_dir()
@@ -67,7 +72,7 @@ def check_out(path: Path, flag: str) -> None:
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be written ({error.strerror}). Name a file in another folder") from None
     if is_folder:
-        raise UserError(f"{flag} {path} is a folder. Name a file in it, such as {path / 'predictions.jsonl'}")
+        raise UserError(f"{flag} {path} is a folder. Name a file in it, such as {path / example}")
 
 
 def beside(target: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llava_accel.console.output import note
-from llava_accel.exceptions import UserError
+from llava_accel.exceptions import UserError, in_short
 from llava_accel.storage.atomic import atomic_file, is_of_the_disk
 
 _KINDS = {
@@ -76,7 +76,7 @@ def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        note(f"{path} is damaged ({_in_short(error)}) and is made anew")
+        note(f"{path} is damaged ({in_short(error)}) and is made anew")
         return None
 
 
@@ -97,7 +97,7 @@ def store(path: Path, write: Callable[[Path], object]) -> bool:
     except Exception as error:
         if not is_of_the_disk(error):
             raise
-        note(f"data.cache_dir: {path} cannot be written ({_in_short(error)}); the run goes on without it")
+        note(f"data.cache_dir: {path} cannot be written ({in_short(error)}); the run goes on without it")
         return False
     return True
 
@@ -141,8 +141,3 @@ def _temporary_cache(reason: str) -> Path:
         raise UserError(f"data.cache_dir: {reason}, and {folder} cannot be used. Name a folder that can be written")
     note(f"data.cache_dir: {reason}; the cache is in {folder}")
     return folder
-
-
-def _in_short(error: Exception) -> str:
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]

@@ -13,6 +13,7 @@ from helpers.broken_models import weights
 from helpers.forked import Forked, run
 from helpers.runs import PARITY
 from helpers.verbs import assert_refused, good_record, start, write_recipe
+from llava_accel import compat
 
 
 def _file(path: Path) -> Path:
@@ -125,13 +126,14 @@ def _resumed(folder: Path, lora_run: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("verb", ["check", "train"])
 def test_a_run_goes_on_with_its_base_wherever_that_is_and_with_no_other(
-    tmp_path: Path, lora_run: Path, llava_folder: Path, verb: str
+    tmp_path: Path, lora_run: Path, llava_folder: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = Path(shutil.copytree(llava_folder, tmp_path / "base"))
     words = _resumed(tmp_path, lora_run, f"model.base={base}")
     ended = start(verb, *words, fresh=True)
     assert ended.code == 0, ended.err
     weights(lambda tensors, key: tensors[key].mul_(2), "up_proj.weight", "model.safetensors")(base)
+    monkeypatch.setattr(compat, "load_model", None)  # no weight is read before it is refused
     assert_refused(start(verb, *words, fresh=True), ["run.resume", str(tmp_path / "run"), str(base), "fingerprint"])
 
 
@@ -145,8 +147,9 @@ def test_a_run_goes_on_with_its_base_wherever_that_is_and_with_no_other(
     ],
 )
 def test_a_run_that_cannot_go_on_is_refused_by_check_as_by_train(
-    tmp_path: Path, lora_run: Path, verb: str, override: str, says: list[str]
+    tmp_path: Path, lora_run: Path, verb: str, override: str, says: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compat, "load_model", None)  # no weight is read before it is refused
     (tmp_path / "other.json").write_text(json.dumps([good_record(number) for number in range(4)]))
     words = _resumed(tmp_path, lora_run, override.format(other=tmp_path / "other.json"))
     assert_refused(start(verb, *words), ["run.resume", str(tmp_path / "run"), *says])

@@ -30,6 +30,8 @@ def named(folder: Path, base: str = "org/base", **data: Any) -> Recipe:
         ({"train": "record.jsonl"}, "data.train", "Did you mean records.jsonl? It was looked for in "),
         ({"train": "other.jsonl"}, "data.train", "Correct it. It was looked for in "),
         ({"eval": "data/val.jsonl"}, "data.eval", "There is no folder data either. Correct it."),
+        ({"eval": "data/val.arrow"}, "data.eval", "There is no folder data either. Correct it."),
+        ({"train": "images/mine.CSV"}, "data.train", "Correct it. It was looked for in "),
         ({"images": "image"}, "data.images", "Did you mean images?"),
         ({"images": "records.jsonl"}, "data.images", "It is a file. Name the folder that it is in."),
         ({"images": "~/images"}, "data.images", f"Write {Path.home()}/images."),

@@ -93,7 +93,10 @@ def test_names_of_the_hub_are_known(name: str) -> None:
     assert is_name(name)
 
 
-@pytest.mark.parametrize("path", ["data/train.jsonl", "./x/y", "a/b/c", "name", "/a/b", "a/*", "../b"])
+@pytest.mark.parametrize(
+    "path",
+    ["data/train.jsonl", "data/part.arrow", "data/a.CSV", "./x/y", "a/b/c", "name", "/a/b", "a/*", "../b"],
+)
 def test_paths_are_no_names_of_the_hub(path: str) -> None:
     assert not is_name(path)
 
