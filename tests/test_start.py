@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from helpers.jobs import ranks
 from helpers.runs import PARITY, mixed_records, recipe, write_records
 from llava_accel.__main__ import SUMMARIES
 from llava_accel.console.verbs import VERBS
+from llava_accel.exceptions import UserError
 from llava_accel.recipe import dump_recipe, make_recipe
 from llava_accel.recipe.toml import to_toml
+from llava_accel.runtime import launcher
 
 ROOT = PARITY.parents[1]
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "matplotlib", "numpy")
@@ -68,15 +71,15 @@ def test_help_of_every_verb_imports_no_library() -> None:
 MISTAKES = [
     ("train", "RECIPE"),
     ("train r.toml --profile nowhere.yaml", "there is no such file"),
-    ("train r.toml --num-processes 0", "at least 1"),
+    ("train r.toml --num-processes 0", "0 is not a whole number from 1 on"),
     ("evaluate", "name a recipe"),
     ("evaluate --score a.jsonl", "--out FILE.jsonl"),
     ("chat", "--base"),
-    ("chat --base b --max-new-tokens 0", "at least one token"),
+    ("chat --base b --max-new-tokens 0", "--max-new-tokens: 0 is not a whole number from 1 on"),
     ("chat --base b --web --once What?", "--web takes neither --image nor --once"),
     ("chat --base b --collect a.jsonl", "--collect belongs to --web"),
     ("serve", "--base"),
-    ("serve --base b --port 70000", "name one from 1024 to 65535"),
+    ("serve --base b --port 70000", "70000 is not a port. Name one from 1024 to 65535"),
     ("export run --to peft --out a --dry-run", "--push"),
     ("export run --to gguf --out a", "invalid choice"),
     ("report run --out a.html", "comparison"),
@@ -88,7 +91,12 @@ MISTAKES = [
     ("train recipes/quickstart.toml data.images=my images", 'Write data.images="my images"'),
     ("init", "--data"),
     ("init --data a.json", "name the recipe to write"),
-    ("init new.toml --data a.json --gpu 0", "--gpu 0: name the memory"),
+    ("init new.toml --data a.json --gpu 0", "--gpu: 0 is no memory of one GPU in GB"),
+    ("plan r.toml --gpu nan", "--gpu: nan is no memory"),
+    ("plan r.toml --gpus 0", "--gpus: 0 is not a whole number from 1 on"),
+    ("bench r.toml --steps 0", "--steps: 0 is not a whole number from 1 on"),
+    ("bench r.toml --rounds -1", "--rounds: -1 is not a whole number from 1 on"),
+    ("check r.toml --show -1", "--show: -1 is not a whole number from 0 on"),
     ("recipes show", "name a recipe"),
     ("recipes show quickstar", "Did you mean quickstart?"),
     ("keys optm", "Did you mean optim?"),
@@ -262,6 +270,13 @@ def test_more_processes_than_cores_are_not_started(profile: str) -> None:
     refused = forked.run([sys.executable, "-m", "llava_accel", "train", *command.split()], cwd=ROOT)
     assert refused.returncode == 2 and "--num-processes 9999: this machine has" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_profile_for_more_processes_than_cores_is_refused_by_its_name(tmp_path: Path) -> None:
+    profile = tmp_path / "many.yaml"
+    profile.write_text((ROOT / "launch" / "ddp.yaml").read_text().replace("num_processes: 8 ", "num_processes: 8888 "))
+    with pytest.raises(UserError, match=f"--profile {profile}: num_processes is 8888: this machine has"):
+        launcher._profile(Namespace(profile=str(profile), num_processes=None))
 
 
 @pytest.mark.parametrize("content", ["[run]\nname = 'a'\n", "text", "- 1\n", "\x00", "unknown_key: 1\n"])

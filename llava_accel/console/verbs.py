@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,15 +41,9 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add = parser.add_argument
     _add_recipe(parser)
     add("--profile", metavar="FILE.yaml", help="start the processes of this profile of Accelerate's")
-    add(
-        "--num-processes",
-        type=int,
-        metavar="N",
-        help="processes to start; without a profile each has a whole model (DDP)",
-    )
+    started = "processes to start; without a profile each has a whole model (DDP)"
+    add("--num-processes", type=_at_least_one, metavar="N", help=started)
     arguments = parse(parser, words)
-    if arguments.num_processes is not None and arguments.num_processes < 1:
-        parser.error(f"--num-processes {arguments.num_processes}: name at least 1")
     if arguments.profile and not Path(arguments.profile).is_file():
         parser.error(f"--profile {arguments.profile}: there is no such file. Name one of the launch folder's")
     if arguments.profile or (arguments.num_processes or 1) > 1:
@@ -65,20 +60,15 @@ def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("--eval", default="", metavar="PATH", help="held-out data; without it a share of the images is held out")
     add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; by default llava-hf/llava-1.5-7b-hf")
-    add("--gpu", type=float, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
-    add(
-        "--task",
-        choices=("vqa", "caption", "classify", "chat", "preference"),
-        help="by default guessed from the answers",
-    )
+    add("--gpu", type=_gigabytes, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
+    tasks = ("vqa", "caption", "classify", "chat", "preference")
+    add("--task", choices=tasks, help="by default guessed from the answers")
     add("--force", action="store_true", help="write over a file that is there")
     arguments = parser.parse_args(words)
     if arguments.out is None and len(arguments.data) > 1 and arguments.data[-1].endswith(".toml"):
         arguments.out = arguments.data.pop()
     if arguments.out is None:
         parser.error("name the recipe to write, such as mine.toml")
-    if arguments.gpu is not None and not 0 < arguments.gpu < 1e6:
-        parser.error(f"--gpu {arguments.gpu:g}: name the memory of one GPU in GB, such as 24")
     return arguments
 
 
@@ -88,12 +78,8 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
     add("--adapter", metavar="DIR", help="a run, a checkpoint or an export; without it the base alone")
     add("--out", metavar="FILE.jsonl", help="write the predictions, one a line")
     add("--score", metavar="FILE.jsonl", help="score this file's predictions; takes no recipe")
-    add(
-        "--metrics",
-        metavar="NAME",
-        nargs="+",
-        help="what --score measures, as in eval.metrics (default vqa_accuracy exact_match)",
-    )
+    measured = "what --score measures, as in eval.metrics (default vqa_accuracy exact_match)"
+    add("--metrics", metavar="NAME", nargs="+", help=measured)
     arguments = parse(parser, words)
     if arguments.score and not arguments.out:
         parser.error("--score needs --out FILE.jsonl for the scored lines")
@@ -110,7 +96,7 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     parser.set_defaults(wrong=None)  # a place for what is wrong with the recipe
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
-    add("--show", metavar="N", type=int, default=3, help="examples to show (default 3)")
+    add("--show", metavar="N", type=_count, default=3, help="examples to show (default 3)")
     add("--html", metavar="FILE.html", type=Path, help="write a page: counts, errors, images with what is learned")
     add("--against", metavar="RUN", type=Path, help="list the records that this run has shown to be worth a look")
     add("--mend", metavar="FILE.jsonl", type=Path, help="with --against: write that list here, not on the console")
@@ -126,22 +112,20 @@ def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 def _plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     _add_recipe(parser, reads_data=False)
-    add("--gpu", type=float, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
-    add("--gpus", type=int, default=8, metavar="N", help="number of GPUs for the profiles that use several (default 8)")
+    add("--gpu", type=_gigabytes, metavar="GB", help="memory of one GPU in GB: say whether the run fits")
+    several = "number of GPUs for the profiles that use several (default 8)"
+    add("--gpus", type=_at_least_one, default=8, metavar="N", help=several)
     add("--probe", action="store_true", help="run the largest batch once, and compare what it takes with the plan")
-    add(
-        "--cards",
-        action="store_true",
-        help="the largest batch on cards of 16, 24, 48 and 80 GB, on rows of the largest image; reads no data",
-    )
+    cards = "the largest batch on cards of 16, 24, 48 and 80 GB, on rows of the largest image; reads no data"
+    add("--cards", action="store_true", help=cards)
     return parse(parser, words)
 
 
 def _bench(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     _add_recipe(parser)
-    add("--steps", type=int, default=10, help="optimizer steps of a pass (default 10)")
-    add("--rounds", type=int, default=5, help="timed passes over these steps (default 5)")
+    add("--steps", type=_at_least_one, default=10, metavar="N", help="optimizer steps of a pass (default 10)")
+    add("--rounds", type=_at_least_one, default=5, metavar="N", help="timed passes over these steps (default 5)")
     return parse(parser, words)
 
 
@@ -184,39 +168,28 @@ def _read_model(parser: argparse.ArgumentParser, words: Sequence[str], *, port: 
     add("--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter")
     add("--system", metavar="TEXT", help="system prompt in place of the template's own; '' = none")
     add("--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training")
-    add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
+    add("--max-new-tokens", type=_at_least_one, default=512, metavar="N", help="longest answer (default 512)")
     add("--template", default="", help="conversation template, for what was not trained here")
     arguments = _read_port(parser, words, port)
     if not arguments.base and not arguments.adapter:
         parser.error("name a model with --base, or what was trained with --adapter")
-    if arguments.max_new_tokens < 1:
-        parser.error("--max-new-tokens: an answer has at least one token")
     return arguments
 
 
 def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("source", metavar="RUN_OR_CHECKPOINT", help="a run, a checkpoint, an export, or a base to convert")
-    add(
-        "--to",
-        required=True,
-        choices=("peft", "merged", "llava"),
-        help="peft, transformers (merged), or LLaVA's own code",
-    )
+    forms = ("peft", "merged", "llava")
+    add("--to", required=True, choices=forms, help="peft, transformers (merged), or LLaVA's own code")
     add("--out", required=True, metavar="DIR", help="a new folder")
     add("--base", default="", metavar="DIR_OR_NAME", help="the base, if it is not where the recipe says")
     add("--template", default="", help="conversation template, for what was not trained here")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        help="weights of a whole model; auto = the base's",
+    types = ("auto", "fp32", "bf16", "fp16")
+    add("--dtype", default="auto", choices=types, help="weights of a whole model; auto = the base's")
+    compared = (
+        "load the result and what was trained, and compare what they compute; done unasked on a GPU and for merged"
     )
-    add(
-        "--compare",
-        action=argparse.BooleanOptionalAction,
-        help="load the result and what was trained, and compare what they compute; done unasked on a GPU and for merged",
-    )
+    add("--compare", action=argparse.BooleanOptionalAction, help=compared)
     add("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
     add("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
     arguments = parser.parse_args(words)
@@ -242,11 +215,8 @@ def _watch(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def _read_port(parser: argparse.ArgumentParser, words: Sequence[str], usual: int = 0) -> argparse.Namespace:
     what = f"of 127.0.0.1; by default {usual or 'one that is free'}"
-    parser.add_argument("--port", type=int, default=usual, metavar="N", help=what)
-    arguments = parser.parse_args(words)
-    if not 0 <= arguments.port < 1 << 16:
-        parser.error(f"--port {arguments.port}: name one from 1024 to 65535, or none")
-    return arguments
+    parser.add_argument("--port", type=_port, default=usual, metavar="N", help=what)
+    return parser.parse_args(words)
 
 
 def _recipes(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -262,6 +232,30 @@ def _recipes(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.
 def _keys(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("name", metavar="TABLE", nargs="?", default="", help="a table such as optim, or one key")
     return parser.parse_args(words)
+
+
+def _number(text: str, wanted: str, least: int, most: int) -> int:
+    if not re.fullmatch(r"\d{1,10}", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    return _number(text, "a whole number from 0 on", 0, 10**9)
+
+
+def _at_least_one(text: str) -> int:
+    return _number(text, "a whole number from 1 on", 1, 10**9)
+
+
+def _port(text: str) -> int:
+    return _number(text, "a port. Name one from 1024 to 65535, or none", 0, 65535)
+
+
+def _gigabytes(text: str) -> float:
+    if not re.fullmatch(r"\d{0,5}(\.\d*)?", text) or not float(f"0{text}"):
+        raise argparse.ArgumentTypeError(f"{text} is no memory of one GPU in GB. Name it as a number, such as 24")
+    return float(text)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None, reads_data: bool = True) -> None:

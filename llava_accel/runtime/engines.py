@@ -230,11 +230,10 @@ def gathered_optimizer_state(
     Every rank must take every item.
     """
     engine = _engine(accelerator)
-    for name, parameter in accelerator.unwrap_model(model).named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
-        if parameter.requires_grad:
-            for key, value in engine.moments(parameter, optimizer.optimizer):
-                if accelerator.is_main_process:
-                    yield name, key, value.detach().cpu()
+    for name, parameter in _trained(accelerator, model).items():
+        for key, value in engine.moments(parameter, optimizer.optimizer):
+            if accelerator.is_main_process:
+                yield name, key, value.detach().cpu()
 
 
 def weight_shares(accelerator: Accelerator, model: nn.Module) -> dict[str, Share]:
@@ -248,9 +247,14 @@ def optimizer_shares(
     accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
 ) -> Iterator[tuple[str, str, Share]]:
     """(parameter, key, this rank's share) of everything that the optimizer keeps. Nothing is gathered or copied."""
-    trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
     ranks = accelerator.process_index, accelerator.num_processes
-    yield from _engine(accelerator).moment_shares(trained, optimizer.optimizer, *ranks)
+    yield from _engine(accelerator).moment_shares(_trained(accelerator, model), optimizer.optimizer, *ranks)
+
+
+def _trained(accelerator: Accelerator, model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained of a model, under its names without the backend's wrapper."""
+    named = accelerator.unwrap_model(model).named_parameters()  # pyright: ignore[reportAttributeAccessIssue]
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 def _engine(accelerator: Accelerator) -> ModuleType:
@@ -266,15 +270,13 @@ def load_optimizer_state(
 ) -> None:
     """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine; UserError if
     they belong to other weights."""
-    engine = _engine(accelerator)
-    parameters = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}  # pyright: ignore[reportAttributeAccessIssue]
+    engine, parameters = _engine(accelerator), _trained(accelerator, model)
     # Where weights are whole, an optimizer of the user's own may keep tensors of any shape.
     is_divided = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     for name, key, value in moments:
-        if name not in parameters or (
-            is_divided and value.ndim and value.shape != engine.whole_shape(parameters[name])
-        ):
+        trained = parameters.get(name)
+        if trained is None or (is_divided and value.ndim and value.shape != engine.whole_shape(trained)):
             raise UserError(
                 f"run.resume: the checkpoint has moments of {name}, which is not trained or has another shape"
             )
-        engine.put_state(parameters[name], optimizer.optimizer, key, value)
+        engine.put_state(trained, optimizer.optimizer, key, value)

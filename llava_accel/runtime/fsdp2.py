@@ -1,4 +1,4 @@
-"""FSDP2: sharding by PyTorch's own `fully_shard`, and whole tensors out of the shards. See backend.py."""
+"""FSDP2: sharding by PyTorch's own `fully_shard`, and whole tensors out of the shards. See engines.py."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

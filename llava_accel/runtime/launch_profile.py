@@ -35,17 +35,19 @@ class Profile:
     @property
     def title(self) -> str:
         """For messages."""
-        stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-        titles = {"none": "one process", "ddp": "DDP", "deepspeed": f"DeepSpeed ZeRO-{stage}", "fsdp": "FSDP2"}
-        return titles[self.backend]
+        zero = f"DeepSpeed ZeRO-{self._zero_stage}"
+        return {"none": "one process", "ddp": "DDP", "deepspeed": zero, "fsdp": "FSDP2"}[self.backend]
 
     @property
     def layout(self) -> str:
         """The name of what it divides among ranks (`peak_memory.layouts`)."""
-        stage = self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         offload = self.variables.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
-        zero = f"zero{stage}" + ("" if offload == "none" else "_offload")
+        zero = f"zero{self._zero_stage}" + ("" if offload == "none" else "_offload")
         return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.backend]
+
+    @property
+    def _zero_stage(self) -> str:
+        return self.variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
 
     def check(self, recipe: Recipe, mixed_precision: str) -> None:
         """Refuse what contradicts the recipe: the recipe decides how a step is computed, the profile where.

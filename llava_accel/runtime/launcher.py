@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import psutil
+import torch
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -60,8 +61,9 @@ def main(arguments: argparse.Namespace) -> None:
 def _profile(arguments: argparse.Namespace) -> list[str]:
     """The launcher's own arguments."""
     processes = [] if arguments.num_processes is None else ["--num_processes", str(arguments.num_processes)]
-    _refuse_more_than_cores(arguments.num_processes)
+    number, asked = arguments.num_processes, f"--num-processes {arguments.num_processes}"
     if arguments.profile is None:  # every value that the launcher would otherwise tell the user to name
+        _refuse_more_than_cores(number, asked)
         plain = {"num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no", "main_process_port": "0"}
         return ["--multi_gpu", *processes, *(word for key, value in plain.items() for word in (f"--{key}", value))]
     try:
@@ -77,19 +79,26 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
             f"--profile {arguments.profile}: num_machines is {profile.num_machines}, and this command starts the processes "
             "of one machine. Start `accelerate launch` on each machine, as launch/slurm.sh does"
         )
-    _refuse_more_than_cores(arguments.num_processes or getattr(profile, "num_processes", None))
+    if number is None:
+        number = getattr(profile, "num_processes", None) or 1
+        asked = f"--profile {arguments.profile}: num_processes is {number}"
+    _refuse_more_than_cores(number, asked)
     # Any port that is free: two runs may share a machine.
     port = [] if getattr(profile, "main_process_port", None) else ["--main_process_port", "0"]
     return ["--config_file", arguments.profile, *processes, *port]
 
 
-def _refuse_more_than_cores(number: int | None) -> None:
-    """UserError where processes would take turns on the cores: slow, and each has its copy of the model."""
+def _refuse_more_than_cores(number: int, asked: str) -> None:
+    """UserError where processes would take turns on the cores: slow, and each has its copy of the model.
+
+    Args:
+        asked: How the user has asked for so many.
+    """
     cores = os.cpu_count() or 1
-    if (number or 1) > max(_REHEARSAL, cores):
+    if number > max(_REHEARSAL, cores, torch.accelerator.device_count()):
         raise UserError(
-            f"--num-processes {number}: this machine has {cores} cores, and each process needs one. Name one for each GPU; "
-            f"without a GPU, {_REHEARSAL} are enough to rehearse"
+            f"{asked}: this machine has {cores} cores, and each process needs one. Set --num-processes to one for each "
+            f"GPU; without a GPU, {_REHEARSAL} are enough to rehearse"
         )
 
 

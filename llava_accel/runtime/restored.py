@@ -13,10 +13,8 @@ from llava_accel.runtime.determinism import VARIABLES
 def settings_restored() -> Iterator[None]:
     """Around a run, however it ends: kernels that keep an order (`determinism.py`), and those of matrix products."""
     variables = {name: os.environ.get(name) for name in VARIABLES}
-    is_ordered, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    is_ordered = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     precision = torch.get_float32_matmul_precision()
     chooses, rounds = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     try:

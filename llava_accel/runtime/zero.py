@@ -1,9 +1,10 @@
-"""DeepSpeed: its configuration from the recipe, sharding, and whole tensors out of its partitions. See backend.py.
+"""DeepSpeed: its configuration from the recipe, sharding, and whole tensors out of its partitions. See engines.py.
 
 DeepSpeed runs in its fp32 mode whatever the recipe's precision: trained weights are fp32 and frozen ones bf16 on every
 engine, and the forward pass is under autocast. Its own bf16 mode would round what is trained.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
 
 from llava_accel import compat
-from llava_accel.exceptions import UserError
+from llava_accel.exceptions import UserError, in_short
 from llava_accel.kernels.low_rank import LowRank
 from llava_accel.recipe import Recipe
 from llava_accel.storage.tensor_files import Share, divided
@@ -24,19 +25,26 @@ from llava_accel.storage.tensor_files import Share, divided
 REDUCE_BUCKET_SIZE = 500_000_000
 """Gradients that DeepSpeed sums at once unless it is told otherwise."""
 _MICRO_BATCH = "train_micro_batch_size_per_gpu"
+_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
 def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
     """Accelerate's plugin for the profile, with all that the recipe decides written into DeepSpeed's configuration.
 
     Raises:
-        UserError: a configuration file that the profile names contradicts the recipe.
+        UserError: a configuration file that the profile names cannot be read, or contradicts the recipe.
     """
     if on_cpu:
         compat.leave_out_shared_memory()
     # torch has new names for the two collectives that DeepSpeed calls thousands of times.
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
-    plugin = DeepSpeedPlugin()
+    try:
+        plugin = DeepSpeedPlugin()
+    except ValueError as error:
+        raise UserError(
+            f"deepspeed_config_file is {os.environ.get(_FILE)!r} in the launch profile, and DeepSpeed cannot use it "
+            f"({in_short(error)}). Correct the path or the file, or leave the key out"
+        ) from None
     config = plugin.deepspeed_config
     zero = config["zero_optimization"]
     wanted = {

@@ -83,6 +83,17 @@ def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(
         backend_deepspeed.configured_plugin(recipe(tmp_path), on_cpu=True)
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"train_batch_size": 4}'])
+def test_a_deepspeed_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "ds.json").write_text(content)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    with pytest.raises(UserError, match=r"deepspeed_config_file is '.*ds\.json' in the launch profile, .* Correct the"):
+        backend_deepspeed.configured_plugin(recipe(tmp_path), on_cpu=True)
+
+
 def test_the_recipes_clipping_is_written_out_even_when_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

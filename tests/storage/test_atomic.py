@@ -1,9 +1,11 @@
 """Files and folders are there as a whole or not at all, and lines are read as they were written."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from llava_accel.exceptions import DISK_IS_FULL
 from llava_accel.storage.atomic import MANIFEST, atomic_file, beside, commit, is_complete, recover
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines
 
@@ -24,6 +26,16 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
         unfinished.write_bytes(b"half")
         raise OSError("full")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", DISK_IS_FULL)
+def test_a_full_disk_is_said_with_the_file_that_has_no_room(tmp_path: Path, code: int) -> None:
+    with pytest.raises(OSError) as full, atomic_file(tmp_path / "a.bin"):
+        raise OSError(code, "no room")
+    assert full.value.filename == str(tmp_path / "a.bin")
+    with pytest.raises(OSError) as other, atomic_file(tmp_path / "a.bin"):
+        raise OSError(errno.ECONNRESET, "gone")
+    assert other.value.filename is None
 
 
 def test_others_may_read_it_as_any_file_that_the_user_writes(tmp_path: Path) -> None:

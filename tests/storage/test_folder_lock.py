@@ -104,10 +104,10 @@ def test_a_stale_one_is_taken_over(tmp_path: Path, quick: None, changes: dict[st
     lock.release()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": 1}', "\x00\x00"])
-def test_one_that_cannot_be_read_counts_by_its_age(tmp_path: Path, quick: None, content: str) -> None:
-    (tmp_path / LOCK).write_text(content)
-    assert not is_lock(tmp_path / LOCK)
+def test_one_that_cannot_be_read_counts_by_its_age(tmp_path: Path, quick: None) -> None:
+    for content in ("", "{", "[]", "null", "\x00\x00", '{"pid": 1}'):
+        (tmp_path / LOCK).write_text(content)
+        assert not is_lock(tmp_path / LOCK), content
     lock = FolderLock(tmp_path)
     lock.take()
     lock.release()
