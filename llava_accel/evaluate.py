@@ -26,7 +26,7 @@ from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.determinism import determinism_explained
 from llava_accel.runtime.engines import build_accelerator, prepare_frozen
 from llava_accel.runtime.restored import settings_restored
-from llava_accel.scoring.held_out import AtOnce, Evaluation, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation
 from llava_accel.scoring.held_out import evaluate as evaluate_part
 from llava_accel.scoring.metrics import by_type, check_metric
 from llava_accel.scoring.predictions_file import score_file
@@ -35,6 +35,7 @@ from llava_accel.setup.datasets import Part, open_data
 from llava_accel.setup.reference import attach_reference
 from llava_accel.setup.vision_cache import attach_features
 from llava_accel.storage.atomic import check_out
+from llava_accel.storage.jsonl import write_json_lines
 
 
 @settings_restored()
@@ -87,7 +88,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
         rows = [[name, f"{100 * score.mean:.1f} %", f"{score.num_questions:,}"] for name, score in table.items()]
         console.table(kind.replace("_", " "), ["", "score", "questions"], rows)
     if out and accelerator.is_main_process:
-        write_predictions(Path(out), evaluation.predictions)
+        write_json_lines(evaluation.predictions, Path(out))
         console.line(f"predictions: {out}")
     return evaluation
 
@@ -106,7 +107,7 @@ def main(arguments: argparse.Namespace) -> None:
     """`llava-accel evaluate RECIPE`, or `--score FILE.jsonl`."""
     out = Path(arguments.out) if arguments.out else None
     if out:
-        check_out(out, "--out")
+        check_out(out, "--out", "predictions.jsonl")
     if arguments.score:
         assert out is not None
         for name in (names := arguments.metrics or ["vqa_accuracy", "exact_match"]):

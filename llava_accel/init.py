@@ -42,7 +42,7 @@ from llava_accel.setup.datasets import build_encoder, entries, row_form
 from llava_accel.sources.named import Named as NamedSource
 from llava_accel.sources.named import held_out_split
 from llava_accel.sources.problems import DataError
-from llava_accel.storage.atomic import atomic_file
+from llava_accel.storage.atomic import atomic_file, check_out
 from llava_accel.storage.kept_files import cache_folder
 
 _UNLIMITED = 10**9
@@ -55,7 +55,9 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
         UserError: the file is there, the data or the base cannot be used, or nothing fits the card.
     """
     out = Path(arguments.out)
-    _refuse_taken(out, arguments.force)
+    check_out(out, "NEW.toml:", "recipe.toml")
+    if out.exists() and not arguments.force:
+        raise UserError(f"{out} is there already. Name another file, or write over it with --force")
     card = find_card(arguments.gpu)
     named = name_data(arguments, console)
     sources = _open(named)
@@ -126,10 +128,12 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         DataError: a file cannot be read.
     """
     folders, own = {}, {}
-    for path in _paths(arguments):
+    for path in filter(None, [*arguments.data, arguments.eval]):
         folders[path], own[path] = _images_of(path, arguments.images, console)
     is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
     train: Any = arguments.data[0]
+    # A data set on disk may bring a split to be scored on.
+    evaluation = train if not arguments.eval and len(arguments.data) == 1 and held_out_split(train) else arguments.eval
     images = folders[train]
     if not is_one:
         train = [{"path": path, "images": own[path], "weight": 1.0} for path in arguments.data]
@@ -141,7 +145,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         train=train,
         images=images,
         images_why="as --images says" if arguments.images else "no --images: they were found there",
-        evaluation=arguments.eval or _own_evaluation(arguments.data),
+        evaluation=evaluation,
     )
 
 
@@ -171,22 +175,6 @@ def commands(out: Path, name: str, has_evaluation: bool) -> list[str]:
     adapter = ["--adapter", f"runs/{name}"]
     last = ["evaluate", str(out), *adapter] if has_evaluation else ["chat", *adapter]
     return [shlex.join(["llava-accel", *words]) for words in (["check", str(out)], ["train", str(out)], last)]
-
-
-def _refuse_taken(out: Path, force: bool) -> None:
-    if out.is_dir():
-        raise UserError(f"{out} is a folder. Name a file, such as {out / 'recipe.toml'}")
-    if out.exists() and not force:
-        raise UserError(f"{out} is there already. Name another file, or write over it with --force")
-
-
-def _own_evaluation(data: Sequence[str]) -> str:
-    """A data set on disk may bring a split to be scored on."""
-    return data[0] if len(data) == 1 and held_out_split(data[0]) else ""
-
-
-def _paths(arguments: argparse.Namespace) -> list[str]:
-    return [*arguments.data, *([arguments.eval] if arguments.eval else [])]
 
 
 def _images_of(path: str, given: str, console: Console) -> tuple[str, str]:

@@ -9,17 +9,16 @@ if __name__ == "__main__":
 import argparse
 from pathlib import Path
 
-from llava_accel.exceptions import UserError
 from llava_accel.pages.write import write_comparison, write_report
+from llava_accel.storage.atomic import check_out
 
 
 def main(arguments: argparse.Namespace) -> None:
     """`llava-accel report RUN ...`."""
     runs: list[Path] = arguments.runs
-    try:
-        if len(runs) == 1:
-            print(f"report: {write_report(runs[0])}")
-        else:
-            print(f"comparison: {write_comparison(runs, arguments.out or runs[0].parent / 'comparison.html')}")
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}. Check the folder and its permissions") from None
+    if len(runs) == 1:
+        print(f"report: {write_report(runs[0])}")
+        return
+    out = arguments.out or runs[0].parent / "comparison.html"
+    check_out(out, "--out", "comparison.html")
+    print(f"comparison: {write_comparison(runs, out)}")

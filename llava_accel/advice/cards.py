@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from llava_accel.advice.stand_in import with_known_base
-from llava_accel.console.output import Console
+from llava_accel.console.output import Console, counted
 from llava_accel.data.loader import tensor
 from llava_accel.data.tiling import Tiling
 from llava_accel.estimate.answers import answered_at_once, plan_answers, trace_evaluation
@@ -136,9 +136,8 @@ def show_cards(recipe: Recipe, ranks: int, console: Console) -> None:
         [name if name == "one GPU" else f"{name} x {ranks}", *(f"{number:,}" if number else "-" for number in batches)]
         for name, batches in cards.batches.items()
     ]
-    tiles = f"{cards.num_tiles:,} tile{'s' if cards.num_tiles > 1 else ''}"
     console.line(
         f"computed, not measured: the largest train.per_device_batch_size in {cards.dtype}, of rows of {cards.num_tokens:,} "
-        f"tokens with an image of {tiles} in each; - where none fits"
+        f"tokens with an image of {counted(cards.num_tiles, 'tile')} in each; - where none fits"
     )
     console.table(f"micro-batch of {recipe.run.name}", ["", *(f"{card} GB" for card in CARDS)], rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from llava_accel.console.output import counted
 from llava_accel.data.conversation import IMAGE
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_images
@@ -194,11 +195,11 @@ def guess_task(findings: Findings) -> tuple[str, str]:
         return "chat", f"a record has {rounds:.1f} questions on average"
     if not findings.is_short:
         if questions <= max(_FEW_QUESTIONS, len(findings.rows) // 20):
-            return "caption", f"answers of about {words} words to {_counted(questions, 'wording')} of the question"
-        return "chat", f"answers of about {words} words to {_counted(questions, 'different question')}"
+            return "caption", f"answers of about {words} words to {counted(questions, 'wording')} of the question"
+        return "chat", f"answers of about {words} words to {counted(questions, 'different question')}"
     if questions <= _FEW_QUESTIONS and answers <= min(_FEW_ANSWERS, len(findings.rows) // 3):
-        return "classify", f"{_counted(answers, 'different short answer')} to {_counted(questions, 'question')}"
-    return "vqa", f"short answers to {_counted(questions, 'different question')}"
+        return "classify", f"{counted(answers, 'different short answer')} to {counted(questions, 'question')}"
+    return "vqa", f"short answers to {counted(questions, 'different question')}"
 
 
 def of_init(error: DataError) -> DataError:
@@ -234,7 +235,3 @@ def _last_run(is_target: np.ndarray) -> int:
     (targets,) = np.nonzero(is_target)
     (gaps,) = np.nonzero(np.diff(targets) > 1)
     return len(targets) - (int(gaps[-1]) + 1 if len(gaps) else 0)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"

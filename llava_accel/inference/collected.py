@@ -24,7 +24,7 @@ class Collection:
     """
 
     def __init__(self, file: Path, system: str | None) -> None:
-        check_out(file, "--collect")
+        check_out(file, "--collect", "mine.jsonl")
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.pairs = file, file.with_name(f"{file.stem}.pairs.jsonl")
         self._system = system

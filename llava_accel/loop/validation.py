@@ -15,9 +15,10 @@ from llava_accel.loop.meter import Meter
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.signals import Interruption
 from llava_accel.scoring.best import is_better, read_lines
-from llava_accel.scoring.held_out import AtOnce, Prediction, evaluate, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Prediction, evaluate
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.state import TrainState, is_due
+from llava_accel.storage.jsonl import write_json_lines
 
 _MOST_AT_START = 500
 """Examples that the base is scored on unless the recipe says otherwise: its score need not be exact."""
@@ -140,7 +141,7 @@ class Validation:
         path = Path(self._run.recipe.run.output_dir) / "predictions" / f"step-{state.step:06d}.jsonl"
         try:
             if self._run.accelerator.is_main_process:
-                write_predictions(path, predictions)
+                write_json_lines(predictions, path)
         except OSError as error:
             self._run.console.line(
                 f"{path} could not be written ({error.strerror}). `evaluate` makes these answers again"

@@ -9,10 +9,11 @@ from statistics import stdev
 from llava_accel.data.images import Exif
 from llava_accel.pages.curves import compared_curves, have_one_loss
 from llava_accel.pages.details import differing_environment, differing_keys
-from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, question_key, verdict
+from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, verdict
 from llava_accel.pages.history import History, Prediction, titles
 from llava_accel.pages.html import percent
 from llava_accel.pages.outcome import Tile, tiles
+from llava_accel.scoring.harmful import Facts, facts
 from llava_accel.scoring.metrics import score_title
 
 _RANK = {"right": 2, "partly": 1, "wrong": 0}
@@ -62,9 +63,8 @@ def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None)
     margins = [(run, title, _margin(first, run, key)) for run, title in ranked[1:]]
     tied = [each for each in margins if abs(_value(first, key) - _value(each[0], key)) <= each[2]]
     if tied:
-        return _tie(
-            [(first, name), *((run, title) for run, title, _ in tied)], max(margin for *_, margin in tied), metric
-        )
+        equal = [(first, name), *((run, title) for run, title, _ in tied)]
+        return _tie(equal, max(margin for *_, margin in tied), metric)
     if metric is None:
         lowest, next_one = _value(first, key), _value(second, key)
         return f"{name} has the lowest evaluation loss, {lowest:.4f}; {other} follows with {next_one:.4f}."
@@ -74,21 +74,15 @@ def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None)
 
 def _tie(runs: Sequence[tuple[History, str]], margin: float, metric: str | None) -> str:
     *some, last = (name for _, name in runs)
-    names, values = f"{', '.join(some)} and {last}", [_value(run, metric or "loss") for run, _ in runs]
-    is_exact = len(set(values)) == 1
-    if metric is None:
-        shown = f"{values[0]:.4f}" if is_exact else f"{', '.join(f'{value:.4f}' for value in values)}"
-        within = "" if is_exact else f" within {margin:.4f}"
-    else:
-        shown = percent(values[0]) if is_exact else ", ".join(map(percent, values))
-        within = "" if is_exact else f" within {100 * margin:.1f} points"
-    title = "evaluation loss" if metric is None else score_title(metric)
-    why = (
-        ""
-        if is_exact
-        else ". That is twice the standard error of their difference: more questions would tell them apart"
-    )
-    return f"{names} are equal{within}: {title} {shown}{why}."
+    values = [_value(run, metric or "loss") for run, _ in runs]
+    shown = [f"{value:.4f}" if metric is None else percent(value) for value in values]
+    title = score_title(metric) if metric else "evaluation loss"
+    equal = f"{', '.join(some)} and {last} are equal"
+    if len(set(values)) == 1:
+        return f"{equal}: {title} {shown[0]}."
+    within = f"{margin:.4f}" if metric is None else f"{100 * margin:.1f} points"
+    why = "That is twice the standard error of their difference: more questions would tell them apart"
+    return f"{equal} within {within}: {title} {', '.join(shown)}. {why}."
 
 
 def _value(run: History, key: str) -> float:
@@ -102,7 +96,7 @@ def _margin(one: History, other: History, key: str) -> float:
     if key == "loss" and one.recipe.train.objective != "answers":
         return 0.0
     first, second = (
-        {question_key(row): float(row[key]) for row in run.predictions(run.chosen["step"]) if row.get(key) is not None}
+        {facts(row): float(row[key]) for row in run.predictions(run.chosen["step"]) if row.get(key) is not None}
         for run in (one, other)
         if run.chosen
     )
@@ -119,10 +113,10 @@ def _rows(runs: Sequence[History]) -> list[tuple[str, list[Tile | None]]]:
 
 def _cards(runs: Sequence[History], metric: str) -> tuple[list[ComparedCard], int, int]:
     """Some of the questions that all runs answered and some answered better; how many all answered; how many differ."""
-    answered: list[dict[str, Prediction]] = []
+    answered: list[dict[Facts, Prediction]] = []
     for run in runs:
         rows = run.predictions(run.chosen["step"]) if run.chosen else []
-        answered.append({question_key(row): row for row in rows if metric in row})
+        answered.append({facts(row): row for row in rows if metric in row})
     shared = [key for key in answered[0] if all(key in rows for rows in answered[1:])]
     differing = [key for key in shared if len({verdict(rows[key][metric]) for rows in answered}) > 1]
     # Every so many of them, so that the whole of the data is seen.

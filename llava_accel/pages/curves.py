@@ -6,7 +6,6 @@ from typing import Any
 
 from llava_accel.pages.history import History
 from llava_accel.pages.plots import SERIES, Histogram, Plot, Series, Shares
-from llava_accel.runtime.timing import PHASES
 from llava_accel.scoring.metrics import score_names, score_title
 
 _LOSSES = {
@@ -167,7 +166,7 @@ def _both(run: History, key: str) -> list[Series]:
 
 def _times(run: History) -> list[Shares]:
     """Where the time went, if the run's lines say so; what is less than a fiftieth goes under "other"."""
-    seconds = {phase: sum(line.get(f"{phase}_s", 0.0) for line in run.steps) for phase in PHASES}
+    seconds = run.seconds
     whole = sum(seconds.values())
     named = [(name, part) for name, part in seconds.items() if name != "other" and part > 0.02 * whole]
     if not named:

@@ -100,19 +100,18 @@ def recipe_rows(run: History) -> list[tuple[str, str, str]]:
 
 def differing_keys(runs: Sequence[History]) -> list[tuple[str, list[str]]]:
     """Keys of the recipes that are not the same in all runs, each with its value in every run."""
-    flat = [flatten(run.recipe.model_dump()) for run in runs]
-    rows = [(key, [toml_value(recipe[key]) for recipe in flat]) for key in flat[0]]
-    return _differing([row for row in rows if row[0] not in ("run.name", "run.output_dir")])
+    known = [{key: toml_value(value) for key, value in flatten(run.recipe.model_dump()).items()} for run in runs]
+    return [row for row in _differing(known, "not set") if row[0] not in ("run.name", "run.output_dir")]
 
 
 def differing_environment(runs: Sequence[History]) -> list[tuple[str, list[str]]]:
     """Hardware and versions that are not the same in all runs, each with its value in every run."""
-    known = [dict(environment_rows(run)) for run in runs]
+    return _differing([dict(environment_rows(run)) for run in runs], "not installed or unknown")
+
+
+def _differing(known: Sequence[Mapping[str, str]], missing: str) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for run in known for name in run)
-    return _differing([(name, [run.get(name, "not installed or unknown") for run in known]) for name in names])
-
-
-def _differing(rows: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    rows = [(name, [run.get(name, missing) for run in known]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
@@ -125,6 +124,11 @@ def environment_rows(run: History) -> list[tuple[str, str]]:
     return rows + [(name, str(version)) for name, version in known.get("packages", {}).items()]
 
 
+def doubts_command(run: History) -> str:
+    """What lists the records to look at."""
+    return shlex.join(["llava-accel", "check", str(run.folder / "recipe.toml"), "--against", str(run.folder)])
+
+
 def commands(run: History) -> list[tuple[str, str]]:
     """What to type: (what it does, the command)."""
     folder, recipe = shlex.quote(str(run.folder)), shlex.quote(str(run.folder / "recipe.toml"))
@@ -134,10 +138,8 @@ def commands(run: History) -> list[tuple[str, str]]:
     if run.environment.get("backend") in ("DEEPSPEED", "FSDP"):
         processes += " --profile PROFILE.yaml"
     shown = [("Repeat this run", f"llava-accel train {recipe} {again}{processes}")]
-    if isinstance(command := run.environment.get("command"), str):
-        shown.append(("It was started with", command))
-    elif isinstance(command, list):  # the words that an earlier version wrote, without those of a launcher
-        shown.append(("It was started with", f"llava-accel train {shlex.join(map(str, command[1:]))}{processes}"))
+    if command := run.environment.get("command"):
+        shown.append(("It was started with", str(command)))
     if not run.is_over:
         shown.append(("Continue it, if it was interrupted", f"llava-accel train {recipe}{processes}"))
     if run.chosen and run.recipe.model.train != "projector":

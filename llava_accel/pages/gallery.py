@@ -14,7 +14,7 @@ from PIL import Image
 from llava_accel.data.images import Exif, decode, find_image
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
-from llava_accel.scoring.harmful import WRONG
+from llava_accel.scoring.harmful import WRONG, facts
 from llava_accel.setup.datasets import entries
 from llava_accel.sources.downloads import DOWNLOADS, is_remote, place_of
 from llava_accel.sources.image_parts import part_of
@@ -73,12 +73,12 @@ class Card(Question):
 
 def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data: DataTable, metric: str) -> list[Card]:
     """At most `MOST_CARDS` cards, right and wrong mixed, in the order of the data."""
-    base = {question_key(row): row for row in before}
+    base = {facts(row): row for row in before}
     hard = hardest(predictions)
     shown = choose(predictions, metric) | hard
     roots = image_roots(data)
     return [
-        _card(row, base.get(question_key(row)), number in hard, roots, metric, data.exif)
+        _card(row, base.get(facts(row)), number in hard, roots, metric, data.exif)
         for number, row in enumerate(predictions)
         if number in shown
     ]
@@ -162,11 +162,6 @@ def verdict(score: float) -> str:
     return "right" if score >= _RIGHT else "partly" if score > 0 else "wrong"
 
 
-def question_key(row: Mapping[str, Any]) -> str:
-    """What one question is known by in every evaluation: ids alone may repeat."""
-    return f"{row['id']} {row['image']} {row['question']}"
-
-
 def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
     """Numbers of the answers to show: half of them right as far as there are, each image once as far as there are.
 
@@ -189,7 +184,7 @@ def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
 
 
 def _draw(row: Prediction) -> bytes:
-    return hashlib.sha256(question_key(row).encode("utf-8", "replace")).digest()
+    return hashlib.sha256(" ".join(facts(row)).encode("utf-8", "replace")).digest()
 
 
 def hardest(predictions: Sequence[Prediction]) -> set[int]:
@@ -208,19 +203,28 @@ def image_roots(data: DataTable, key: str = "data.eval") -> list[Path]:
 
 def show(name: str, roots: Iterable[Path], exif: Exif = "ignore") -> GalleryImage:
     """The thumbnail of an image as the model sees it, or why there is none."""
-    problems: list[str] = []
-    files = [name] if part_of(name) else []
+    try:
+        return show_file(image_file(name, roots), name, exif)
+    except DataError as error:
+        return GalleryImage(name=name, problem=error.problem)
+
+
+def image_file(name: str, roots: Iterable[Path]) -> str:
+    """The file of an image, wherever it is; DataError unless exactly one of the folders has it."""
+    if part_of(name):
+        return name
     kept = place_of(name, Path()).name if is_remote(name) else name
-    for root in roots if not files else ():
+    files: list[str] = []
+    problems: list[str] = []
+    for root in roots:
         try:
             files.append(str(find_image(root, kept)))
         except DataError as error:
             problems.append(error.problem)
-    if len(files) > 1:
-        return GalleryImage(name=name, problem=f"{len(files)} folders of the data have an image {name}")
-    if not files:
-        return GalleryImage(name=name, problem=" and ".join(problems))
-    return show_file(files[0], name, exif)
+    if len(files) == 1:
+        return files[0]
+    problem = f"{len(files)} folders of the data have an image {name}" if files else " and ".join(problems)
+    raise DataError("missing_image", problem, "Let one folder have it")
 
 
 def show_file(file: str, name: str, exif: Exif) -> GalleryImage:

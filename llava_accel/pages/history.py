@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
+from llava_accel.runtime.timing import PHASES
 from llava_accel.scoring.best import Line, best_evaluation, is_out_of_patience, read_lines
 from llava_accel.scoring.harmful import HARMFUL
 from llava_accel.scoring.held_out import FILE
@@ -48,7 +49,7 @@ class History:
     is_held: bool
     """Whether a process writes its folder."""
     figures: dict[str, Any]
-    """Of its data, see `setup.figures`; empty for runs of earlier versions."""
+    """Of its data, see `setup.figures`; empty where there are none."""
 
     @property
     def name(self) -> str:
@@ -92,6 +93,11 @@ class History:
         if how == "finished" or self.is_over:
             return Status("finished", "finished")
         return Status("failed", f"broke off at {place}: no process runs it any more")
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the time of training went, by `timing.PHASES`."""
+        return {phase: sum(line.get(f"{phase}_s", 0.0) for line in self.steps) for phase in PHASES}
 
     @property
     def trained_examples(self) -> dict[str, int]:
@@ -149,7 +155,7 @@ class History:
     def count_lines(self, name: str) -> int:
         """Lines of a file of the run folder, 0 where there is none."""
         path = self.folder / name
-        return len(read_json_lines(path, may_be_cut=True)) if path.is_file() else 0
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def read_run(folder: Path, state: TrainState | None = None) -> History:

@@ -1,22 +1,19 @@
 """The outcome of a run: a sentence, a few numbers, and what should be known about them."""
 
 import math
-from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
+from llava_accel.console.output import counted
 from llava_accel.pages.curves import capital
 from llava_accel.pages.history import History
 from llava_accel.pages.html import PERCENT, percent
-from llava_accel.runtime.timing import duration
+from llava_accel.runtime.timing import duration, waiting_note
 from llava_accel.scoring.best import overfitting
-from llava_accel.scoring.metrics import score_title
+from llava_accel.scoring.metrics import margin, score_title
 
 _MOSTLY_BLIND = 0.9
 """Share of the score: if the blind model reaches it, the page says that images matter little."""
-
-_MUCH_WAITING = 0.2
-"""Share of the training time: if steps wait longer for data, the page says so."""
 
 
 class Tile(NamedTuple):
@@ -45,7 +42,11 @@ def sentence(run: History) -> str:
     if key and "num_answers" in chosen["eval"]:
         text += f" on {round(chosen['eval']['num_answers']):,} held-out questions"
     is_best = run.recipe.checkpoint.best and chosen["step"] != run.step
-    text += f", at its best checkpoint, step {chosen['step']:,}" if is_best else f", after {_steps(chosen['step'])}"
+    text += (
+        f", at its best checkpoint, step {chosen['step']:,}"
+        if is_best
+        else f", after {counted(chosen['step'], 'step')}"
+    )
     blind = chosen["eval"].get(f"blind_{key}")
     if blind is not None:
         text += f". Without seeing the images the same model reaches {_value(key, blind)}"
@@ -56,7 +57,7 @@ def _training_sentence(run: History) -> str:
     steps = run.steps
     if not steps:
         return "Nothing has been measured yet."
-    text = f"training loss went from {steps[0]['loss']:.4f} to {steps[-1]['loss']:.4f} in {_steps(run.step)}"
+    text = f"training loss went from {steps[0]['loss']:.4f} to {steps[-1]['loss']:.4f} in {counted(run.step, 'step')}"
     if not run.is_over:
         return f"So far, {text}."
     unknown = "not evaluated since" if run.evaluations else "the recipe names no held-out data to evaluate on"
@@ -70,7 +71,7 @@ def tiles(run: History) -> list[Tile]:
     if key and chosen and key in chosen["eval"]:
         if before and key in before["eval"]:
             shown.append(Tile("Before training", _value(key, before["eval"][key]), score_title(key)))
-        which = f"step {chosen['step']:,}, {score_title(key)}{_interval(chosen['eval'], key)}"
+        which = f"step {chosen['step']:,}, {score_title(key)}{margin(chosen['eval'], key)}"
         shown.append(Tile("After training", _value(key, chosen["eval"][key]), which))
         blind, count = chosen["eval"].get(f"blind_{key}"), chosen["eval"].get("blind_num_answers")
         if blind is not None:
@@ -114,21 +115,19 @@ def notes(run: History) -> list[str]:
             )
         if score <= chosen["eval"].get(f"common_{key}", -1.0):
             shown.append("Giving the commonest answer to every question, without a model, scores as much.")
-    waiting = sum(line.get("data_wait_s", 0.0) for line in run.steps)
-    if run.steps and waiting > _MUCH_WAITING * sum(line["seconds"] for line in run.steps):
-        shown.append(
-            "The steps often waited for data: more workers (data.workers), smaller files or a faster disk help."
-        )
+    if waiting := waiting_note(run.seconds):
+        shown.append(f"{waiting.replace('%', PERCENT)}.")
     if any(not math.isfinite(line["loss"]) for line in run.steps):
         shown.append("The training loss was not finite in some steps.")
     if count := max((line.get("num_overflows", 0) for line in run.steps), default=0):
         shown.append(
-            f"fp16 overflowed {count:,} time{'s' if count > 1 else ''}: the step was computed once more at a lower loss "
+            f"fp16 overflowed {counted(count, 'time')}: the step was computed once more at a lower loss "
             "scale, and nothing of it was lost."
         )
     if count := run.count_lines("nonfinite.jsonl"):
         shown.append(
-            f"{_steps(count)} made no update: a loss or gradient was not finite (nonfinite.jsonl names the records)."
+            f"{counted(count, 'step')} made no update: a loss or gradient was not finite. nonfinite.jsonl names the "
+            "records."
         )
     if count := run.count_lines("skipped.txt"):
         shown.append(f"{count:,} record{'s were' if count > 1 else ' was'} left out; skipped.txt says which and why.")
@@ -142,19 +141,10 @@ def _time(run: History) -> Tile:
     return Tile("Time", duration(training + evaluating), note)
 
 
-def _interval(measured: Mapping[str, Any], key: str) -> str:
-    low, high = (measured.get(f"{end}_{key}") for end in ("low", "high"))
-    return "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
-
-
 def _value(key: str | None, value: Any) -> str:
     if value is None:
         return "unknown"
     return f"{value:.4f}" if key is None else percent(value)
-
-
-def _steps(count: int) -> str:
-    return f"{count:,} step{'s' if count != 1 else ''}"
 
 
 def _epochs(count: float) -> str:

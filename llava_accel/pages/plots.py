@@ -26,6 +26,8 @@ INK, _FAINT = "#010101", "#010102"
 _VARIABLES = {INK: "--ink-soft", _FAINT: "--rule", **{f"#0102{n:02x}": f"--series-{n}" for n in range(8)}}
 SERIES = tuple(f"#0102{n:02x}" for n in range(8))
 """Colours of series: 0 training, 1 evaluation, 2 blind, and so on; on a page of several runs, one a run."""
+_MARK: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}
+"""Of lines at a step or a value."""
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.5, "text.color": INK,
     "axes.edgecolor": _FAINT, "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
@@ -74,7 +76,7 @@ class Plot:
                 _line(axes, series)
             _scales(axes, self)
             for label, step in self.steps.items():
-                axes.axvline(step, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+                axes.axvline(step, **_MARK)
                 place = (step, 1.0)
                 axes.annotate(label, place, xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8.5)
             if len(self.series) > 1 or self.steps:
@@ -127,7 +129,7 @@ class Histogram:
             edges = np.asarray(self.edges, dtype=float)
             axes.bar(edges[:-1], self.counts, width=np.diff(edges), align="edge", color=SERIES[0], linewidth=0)
             if self.level is not None:
-                axes.axvline(self.level, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+                axes.axvline(self.level, **_MARK)
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             for axis in (axes.xaxis, axes.yaxis):
@@ -178,7 +180,7 @@ def _scales(axes: Axes, plot: Plot) -> None:
     values = np.concatenate([np.asarray(series.values, dtype=float) for series in plot.series])
     positive = values[np.isfinite(values) & (values > 0)]
     if plot.level is not None and len(positive) and positive.max() > plot.level / 4:  # else it would flatten the curve
-        axes.axhline(plot.level, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+        axes.axhline(plot.level, **_MARK)
     if plot.is_log and len(positive) and positive.max() > _WIDE_RANGE * positive.min():
         axes.set_yscale("log")
         # Over many decades the steps between them would lie over one another.

@@ -8,12 +8,12 @@ from typing import TypeVar
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from llava_accel.console.output import Console, printable
-from llava_accel.data.images import decode, find_image
+from llava_accel.data.images import decode
 from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
 from llava_accel.pages.curves import curves, length_plots
-from llava_accel.pages.gallery import cards, choose, doubts, image_roots, training_cards, verdict
+from llava_accel.pages.gallery import cards, choose, doubts, image_file, image_roots, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import Live, render, write_page
 from llava_accel.pages.outcome import notes, sentence, tiles
@@ -74,9 +74,9 @@ def refuse_repeated(folders: Sequence[Path]) -> None:
 def confused(predictions: Sequence[Prediction]) -> tuple[list[str], list[tuple[str, list[int]]]] | None:
     """Who is taken for whom among the classes that answers name; None where nothing was answered."""
     answers = [judged(row) for row in predictions]
-    return (
-        confusion([each.prediction for each in answers], [each.references[0] for each in answers]) if answers else None
-    )
+    if not answers:
+        return None
+    return confusion([each.prediction for each in answers], [each.references[0] for each in answers])
 
 
 def _context(run: History) -> dict[str, object]:
@@ -97,6 +97,7 @@ def _context(run: History) -> dict[str, object]:
         "training_cards": training_cards(run.training_predictions, run.recipe.data, metric),
         "wrong": doubts(harmful, WRONG, run.recipe.data),
         "contradicted": doubts(harmful, CONTRADICTED, run.recipe.data),
+        "doubts_command": details.doubts_command(run),
         "num_predictions": len(predictions),
         "metric": metric,
         "score_title": score_title(metric),
@@ -178,7 +179,7 @@ def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: s
         row = predictions[number]
         name = row["image"] if isinstance(row["image"], str) else next(iter(row["image"]), "")
         try:
-            shown.append(_tile(decode(find_image(roots[0], name), data.exif), row, metric))
+            shown.append(_tile(decode(image_file(name, roots), data.exif), row, metric))
         except DataError:  # the report says of each what is wrong with it
             continue
     return shown[:: max(1, len(shown) // _MOST)][:_MOST]

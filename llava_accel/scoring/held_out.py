@@ -1,7 +1,7 @@
 """One pass over held-out data (or some training data): losses and answers, sharded over ranks, scored, and written."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -23,14 +23,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import autocast, whole_root
 from llava_accel.runtime.signals import NEVER, CheckedBar, Interruption
-from llava_accel.scoring.metrics import (
-    Prediction,
-    main_score,
-    measure,
-    score_names,
-    score_title,
-    with_interval,
-)
+from llava_accel.scoring.metrics import Prediction, main_score, measure, score_names, score_title, with_interval
 from llava_accel.scoring.objective_loss import objective_scores
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.micro_batches import own_batches
@@ -94,33 +87,24 @@ def answer(
             is_over=lambda is_done: _everywhere(is_done, objective, accelerator),
         )
 
-    loaded = zip(batches, load(batches, recipe.data.num_workers), strict=True)
+    def keep(asked: Questions, answered: Answered) -> None:
+        loss_sum = answered.losses.double().sum()
+        sums.add_(torch.stack([loss_sum, torch.full_like(loss_sum, len(answered.losses))]))
+        losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
+        for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
+            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            mine.append((int(index), _prediction(record, text, loss)))
+
     with whole_root(objective):
-        for asked, answered in _in_turn(loaded, compute, lambda rows: next(load([rows], 0)), at_once, bar):
-            loss_sum = answered.losses.double().sum()
-            sums += torch.stack([loss_sum, torch.full_like(loss_sum, len(answered.losses))])
-            losses = [float(part.mean()) for part in answered.losses.cpu().split(asked.num_targets.tolist())]
-            for index, record, ids, loss in zip(asked.indices, asked.records, answered.ids, losses, strict=True):
-                text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-                mine.append((int(index), _prediction(record, text, loss)))
+        for rows, loaded in zip(batches, load(batches, recipe.data.num_workers), strict=True):
+            for asked, answered in in_parts(rows, loaded, compute, lambda half: next(load([half], 0)), at_once):
+                keep(asked, answered)
+            bar.advance()
     gathered: list[tuple[int, Prediction]] = gather_object(mine) if accelerator.num_processes > 1 else mine
     total = accelerator.reduce(sums, reduction="sum")
     assert isinstance(total, Tensor)
     loss_sum, num_targets = total.tolist()
     return [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])], loss_sum / num_targets
-
-
-def _in_turn(
-    batches: Iterable[tuple[list[int], _Loaded]],
-    compute: Callable[[_Loaded], _Found],
-    load: Callable[[list[int]], _Loaded],
-    at_once: AtOnce,
-    bar: Bar,
-) -> Iterator[_Found]:
-    """What `compute` makes of batches; the bar advances once for each, however many parts it is computed in."""
-    for rows, loaded in batches:
-        yield from in_parts(rows, loaded, compute, load, at_once)
-        bar.advance()
 
 
 def in_parts(
@@ -290,11 +274,6 @@ def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng((seed, len(rows))).choice(rows, size=limit, replace=False))
 
 
-def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """One JSON object a line."""
-    write_json_lines(predictions, path)
-
-
 def most_at_once(recipe: Recipe) -> int:
     """Questions that are answered at once where memory holds them: no gradients are kept, so more fits than in training."""
     return 2 * recipe.train.per_device_batch_size
@@ -323,4 +302,4 @@ def score_training(
     recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update=limits)})
     scored = evaluate(replace(run, recipe=recipe), model, part, tokenizer, at_once=at_once)
     if run.accelerator.is_main_process:
-        write_predictions(Path(recipe.run.output_dir) / "predictions" / FILE, scored.predictions)
+        write_json_lines(scored.predictions, Path(recipe.run.output_dir) / "predictions" / FILE)

@@ -271,10 +271,14 @@ def _commonest(answers: Sequence[Judged], metric: str) -> list[Judged]:
 
 
 def with_interval(measured: Mapping[str, Any], name: str) -> str:
-    """A score in percent, with half the width of its 95 % interval where that is known: "61.2 ± 2.1 %"."""
+    """A score in percent, with its `margin`: "61.2 ± 2.1 %"."""
+    return f"{100 * measured[name]:.1f}{margin(measured, name)} %"
+
+
+def margin(measured: Mapping[str, Any], name: str) -> str:
+    """Half the width of a score's 95 % interval, " ± 2.1"; empty where it is not known."""
     low, high = (measured.get(f"{end}_{name}") for end in ("low", "high"))
-    margin = "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
-    return f"{100 * measured[name]:.1f}{margin} %"
+    return "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
 
 
 def cell(measured: Mapping[str, Any], key: str) -> str:

@@ -53,7 +53,7 @@ def score_file(source: Path, out: Path, metrics: Sequence[str] = USUAL_METRICS) 
 def _read(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # both malformed JSON and bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # malformed JSON, bytes that are not UTF-8, too many brackets
         raise UserError(f"this is not JSON ({error}). Write one JSON object a line, in UTF-8.") from error
     if not isinstance(row, dict):
         raise UserError(f"this is {quoted(row)}, not an object. Write one JSON object a line.")

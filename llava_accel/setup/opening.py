@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from llava_accel.console.output import counted
 from llava_accel.data.sampler import Order
 from llava_accel.model.precision import precision_name
 from llava_accel.recipe import Recipe
@@ -51,9 +52,12 @@ def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | 
 
 
 def _data(figures: Mapping[str, Any], part: Part) -> str:
-    names, images = list(dict.fromkeys(source.name for source in part.corpus.sources)), figures["images"]
-    shown = f"{len(part):,} records with {images:,} image{'s' if images != 1 else ''}"
-    return f"{shown}, from {names[0] if len(names) == 1 else f'{len(names)} sources'}"
+    return f"{len(part):,} records with {counted(figures['images'], 'image')}, from {_sources(part)}"
+
+
+def _sources(part: Part) -> str:
+    names = list(dict.fromkeys(source.name for source in part.corpus.sources))
+    return names[0] if len(names) == 1 else f"{len(names)} sources"
 
 
 def _mix(sources: Sequence[Mapping[str, Any]]) -> str:
@@ -65,7 +69,7 @@ def _mix(sources: Sequence[Mapping[str, Any]]) -> str:
 def _held_out(recipe: Recipe, part: Part | None) -> str:
     if part is None:
         return "nothing, so how well it answers is not measured (data.eval, data.eval_fraction)"
-    place = f"of {recipe.data.eval}" if recipe.data.eval else f"(data.eval_fraction = {recipe.data.eval_fraction:g})"
+    place = f"of {_sources(part)}" if recipe.data.eval else f"(data.eval_fraction = {recipe.data.eval_fraction:g})"
     asked = f", of which each evaluation asks {recipe.eval.limit:,}" if 0 < recipe.eval.limit < len(part) else ""
     return f"{len(part):,} records {place}{asked}"
 
@@ -73,7 +77,7 @@ def _held_out(recipe: Recipe, part: Part | None) -> str:
 def _steps(recipe: Recipe, order: Order) -> str:
     steps, epoch = count_steps(recipe.train, order), order.steps_per_epoch
     epochs = f"{steps / epoch:.3g} epoch{'s' if steps != epoch else ''}"
-    return f"{steps:,} = {epochs} of {epoch:,} step{'s' if epoch != 1 else ''}"
+    return f"{steps:,} = {epochs} of {counted(epoch, 'step')}"
 
 
 def _batch(recipe: Recipe, ranks: int) -> str:

@@ -154,7 +154,7 @@ def _images(folder: Path, count: int) -> None:
 
 def _environment(name: str) -> dict[str, Any]:
     return {
-        "command": ["/usr/lib/python3/llava_accel/train.py", f"recipes/{name}.toml", "optim.learning_rate=1e-4"],
+        "command": f"llava-accel train recipes/{name}.toml optim.learning_rate=1e-4",
         "python": "3.11.7",
         "packages": {"llava-accel": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
         "platform": "Linux-6.1-x86_64",

@@ -10,6 +10,7 @@ import pytest
 from helpers.report_run import write_run
 from llava_accel.pages.compare import comparison
 from llava_accel.pages.curves import compared_curves
+from llava_accel.pages.details import differing_keys
 from llava_accel.pages.history import read_run
 from llava_accel.pages.write import write_comparison
 from llava_accel.setup.run_folder import ENDED
@@ -92,6 +93,13 @@ def test_the_state_of_each_run_stands_among_the_numbers(make: Any, tmp_path: Pat
     page = write_comparison(runs, tmp_path / "page.html").read_text()
     assert 'class="badge finished">finished' in page
     assert 'class="badge failed">ended by an error at step 50: no room' in page
+
+
+def test_keys_that_one_recipe_has_alone_are_among_the_differences(tmp_path: Path) -> None:
+    columns = {"plain": {}, "named": {"columns": {"image": "photo"}}}
+    runs = [read_run(write_run(tmp_path, name=name, num_steps=50, data=data)) for name, data in columns.items()]
+    for ordered, values in ((runs, ["not set", '"photo"']), (runs[::-1], ['"photo"', "not set"])):
+        assert differing_keys(ordered) == [("data.columns.image", values)]
 
 
 DPO: dict[str, Any] = {"train": {"objective": "dpo"}, "eval": {"metric": "loss"}}

@@ -18,7 +18,9 @@ from llava_accel.pages import write as live
 from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, verdict
 from llava_accel.pages.history import read_run
 from llava_accel.pages.html import visible
+from llava_accel.pages.outcome import notes
 from llava_accel.pages.write import write_comparison, write_report
+from llava_accel.recipe import DataTable
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.scoring.held_out import Evaluation
 from llava_accel.setup.run_folder import open_run
@@ -126,6 +128,30 @@ def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path)
     assert "2 folders" in show("0.png", [root, tmp_path / "more"]).problem
 
 
+def test_trackers_get_images_of_every_source(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, num_steps=50, num_questions=20))
+    (tmp_path / "empty").mkdir()
+    sources = [{"path": "a.jsonl", "images": str(tmp_path / name)} for name in ("empty", "images")]
+    data = DataTable.model_validate({"train": "a.jsonl", "eval": sources})
+    assert len(live.tracker_images(run.predictions(50), data, "vqa_accuracy")) == 12
+
+
+def test_what_stands_beside_the_numbers_is_counted_and_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, num_steps=50, num_questions=20)
+    (folder / "skipped.txt").write_text(
+        "a.json, row 1: it has no image. Add it\na.json, row 9: it is empty. Remove it\n"
+    )
+    (folder / "nonfinite.jsonl").write_text('{"step": 3}\n')
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    waited = [line | ({"data_wait_s": 0.6} if "loss" in line else {}) for line in lines]
+    assert notes(read_run(folder)) == [
+        "1 step made no update: a loss or gradient was not finite. nonfinite.jsonl names the records.",
+        "2 records were left out; skipped.txt says which and why.",
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in waited))
+    assert notes(read_run(folder))[0].startswith("40\u00a0% of training's time is spent waiting for data: raise")
+
+
 @pytest.mark.usefixtures("plots")
 def test_a_comparison_says_who_is_ahead_and_where_they_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -140,6 +166,9 @@ def test_a_comparison_says_who_is_ahead_and_where_they_differ(
     assert "model.lora.rank 16 128" in text and "same versions on the same hardware" in text
     with pytest.raises(ValueError, match="named twice"):
         write_comparison([strong, strong], page)
+    with pytest.raises(SystemExit):
+        run_verb(monkeypatch, weak, strong, "--out", tmp_path)
+    assert f"--out {tmp_path} is a folder. Name a file in it" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("plots")

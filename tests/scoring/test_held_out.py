@@ -1,8 +1,6 @@
 """Evaluation gives the plain loss and the plain greedy answers, whatever the batches they are computed in."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.scoring import held_out
-from llava_accel.scoring.held_out import AtOnce, Evaluation, answer, choose_rows, evaluate, write_predictions
+from llava_accel.scoring.held_out import AtOnce, Evaluation, answer, choose_rows, evaluate
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
 
@@ -169,13 +167,6 @@ def test_evaluation_leaves_no_gradient_and_no_change(ready: Ready) -> None:
     ready.evaluate(limit=2)
     assert all(parameter.grad is None for parameter in ready.objective.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in ready.objective.state_dict().items())
-
-
-def test_predictions_are_lines_of_json_in_any_script(tmp_path: Path) -> None:
-    rows: list[Any] = [{"id": "1", "prediction": "grün 緑\n"}, {"id": "2", "prediction": ""}]
-    write_predictions(tmp_path / "predictions" / "step.jsonl", rows)
-    text = (tmp_path / "predictions" / "step.jsonl").read_text()
-    assert [json.loads(line) for line in text.splitlines()] == rows and "緑" in text
 
 
 class _Small:

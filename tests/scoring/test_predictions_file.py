@@ -69,6 +69,7 @@ def test_score_file_may_write_over_its_source(tmp_path: Path) -> None:
     ("line", "told"),
     [
         ("{oops", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[1]", "not an object"),
         ('{"answers": ["a"]}', '"prediction" is missing'),
         ('{"answers": ["a"], "prediction": 2}', '"prediction" is missing'),

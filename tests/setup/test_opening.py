@@ -24,7 +24,7 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
     sources = [{"path": str(files[0])}, {"path": str(files[1]), "weight": 3.0}]
     settings = tables(
         tmp_path,
-        data={"train": sources, "eval": str(PARITY / "traj_lora.json")},
+        data={"train": sources, "eval": [{"path": str(PARITY / "traj_lora.json")}]},
         eval={"at_start": True, "limit": 2},
         train={"per_device_batch_size": 2, "accumulation_steps": 2},
     )
