@@ -51,7 +51,8 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
     Returns:
         Medians: "tokens_per_s", "examples_per_s", "mfu", "overhead", "peak_bytes".
     """
-    accelerator, console = build_accelerator(recipe), Console()
+    accelerator = build_accelerator(recipe)
+    console = Console(accelerator.is_main_process)
     check_machine(recipe, accelerator.device)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     with tempfile.TemporaryDirectory() as folder:

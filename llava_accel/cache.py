@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import Part, open_data
 from llava_accel.setup.vision_cache import attach_features, may_cache
 from llava_accel.sources.problems import DataError
-from llava_accel.storage.kept_files import cache_folder, contents
+from llava_accel.storage.kept_files import cache_folder, contents, file_status
 
 _AT_ONCE = 32  # images
 _PATIENCE_S = 10.0  # with a process that writes features
@@ -68,7 +68,8 @@ def cache(recipe: Recipe) -> int:
     objective.to(accelerator.device)
     attach_features(run, processing, objective, parts)
     store, writer = parts[0].image_reader.store, objective.features
-    assert store is not None and writer is not None
+    if store is None or writer is None:  # which was said
+        raise UserError("data.cache_dir: features cannot be written there. Name a folder that can be written")
     _fill(run, objective, image_views(parts), parts[0].image_reader)
     objective.flush_features()
     accelerator.wait_for_everyone()
@@ -137,16 +138,19 @@ def _load(views: list[ImageView], image_reader: ImageReader, recipe: Recipe) -> 
 def show(folder: Path, console: Console) -> None:
     """Print what is in a cache: files, size, and when the last one was written."""
     rows: list[list[str]] = []
-    total = 0
+    total = 0.0
     for what, files in contents(folder).items():
-        stats = [file.stat() for file in files]
-        size = sum(one.st_size for one in stats)
-        last = datetime.fromtimestamp(max(one.st_mtime for one in stats)).strftime("%Y-%m-%d %H:%M")
-        rows.append([what, f"{len(files):,}", f"{size / 1e6:,.1f}", last])
-        total += size
-    console.table(
-        f"cache: {folder}", ["", "files", "MB", "last written"], [*rows, ["all", "", f"{total / 1e6:,.1f}", ""]]
-    )
+        sizes, times, _ = zip(*map(file_status, files), strict=True)
+        last = datetime.fromtimestamp(max(0, *times) / 1e9).strftime("%Y-%m-%d %H:%M")
+        rows.append([what, f"{len(files):,}", f"{_megabytes(sizes):,.1f}", last])
+        total += _megabytes(sizes)
+    rows.append(["all", "", f"{total:,.1f}", ""])
+    console.table(f"cache: {folder}", ["", "files", "MB", "last written"], rows)
+
+
+def _megabytes(sizes: Iterable[int]) -> float:
+    """Of files, some of which may have gone meanwhile."""
+    return sum(max(0, size) for size in sizes) / 1e6
 
 
 def clear(folder: Path, console: Console) -> None:
@@ -160,14 +164,14 @@ def clear(folder: Path, console: Console) -> None:
     try:
         with turn(features, _PATIENCE_S) if features.is_dir() else nullcontext():
             files = [file for some in contents(folder).values() for file in some]
-            size = sum(file.stat().st_size for file in files)
+            size = _megabytes(file_status(file)[0] for file in files)
             for file in files:
                 file.unlink(missing_ok=True)
     except TimeoutError as error:
         raise UserError(
             f"{features}: {error.strerror}. End the process that writes there, and repeat the command"
         ) from None
-    console.line(f"removed {len(files):,} files, {size / 1e6:,.1f} MB, from {folder}")
+    console.line(f"removed {len(files):,} files, {size:,.1f} MB, from {folder}")
 
 
 def main(arguments: argparse.Namespace) -> None:

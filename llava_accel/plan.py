@@ -38,13 +38,7 @@ from llava_accel.estimate.peak_memory import (
 from llava_accel.estimate.remedies import backend_of, checkpointing, fewer_bits, smaller_state
 from llava_accel.estimate.saved import checkpoint_line
 from llava_accel.estimate.trace import Moment, build_meta
-from llava_accel.estimate.worst_case import (
-    image_layouts,
-    num_tiles,
-    planned_dtype,
-    trace_worst,
-    worst_batches,
-)
+from llava_accel.estimate.worst_case import image_layouts, num_tiles, planned_dtype, trace_worst, worst_batches
 from llava_accel.loop.machine import check_machine
 from llava_accel.measurement.probe import measure_step
 from llava_accel.model.processing import Processing, load_processing

@@ -12,8 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 
-from llava_accel.checkpoint.progress import starting_state
-from llava_accel.checkpoint.resume import agreed_checkpoint
+from llava_accel.checkpoint.resume import agreed_checkpoint, starting_state
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish

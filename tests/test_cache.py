@@ -12,7 +12,9 @@ from torch import nn
 import llava_accel.train as verb
 from helpers.runs import metrics, mixed_records, recipe, trained, without_times, write_records
 from helpers.verbs import start, write_recipe
-from llava_accel.cache import cache
+from llava_accel import cache as verb_cache
+from llava_accel.cache import cache, clear, show
+from llava_accel.console.output import Console
 from llava_accel.data import feature_store, pixels
 from llava_accel.model import objective as objective_file
 from llava_accel.recipe import Recipe
@@ -207,6 +209,25 @@ def test_the_cache_is_shown_and_emptied(made: Callable[..., Recipe], tmp_path: P
     assert [path.name for path in folder.rglob("*") if path.is_file() and path.name != "lock"] == ["mine.txt"]
     assert start("cache").code == 2
     verb.train(made("again"))
+
+
+def test_a_folder_of_features_that_cannot_be_made_is_said(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "features").write_text("a file where the features go")
+    with pytest.raises(ValueError, match=r"data\.cache_dir: features cannot be written there\. Name a folder"):
+        cache(made("run"))
+
+
+def test_files_that_go_while_the_cache_is_shown_or_emptied_are_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").write_bytes(b"x" * 500_000)
+    both = {"addresses of images": [tmp_path / "there", tmp_path / "gone"]}
+    monkeypatch.setattr(verb_cache, "contents", lambda folder: both)
+    show(tmp_path, Console())
+    clear(tmp_path, Console())
+    said = capsys.readouterr().out
+    assert "addresses of images" in said and "0.5 MB, from" in said and not (tmp_path / "there").exists()
 
 
 @pytest.mark.parametrize("changes", [{"data": {"cache_features": False}}, {"model": {"train_vision": True}}])

@@ -16,14 +16,11 @@ from accelerate.scheduler import AcceleratedScheduler
 from safetensors import safe_open
 from torch import Tensor
 
-from llava_accel.data.sampler import Order
 from llava_accel.exceptions import UserError
 from llava_accel.kernels.matmul import matmul_in_use
 from llava_accel.own_code import digest, is_own
 from llava_accel.recipe import Recipe
-from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import resolve_precision
-from llava_accel.setup.datasets import Part, content
 from llava_accel.setup.state import TrainState
 from llava_accel.storage.run_weights import PROGRESS, read_progress
 from llava_accel.storage.tensor_files import Files, Share, into_files
@@ -82,20 +79,6 @@ def write_position(
         "written_by": {"engine": accelerator.distributed_type.value, "num_processes": accelerator.num_processes},
     }
     (folder / PROGRESS).write_text(json.dumps(facts, indent=2) + "\n")
-
-
-def starting_state(run: RunContext, order: Order, training: Part, source: Path | None) -> TrainState:
-    """Where a run stands before its model is built: at its beginning, or where a checkpoint of it stood.
-
-    Every rank must call it.
-
-    Raises:
-        UserError: the steps of the checkpoint are others, see `check_position`.
-    """
-    state = TrainState.of(run.recipe.train, order, content(run, training))
-    if source:
-        read_position(source / "engine", run.recipe, run.accelerator, state)
-    return state
 
 
 def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState) -> None:

@@ -1,14 +1,18 @@
-"""Which checkpoint a run resumes from, and which keys of its recipe may have changed since."""
+"""Which checkpoint a run resumes from, where it stands then, and which keys of its recipe may have changed since."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from llava_accel.checkpoint.progress import read_position
+from llava_accel.data.sampler import Order
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.recipe.toml import flatten, toml_value
 from llava_accel.runtime.context import RunContext
+from llava_accel.setup.datasets import Part, content
+from llava_accel.setup.state import TrainState
 from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
 from llava_accel.storage.run_weights import complete_checkpoints
@@ -99,6 +103,20 @@ def _newest(run: Path, say: Callable[[str], None]) -> Path | None:
             'Restore one, or set run.resume = "never" to start from the beginning'
         )
     return None
+
+
+def starting_state(run: RunContext, order: Order, training: Part, source: Path | None) -> TrainState:
+    """Where a run stands before its model is built: at its beginning, or where a checkpoint of it stood.
+
+    Every rank must call it.
+
+    Raises:
+        UserError: the steps of the checkpoint are others, see `check_position`.
+    """
+    state = TrainState.of(run.recipe.train, order, content(run, training))
+    if source:
+        read_position(source / "engine", run.recipe, run.accelerator, state)
+    return state
 
 
 def differences(before: Recipe, now: Recipe) -> list[str]:

@@ -33,16 +33,12 @@ def questions_at_once(run: RunContext, processing: Processing, part: Part, *, tr
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
     plan, _ = plan_run(run, processing, ())
     moments = trace_evaluation(recipe, processing, part, dtype)[shares]
-    return fitting(plan_answers(plan, moments, trains=trains), total_bytes(accelerator.device), recipe)
-
-
-def fitting(planned: Plan, gpu_bytes: float, recipe: Recipe) -> int:
-    """Questions at once on such a GPU, if `planned` is for `most_at_once`; at least 1, which is then tried."""
-    return max(1, answered_at_once(planned, gpu_bytes, recipe))
+    planned = plan_answers(plan, moments, trains=trains)
+    return max(1, answered_at_once(planned, total_bytes(accelerator.device), recipe))
 
 
 def answered_at_once(planned: Plan, gpu_bytes: float, recipe: Recipe) -> int:
-    """As `fitting`, and 0 where not one fits."""
+    """Questions at once on such a GPU, if `planned` is for `most_at_once`; 0 where not one fits."""
     most = most_at_once(recipe)
     return min(most, planned.largest_batch(gpu_bytes, most))
 

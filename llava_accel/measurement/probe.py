@@ -25,7 +25,7 @@ from llava_accel.loop.windows import own_windows
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
-from llava_accel.runtime.context import RunContext
+from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import prepare
 from llava_accel.runtime.timing import wait_for
 from llava_accel.setup.assembly import build_objective
@@ -48,11 +48,8 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
         key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in batch.items()
     }
     window = [dict(here) for _ in range(recipe.train.accumulation_steps)]  # the step knows its last one as an object
-    objective, _ = build_objective(run, processing)
-    optimizer = build_optimizer(objective, recipe.optim)
-    prepared = prepare(run.accelerator, objective, optimizer, build_scheduler(optimizer, recipe.optim, 10))
+    prepared = _prepared(run, build_objective(run, processing)[0], 10)
     guard = UpdateGuard(run, prepared.model, corpus, TrainState(num_steps=10, steps_per_epoch=10))
-    prepared.model.train()
 
     def step() -> None:
         train_step(run, prepared, window, 0, guard, lambda _phase: None)
@@ -62,6 +59,15 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
     standing_bytes = living_bytes(device) - before + compat.ddp_bucket_bytes(prepared.model)
     peak = torch.tensor([peak_of(step, standing_bytes, device)], device=device)
     return int(torch.as_tensor(run.accelerator.gather(peak)).max())
+
+
+def _prepared(run: RunContext, objective: Objective, num_steps: int) -> Prepared:
+    """As train.py does it, ready for a step."""
+    optimizer = build_optimizer(objective, run.recipe.optim)
+    scheduler = build_scheduler(optimizer, run.recipe.optim, num_steps)
+    prepared = prepare(run.accelerator, objective, optimizer, scheduler)
+    prepared.model.train()
+    return prepared
 
 
 def living_bytes(device: torch.device) -> int:
@@ -125,10 +131,7 @@ class Job:
     ) -> None:
         self.run, self.part, self.windows = replace(run, console=Console(False)), part, windows
         self._processing, self._objective = processing, objective
-        optimizer = build_optimizer(objective, run.recipe.optim)
-        scheduler = build_scheduler(optimizer, run.recipe.optim, len(windows))
-        self.prepared = prepare(run.accelerator, objective, optimizer, scheduler)
-        self.prepared.model.train()
+        self.prepared = _prepared(run, objective, len(windows))
 
     @property
     def has_cache(self) -> bool:

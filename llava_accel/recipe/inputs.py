@@ -58,6 +58,12 @@ class Table(BaseModel):
         return value
 
 
+def _is_no_home(folder: str) -> str:
+    if (home := os.path.expanduser(folder)) != folder:
+        raise refused("~ is the home folder in a shell alone: a folder of that name would be made.", f"Write {home}.")
+    return folder
+
+
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
@@ -71,6 +77,8 @@ def _one_name(template: str) -> str:
     return _OTHER_TEMPLATE_NAMES.get(template, template)
 
 
+OwnFolder = Annotated[str, AfterValidator(_is_no_home)]
+"""A folder that is made where there is none."""
 Pattern = Annotated[Text, AfterValidator(_compiles)]
 Patterns = Annotated[tuple[Pattern, ...], Strict(False), Field(min_length=1)]
 
@@ -270,7 +278,7 @@ class DataTable(Table):
     """Fill a batch with examples of nearly equal length: less padding."""
     cache_features: Literal["auto"] | bool = "auto"
     """Keep the frozen vision tower's features on disk; "auto" does so if they fit there."""
-    cache_dir: str = ""
+    cache_dir: OwnFolder = ""
     """Folder for features and for indexes of the data; empty = a folder of the user's cache."""
     cache_max_gb: Annotated[float, Field(ge=0, le=1e9)] = 50.0
     """Limit on the disk space of the features, in GB."""

@@ -12,6 +12,7 @@ from llava_accel.recipe.inputs import (
     DataTable,
     ModelTable,
     NotNegative,
+    OwnFolder,
     OwnFunction,
     Positive,
     Seed,
@@ -36,7 +37,7 @@ class RunTable(Table):
 
     name: str
     """Name of the run and of its folder: letters, digits, dot, dash and underscore."""
-    output_dir: Annotated[str, Field(validate_default=True, json_schema_extra={"default": "runs/<name>"})] = ""
+    output_dir: Annotated[OwnFolder, Field(validate_default=True, json_schema_extra={"default": "runs/<name>"})] = ""
     """The run folder; empty = runs/<name>."""
     seed: Seed = 42
     """Seed of the order, the dropout and the new weights."""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from llava_accel.console.output import Console
@@ -42,7 +41,7 @@ def _urls(corpus: Corpus, kept: Path) -> list[str]:
     urls = stored(path, lambda path: list[str](json.loads(path.read_bytes())))
     if urls is None:
         urls = list(dict.fromkeys(_read_urls(corpus)))
-        store(path, partial(_write, urls))
+        store(path, lambda unfinished: unfinished.write_text(json.dumps(urls)))
     return urls
 
 
@@ -52,7 +51,3 @@ def _read_urls(corpus: Corpus) -> Iterator[str]:
             yield from filter(is_remote, corpus.record(row).images)
         except UserError:
             pass  # of this record: it is told when all are read
-
-
-def _write(urls: list[str], path: Path) -> None:
-    path.write_text(json.dumps(urls))

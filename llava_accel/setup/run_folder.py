@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from llava_accel.exceptions import Interrupted, UserError
+from llava_accel.exceptions import Interrupted, UserError, in_short
 from llava_accel.model.precision import precision_name
 from llava_accel.recipe import Recipe, dump_recipe
 from llava_accel.runtime.context import RunContext
@@ -31,7 +31,6 @@ _PACKAGES = (
     "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
     "safetensors", "pillow", "numpy", "pyarrow",
 )  # fmt: skip
-_LONGEST_REASON = 300  # characters
 _LOGS = (".log", ".out", ".err")  # which nothing of a run ends in
 ENVIRONMENT = "environment.json"
 ENDED = "ended.json"
@@ -55,10 +54,10 @@ def folders_released() -> Iterator[None]:
     except Interrupted:
         raise
     except BaseException as error:
-        reason = " ".join(str(error).split()) if isinstance(error, UserError) else type(error).__name__
-        how: Ending = "signal" if isinstance(error, KeyboardInterrupt) else "error"
+        reason = in_short(error) if isinstance(error, UserError) else type(error).__name__
+        is_asked = isinstance(error, KeyboardInterrupt)
         for folder in _opened:
-            write_end(folder, how, "SIGINT" if how == "signal" else reason[:_LONGEST_REASON])
+            write_end(folder, "signal" if is_asked else "error", "SIGINT" if is_asked else reason)
         raise
     finally:
         _opened.clear()
@@ -98,7 +97,7 @@ def hold_run(run: RunContext) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
+def open_run(recipe: Recipe, accelerator: Accelerator) -> None:
     """Write recipe.toml and environment.json into the run folder; UserError if it cannot be written."""
     folder = Path(recipe.run.output_dir)
     if accelerator.is_main_process:
@@ -112,7 +111,6 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Path:
         except OSError as error:
             raise _not_writable(folder, error) from None
     accelerator.wait_for_everyone()
-    return folder
 
 
 def check_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from llava_accel.model.tower import ParkedTower, num_tower_layers, used_tower_pa
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import Part
-from llava_accel.storage.kept_files import cache_folder, store, stored
+from llava_accel.storage.kept_files import cache_folder, file_status, store, stored
 
 _FORMAT = 3
 _SPARE_DISK = 0.05  # share of the free disk that "auto" leaves alone
@@ -107,7 +106,7 @@ def tile_bytes(processing: Processing, objective: Objective) -> int:
 
 def _fits(store: FeatureStore, processing: Processing, objective: Objective, parts: Sequence[Part], limit: int) -> bool:
     present, root = store.num_bytes(), store.root
-    others = sum(file.stat().st_size for file in Path(root).glob("*/*.safetensors")) - present
+    others = sum(max(0, file_status(file)[0]) for file in root.glob("*/*.safetensors")) - present
     wanted = count_tiles(parts) * tile_bytes(processing, objective)
     free = (1 - _SPARE_DISK) * shutil.disk_usage(root).free
     return wanted <= limit - others and wanted - present <= free
@@ -124,10 +123,9 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
         return _read_through(objective)
     path = cache_dir / "towers" / _files_key(objective, parked)
     with accelerator.local_main_process_first():
-        name = stored(path, _tower_name)
-        if name is None:
+        if (name := stored(path, _tower_name)) is None:
             name = _read_through(objective)
-            store(path, partial(_write_tower_name, name))
+            store(path, lambda unfinished: unfinished.write_text(name))
     return name
 
 
@@ -136,10 +134,6 @@ def _tower_name(path: Path) -> str:
     if len(name) != 2 * hashlib.sha256().digest_size:
         raise ValueError("it is cut off")
     return name
-
-
-def _write_tower_name(name: str, path: Path) -> None:
-    path.write_text(name, encoding="utf-8")
 
 
 def _read_through(objective: Objective) -> str:

@@ -98,6 +98,8 @@ BY_HAND = {  # the rest, which name no value as it is typed: what is typed when 
     "run.name=": "run.name=r",
     "epochs": "optim.learning_rate=1e-4",
     "=3": "optim.learning_rate=1e-4",
+    "run.output_dir=~/run": f"run.output_dir={Path.home()}/run",
+    "data.cache_dir=~/cache": f"data.cache_dir={Path.home()}/cache",
     'data.train=[{path="a", weight=0}]': 'data.train=[{path="a", weight=1.0}]',
     'data.train=[{path="a", weight=1e300}]': 'data.train=[{path="a", weight=1.0}]',
 }

@@ -11,7 +11,13 @@ from accelerate import Accelerator
 from helpers.runs import mixed_records, recipe, talk, write_records
 from llava_accel.console.output import Console
 from llava_accel.estimate import answers
-from llava_accel.estimate.answers import fitting, largest_questions, plan_answers, questions_at_once, trace_answers
+from llava_accel.estimate.answers import (
+    answered_at_once,
+    largest_questions,
+    plan_answers,
+    questions_at_once,
+    trace_answers,
+)
 from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, Layout, Plan
 from llava_accel.estimate.trace import Moment
 from llava_accel.inference.answering import answer_batch
@@ -62,7 +68,7 @@ def test_as_many_questions_are_answered_at_once_as_fit(tmp_path: Path) -> None:
     step = Plan(Layout("one GPU"), 4 * GIB, 0, 2 * GIB, GIB, GIB, ())
     evaluation = plan_answers(step, (Moment(activations=16 * GIB),))
     assert (evaluation.standing, evaluation.total) == (6 * GIB, 22 * GIB)
-    assert [fitting(evaluation, gigabytes * 1e9, settings) for gigabytes in (80, 24, 16, 8, 1)] == [16, 14, 7, 1, 1]
+    assert [answered_at_once(evaluation, size * 1e9, settings) for size in (80, 24, 16, 8)] == [16, 14, 7, 0]
     assert plan_answers(step, (), trains=False).standing == 4 * GIB
 
 

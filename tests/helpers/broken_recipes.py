@@ -1,5 +1,7 @@
 """Recipes that cannot be run: files and overrides, each with what its error has to say."""
 
+from pathlib import Path
+
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
 HUGE = "1" + "0" * 30
 
@@ -59,6 +61,12 @@ TYPES: dict[str, list[str]] = {
     "=3": ['override = "=3"', "table.key=value"],
     'data.images="a\\u0000b"': ["data.images", "NUL", "Remove it"],
     'run.output_dir="a\\u0000b"': ["run.output_dir", "NUL", "Remove it"],
+    "run.output_dir=~/run": ["run.output_dir", "~ is the home folder in a shell alone", f"Write {Path.home()}/run."],
+    "data.cache_dir=~/cache": [
+        "data.cache_dir",
+        "~ is the home folder in a shell alone",
+        f"Write {Path.home()}/cache.",
+    ],
 }
 VALUES: dict[str, list[str]] = {
     "train.epochs=0": ["train.epochs = 0", "at least 1", "`epochs = 1`"],
