@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
 def _profile(arguments: argparse.Namespace) -> list[str]:
     """The launcher's own arguments."""
     processes = [] if arguments.num_processes is None else ["--num_processes", str(arguments.num_processes)]
-    number, asked = arguments.num_processes, f"--num-processes {arguments.num_processes}"
+    number, asked = int(arguments.num_processes or 0), f"--num-processes {arguments.num_processes}"
     if arguments.profile is None:  # every value that the launcher would otherwise tell the user to name
         _refuse_more_than_cores(number, asked)
         plain = {"num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no", "main_process_port": "0"}
@@ -79,8 +79,8 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
             f"--profile {arguments.profile}: num_machines is {profile.num_machines}, and this command starts the processes "
             "of one machine. Start `accelerate launch` on each machine, as launch/slurm.sh does"
         )
-    if number is None:
-        number = getattr(profile, "num_processes", None) or 1
+    if not number:
+        number = int(getattr(profile, "num_processes", None) or 1)
         asked = f"--profile {arguments.profile}: num_processes is {number}"
     _refuse_more_than_cores(number, asked)
     # Any port that is free: two runs may share a machine.
@@ -89,11 +89,7 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
 
 
 def _refuse_more_than_cores(number: int, asked: str) -> None:
-    """UserError where processes would take turns on the cores: slow, and each has its copy of the model.
-
-    Args:
-        asked: How the user has asked for so many.
-    """
+    """UserError where processes would take turns on the cores: slow, and each has its copy of the model."""
     cores = os.cpu_count() or 1
     if number > max(_REHEARSAL, cores, torch.accelerator.device_count()):
         raise UserError(

@@ -40,7 +40,7 @@ def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     try:
         plugin = DeepSpeedPlugin()
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # the latter of JSON that is no object
         raise UserError(
             f"deepspeed_config_file is {os.environ.get(_FILE)!r} in the launch profile, and DeepSpeed cannot use it "
             f"({in_short(error)}). Correct the path or the file, or leave the key out"
@@ -88,14 +88,6 @@ def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
     zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
     trained = sum(whole_shape(parameter).numel() for parameter in module.parameters() if parameter.requires_grad)
     zero["reduce_bucket_size"] = min(trained, int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)))
-
-
-def set_loss_scale(optimizer: Any, scale: float) -> None:
-    """Let DeepSpeed's optimizer multiply losses by this; it divides gradients by it before it clips them.
-
-    In its fp32 mode the scale is a plain number, which DeepSpeed never changes.
-    """
-    optimizer.loss_scale = scale
 
 
 def zero_stage(accelerator: Accelerator) -> int:

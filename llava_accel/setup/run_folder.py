@@ -121,7 +121,8 @@ def check_folder(folder: Path) -> None:
             pass
         others = [path.name for path in folder.iterdir() if not _is_incidental(path)] if folder.is_dir() else []
         is_run = not others or _is_run(folder)
-        foreign = [path for path in _own_places(folder) if path.exists() and not is_ours(path)]
+        results = (folder / "best", folder / "export", *named_checkpoints(folder / "checkpoints"))
+        foreign = [path for path in results if path.exists() and not is_ours(path)]
     except OSError as error:
         raise _not_writable(folder, error) from None
     if not is_run:
@@ -134,11 +135,6 @@ def check_folder(folder: Path) -> None:
             f"run.output_dir: {foreign[0]} was not written by a run (it has no {MANIFEST} of one), and this run would write "
             "in its place. Move it elsewhere, or choose another run.output_dir"
         )
-
-
-def _own_places(folder: Path) -> list[Path]:
-    """Folders that a run gives a new content."""
-    return [folder / "best", folder / "export", *named_checkpoints(folder / "checkpoints")]
 
 
 def _is_run(folder: Path) -> bool:
@@ -196,7 +192,10 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """Commit of the checkout that this package runs from; None when it was installed from a wheel."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():  # an installation may lie in a checkout of something else
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     except OSError:  # no git, or one that may not be started

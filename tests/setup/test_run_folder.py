@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_a_foreign_folder_in_the_place_of_a_result_is_refused(tmp_path: Path, na
     if manifest:
         (run / name / "manifest.json").write_text(manifest)
     assert str(run / name) in refused(run)
+
+
+def test_the_commit_is_that_of_a_clone_and_of_no_project_that_holds_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"]
+    for words in (["init", "-q"], commit):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "llava_accel" / "setup" / "run_folder.py"))
+    assert run_folder._git_commit() is None
+    (tmp_path / "pyproject.toml").touch()
+    assert len(run_folder._git_commit() or "") == 40
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
