@@ -30,11 +30,7 @@ def in_short(error: BaseException) -> str:
 
 
 class Interrupted(Exception):
-    """The run was asked to end, and all ranks know it.
-
-    Args:
-        received: The signal.
-    """
+    """The run was asked to end, and all ranks know it."""
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(received.name)
@@ -43,11 +39,7 @@ class Interrupted(Exception):
 
 
 def end_at_once(received: signal.Signals, text: str) -> NoReturn:
-    """End the process and its workers inside a signal's handler: an exception may be lost in the imports of a library.
-
-    Args:
-        text: What is said then.
-    """
+    """End the process and its workers inside a signal's handler: an exception may be lost in the imports of a library."""
     interrupted = Interrupted(received)
     if os.environ.get("RANK", "0") == "0":
         print(f"{interrupted}: {text}", file=sys.stderr, flush=True)

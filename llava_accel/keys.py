@@ -11,7 +11,7 @@ import difflib
 import textwrap
 
 from llava_accel.exceptions import UserError
-from llava_accel.recipe.described import KeyLine, TableLines, described_tables
+from llava_accel.recipe.described import KeyLine, described_tables
 from llava_accel.recipe.names import nearest_keys
 
 _WIDTH = 80
@@ -29,15 +29,12 @@ def shown(name: str) -> str:
         path = table.path.removesuffix("[]")
         is_asked = not name or f"{path}.".startswith(f"{name}.")
         keys = [key for key in table.keys if is_asked or key.path == name]
+        title = [textwrap.fill(f"{table.title} {table.meaning}", _WIDTH), ""] if is_asked else []
         if keys:
-            sections.append("\n".join([*([_title(table), ""] if is_asked else []), *map(_key, keys)]))
+            sections.append("\n".join([*title, *map(_key, keys)]))
     if not sections:
         raise _unknown(name)
     return "\n\n".join(sections)
-
-
-def _title(table: TableLines) -> str:
-    return textwrap.fill(f"{table.title} {table.meaning}", _WIDTH)
 
 
 def _key(key: KeyLine) -> str:

@@ -36,9 +36,6 @@ def file_of(name: str) -> Path:
 def load_own(key: str, name: str) -> Callable[..., Any]:
     """The function; the file is run the first time that it is asked for, and again once it has changed.
 
-    Args:
-        key: The key of the recipe that names it, for errors.
-
     Raises:
         UserError: there is no such file or function, it is a model's, or cannot be run.
     """

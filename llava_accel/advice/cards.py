@@ -48,9 +48,6 @@ class Cards:
 def largest_batches(recipe: Recipe, ranks: int) -> Cards:
     """Plan the recipe for each card.
 
-    Args:
-        ranks: GPUs of the profiles that use several.
-
     Raises:
         UserError: the base cannot be used.
     """

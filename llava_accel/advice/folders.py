@@ -22,7 +22,8 @@ def find_folder(names: Sequence[str], own: Path) -> Path | None:
         names: Of some images, as records have them.
         own: The folder of the data file.
     """
-    counts = {folder: _count(names, folder) for folder in (own, *islice(_near(names, own), _MOST))}
+    folders = (own, *islice(_near(names, own), _MOST))
+    counts = {folder: sum(_is_there(folder, name) for name in names) for folder in folders}
     best = max(counts, key=lambda folder: counts[folder])  # the first of equals
     return best if counts[best] > counts[own] else None
 
@@ -53,11 +54,6 @@ def _sorted(folder: Path) -> list[Path]:
     except OSError:
         return []
     return [Path(os.path.normpath(folder / name)) for name in names]
-
-
-def _count(names: Sequence[str], folder: Path) -> int:
-    """How many of the names are files below a folder."""
-    return sum(_is_there(folder, name) for name in names)
 
 
 def _is_there(folder: Path, name: str) -> bool:

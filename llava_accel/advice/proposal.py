@@ -22,6 +22,7 @@ _FEWEST_GROUPS = 20  # images, of which a share is held out
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 6, 1000
 _LONGEST_ANSWER = 512
 _ROOM = 1.1  # above the longest record that was tokenised, as not all were
+_SHARED = "{:.1f} records an image: its tokens run once for all of them"
 _USUAL = "usual for DPO of LLaVA with LoRA, as in recipes/dpo_lora.toml"
 _OF_PAIRS = {
     "train": [Key("objective", "dpo", "all records are pairs: the chosen answer becomes likelier than the rejected one")],
@@ -157,7 +158,7 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
     tables = {
         "run": [
             Key("name", named.name, f"the run's folder is runs/{named.name}"),
-            Key("precision", "auto", _precision(card)),
+            Key("precision", "auto", f"{'' if card.is_gpu else 'fp32 here; '}bf16 where the GPU has it, else fp16"),
         ],
         "model": [
             Key("base", named.base, named.base_why),
@@ -171,17 +172,13 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
             *([Key("eval", named.evaluation, "scored during the run")] if named.evaluation else []),
             *([Key("eval_fraction", share, share_why)] if share_why else []),
             *length_keys(seen),
-            *_sharing(seen.train),
+            *([Key("share_prefix", True, _SHARED.format(seen.train.per_image))] if shares_images(seen.train) else []),
         ],
         "train": _training(seen.train, share, fit, batch, batch_why, card),
         "eval": _evaluation(seen, share) if named.evaluation or share else [],
     }
     asked = task_keys(seen.task)
     return {name: [*tables.get(name, []), *asked.get(name, [])] for name in dict.fromkeys((*tables, *asked))}
-
-
-def _precision(card: Card) -> str:
-    return "bf16 where the GPU has it, else fp16" if card.is_gpu else "fp32 here, bf16 on a GPU that has it"
 
 
 def _bits(fit: Fit, card: Card) -> str:
@@ -194,14 +191,6 @@ def _checkpointing(fit: Fit, card: Card) -> str:
     if fit.checkpoints:
         return "recomputes activations, a third more work: else too few examples fit"
     return f"{card.gigabytes:.0f} GB hold all activations"
-
-
-def _sharing(findings: Findings) -> list[Key]:
-    if not shares_images(findings):
-        return []
-    return [
-        Key("share_prefix", True, f"{findings.per_image:.1f} records an image: its tokens run once for all of them")
-    ]
 
 
 def _training(findings: Findings, share: float, fit: Fit, batch: int, batch_why: str, card: Card) -> list[Key]:

@@ -70,11 +70,7 @@ class _PlainBar:
 
 
 class Console:
-    """The console of the main process; on other ranks every call does nothing.
-
-    Args:
-        is_main: Whether this rank may print.
-    """
+    """The console of the main process; on other ranks every call does nothing."""
 
     def __init__(self, is_main: bool = True) -> None:
         self._is_main = is_main

@@ -8,9 +8,8 @@ from transformers import DynamicCache
 from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.questions import Questions, image_batches, load_questions
 from llava_accel.estimate.peak_memory import Plan, plan_run
-from llava_accel.estimate.trace import Moment, build_meta, highest, traced
+from llava_accel.estimate.trace import Moment, build_meta, by_sharing, highest, traced
 from llava_accel.inference.answering import read_prompts
-from llava_accel.model.objective import LOGITS_AT_ONCE
 from llava_accel.model.precision import computed_in
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
@@ -60,8 +59,7 @@ def trace_evaluation(
         traced = [trace_answers(recipe, processing, *each, dtype, shares) for each in batches]
         return highest(moment for moments in traced for moment in moments)
 
-    alone = trace(False)
-    return {False: alone, True: trace(True) if most * processing.vocab_size > LOGITS_AT_ONCE else alone}
+    return by_sharing(most, processing, trace)
 
 
 def largest_questions(recipe: Recipe, part: Part) -> list[tuple[Loaded, Questions]]:

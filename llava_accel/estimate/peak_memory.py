@@ -166,11 +166,7 @@ def layouts(ranks: int) -> list[Layout]:
 
 
 def plan_run(run: RunContext, processing: Processing, moments: Sequence[Moment]) -> tuple[Plan, Weights]:
-    """Memory of one rank of a run that is there, and the weights that it has.
-
-    Args:
-        moments: See `plan_for`.
-    """
+    """Memory of one rank of a run that is there, and the weights that it has."""
     recipe, accelerator = run.recipe, run.accelerator
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
     weights = count_weights(build_meta(recipe, processing, dtype), recipe)

@@ -1,6 +1,6 @@
 """What takes less memory, of what a recipe can still be set to: nothing that its checks or the backend would refuse."""
 
-from typing import Any
+from functools import reduce
 
 from llava_accel.recipe import Recipe
 from llava_accel.recipe.rules import conflicts
@@ -21,27 +21,27 @@ def checkpointing(recipe: Recipe, backend: Backend) -> str:
     """The setting that computes activations again, as TOML; empty where it is set."""
     if recipe.model.gradient_checkpointing is True:
         return ""
-    return _setting(recipe, backend, "model", "gradient_checkpointing", True)
+    return _setting(recipe, backend, "model.gradient_checkpointing", True)
 
 
 def fewer_bits(recipe: Recipe, backend: Backend) -> str:
     """The setting that quantises the base; empty where it is, or cannot be."""
     if recipe.model.quantization.bits <= 4:
         return ""
-    table = recipe.model.quantization.model_copy(update={"bits": 4})
-    allowed = _setting(recipe, backend, "model", "quantization", table)
-    return allowed and "model.quantization.bits = 4"
+    return _setting(recipe, backend, "model.quantization.bits", 4)
 
 
 def smaller_state(recipe: Recipe, backend: Backend) -> str:
     """The setting with which the optimizer keeps less; empty where there is none."""
     smaller = _SMALLER.get(recipe.optim.optimizer)
-    return _setting(recipe, backend, "optim", "optimizer", smaller) if smaller else ""
+    return _setting(recipe, backend, "optim.optimizer", smaller) if smaller else ""
 
 
-def _setting(recipe: Recipe, backend: Backend, table: str, key: str, value: Any) -> str:
+def _setting(recipe: Recipe, backend: Backend, key: str, value: bool | int | str) -> str:
     """It as TOML, or nothing if the recipe would then be refused."""
-    changed = recipe.model_copy(update={table: getattr(recipe, table).model_copy(update={key: value})})
-    if conflicts(changed) or Profile(backend, {}).refuses(changed):
-        return ""
-    return f"{table}.{key} = {toml_value(value)}" if isinstance(value, bool | str) else key
+    tables = recipe.model_dump()
+    *path, name = key.split(".")
+    reduce(dict.__getitem__, path, tables)[name] = value
+    changed = Recipe.model_validate(tables)
+    refused = conflicts(changed) or Profile(backend, {}).refuses(changed)
+    return "" if refused else f"{key} = {toml_value(value)}"

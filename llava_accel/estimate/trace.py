@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,12 +179,9 @@ def traced(
             yield objective, fields, ledger
 
 
-def trace_layouts(
-    recipe: Recipe, processing: Processing, batch: Mapping[str, object], dtype: torch.dtype
+def by_sharing(
+    num_targets: int, processing: Processing, trace: Callable[[bool], tuple[Moment, ...]]
 ) -> dict[bool, tuple[Moment, ...]]:
-    """`trace_step` by whether ranks share each weight, which makes a difference where logits are many."""
-    targets = batch["target_ids"]
-    assert isinstance(targets, Tensor)
-    alone = trace_step(recipe, processing, batch, dtype, False)
-    is_split = len(targets) * processing.vocab_size > LOGITS_AT_ONCE
-    return {False: alone, True: trace_step(recipe, processing, batch, dtype, True) if is_split else alone}
+    """What `trace` gives by whether ranks share each weight, which makes a difference where logits are many."""
+    alone = trace(False)
+    return {False: alone, True: trace(True) if num_targets * processing.vocab_size > LOGITS_AT_ONCE else alone}

@@ -1,6 +1,7 @@
 """The micro-batch that a rank must be able to hold, and the type that is computed in: what a plan starts from."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,27 +9,23 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from llava_accel.data.corpus import Corpus
-from llava_accel.data.loader import Loaded, tensor
+from llava_accel.data.loader import Loaded, load_windows, tensor
 from llava_accel.data.pixels import ImageReader
 from llava_accel.data.sampler import deal
 from llava_accel.data.tiling import ImageLayout
-from llava_accel.estimate.trace import Moment, highest, trace_layouts
+from llava_accel.estimate.trace import Moment, by_sharing, highest, trace_step
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.devices import find_device
 from llava_accel.runtime.engines import resolve_precision
 from llava_accel.setup.datasets import Part, build_order
-from llava_accel.setup.micro_batches import load_rows
+from llava_accel.setup.micro_batches import row_layout
 
 _CANDIDATES = 8
 
 
 def planned_dtype(precision: str, on_gpu: bool) -> torch.dtype:
-    """That of the run on this machine; for a verdict on a GPU that is not here, what "auto" means on a GPU.
-
-    Args:
-        precision: The recipe's `run.precision`.
-    """
+    """That of the run on this machine; for a verdict on a GPU that is not here, what "auto" means on a GPU."""
     device = find_device()
     if on_gpu and precision == "auto" and device.type == "cpu":
         return torch.bfloat16
@@ -100,15 +97,18 @@ def load_largest(
         DataError: a record or an image cannot be read.
     """
     wanted = [[rows.tolist()] for rows in candidates]
-    windows = load_rows(recipe, corpus, image_reader, wanted, workers=0, device=torch.device("cpu"))
+    windows = load_windows(corpus, image_reader, wanted, workers=0, device=torch.device("cpu"), **row_layout(recipe))
     return max((window[0] for window in windows), key=measure)
 
 
 def trace_worst(
     recipe: Recipe, processing: Processing, batches: Sequence[Loaded], dtype: torch.dtype
 ) -> tuple[Loaded, dict[bool, tuple[Moment, ...]]]:
-    """The micro-batch with the highest peak, and the moments of all that can be the peak, as `trace_layouts` gives them."""
-    traced = [trace_layouts(recipe, processing, batch, dtype) for batch in batches]
+    """The micro-batch with the highest peak, and the moments of all that can be the peak, see `by_sharing`."""
+    traced = [
+        by_sharing(len(tensor(batch, "target_ids")), processing, partial(trace_step, recipe, processing, batch, dtype))
+        for batch in batches
+    ]
     peaks = [max(moment.by_rows + moment.by_weights for moment in each[False]) for each in traced]
     together = {shares: highest(moment for each in traced for moment in each[shares]) for shares in (False, True)}
     return batches[peaks.index(max(peaks))], together

@@ -31,11 +31,7 @@ def is_file_name(path: str) -> bool:
 
 
 def refuse_missing(recipe: Recipe, source: str) -> None:
-    """RecipeError if the data, a folder of images or a local base are not there, or the data are of a form that is not read.
-
-    Args:
-        source: Names the recipe in the error.
-    """
+    """RecipeError if data, images or a local base are not there, or the data are of a form that is not read."""
     problems: list[Problem] = []
     for key, path, is_folder in _named(recipe):
         suffix = os.path.splitext(path)[1]

@@ -11,11 +11,7 @@ _CPU = torch.device("cpu")
 
 
 def find_device(*, wants_cpu: bool = False) -> torch.device:
-    """The accelerator of this machine if a run can use it, else the CPU.
-
-    Args:
-        wants_cpu: Leave accelerators alone.
-    """
+    """The accelerator of this machine if a run can use it, else the CPU."""
     device = None if wants_cpu else torch.accelerator.current_accelerator(check_available=True)
     if device is None or _refusal(device.type):
         os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed warns of it when it is imported and finds no GPU
@@ -79,11 +75,7 @@ def bf16_on_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 
 def bf16_remark(precision: str) -> str:
-    """What bf16 means for a run on a CPU, as far as it was measured; empty where there is nothing to say.
-
-    Args:
-        precision: The recipe's `run.precision`.
-    """
+    """What bf16 means for a run on a CPU, as far as it was measured; empty where there is nothing to say."""
     is_native = bf16_on_cpu()
     if precision == "bf16" and is_native is False:
         return (

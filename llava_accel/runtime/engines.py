@@ -164,7 +164,8 @@ def take_loss_scale(accelerator: Accelerator, optimizer: AcceleratedOptimizer, s
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return scale
-    zero.set_loss_scale(optimizer.optimizer, scale)
+    # In its fp32 mode the scale is a plain number, which DeepSpeed never changes.
+    optimizer.optimizer.loss_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
     return 1.0
 
 

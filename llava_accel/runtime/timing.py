@@ -26,9 +26,6 @@ class Phases:
 
     On a GPU a lap ends when the device comes to that point, which makes "data_wait" the time that the device has nothing
     to do; on a CPU, where calls return when the work is done, the clock decides.
-
-    Args:
-        device: Of the computation.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -78,9 +78,6 @@ def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None
     """Write the lines of a run into its folder, each wrong answer with the nearest images of the training data, where
     their features are kept, and return them.
 
-    Args:
-        step: Of the evaluation that counts.
-
     Raises:
         DataError: a record or an image was changed since the run has begun.
     """

@@ -181,11 +181,7 @@ def main_score(metric: str, measured: Collection[str]) -> str | None:
 
 
 def check_metric(name: str, place: str) -> None:
-    """UserError unless there is such a metric.
-
-    Args:
-        place: The flag that names it.
-    """
+    """UserError unless there is such a metric."""
     if not is_own(name) and name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
         raise UserError(f"{place}: there is no metric {name!r}. Did you mean {near}? There are {', '.join(METRICS)}")

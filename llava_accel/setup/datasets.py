@@ -102,11 +102,7 @@ def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
 def open_corpora(
     recipe: Recipe, processing: Processing, console: Console | None = None
 ) -> tuple[Corpus, Corpus | None]:
-    """The rows of data.train and of data.eval (None where the recipe names no file).
-
-    Args:
-        console: See `row_form`.
-    """
+    """The rows of data.train and of data.eval (None where the recipe names no file)."""
     encoder, cache_dir = build_encoder(recipe, processing), cache_folder(recipe.data.cache_dir)
     form = row_form(recipe, console)
     train, *evaluation = (
@@ -255,11 +251,7 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
 def common_answers(
     corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"], most: int
 ) -> tuple[int, list[tuple[str, int]]]:
-    """How many different answers these rows end in, and the most frequent ones with how many rows end so.
-
-    Args:
-        rows: That can be used.
-    """
+    """How many different answers these rows end in, and the most frequent ones with how many rows end so."""
     answers = survey.answer_keys[rows]
     keys, counts = np.unique(answers, return_counts=True)
     places = np.argsort(-counts, kind="stable")[:most]

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from jaxtyping import Int
 
-from llava_accel.data.corpus import Corpus
 from llava_accel.data.loader import Loaded, load_windows
-from llava_accel.data.pixels import ImageReader
 from llava_accel.data.questions import image_batches
 from llava_accel.data.sampler import Window
 from llava_accel.recipe import Recipe
@@ -44,34 +42,23 @@ def load(
         list_skipped(Path(recipe.run.output_dir) / SKIPPED, [error])
 
     on_error = list_it if skips and recipe.data.on_bad_record == "skip" else None
-    workers, device = recipe.data.num_workers, run.accelerator.device
-    return load_rows(recipe, part.corpus, part.image_reader, wanted, workers, device, on_error, enter, is_asked)
-
-
-def load_rows(
-    recipe: Recipe,
-    corpus: Corpus,
-    image_reader: ImageReader,
-    wanted: Iterable[Window],
-    workers: int,
-    device: torch.device,
-    on_error: Callable[[DataError], None] | None = None,
-    enter: Callable[[str], None] | None = None,
-    is_asked: Callable[[], bool] | None = None,
-) -> Iterator[list[Loaded]]:
-    """`load_windows` in the layout of the recipe, for what is no run."""
     return load_windows(
-        corpus,
-        image_reader,
+        part.corpus,
+        part.image_reader,
         wanted,
-        workers=workers,
-        device=device,
+        workers=recipe.data.num_workers,
+        device=run.accelerator.device,
         on_error=on_error,
-        share_up_to=recipe.data.max_length if recipe.data.share_prefix else 0,
         enter=enter,
         is_asked=is_asked,
-        pack=recipe.model.attention != "flash_attention_2",
+        **row_layout(recipe),
     )
+
+
+def row_layout(recipe: Recipe) -> dict[str, Any]:
+    """How `load_windows` is to lay records out in rows, as the recipe says."""
+    share_up_to = recipe.data.max_length if recipe.data.share_prefix else 0
+    return {"share_up_to": share_up_to, "pack": recipe.model.attention != "flash_attention_2"}
 
 
 def own_batches(rows: Int[np.ndarray, "rows"], part: Part, size: int, accelerator: Accelerator) -> list[list[int]]:

@@ -23,11 +23,7 @@ _SHOWN_SOURCES = 6
 
 
 def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | None, source: Path | None) -> None:
-    """Print what a person should see before a run takes hours, and write the figures of its data into its folder.
-
-    Args:
-        source: The checkpoint that it goes on from.
-    """
+    """Print what a person should see before a run takes hours, and write the figures of its data into its folder."""
     recipe = run.recipe
     if not run.accelerator.is_main_process:
         return

@@ -41,7 +41,7 @@ def _urls(corpus: Corpus, kept: Path) -> list[str]:
     urls = stored(path, lambda path: list[str](json.loads(path.read_bytes())))
     if urls is None:
         urls = list(dict.fromkeys(_read_urls(corpus)))
-        store(path, lambda unfinished: unfinished.write_text(json.dumps(urls)))
+        store(path, lambda unfinished: unfinished.write_text(json.dumps(urls), encoding="utf-8"))
     return urls
 
 

@@ -36,18 +36,16 @@ def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
 
 def _pinned(sources: Sources, splits: tuple[str, ...], before: dict[str, str]) -> Sources:
     listed = (Source(path=sources),) if isinstance(sources, str) and sources else sources
-    pinned = tuple(
-        each.model_copy(update={"revision": before.get(_key(each)) or _commit(each, splits)})
-        if hub.is_name(each.path) and not Path(each.path).exists()
-        else each
-        for each in listed
-        if isinstance(each, Source)
-    )
+    pinned = tuple(_with_commit(each, splits, before) for each in listed if isinstance(each, Source))
     return sources if pinned == listed or all(not each.revision for each in pinned) else pinned
 
 
-def _commit(source: Source, splits: tuple[str, ...]) -> str:
-    return hub.pinned(source.path, source.config, (source.split,) if source.split else splits, source.revision)
+def _with_commit(source: Source, splits: tuple[str, ...], before: dict[str, str]) -> Source:
+    if not hub.is_name(source.path) or Path(source.path).exists():
+        return source
+    asked = (source.split,) if source.split else splits
+    commit = before.get(_key(source)) or hub.pinned(source.path, source.config, asked, source.revision)
+    return source.model_copy(update={"revision": commit})
 
 
 def _commits_of_run(recipe: Recipe) -> dict[str, str]:

@@ -52,11 +52,7 @@ class TrainState:
 
     @classmethod
     def of(cls, train: TrainTable, order: Order, content: str = "") -> "TrainState":
-        """The state before the first step: as many steps as the recipe says, or as its epochs have.
-
-        Args:
-            content: What the records and images are.
-        """
+        """The state before the first step: as many steps as the recipe says, or as its epochs have."""
         steps, data = count_steps(train, order), f"{order.fingerprint()} {content}"
         return cls(num_steps=steps, steps_per_epoch=order.steps_per_epoch, data=data)
 

@@ -125,7 +125,7 @@ def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) 
     with accelerator.local_main_process_first():
         if (name := stored(path, _tower_name)) is None:
             name = _read_through(objective)
-            store(path, lambda unfinished: unfinished.write_text(name))
+            store(path, lambda unfinished: unfinished.write_text(name, encoding="utf-8"))
     return name
 
 
