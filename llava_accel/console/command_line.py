@@ -9,7 +9,6 @@ import gc
 import importlib
 import io
 import os
-import select
 import signal
 import sys
 import time
@@ -129,11 +128,8 @@ def run(verb: Callable[[], object]) -> None:
         sys.stdout = LastingOutput(sys.stdout)
     try:
         verb()
-        sys.stdout.flush()
     except (UserError, OSError) as error:
         _ended_by[:] = [error]
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            sys.exit(128 + signal.SIGPIPE)  # as a shell tells it
         if isinstance(error, OSError) and error.filename is None and error.errno not in DISK_IS_FULL:
             raise  # of no file of the user's: a defect of ours, or of a connection
         _refuse(error)
@@ -166,16 +162,6 @@ def run(verb: Callable[[], object]) -> None:
 
 _ended_by: list[BaseException] = []
 """Its frames hold the loaders, which would wait five seconds for each worker that hangs. At exit all are killed before."""
-
-
-def _nobody_reads() -> bool:
-    """Whether what is printed goes nowhere any more, as with `| head`; the rest of it is then dropped."""
-    out, asked = sys.stdout.fileno(), select.poll()
-    asked.register(out, select.POLLOUT)
-    is_broken = any(answer & select.POLLERR for _, answer in asked.poll(0))
-    if is_broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
-    return is_broken
 
 
 def _refuse(error: UserError | OSError) -> NoReturn:
