@@ -148,6 +148,10 @@ def _take_on(job: dict[str, Any], streams: list[int]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for stream, own in zip(streams, (0, 1, 2), strict=True):
         os.dup2(stream, own)
+    # New ones: the old know whether a file can be sought in that is no longer theirs.
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     for name, number in (
         ("stdout", 1),
         ("stderr", 2),
