@@ -122,6 +122,7 @@ def run(verb: Callable[[], object]) -> None:
 
     A run that saved and ended because it was asked to has exit code 75 (`exceptions.EX_TEMPFAIL`), after Ctrl-C 130.
     """
+    sys.stdin = sys.stdin or open(os.devnull)
     if isinstance(sys.stdin, io.TextIOWrapper):  # no letter of a question may end a command, nor one of an answer
         sys.stdin.reconfigure(errors="replace")
     if sys.stdout is sys.__stdout__ and type(sys.stdout) is io.TextIOWrapper:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from llava_accel.chat import in_unicode
 from llava_accel.console.command_line import run
 from llava_accel.console.output import Console, LastingOutput
 
@@ -98,3 +99,14 @@ def test_a_full_disk_or_a_reader_that_has_gone_ends_no_command(
         stream.detach()
     reason = "No space left on device" if is_full else "Broken pipe"
     assert capsys.readouterr().err == f"note: nothing more is printed ({reason}); the command goes on\n"
+
+
+def test_a_closed_input_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(EOFError):
+        run(lambda: sys.exit(input()))
+    sys.stdin.close()
+
+
+def test_bytes_that_are_no_utf_8_are_asked_as_question_marks() -> None:
+    assert in_unicode("caf\udce9, gr\u00f6\u00dfer?") == "caf?, gr\u00f6\u00dfer?"
