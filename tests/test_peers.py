@@ -9,7 +9,6 @@ import pytest
 from bench.peer_steps.environments import PEERS, Peer, requirements
 from bench.peer_steps.stepper import TESTS, Stepper
 from bench.peers import NUM_LOSSES, Pair, compare, make_rows, report
-from helpers.forked import Forked
 
 QUICKSTART = TESTS.parent / "llava_accel" / "quickstart" / "base"
 TRAINER = """
@@ -95,7 +94,6 @@ def test_a_trainer_and_ours_take_turns(
     for name, text in scripts.items():
         (tmp_path / f"{name}.py").write_text(text)
     peers = {name: Peer(name, "none==0", str(tmp_path / f"{name}.py")) for name in scripts}
-    monkeypatch.setattr("subprocess.Popen", Forked)
     monkeypatch.setattr("bench.peers.python_of", lambda peer, cache: Path(sys.executable))
     found = list(compare(peers, tmp_path, tmp_path, settings(tmp_path), 2))
     assert "broken: not measured" in capsys.readouterr().out
