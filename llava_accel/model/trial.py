@@ -92,6 +92,8 @@ def _try_tokenizer(file: Path) -> str:
         return f"has more than {_MOST_ADDED:,} added_tokens, which take minutes to read"
     tokenizer.no_padding()  # some files hold the settings of their last use
     tokenizer.no_truncation()
+    if not tokenizer.encode("a text", add_special_tokens=False).ids:
+        return "makes no token of a text"
     parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
     for text in _texts(" ".join(map(str, parts))):
         made = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text

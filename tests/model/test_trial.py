@@ -122,3 +122,13 @@ def test_what_a_template_says_itself_is_left_to_those_who_use_it(
     tokenizer: PreTrainedTokenizerFast, template: str
 ) -> None:
     check_template(tokenizer, template, Path("here"))
+
+
+def test_a_tokenizer_that_leaves_nothing_of_a_text_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    check_tokenizer(written(tmp_path, tokenizer))
+    file = written(tmp_path, tokenizer, post_processor=spec["post_processor"] | {"single": []})
+    with pytest.raises(UserError, match="makes no token of a text"):
+        check_tokenizer(file)
