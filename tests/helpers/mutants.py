@@ -16,6 +16,7 @@ from bench.traffic import Traffic
 from llava_accel.checkpoint import store
 from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
+from llava_accel.recipe import Recipe
 from llava_accel.setup.state import TrainState
 
 _Patch = Callable[[pytest.MonkeyPatch], None]
@@ -74,10 +75,21 @@ def sync_left_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(step_module, "gradient_sync", never)
 
 
+def _run_folder(patch: pytest.MonkeyPatch) -> list[Path]:
+    """What holds the folder of the run once that is opened."""
+    opened, folder = train_module.open_run, list[Path]()
+
+    def noting(recipe: Recipe, accelerator: Accelerator) -> None:
+        opened(recipe, accelerator)
+        folder.append(Path(recipe.run.output_dir))
+
+    patch.setattr(train_module, "open_run", noting)
+    return folder
+
+
 def note_images(patch: pytest.MonkeyPatch) -> None:
     """No mutant: every rank notes the (images, targets) of its micro-batches in FOLDER/seen-RANK.txt."""
-    forward, start = Objective.forward, train_module.open_run
-    folder: list[Path] = []
+    forward, folder = Objective.forward, _run_folder(patch)
 
     def noting(self: Objective, **batch: Any) -> torch.Tensor:
         rank = torch.distributed.get_rank()
@@ -85,14 +97,12 @@ def note_images(patch: pytest.MonkeyPatch) -> None:
             file.write(f"{len(batch['pixel_values'])} {len(batch['target_ids'])}\n")
         return forward(self, **batch)
 
-    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
     patch.setattr(Objective, "forward", noting)
 
 
 def note_traffic(patch: pytest.MonkeyPatch) -> None:
     """No mutant: rank 0 notes in FOLDER/traffic.jsonl what it sends within each micro-batch, and if it is a last one."""
-    right, start = step_module.gradient_sync, train_module.open_run
-    folder: list[Path] = []
+    right, folder = step_module.gradient_sync, _run_folder(patch)
 
     @contextmanager
     def noting(accelerator: Any, model: Any, *, enabled: bool) -> Iterator[None]:
@@ -102,14 +112,12 @@ def note_traffic(patch: pytest.MonkeyPatch) -> None:
             with (folder[0] / "traffic.jsonl").open("a") as file:
                 file.write(json.dumps({"last": enabled, **traffic.sent}) + "\n")
 
-    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
     patch.setattr(step_module, "gradient_sync", noting)
 
 
 def note_state_dicts(patch: pytest.MonkeyPatch) -> None:
     """No mutant: rank 0 notes in FOLDER/state-dicts.jsonl the names that each `accelerator.get_state_dict` has given."""
-    right, start = Accelerator.get_state_dict, train_module.open_run
-    folder: list[Path] = []
+    right, folder = Accelerator.get_state_dict, _run_folder(patch)
 
     def noting(self: Accelerator, *arguments: Any, **named: Any) -> Any:
         state = right(self, *arguments, **named)
@@ -119,14 +127,12 @@ def note_state_dicts(patch: pytest.MonkeyPatch) -> None:
                 file.write(json.dumps(sorted(map(str, state))) + "\n")
         return state
 
-    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
     patch.setattr(Accelerator, "get_state_dict", noting)
 
 
 def note_saves(patch: pytest.MonkeyPatch) -> None:
     """No mutant: every rank notes in FOLDER/saves-RANK.jsonl the bytes that it sends to begin a save, and that it writes."""
-    begin, write, start = store.Checkpoints._begin, store.write, train_module.open_run
-    folder: list[Path] = []
+    begin, write, folder = store.Checkpoints._begin, store.write, _run_folder(patch)
 
     def note(**found: object) -> None:
         with (folder[0] / f"saves-{torch.distributed.get_rank()}.jsonl").open("a") as file:
@@ -143,7 +149,6 @@ def note_saves(patch: pytest.MonkeyPatch) -> None:
         note(written=sum(part.nbytes for part in parts), behind=is_behind)
         return write(place, parts, threads, **named)
 
-    patch.setattr(train_module, "open_run", lambda r, a: (folder.append(start(r, a)), folder[0])[1])
     patch.setattr(store.Checkpoints, "_begin", begun)
     patch.setattr(store, "write", written)
 
