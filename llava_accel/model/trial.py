@@ -169,6 +169,7 @@ def _run(action: Callable[[], str], writer: int) -> NoReturn:
     ended = _FAULTY
     try:
         faulthandler.disable()
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)  # a run listens to it
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(nowhere, stream)

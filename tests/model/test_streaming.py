@@ -67,7 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
     return Counted
 
 
-def load(recipe: Recipe, device: torch.device | None, **settings: bool) -> Any:
+def load(recipe: Recipe, device: torch.device | None, **settings: Any) -> Any:
     processing = load_processing(recipe.model, "pad")
     return load_model(recipe, processing, dtype=torch.float32, device=device, **settings).model
 

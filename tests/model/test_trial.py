@@ -1,7 +1,9 @@
 """Tokenizers and chat templates that would take for ever or all memory end in a process of their own, and soon."""
 
 import json
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_SECONDS", 1)
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """As in a run, whose handlers are not for what is tried."""
+
+    def asked(*_: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGXCPU, asked)
+    yield
+    signal.signal(signal.SIGXCPU, before)
 
 
 def replace(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
