@@ -152,14 +152,6 @@ def _take_on(job: dict[str, Any], streams: list[int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    for name, number in (
-        ("stdout", 1),
-        ("stderr", 2),
-    ):  # what is open remembers whether what was there could be sought in
-        was = getattr(sys, name)
-        made = open(number, "w", encoding=was.encoding, errors=was.errors, closefd=False)
-        made.reconfigure(line_buffering=was.line_buffering)
-        setattr(sys, name, made)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
