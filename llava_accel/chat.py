@@ -70,15 +70,10 @@ def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -
     trained, loaded = load_named(arguments, say)
     dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
     if arguments.system is not None:
-        dialogue.use_system(in_unicode(arguments.system))
+        dialogue.use_system(arguments.system)
     for image in arguments.image:
         dialogue.show(Path(image))
     return dialogue
-
-
-def in_unicode(text: str) -> str:
-    """What the shell has handed on, with ? for bytes that are no UTF-8."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def in_background(open_it: Callable[[], "Dialogue"]) -> "Future[Dialogue]":
@@ -212,7 +207,7 @@ def main(arguments: argparse.Namespace) -> None:
     # What libraries print must not stand among the answers.
     with redirect_stdout(sys.stderr):
         dialogue = open_dialogue(arguments, print)
-        answer = None if arguments.once is None else dialogue.ask(in_unicode(arguments.once))
+        answer = None if arguments.once is None else dialogue.ask(arguments.once)
     if answer is None:
         opened: Future[Dialogue] = Future()
         opened.set_result(dialogue)

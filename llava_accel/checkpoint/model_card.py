@@ -22,7 +22,7 @@ from llava_accel.recipe.toml import toml_value
 from llava_accel.scoring.best import read_lines
 from llava_accel.scoring.metrics import cell, score_names, score_title
 from llava_accel.setup.run_folder import versions
-from llava_accel.sources.hub import is_name
+from llava_accel.sources.hub import is_of_hub
 
 Form = Literal["checkpoint", "peft", "merged", "llava"]
 """What a run writes itself, and what `llava_accel.export` makes of it."""
@@ -114,11 +114,7 @@ def _vllm_rank(model: ModelTable) -> int | None:
 def _names(sources: str | Sequence[Source]) -> list[str]:
     """Of data.train or data.eval: names of files without their folders, which are nobody else's business."""
     paths = [sources] if isinstance(sources, str) else [source.path for source in sources]
-    return [path if _is_of_hub(path) else Path(path).name for path in paths if path]
-
-
-def _is_of_hub(name: str) -> bool:
-    return is_name(name) and not Path(name).exists()
+    return [path if is_of_hub(path) else Path(path).name for path in paths if path]
 
 
 @functools.cache
@@ -142,7 +138,7 @@ def _code(text: str) -> str:
 def _front_matter(form: Form, base: str, train: object) -> str:
     is_adapter = train == "lora" and form != "merged"
     named: dict[str, Any] = {}
-    if _is_of_hub(base):
+    if is_of_hub(base):
         # The hub refuses a card whose base is not a model of its own.
         relation = "adapter" if is_adapter else "merge" if train == "lora" else "finetune"
         named = {"base_model": base, "base_model_relation": relation}

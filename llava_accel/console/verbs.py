@@ -144,7 +144,7 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
-    add("--once", metavar="QUESTION", help="print the answer to this question, nothing else, and end")
+    add("--once", type=_in_unicode, metavar="QUESTION", help="print the answer to this question, nothing else, and end")
     add("--web", action="store_true", help="a page: answers of what was trained, of its base, and without the image")
     add("--collect", metavar="FILE.jsonl", type=Path, help="with --web: keeps the answers that you choose or correct")
     arguments = _read_model(parser, words, port=7860)
@@ -166,7 +166,7 @@ def _read_model(parser: argparse.ArgumentParser, words: Sequence[str], *, port: 
     add = parser.add_argument
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it")
     add("--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter")
-    add("--system", metavar="TEXT", help="system prompt in place of the template's own; '' = none")
+    add("--system", type=_in_unicode, metavar="TEXT", help="system prompt in place of the template's own; '' = none")
     add("--bits", type=int, choices=(4, 8, 16), help="bits of the base; by default those of the training")
     add("--max-new-tokens", type=_at_least_one, default=512, metavar="N", help="longest answer (default 512)")
     add("--template", default="", help="conversation template, for what was not trained here")
@@ -250,6 +250,11 @@ def _at_least_one(text: str) -> int:
 
 def _port(text: str) -> int:
     return _number(text, "a port. Name one from 1024 to 65535, or none", 0, 65535)
+
+
+def _in_unicode(text: str) -> str:
+    """What the shell has handed on, with ? for bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _gigabytes(text: str) -> float:

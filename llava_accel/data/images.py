@@ -14,6 +14,7 @@ from typing import Any, Literal
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava_accel.sources.image_parts import SUFFIXES, open_image, part_of, read_image, shown
+from llava_accel.sources.json_rows import GIT_POINTER
 from llava_accel.sources.problems import DataError, quoted
 
 Exif = Literal["ignore", "apply"]
@@ -23,7 +24,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "
 _OTHER_CONTENT = {
     b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML",
     b"<!doctype html": "a web page", b"<html": "a web page", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF",
-    b"ftypmsf1": "HEIF", b"ftyp": "a film", b"version https://git-lfs": "a pointer of git: run git lfs pull",
+    b"ftypmsf1": "HEIF", b"ftyp": "a film", GIT_POINTER: "a pointer of git: run git lfs pull",
 }  # fmt: skip
 """How files begin, after white space or the length of a box, that people take for images."""
 _ORIENTATION = 0x0112  # the number of the EXIF field; 1 or no field: as stored

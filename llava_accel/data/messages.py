@@ -41,12 +41,14 @@ def read_messages(rows: Sequence[object]) -> tuple[list[Turn], Named]:
         if not isinstance(row, dict):
             raise DataError("fields", f"turn {position} is {quoted(row)}", 'Write {"from": ..., "value": ...}')
         speaker, text = row.get("from"), row.get("value")
-        if isinstance(speaker, str) and isinstance(text, str) and speaker in _ROLES:  # nearly all are LLaVA's
+        if (
+            len(row) == 2 and isinstance(speaker, str) and isinstance(text, str) and speaker in _ROLES
+        ):  # nearly all are LLaVA's
             turns.append(Turn(_ROLES[speaker], text))
             continue
         text = present(row, "value", "content")
         role = role_of(row) or _refused(row, position)
-        if unlearned := [name for name in _LEARNED if row.get(name) in (False, 0) and role == "assistant"]:
+        if role == "assistant" and (unlearned := [name for name in _LEARNED if row.get(name) in (False, 0)]):
             problem = f"turn {position} has {unlearned[0]!r} = {row[unlearned[0]]}, and every answer is learned"
             raise DataError(
                 "fields", problem, "Remove it together with its question, or let the record begin behind it"

@@ -171,7 +171,7 @@ def _object(raw: bytes) -> dict[str, object]:
 
 def _of_another_kind(raw: bytes) -> str:
     """What to do with a file that has such a row; nothing where the row alone is wrong."""
-    if raw.startswith(GIT_POINTER.encode()):
+    if raw.startswith(GIT_POINTER):
         return FETCH
     return "It seems that the file is one array: name it .json" if raw.startswith(b"[") else ""
 

@@ -20,7 +20,7 @@ _DEFAULT_PATIENCE = 3
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; the last one of a run that was killed may be cut off, and is left out."""
-    lines = read_json_lines(path, may_be_cut=True) if path.is_file() else []
+    lines = read_json_lines(path, may_be_damaged=True) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise UserError(f"{path}: line {number} was not written by a run. Name the folder of a run")

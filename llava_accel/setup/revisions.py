@@ -41,7 +41,7 @@ def _pinned(sources: Sources, splits: tuple[str, ...], before: dict[str, str]) -
 
 
 def _with_commit(source: Source, splits: tuple[str, ...], before: dict[str, str]) -> Source:
-    if not hub.is_name(source.path) or Path(source.path).exists():
+    if not hub.is_of_hub(source.path):
         return source
     asked = (source.split,) if source.split else splits
     commit = before.get(_key(source)) or hub.pinned(source.path, source.config, asked, source.revision)

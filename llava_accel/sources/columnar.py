@@ -64,7 +64,7 @@ def _readable(path: Path, form: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = f"not a readable {form} file: {' '.join(str(error).split())}"
         with path.open("rb") as file:
-            is_pointer = file.read(len(GIT_POINTER)) == GIT_POINTER.encode()
+            is_pointer = file.read(len(GIT_POINTER)) == GIT_POINTER
         raise DataError("json", problem, FETCH if is_pointer else "Write the file again", file=str(path)) from None
 
 

@@ -23,6 +23,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not is_file_name(text)
 
 
+def is_of_hub(name: str) -> bool:
+    """Whether a name is that of a data set or model of the hub, as there is no such file or folder here."""
+    return is_name(name) and not Path(name).exists()
+
+
 def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[Path]:
     """The Arrow files of a split, which `datasets` downloads and makes once.
 

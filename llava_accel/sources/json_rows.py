@@ -10,7 +10,7 @@ from llava_accel.sources.problems import DataError
 
 MAX_BYTES = 16 << 20
 """Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
-GIT_POINTER, FETCH = "version https://git-lfs", "It is a pointer of git to the file: run git lfs pull"
+GIT_POINTER, FETCH = b"version https://git-lfs", "It is a pointer of git to the file: run git lfs pull"
 """How a file begins that stands in the place of a large one, and what to do."""
 _BLOCK = 1 << 22  # characters read at once from a JSON array
 _SPACE, _SEPARATOR = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
@@ -79,7 +79,7 @@ def json_array(path: Path) -> Iterator[bytes]:
 
 def _remedy(text: str) -> str:
     """What to do with a file that begins so, and not with a list."""
-    if text.startswith(GIT_POINTER):
+    if text.startswith(GIT_POINTER.decode()):
         return FETCH
     if text.startswith("{") and re.search(r'"(questions|annotations)"\s*:\s*\[', text):
         return (

@@ -28,11 +28,11 @@ def write_json_lines(rows: Iterable[Mapping[str, object]], out: Path) -> int:
     return count
 
 
-def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
+def read_json_lines(path: Path, *, may_be_damaged: bool = False) -> list[Any]:
     """The objects of a file. `str.splitlines` would also cut at U+2028 and others, which texts may hold.
 
     Args:
-        may_be_cut: Lines may be incomplete or damaged, as after a kill or a power cut; they are left out.
+        may_be_damaged: Lines may be incomplete or damaged, as after a kill or a power cut; they are left out.
 
     Raises:
         ValueError: a line is not JSON.
@@ -42,7 +42,7 @@ def read_json_lines(path: Path, *, may_be_cut: bool = False) -> list[Any]:
         try:
             lines += [json.loads(text)] if text.strip() else []
         except (ValueError, RecursionError):
-            if not may_be_cut:
+            if not may_be_damaged:
                 raise
     return lines
 

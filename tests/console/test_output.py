@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from llava_accel.chat import in_unicode
 from llava_accel.console.command_line import run
 from llava_accel.console.output import Console, LastingOutput
+from llava_accel.console.verbs import read_arguments
 
 
 def test_a_phase_prints_about_twenty_lines_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,4 +109,6 @@ def test_a_closed_input_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_bytes_that_are_no_utf_8_are_asked_as_question_marks() -> None:
-    assert in_unicode("caf\udce9, gr\u00f6\u00dfer?") == "caf?, gr\u00f6\u00dfer?"
+    words = ["--base", "b", "--system", "caf\udce9", "--once", "caf\udce9, gr\u00f6\u00dfer?"]
+    arguments = read_arguments("chat", words)
+    assert (arguments.system, arguments.once) == ("caf?", "caf?, gr\u00f6\u00dfer?")

@@ -396,7 +396,8 @@ def test_the_text_of_a_cell_says_where_images_are_as_a_list_does() -> None:
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"loss": False}, {"train": False}])
 def test_an_answer_that_is_not_to_be_learned_is_refused_and_one_that_is_is_not(mark: dict[str, float]) -> None:
-    for messages in ([A_USER, AN_ANSWER | mark], [A_USER, AN_ANSWER, A_USER, AN_ANSWER | mark]):
+    of_llava = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "red"} | mark]
+    for messages in ([A_USER, AN_ANSWER | mark], [A_USER, AN_ANSWER, A_USER, AN_ANSWER | mark], of_llava):
         with pytest.raises(DataError, match=f"turn {len(messages)} has '{next(iter(mark))}'"):
             parse_record(json.dumps({"messages": messages}).encode(), 1)
     wanted = {key: 1 for key in mark} | dict.fromkeys(("loss", "train"))
