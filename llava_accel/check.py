@@ -57,6 +57,7 @@ from llava_accel.setup.datasets import (
 )
 from llava_accel.setup.remote_images import fetch_images
 from llava_accel.sources.problems import DataError
+from llava_accel.storage.atomic import check_out
 from llava_accel.storage.jsonl import write_json_lines
 from llava_accel.storage.kept_files import cache_folder
 
@@ -93,8 +94,14 @@ def check(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code: 0 if all records can be used (or the recipe leaves the others out), 1 if records are wrong, 2 if
         anything else is.
+
+    Raises:
+        UserError: a file that the command line names cannot be written.
     """
     console = Console()
+    for flag, example in (("labels", "labels.jsonl"), ("html", "data.html"), ("mend", "mend.jsonl")):
+        if path := getattr(arguments, flag):
+            check_out(Path(path), f"--{flag}", example)
     recipe: Recipe = arguments.loaded
     wrong: RecipeError | None = arguments.wrong  # has been said
     is_unknown = wrong and wrong.is_about("run.name", "run.output_dir", "run.resume")

@@ -217,4 +217,4 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         init(arguments, Console())
     except DataError as error:
-        raise of_init(error) from error
+        raise of_init(error, arguments.images) from error

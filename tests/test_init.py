@@ -206,6 +206,7 @@ def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.Monke
     [
         (["--data", "data/train.json", "--images", "alone"], ["no image '0.png' in alone", "--images DIR"]),
         (["--data", "data/train.json", "--images", "nowhere"], ["--images: there is no folder nowhere"]),
+        (["--data", "a.csv", "--images", "alone"], ["prepare csv --file a.csv --images alone --out data.jsonl"]),
         (["--data", "nowhere.json"], ["nowhere.json", "Check --data and --eval"]),
         (["--data", "alone"], ["alone", "holds no data file"]),
         (["--data", "data/train.json", "--eval", "none.json"], ["none.json", "Check --data and --eval"]),
@@ -215,6 +216,7 @@ def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.Monke
 def test_broken_input_of_init(words: list[str], says: list[str]) -> None:
     write_data(30)
     Path("alone").mkdir()
+    Path("a.csv").write_text("id\n1\n")
     assert_refused(init(*words), says)
     assert not Path("mine.toml").exists()
 

@@ -12,6 +12,7 @@ from llava_accel.data.conversation import IMAGE
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_images
 from llava_accel.data.records import Record
+from llava_accel.recipe.paths import with_images
 from llava_accel.sources.problems import DataError
 
 _MOST_ROWS = 100_000
@@ -202,12 +203,12 @@ def guess_task(findings: Findings) -> tuple[str, str]:
     return "vqa", f"short answers to {counted(questions, 'different question')}"
 
 
-def of_init(error: DataError) -> DataError:
-    """The error with the flags of `init` in the place of a recipe's keys."""
+def of_init(error: DataError, images: str = "") -> DataError:
+    """The error with the flags of `init` in the place of a recipe's keys, and with the folder that --images names."""
     problem, remedy = error.problem, error.remedy
     for key, flag in _IN_OUR_WORDS.items():
         problem, remedy = problem.replace(key, flag), remedy.replace(key, flag)
-    return replace(error, problem=problem, remedy=remedy)
+    return replace(error, problem=problem, remedy=with_images(remedy, images))
 
 
 def names_of_images(corpus: Corpus, most: int = 20) -> Iterator[str]:

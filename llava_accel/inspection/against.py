@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llava_accel.exceptions import UserError
 from llava_accel.pages.history import Prediction, read_run
-from llava_accel.scoring.harmful import WRONG, Line, Records, counted, facts, harmful
+from llava_accel.scoring.harmful import WRONG, Line, Records, counts_of, facts, harmful
 
 _ADVICE = (
     "look at each image beside its answer. Where the answer is wrong, correct it in that file and row, or remove the "
@@ -29,7 +29,7 @@ def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list
     for line in lines:
         if line["why"] == WRONG and facts(line) in near:
             line["nearest"] = near[facts(line)]
-    remarks = [f"{counted(lines)}. {_ADVICE[:1].upper()}{_ADVICE[1:]}" if lines else "no record is worth a look"]
+    remarks = [f"{counts_of(lines)}. {_ADVICE[:1].upper()}{_ADVICE[1:]}" if lines else "no record is worth a look"]
     if num_lost:
         remarks.append(f"{num_lost:,} more are not in these data any more, or have another answer now")
     if not trained:

@@ -1,5 +1,6 @@
 """The end of a run: a last checkpoint, the export, the outcome, and what to do next."""
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from llava_accel.runtime.engines import release
 from llava_accel.runtime.signals import Interruption
 from llava_accel.runtime.timing import waiting_note
 from llava_accel.scoring.best import read_lines
-from llava_accel.scoring.harmful import counted, write_harmful
+from llava_accel.scoring.harmful import counts_of, write_harmful
 from llava_accel.scoring.held_out import AtOnce, score_training
 from llava_accel.scoring.metrics import cell, main_score, score_names, score_title
 from llava_accel.setup.datasets import Part
@@ -97,8 +98,8 @@ def finish(
         if problem:
             console.line(f"records to look at: not listed ({problem}). The run is complete")
         elif lines:
-            check = f"llava-accel check {folder / 'recipe.toml'} --against {folder}"
-            console.line(f"records to look at: {counted(lines)}; `{check}` lists them")
+            check = shlex.join(["llava-accel", "check", str(folder / "recipe.toml"), "--against", str(folder)])
+            console.line(f"records to look at: {counts_of(lines)}; `{check}` lists them")
         write_end(folder, "finished" if state.step >= state.num_steps else "patience")
         report_end(recipe, state, console)
         release(prepared, objective.parked.module if objective.parked else None)
@@ -109,7 +110,7 @@ def finish(
         )
         console.line(f"{'adapter' if recipe.model.train == 'lora' else 'weights'}: {folder / 'export'} ({which})")
         if recipe.model.train != "projector":
-            console.line(f"next: llava-accel chat --adapter {folder}")
+            console.line(f"next: {shlex.join(['llava-accel', 'chat', '--adapter', str(folder)])}")
 
 
 @contextmanager

@@ -40,9 +40,15 @@ def refuse_missing(recipe: Recipe, source: str) -> None:
             problems.append(Problem({key: path}, what, _remedy(path, key == "model.base")))
         elif not is_folder and os.path.isfile(path) and (remedy := OTHER_SUFFIXES.get(suffix.lower())):
             what = f"Files ending in {suffix!r} are not read."
-            problems.append(Problem({key: path}, what, f"{remedy.format(shlex.quote(path))}."))
+            remedy = with_images(remedy.format(shlex.quote(path)), recipe.data.images)
+            problems.append(Problem({key: path}, what, f"{remedy}."))
     if problems:
         raise RecipeError(source, problems, recipe)
+
+
+def with_images(remedy: str, images: str) -> str:
+    """A remedy of `OTHER_SUFFIXES` with the folder that the user has named."""
+    return remedy.replace("--images DIR --out", f"--images {shlex.quote(images)} --out") if images else remedy
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:

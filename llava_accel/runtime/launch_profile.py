@@ -72,7 +72,7 @@ class Profile:
             reason = f"the loop itself makes windows of train.accumulation_steps = {recipe.train.accumulation_steps}"
             yield _problem("gradient_accumulation_steps", steps, reason, "Write 1, and set train.accumulation_steps")
         clipping = self.variables.get("ACCELERATE_GRADIENT_CLIPPING", "").lower()
-        if clipping not in _OFF and float(clipping) != recipe.optim.max_grad_norm:
+        if clipping not in _OFF and not _is_number(clipping, equal_to=recipe.optim.max_grad_norm):
             reason = f"optim.max_grad_norm is {recipe.optim.max_grad_norm}"
             yield _problem("gradient_clipping", clipping, reason, "Leave the key out: the recipe decides")
         if self.backend == "deepspeed" and self._is_true("ACCELERATE_DEEPSPEED_ZERO3_INIT"):
@@ -122,6 +122,13 @@ class Profile:
 
     def _is_true(self, name: str) -> bool:
         return self.variables.get(name, "false").lower() in ("true", "1")
+
+
+def _is_number(text: str, *, equal_to: float) -> bool:
+    try:
+        return float(text) == equal_to
+    except ValueError:
+        return False
 
 
 def _problem(key: str, value: str, reason: str, remedy: str) -> str:

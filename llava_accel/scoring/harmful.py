@@ -98,7 +98,7 @@ def facts(row: Mapping[str, Any]) -> Facts:
     return str(row["id"]), str(row["image"]), str(row["question"])
 
 
-def counted(lines: Sequence[Line]) -> str:
+def counts_of(lines: Sequence[Line]) -> str:
     """How many there are of each kind: "3 answered wrong, 12 highest loss"."""
     return ", ".join(f"{number:,} {why}" for why, number in Counter(line["why"] for line in lines).items())
 

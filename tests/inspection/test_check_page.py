@@ -122,3 +122,12 @@ def test_the_probe_says_seconds_and_time_of_the_whole_run(data: Path) -> None:
     whole = float(found[2]) * (60 if found[3] == "minutes" else 3600)
     assert whole <= 1000 * float(found[1]) * 1.2  # later epochs find the features of their images kept
     assert not (data / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--labels", "--html", "--mend"])
+def test_broken_input_a_file_that_cannot_be_written_is_refused_before_the_data_are_read(data: Path, flag: str) -> None:
+    for name, says in (("/proc/out", "cannot be written ("), (".", "is a folder. Name a file in it")):
+        against = ["--against", str(data)] if flag == "--mend" else []
+        ended = start("check", recipe(data), *against, flag, str(data / name))
+        assert_refused(ended, [flag, says])
+        assert "reading" not in ended.out

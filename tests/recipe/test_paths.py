@@ -54,8 +54,13 @@ def test_what_is_not_there_is_named_with_its_key_and_a_remedy(
 
 def test_a_file_of_another_kind_is_refused_with_the_command_that_reads_it(folder: Path) -> None:
     (folder / "a b.CSV").touch()
-    with pytest.raises(RecipeError, match=r"prepare csv --file 'a b.CSV' --images DIR --out data.jsonl\."):
+    with pytest.raises(RecipeError, match=r"prepare csv --file 'a b.CSV' --images images --out data.jsonl\."):
         refuse_missing(named(folder, train="a b.CSV"), "r.toml")
+    (folder / "my pics").mkdir()
+    with pytest.raises(RecipeError, match="--images DIR --out"):
+        refuse_missing(named(folder, train="a b.CSV", images=""), "r.toml")
+    with pytest.raises(RecipeError, match="--images 'my pics' --out"):
+        refuse_missing(named(folder, train="a b.CSV", images="my pics"), "r.toml")
 
 
 @pytest.mark.parametrize(

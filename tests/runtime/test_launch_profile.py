@@ -17,6 +17,7 @@ from llava_accel.runtime.launch_profile import Backend, Profile, read_profile
         ("ddp", "ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision is 'bf16'"),
         ("deepspeed", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps is '4'"),
         ("deepspeed", "ACCELERATE_GRADIENT_CLIPPING", "0.5", "gradient_clipping is '0.5'"),
+        ("deepspeed", "ACCELERATE_GRADIENT_CLIPPING", "some", "gradient_clipping is 'some'"),
         ("deepspeed", "ACCELERATE_DEEPSPEED_ZERO3_INIT", "true", "zero3_init_flag is 'true'"),
         ("fsdp", "FSDP_VERSION", "1", "fsdp_version is '1'"),
         ("fsdp", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading is 'true'"),
