@@ -1,4 +1,4 @@
-"""What a row says of its answers besides the conversation: the annotators' answers, and the options to choose from."""
+"""Fields of a row that describe its answers besides the conversation: annotators' answers, and options to choose from."""
 
 import re
 import string
@@ -9,14 +9,14 @@ from typing import TypeGuard
 from llava_accel.sources.problems import DataError, quoted
 
 MOST_ANSWERS = 10_000
-"""Annotators of a question, more than any data set has: scores write each answer out."""
+"""Limit on the annotators of a question, above that of any data set: scores list an answer as often as it was given."""
 LETTERS = string.ascii_uppercase
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
 """LLaVA-1.5's line below the options of a question."""
 
 
 def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
-    """`answers` of a record, as (text, count); none where the field is absent."""
+    """The (text, count) pairs of a record's `answers`, empty if the field is absent; DataError if it has another form."""
     if value is None:
         return ()
     counts: dict[str, object] = {}
@@ -35,7 +35,7 @@ def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
 
 
 def parse_choices(value: object, answer: str) -> tuple[str, ...]:
-    """`choices` of a record, one of which its answer names; none where the field is absent."""
+    """The options of a record's `choices`, empty if the field is absent; DataError if `answer` names none of them."""
     if value is None:
         return ()
     names = tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()

@@ -25,34 +25,34 @@ class Batch:
     subtree_end: Int[Tensor, "rows seq"]
     """Token i of a row attends to j where j <= i < subtree_end[j]; 0 marks padding."""
     branched: bool
-    """Whether a row is more than one chain; plain causal attention does for chains."""
+    """Whether any row holds more than one chain; for single chains plain causal attention is enough."""
     pixel_values: Float[Tensor, "tiles 3 height width"]
-    """The tiles of each image of the batch once, unless they are among the next."""
+    """Tiles of the batch's images, each image once, without those whose features are in `tower_features`."""
     tower_features: Float[Tensor, "cached tokens channels"]
-    """The vision tower's features of tiles that were found in the cache."""
+    """The vision tower's features of the tiles that were found in the cache."""
     image_names: UInt8[Tensor, "named digest"]
-    """For each of `pixel_values` the name under which its image's features go into the cache, zeros for what is not the
-    first tile of its image: equal images may stand side by side. None where there is no cache."""
+    """For each of `pixel_values` the name under which its image's features go into the cache, or zeros if it is not the
+    first tile of its image: two neighbouring images may be equal. Empty without a cache."""
     tile_order: Int[Tensor, "all_tiles"]
     """For each tile of the different images, in the order in which they first occur in the rows, its place among
     `pixel_values` and, after them, `tower_features`. Sums over images are taken in that order: were it that of the cache, it
     would depend on what the cache held already."""
     image_layouts: tuple[ImageLayout, ...]
-    """Of these images."""
+    """Layouts of these images, in the same order."""
     image_positions: Int[Tensor, "places"]
-    """Where image tokens are; those of one image may be in several places."""
+    """Positions of image tokens; an image may occur in several places."""
     image_index: Int[Tensor, "places"]
-    """Which image token is there, counted through these images."""
+    """Which image token is at each of these positions, counted over the different images."""
     target_positions: Int[Tensor, "targets"]
-    """Whose hidden states predict."""
+    """Positions whose hidden states predict the targets."""
     target_ids: Int[Tensor, "targets"]
     target_weights: Float[Tensor, "targets"]
     target_examples: Int[Tensor, "targets"]
-    """Which example of the micro-batch each target is of. Those of a pair follow each other, the chosen answer first."""
+    """The example of the micro-batch that each target belongs to. The two of a pair are adjacent, the chosen one first."""
     reference: Float[Tensor, "answers"]
     """For pairs the log-probability of each example's answer before training; else empty."""
     target_reads: Int[Tensor, "targets"]
-    """Which of `read_positions` predicts each target."""
+    """For each target the index of its position in `read_positions`."""
     read_positions: Int[Tensor, "read"]
     """`target_positions`, each once: the answers to one question begin at the same place."""
     indices: Int[Tensor, "examples"]
@@ -62,7 +62,7 @@ class Batch:
 
 
 IMAGE_FIELDS = ("pixel_values", "tower_features", "image_names", "tile_order", "image_layouts")
-"""Those that image tokens are made from."""
+"""The fields that image tokens are computed from."""
 
 
 def collate(
@@ -71,7 +71,7 @@ def collate(
     image_shape: tuple[int, ...],
     reference: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Pad rows to the longest and put every image in once.
+    """Pad rows to the longest one and include every image once.
 
     Args:
         rows: May be empty: a rank without examples still computes one padding token, so that it takes part in every
@@ -126,7 +126,7 @@ def collate(
 
 
 def stack_images(images: Sequence[LoadedImage], image_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The fields of a batch that hold the tiles of these images, and say in which order."""
+    """The fields of a batch that hold the tiles of these images and give their order."""
     pixels = [image.tensor for image in images if not image.is_encoded]
     features = [image.tensor for image in images if image.is_encoded]
     named = [image for image in images if image.name and not image.is_encoded]

@@ -1,4 +1,4 @@
-"""Names of columns: those that data.columns gives, and what to propose where the names of a row are of no known form."""
+"""Column names: those that data.columns gives, and a proposal where the names of a row belong to no known form."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ _LIKELY = {
     "question": ("question", "prompt", "query", "instruction", "ask", "user", "problem", "input"),
     "answer": ("answer", "label", "response", "output", "target", "reply", "assistant", "caption", "text"),
 }  # fmt: skip
-"""What others call these, the likeliest first."""
+"""Names that other data sets use for these fields, the likeliest first."""
 
 
 def value_at(fields: Fields, name: str, missing: object = None) -> object:
@@ -29,22 +29,22 @@ def value_at(fields: Fields, name: str, missing: object = None) -> object:
 
 
 def _has_column(fields: Fields, name: str) -> bool:
-    """Whether a row has a column, be it null."""
+    """Whether a row has a column, even if its value is null."""
     return value_at(fields, name, missing := object()) is not missing
 
 
 def check_columns(rows: Iterable[bytes], columns: Columns) -> None:
-    """Read rows until one has been seen with each column that data.columns names: the first, nearly always.
+    """Read rows until each column that data.columns names has occurred; nearly always the first row has them all.
 
     Raises:
-        DataError: there is none with one of them.
+        DataError: no row has one of these columns.
     """
     missing, known = dict(columns), dict[str, None]()
     for raw in rows if missing else ():
         try:
             fields = json.loads(raw)
         except (ValueError, RecursionError):
-            continue  # said of the row when it is read
+            continue  # reported when the row itself is read
         if isinstance(fields, dict):
             missing = {ours: theirs for ours, theirs in missing.items() if not _has_column(fields, theirs)}
             known |= dict.fromkeys(list(fields)[:_MOST_COLUMNS] if len(known) < _MOST_COLUMNS else ())
@@ -70,14 +70,14 @@ def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) 
     """The error of a row that is in none of the forms, with a proposal where its names give one.
 
     Args:
-        forms: The fields of each.
+        forms: The fields by which each form is recognised.
     """
     for ours, theirs in columns:
         if ours not in ("id", "image", "system", "history") and not _has_column(fields, theirs):
             return _no_such_column(ours, theirs, fields)
     if {"data", "annotations"} <= fields.keys():
         remedy = "Export again as JSON-MIN, and name its columns in data.columns"
-        return DataError("fields", "the row is of Label Studio's JSON, in which answers lie deep", remedy)
+        return DataError("fields", "the row is in Label Studio's JSON, which nests answers deeply", remedy)
     names = [quoted(name, 30) for name, value in fields.items() if value is not None]
     problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
     others: dict[str, list[str]] = {}
@@ -91,7 +91,7 @@ def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) 
 
 
 def _guesses(fields: Fields) -> dict[str, str]:
-    """data.columns for a row whose names are like ours; nothing where it cannot be told what is answered."""
+    """data.columns for a row whose names resemble ours; empty unless they give a question and its answer, or a caption."""
     names = [name for name, value in fields.items() if _is_text(value) and name == toml_key(name)]
     mapped = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
     for ours, words in _LIKELY.items():

@@ -17,7 +17,7 @@ from llava_accel.sources.problems import DataError
 IMAGE = "<image>"
 Role = Literal["system", "user", "assistant"]
 Original = Literal["", "all", "newlines"]
-"""What LLaVA's own code learns of a piece that is no answer: nothing, all, or the tokens that are one line break."""
+"""What LLaVA's own code learns of a piece that is not an answer: nothing, all, or the tokens that are one line break."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Piece:
     """A stretch of a conversation that is tokenised on its own.
 
     `text` is plain text of any content, `special` names one token of the vocabulary (or "bos"/"eos"), `image` is the
-    place of one image. `original` counts with data.labels = "original" alone.
+    place of one image. `original` is used only with data.labels = "original".
     """
 
     kind: Literal["text", "special", "image"]
@@ -63,11 +63,11 @@ SYSTEM_PROMPTS = {
     "chatml": "Answer the questions.",
     "qwen_1_5": "You are a helpful assistant.",
 }
-"""What a template says where a record has no system turn."""
+"""The system prompt of each template, for records without a system turn."""
 
 
 def check_turns(turns: Sequence[Turn], num_images: int) -> None:
-    """Check the shape that templates rely on: [system] (user assistant)+, images in user turns only, counts equal."""
+    """DataError unless the turns are [system] (user assistant)+ and the user turns have one mark for each image."""
     start = _start(turns)
     marks, in_others = 0, turns[0].text.count(IMAGE) if start else 0
     for position, turn in enumerate(turns[start:]):
@@ -102,7 +102,7 @@ def check_turns(turns: Sequence[Turn], num_images: int) -> None:
 def whole_rounds(turns: Sequence[Turn], images: Sequence[str]) -> tuple[Sequence[Turn], tuple[str, ...]]:
     """Leave out a leading answer, as LLaVA does, and a trailing question, each with the images that it shows.
 
-    A conversation that is no sequence of rounds for another reason stays as it is, for `check_turns` to refuse.
+    A conversation that is not a sequence of rounds for another reason stays as it is, for `check_turns` to refuse.
     """
     start = _start(turns)
     first = start + (len(turns) > start and turns[start].role == "assistant")
@@ -154,14 +154,14 @@ def move_images_to_start(text: str) -> str:
 
 
 def move_single_image_to_start(text: str) -> str:
-    """NeXT's and OneVision's placement: as LLaVA-1.5's for one image that does not stand there; others stay in place."""
+    """NeXT's and OneVision's placement: a single image comes first, as with LLaVA-1.5; several stay in place."""
     return text if text.count(IMAGE) != 1 or text.startswith(IMAGE) else move_images_to_start(text)
 
 
 PLACEMENTS: dict[str, Callable[[str], str]] = {
     "start": move_images_to_start, "start_if_single": move_single_image_to_start, "in_place": str,
 }  # fmt: skip
-"""What happens to the text of a turn, by the values of data.image_placement."""
+"""For each value of data.image_placement the function that is applied to the text of a turn."""
 
 
 def _v1(turns: Sequence[Turn], has_images: bool, *, template: str) -> list[Piece]:
@@ -219,14 +219,14 @@ def _headed(
 ) -> list[Piece]:
     """Each turn between a header that names its role and a token that ends it.
 
-    An answer is a text of its own, as generation sees it; one that begins with a line break is the only kind that LLaVA's
-    code tokenises otherwise, together with its header.
+    An answer is tokenised by itself, as in generation. LLaVA's code does otherwise only for an answer that begins with a
+    line break, which it tokenises together with its header.
 
     Args:
-        form: Of a turn.
+        form: The text of a turn, with ROLE and TEXT in place of its own.
         original: What LLaVA's own code learns of texts that are not the assistant's; it learns the special tokens and the
-            assistant's whole turns besides. None: answers and their ends alone.
-        strips: Leave out white space round a turn's text, as the template of the language model does.
+            assistant's whole turns besides. None: it learns only answers and their ends.
+        strips: Leave out white space around a turn's text, as the template of the language model does.
     """
     pieces = list(start)
     system = () if turns[0].role == "system" else (Turn("system", SYSTEM_PROMPTS[template]),)
@@ -244,7 +244,7 @@ def _headed(
 
 @cache
 def _frame(form: str, role: Role, original: Original | None) -> tuple[list[Piece], Piece, list[Piece]]:
-    """Of a turn what is before its text, the last piece of that apart, and what is behind."""
+    """The pieces before a turn's text but the last, the last of them, and the pieces after the text."""
     is_answer, (before, after) = role == "assistant", form.replace("ROLE", role).split("TEXT")
 
     def piece(part: str, ends: bool = False) -> Piece:

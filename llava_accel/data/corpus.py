@@ -28,7 +28,7 @@ from llava_accel.sources.mapped_table import Table
 from llava_accel.sources.named import Named, files_of
 from llava_accel.sources.problems import DataError
 
-_TRIED = 64  # rows that data.reader reads before all
+_TRIED = 64  # rows that data.reader is tried on first
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Source:
     images: Path
     weight: float = 1.0
     rows: Int[np.ndarray, "rows"] | None = None
-    """Those of the table's rows that are used; None: all."""
+    """The rows of the table that are used; None: all."""
     downloads: Path = Path()
-    """Where images from the network are."""
+    """Folder of images from the network."""
     name: str = ""
-    """What the recipe calls it; that of several files may be one."""
+    """Its name in the recipe, which several files may share."""
 
     def __len__(self) -> int:
         return len(self.table) if self.rows is None else len(self.rows)
@@ -53,25 +53,25 @@ class Source:
         return self.table[self._row(place)]
 
     def whole(self, place: int) -> bytes:
-        """A row as JSON that holds its images, for a file of its own."""
+        """A row as JSON that holds its images, to be written into another file."""
         return with_images(self.raw(place), self.table.files)
 
     def number(self, place: int) -> int:
-        """Where the row is in the file."""
+        """The number of the row in the file."""
         return self.table.number(self._row(place))
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a row does, or which of them are used."""
+        """Changes when a row changes, or when other rows are used."""
         if self.rows is None:
             return self.table.fingerprint
         return f"{self.table.fingerprint}+{hashlib.sha256(self.rows.tobytes()).hexdigest()[:20]}"
 
     def address(self, name: str) -> str:
-        """Where an image of a row is: see `image_parts.py`.
+        """The address of an image that a row names: see `image_parts.py`.
 
         Raises:
-            DataError: it is not there, or lies outside the folder.
+            DataError: it is missing, or lies outside the folder.
         """
         if part_of(name):
             return name
@@ -93,7 +93,7 @@ class Corpus:
 
     Raises:
         DataError: no row has a column that `form` names.
-        UserError: its reader makes different rows of one.
+        UserError: `form.reader` makes something else of a row when it is called again.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Corpus:
         """The folder of each source's images, without links."""
         self._root_numbers = [self.roots.index(root) for root in self.roots]
         self.reference: Float[np.ndarray, "rows 2"] | None = None
-        """Of pairs: the log-probability of the chosen and of the rejected answer before training."""
+        """For pairs the log-probability of the chosen and of the rejected answer before training."""
         self._makes_urls = form.reader is not None and self._try_reader(form.reader.name)
 
     def __len__(self) -> int:
@@ -128,14 +128,14 @@ class Corpus:
         return np.concatenate([np.full(len(source), source.weight) for source in self.sources])
 
     def fingerprint(self) -> str:
-        """Changes when a row does, or how it is read, or which files share a folder of images; not when they move."""
+        """Changes when a row changes, or how it is read, or which files share an image folder; not when files move."""
         pairs = zip(self.sources, self._root_numbers, strict=True)
         text = " ".join(f"{source.fingerprint}:{root}" for source, root in pairs)
         text += f" {self.form}" if self.form != RowForm() else ""
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def image_name(self, index: int, file: str) -> str:
-        """A name for an image of a record that stays when files and folders move; its content's, if it lies in one."""
+        """A name for a record's image that stays when files and folders move; for one inside a file, its content's key."""
         if part := part_of(file):
             return part.key
         number = bisect_right(self._starts, index) - 1
@@ -146,7 +146,7 @@ class Corpus:
         return f"{self._root_numbers[number]}/{os.path.relpath(file, root) if name == file else name}"
 
     def image_file(self, name: str) -> Path:
-        """The file that `image_name` has named; of images that are files."""
+        """The file of a name from `image_name`, for images that are files of their own."""
         number, _, rest = name.partition("/")
         if number == DOWNLOADS:
             return self.sources[0].downloads / rest
@@ -158,11 +158,11 @@ class Corpus:
 
     @property
     def may_have_urls(self) -> bool:
-        """Whether any text of a row begins as a URL."""
+        """Whether a text of any row may begin as a URL."""
         return self._makes_urls or any(source.table.may_have_urls for source in self.sources)
 
     def rows_with_urls(self) -> Iterator[int]:
-        """Rows of which a text begins as a URL; where there are none, no row is read."""
+        """Rows in which a text may begin as a URL; a file that cannot have any is not read."""
         for start, source in zip(self._starts, self.sources, strict=False):
             rows = range(len(source)) if source.table.may_have_urls or self._makes_urls else ()
             yield from (start + row for row in rows if self._makes_urls or may_hold(source.raw(row)))
@@ -186,7 +186,7 @@ class Corpus:
             raise self.locate(error, index) from None
 
     def reference_of(self, index: int) -> list[float]:
-        """The row's part of `reference`: zeros while it is not known, nothing where rows are no pairs.
+        """The row's part of `reference`: zeros until that is known, empty if rows are not pairs.
 
         Raises:
             DataError: it was computed without this row, which could not be read then.
@@ -215,11 +215,11 @@ class Corpus:
         return error.at(str(source.table.path), source.number(row), record_id(source.raw(row), self.form))
 
     def place(self, index: int) -> str:
-        """File and row of a record, for messages."""
+        """File and row of a record as one text, for messages."""
         return "{}, row {}".format(*self.file_and_row(index))
 
     def file_and_row(self, index: int) -> tuple[str, int]:
-        """Where a record stands."""
+        """File and row of a record."""
         source, row = self._find(index)
         return str(source.table.path), source.number(row)
 
@@ -228,12 +228,12 @@ class Corpus:
         return chain(self.encode(index).example)
 
     def _try_reader(self, name: str) -> bool:
-        """Whether data.reader makes URLs of images: of the first rows, each of which it reads twice."""
+        """Whether data.reader makes URLs of images, tried on the first rows; UserError if a second call differs."""
         made = [(self._made(row), self._made(row)) for row in range(min(_TRIED, len(self)))]
         for row, (once, again) in enumerate(made):
             if once != again:
                 raise UserError(
-                    f"data.reader: {name} has made something else of {self.place(row)} when it was called again. Rows are "
+                    f"data.reader: {name} returned something else for {self.place(row)} when it was called again. Rows are "
                     "read often, in any order and in several processes: make what it returns depend on the row alone"
                 )
         return any(may_hold(once) for once, _ in made)
@@ -242,7 +242,7 @@ class Corpus:
         source, row = self._find(index)
         try:
             return read_raw(source.raw(row), self.form, source.table.files)
-        except DataError as error:  # told with all others when all rows are read
+        except DataError as error:  # reported with all others when all rows are read
             return str(error).encode("utf-8", "surrogatepass")
 
     def _find(self, index: int) -> tuple[Source, int]:
@@ -254,9 +254,9 @@ def open_sources(entries: Sequence[Named], cache_dir: Path, unreadable: list[Dat
     """Open everything that a recipe names.
 
     Args:
-        entries: See `Named`; each may be of many files.
-        unreadable: Takes the errors of what cannot be opened, and the rest is opened nevertheless. By default the
-            first one is raised.
+        entries: See `Named`; each may name many files.
+        unreadable: Collects the errors of files that cannot be opened, and the rest is opened nevertheless. By default
+            the first error is raised.
 
     Raises:
         DataError: a path does not exist, holds no data file, or is not readable.
@@ -264,7 +264,7 @@ def open_sources(entries: Sequence[Named], cache_dir: Path, unreadable: list[Dat
     sources: list[Source] = []
 
     @contextmanager
-    def told() -> Iterator[None]:
+    def errors_collected() -> Iterator[None]:
         try:
             yield
         except DataError as error:
@@ -274,13 +274,13 @@ def open_sources(entries: Sequence[Named], cache_dir: Path, unreadable: list[Dat
 
     for named in entries:
         files, opened = list[Path](), list[Source]()
-        with told():
+        with errors_collected():
             files = files_of(named)
         for file in files:
-            with told():
+            with errors_collected():
                 opened.append(_open(file, named, cache_dir))
         sources += _limited(opened, named.limit)
-    with told():
+    with errors_collected():
         if sources and not any(map(len, sources)):
             raise DataError("empty", "the file has no records", "Check the file", file=str(sources[0].table.path))
     return [source for source in sources if len(source)]
@@ -295,14 +295,14 @@ def _open(file: Path, named: Named, cache_dir: Path) -> Source:
 
 
 def _own_root(file: Path, named: Named) -> Path:
-    """The folder that names are relative to where the recipe names none."""
+    """The folder that image names are relative to if the recipe does not name one."""
     if Path(named.path).is_dir():
         return Path(named.path)  # whose files may lie elsewhere, if it is a data set of the hub's form
     return hub.cache_root() if hub.is_name(named.path) and not file.is_relative_to(named.path) else file.parent
 
 
 def _limited(sources: list[Source], limit: int) -> list[Source]:
-    """At most so many rows of all sources together, spread evenly, since files are often sorted."""
+    """At most `limit` rows of all sources together, spread evenly, since files are often sorted."""
     total = sum(map(len, sources))
     if not limit or total <= limit:
         return sources

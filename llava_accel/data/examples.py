@@ -26,10 +26,10 @@ class Encoded:
     """A record's examples, and how many of its turns were dropped to make it fit."""
 
     record: Record
-    """What was encoded: without the rounds that were dropped."""
+    """The record that was encoded, without dropped rounds."""
     examples: tuple[Example, ...]
-    """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1; of a pair
-    the chosen answer and the rejected one."""
+    """One; with data.answers = "weighted" one for each answer, the most frequent first, whose weights sum to 1; for a pair
+    that of the chosen answer, then that of the rejected one."""
     dropped_turns: int = 0
 
     @property
@@ -44,7 +44,7 @@ class Encoded:
 
     @property
     def example(self) -> Example:
-        """The first. All have the same images and the same prompt."""
+        """The first example. All have the same images and the same prompt."""
         return self.examples[0]
 
 
@@ -54,13 +54,13 @@ class Encoder:
     Args:
         tokenizer: The base's tokenizer.
         image_token_id: See `Labeller`.
-        tiling: What the base makes of an image.
+        tiling: How the base cuts images.
         template: A name of `conversation.TEMPLATES`, or "auto".
         chat_template: The processor's Jinja template, for "auto".
-        answers: What a record becomes: data.answers, or "pairs", of which only the last answers are targets.
-        labels, image_placement, max_length, on_too_long: The recipe's keys of that name, but for "auto".
+        answers: data.answers; or "pairs", where only the last answer of each example is a target.
+        labels, image_placement, max_length, on_too_long: The recipe's keys of that name, with "auto" resolved.
         words, num_rows: See `Labeller`.
-        exif: The recipe's key: turned by it, an image has other tiles.
+        exif: The recipe's key. An image that it turns has other tiles.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Encoder:
 
         Args:
             index: Place of the record in the data.
-            find: Where the image of a name is: see `Source.address`.
+            find: Gives the address of an image name: see `Source.address`.
 
         Raises:
-            DataError: unsafe, missing or broken image, or too long and not shortened. Without its place.
+            DataError: unsafe, missing or broken image, no target, or too long and not shortened. Without file and row.
         """
         images = self._tiling.views(list(map(find, record.images)), self._size)
         encoded = Encoded(record, self._examples(record, images, index))
@@ -129,9 +129,9 @@ class Encoder:
         return encoded
 
     def _longest(self, record: Record, images: Sequence[ImageView], index: int) -> Encoded:
-        """The record with as many of its rounds as fit; with the first alone where none does.
+        """The record with as many of its rounds as fit; with the first alone if not even that fits.
 
-        Found by halves: encoding once for each round that goes would take hours for a record of many.
+        A binary search: encoding once for each dropped round would take hours for a record of many rounds.
         """
 
         def encode(kept: Record) -> Encoded:
@@ -139,7 +139,7 @@ class Encoder:
             return Encoded(kept, examples, len(record.turns) - len(kept.turns))
 
         fitting = encode(_first_rounds(record, 1))
-        low, high = 1, sum(turn.role == "assistant" for turn in record.turns)  # the latter does not fit
+        low, high = 1, sum(turn.role == "assistant" for turn in record.turns)  # `high` rounds do not fit
         while high - low > 1:
             middle = (low + high) // 2
             encoded = encode(_first_rounds(record, middle))
@@ -181,14 +181,14 @@ class Encoder:
 
 
 def _last_answer(example: Example) -> Example:
-    """The example with nothing but its last answer to predict."""
+    """The example with its last answer as the only target."""
     is_target = example.is_target.copy()
     is_target[: example.prompt_length()] = False
     return replace(example, is_target=is_target)
 
 
 def _common_start(template: Callable[[Sequence[Turn], bool], list[Piece]]) -> str:
-    """What a template's first text says before the question, whatever that is, up to its last space."""
+    """The start of a template's first text that is the same before every question, up to its last space."""
     pieces = (template([Turn("user", text), Turn("assistant", text)], False) for text in ("q", "p"))
     one, other = (next((piece.text for piece in each if piece.kind == "text"), "") for each in pieces)
     same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
@@ -196,7 +196,7 @@ def _common_start(template: Callable[[Sequence[Turn], bool], list[Piece]]) -> st
 
 
 def _first_rounds(record: Record, number: int) -> Record:
-    """The record's first rounds, with their images. Where some go, so do the `answers`, which were to the last one."""
+    """The record's first rounds, with their images. If any are dropped, so are the `answers`, which are to the last one."""
     is_systems = record.turns[0].role == "system"
     turns = record.turns[: 2 * number + is_systems]
     if len(turns) == len(record.turns):
@@ -209,7 +209,7 @@ def find_images(record: Record, index: int, find: Callable[[str], str]) -> Encod
     """Replaces an `Encoder` where there is no tokenizer: the record's images are found, its text is not read.
 
     Raises:
-        DataError: unsafe or missing image. Without its place.
+        DataError: unsafe or missing image. Without file and row.
     """
     images = tuple(ImageView(find(name), 0) for name in record.images)
     ids, is_target = np.zeros(2, dtype=np.int64), np.array([False, True])

@@ -1,6 +1,6 @@
 """Features of a frozen vision tower, kept on disk: a folder of memory-mapped safetensors files for each tower.
 
-A record is what the tower made of one image, under the hash of the image file's content. Any number of processes may
+A record holds the features of one image, under the hash of the image file's content. Any number of processes may
 write into the same folder: a lock makes them take turns and keep to one limit together. Each record has a checksum; a file
 with a damaged one is removed, and its features are computed anew.
 """
@@ -31,11 +31,11 @@ from llava_accel.storage.atomic import atomic_file
 
 DIGEST_BYTES = 16
 _MEAN = b"mean"
-"""After a record's name: its mean over all tokens, which is read where a whole record would take too long."""
+"""Suffix of a record's name under which its mean over all tokens is kept: it is read faster than the whole record."""
 _SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _HEADER_BYTES = 220  # of a record and its checksum in a file's header, at most
-_PATIENCE_S, _PATIENCE_AT_END_S = 30.0, 2.0  # with a process that keeps the lock; writing a file takes about a second
+_PATIENCE_S, _PATIENCE_AT_END_S = 30.0, 2.0  # for a process that holds the lock; writing a file takes about a second
 _UNFINISHED = re.compile(r"[0-9a-f]{32}\.safetensors\.[0-9a-f]{32}\.tmp")
 
 
@@ -65,7 +65,7 @@ class FeatureStore:
         self._seen = -1
 
     def __bool__(self) -> bool:
-        return True  # a store that is empty is one
+        return True  # also when it is empty
 
     def __len__(self) -> int:
         self._refresh()
@@ -77,22 +77,22 @@ class FeatureStore:
         return name.hex() in self._places
 
     def get(self, name: bytes) -> Float[Tensor, "tiles tokens channels"] | None:
-        """The record of an image; a view of the file, in the type in which it was computed. None where there is none."""
+        """The record of an image; a view of the file, in the type in which it was computed. None if there is none."""
         while name in self:
             file = self._places[name.hex()]
             opened = self._open(file)
             if opened is None:
                 continue  # its names are forgotten
             record = opened[0].get_tensor(name.hex())
-            if opened[1].get(name.hex()) in (None, _checksum(record)):  # earlier versions kept none
+            if opened[1].get(name.hex()) in (None, _checksum(record)):  # earlier versions wrote no checksum
                 return record
             self._give_up(file, "a bit of it has changed", remove=True)
         return None
 
     def mean(self, name: bytes) -> Float[Tensor, " channels"] | None:
-        """The mean of an image's record over its tokens. None where there is none."""
+        """The mean of an image's record over its tokens. None if there is no record."""
         features = self.get(name + _MEAN)
-        features = self.get(name) if features is None else features  # earlier versions kept none
+        features = self.get(name) if features is None else features  # earlier versions wrote no mean
         return None if features is None else features.float().mean((0, 1))
 
     def num_bytes(self) -> int:
@@ -153,7 +153,7 @@ class FeatureStore:
 class FeatureWriter:
     """Adds records to a store, as far as they fit. Records wait in memory until there are enough for a file.
 
-    Where the disk or the lock refuses, that is said, and nothing more is kept: no run ends because of its cache.
+    If writing or locking fails, a note says so and nothing more is kept: no run ends because of its cache.
 
     Args:
         max_bytes: Limit on the features of all towers below `store.root`.
@@ -174,10 +174,10 @@ class FeatureWriter:
         atexit.register(self.flush, _PATIENCE_AT_END_S)
 
     def put(self, names: UInt8[Tensor, "tiles 16"], features: Float[Tensor, "tiles tokens channels"]) -> None:
-        """Keep what the tower made of some images. Does not wait for the device: what has come by then is fetched.
+        """Keep the tower's features of some images. Does not wait for the device, but fetches what has arrived by then.
 
         Args:
-            names: Of the image that begins with each tile, zeros for its other tiles, which follow.
+            names: The name of the image that begins with each tile; zeros for its other tiles, which follow.
         """
         self._fetch(waits=False)
         if self.is_full:
@@ -191,7 +191,7 @@ class FeatureWriter:
             self._write()
 
     def flush(self, patience_s: float | None = None) -> None:
-        """Write all that waits. Call it at the end; the end of the process does so, too.
+        """Write all waiting records. Call it at the end of a run; the end of the process calls it, too.
 
         Args:
             patience_s: Seconds to wait for another process that is writing; by default as long as within a run.
@@ -211,7 +211,7 @@ class FeatureWriter:
             counts = torch.diff(starts, append=torch.tensor([len(names)]))
             for name, record in zip(names[starts].numpy(), features.split(counts.tolist()), strict=True):
                 if name.tobytes() not in self._waiting and self._store.get(name.tobytes()) is None:
-                    # A SigLIP leaves its channels apart; files hold them side by side.
+                    # SigLIP's channels are not adjacent in memory; in files they are.
                     mean = record.float().mean((0, 1), keepdim=True)
                     self._waiting[name.tobytes()] = record.clone(memory_format=torch.contiguous_format)
                     self._waiting[name.tobytes() + _MEAN] = mean
@@ -253,10 +253,10 @@ class FeatureWriter:
 
 @contextmanager
 def turn(root: Path, patience_s: float) -> Iterator[None]:
-    """Alone among all processes that write below `root`.
+    """Hold the lock that lets one process at a time write below `root`.
 
     Raises:
-        OSError: the file system has no locks, or a process that has stopped or hangs keeps this one.
+        OSError: the file system has no locks, or another process holds this one for longer than `patience_s`.
     """
     with (root / "lock").open("w") as file:
         _lock(file, time.monotonic() + patience_s)  # the system releases it when the process ends, however it ends

@@ -1,8 +1,8 @@
-"""What the image files of a corpus hold, in one digest: a run that goes on must find the same images, wherever they are.
+"""One digest of all images that a corpus shows: a run that is resumed must find the same images, wherever they are.
 
-Of each file its size, its first and its last 8 KiB count, so that nothing has to be read whole. What was found is kept by
-size and times, so a later start looks at the files and opens only those that have changed. Of images inside other files the
-rows themselves hold a digest.
+Of each file it covers the size and the first and last 8 KiB, so that no file is read whole. Digests are kept together with
+size and times of the files, so a later start opens only files that have changed. Images inside other files need none: the
+rows themselves hold a digest of each.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _R = TypeVar("_R")
 
 class _Known(NamedTuple):
     names: list[str]
-    """As of `Corpus.image_name`, in the order of the data."""
+    """From `Corpus.image_name`, in the order of the data."""
     statuses: list[tuple[int, int, int]]
     """Size, mtime and ctime when the digest was made."""
     digests: list[bytes]
@@ -54,7 +54,7 @@ def images_digest(corpus: Corpus, image_keys: Int[np.ndarray, "rows"], cache_dir
         digests = _in_threads(_digest, [files[place] for place in changed])
         for place, digest in zip(changed, digests, strict=True):
             known.digests[place] = digest
-    if changed or kept is None:  # also where no image is a file of its own: no row is read to find that again
+    if changed or kept is None:  # also if no image is a file of its own, so that rows are not read again
         store(path, partial(_write, _Known(known.names, statuses, known.digests)))
     return hashlib.sha256(b"".join(known.digests)).hexdigest()
 
@@ -68,7 +68,7 @@ def _unread(corpus: Corpus, image_keys: Int[np.ndarray, "rows"]) -> _Known:
 
 
 def _digest(file: Path) -> bytes:
-    """Sixteen bytes; those of an empty text where there is no such file."""
+    """Sixteen bytes; for a file that cannot be read, the hash of nothing."""
     try:
         with file.open("rb") as opened:
             return digest_of_ends(opened)

@@ -20,15 +20,15 @@ from llava_accel.sources.problems import DataError, quoted
 Exif = Literal["ignore", "apply"]
 _MAX_RATIO = 1000  # of the sides: the enlarged form of a longer strip would fill the memory
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
-"""What is opened. Pillow knows more: for EPS it starts Ghostscript, for others the programs of whoever registered them."""
+"""The formats that are opened. Pillow knows more, but for EPS it starts Ghostscript, for others any registered program."""
 _OTHER_CONTENT = {
     b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML",
     b"<!doctype html": "a web page", b"<html": "a web page", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF",
     b"ftypmsf1": "HEIF", b"ftyp": "a film", GIT_POINTER: "a pointer of git: run git lfs pull",
 }  # fmt: skip
-"""How files begin, after white space or the length of a box, that people take for images."""
+"""First bytes, after white space or the length of a box, of files that people take for images."""
 _ORIENTATION = 0x0112  # the number of the EXIF field; 1 or no field: as stored
-_ON_THE_SIDE = range(5, 9)  # its values that make width and height change places
+_ON_THE_SIDE = range(5, 9)  # its values that swap width and height
 _DARK = 4096  # 16-bit values that all lie below it come from 12 bits or less, and would be black
 _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
@@ -41,7 +41,7 @@ def find_image(root: Path, name: str) -> Path:
     """The file that `name` means below `root`.
 
     Raises:
-        DataError: the name, or a link on its way, leaves `root`; or is not a plain file.
+        DataError: the name, or a link on its path, leads out of `root`; or there is no plain file.
     """
     path = root / name
     # os.path, not pathlib: it takes looping links and overlong names for missing files, and pathlib raises.
@@ -57,7 +57,7 @@ def find_image(root: Path, name: str) -> Path:
 
 
 def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
-    """What is wrong with a name that no file has, and the remedy."""
+    """The problem with a name that no file has, and the remedy."""
     remedy = "Add it, or set data.images"
     if name.lower().startswith(("s3://", "gs://", "hf://", "ftp://", "file://")):
         problem = f"the image {quoted(name)} is an address, and only those of http and https are fetched"
@@ -76,14 +76,14 @@ def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
     if similar is None:
         return problem, remedy
     if unicodedata.normalize("NFC", similar) == unicodedata.normalize("NFC", name):
-        return problem, "A file there has this name in another Unicode normal form. Rename it, or write its name so"
+        return problem, "A file there has this name in another Unicode normal form. Rename it, or write its form here"
     if "\\" in name:
         return problem, f"Write / in place of \\: {quoted(similar)} is there"
     return problem, f"Write {quoted(similar)}, which is there, or add it"
 
 
 def _spellings(name: str) -> Iterable[str]:
-    """How else the name may be meant. Few, and nothing is listed: a folder may hold millions of files."""
+    """Other spellings of a name to try. Few, and no folder is listed, as it may hold millions of files."""
     plain = name.replace("\\", "/").strip()
     stem, suffix = os.path.splitext(plain)
     forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
@@ -98,14 +98,14 @@ def _is_inside(root: Path, name: str) -> bool:
 
 
 def image_size(path: Path | str, exif: Exif = "ignore") -> tuple[int, int]:
-    """Width and height in pixels from the file's header, nothing is decoded.
+    """Width and height in pixels, from the file's header: nothing is decoded.
 
     Args:
         path: The file, or an address: see `image_parts.py`.
         exif: See `decode`.
 
     Raises:
-        DataError: it is not an image of a format and a type that is read, or too large: itself, or as a square.
+        DataError: its format or type is not read, or it is too large, as it is or padded to a square.
     """
     with _open(path) as image:
         width, height = image.size
@@ -114,7 +114,7 @@ def image_size(path: Path | str, exif: Exif = "ignore") -> tuple[int, int]:
 
 
 def decode(path: Path | str, exif: Exif = "ignore") -> Image.Image:
-    """The image in RGB. As in LLaVA an animation is its first frame, and transparent parts have the colours below.
+    """The image in RGB. As in LLaVA, an animation is its first frame, and transparent parts show the colours stored there.
 
     Args:
         path: The file, or an address: see `image_parts.py`.
@@ -143,7 +143,7 @@ def _decoded(image: Image.Image, path: Path | str, exif: Exif) -> Image.Image:
         raise
     except _BROKEN as error:
         raise broken(path, error) from None
-    # A colour that stands for transparency outlives this conversion, and transformers would then lay it on white.
+    # The colour that is marked as transparent stays marked in RGB, and transformers would then make it white.
     image.info.pop("transparency", None)
     return image
 
@@ -164,13 +164,13 @@ def content_of(path: Path | str) -> bytes:
 
 
 def check_images(paths: Iterable[Path | str], whole: bool) -> Counter[str]:
-    """Open images, their headers or all of them.
+    """Open images: only their headers, or `whole`, which decodes them.
 
     Returns:
-        How many are "turned" by their EXIF, and how many are "transparent" in parts; known where all is read.
+        How many are "turned" by their EXIF, and how many are "transparent" in parts; empty unless `whole`.
 
     Raises:
-        DataError: of the first that cannot be used.
+        DataError: about the first image that cannot be used.
     """
     traits: Counter[str] = Counter()
     for path in paths:
@@ -188,7 +188,7 @@ def _is_turned(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:  # the pixels are in order
+    except _BROKEN:  # the pixels may be fine
         return 1
 
 
@@ -230,7 +230,7 @@ def _open(path: Path | str) -> Iterator[Image.Image]:
 
 
 def _unusable(image: Image.Image) -> tuple[str, str] | None:
-    """What is wrong with an image whose header can be read, and the remedy."""
+    """The problem with an image whose header can be read, and the remedy; None if there is no problem."""
     width, height = image.size
     if max(image.size) > _MAX_RATIO * min(image.size):
         return f"is a strip of {width} x {height} pixels", "Cut it into images whose sides are less unequal"
@@ -245,7 +245,7 @@ def _unusable(image: Image.Image) -> tuple[str, str] | None:
 
 
 def _of_another_format(path: Path | str) -> DataError:
-    """The error of a file whose first bytes are of no format that is read."""
+    """The error for a file whose first bytes match no format that is read."""
     try:
         with open_image(str(path)) as file:
             head = file.read(64)
@@ -259,7 +259,7 @@ def _of_another_format(path: Path | str) -> DataError:
 
 
 def broken(path: Path | str, error: Exception) -> DataError:
-    """The error of an image file that cannot be read."""
+    """The error for an image file that cannot be read."""
     problem = f"{named(path)} is not a readable image ({' '.join(str(error).split())})"
     return DataError("broken_image", problem, "Replace it or drop the record")
 

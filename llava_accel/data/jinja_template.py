@@ -43,8 +43,8 @@ Message = dict[str, str | list[dict[str, str]]]
 class ChatTemplate:
     """A callable like those in `conversation.TEMPLATES`.
 
-    Supervised are each answer, the space that leads to it, and the special token that ends it; where the template has
-    none, the end-of-sequence token after the last answer, without which generation would never stop.
+    Supervised are each answer, the space before it, and the special token that ends it; if the template has no such
+    token, the end-of-sequence token after the last answer, without which generation would never stop.
 
     Args:
         tokenizer: Renders the template and knows its special tokens.
@@ -72,15 +72,15 @@ class ChatTemplate:
         try:
             self._check_marks(self._render(self._messages(texts, _PROBE)), texts)
         except UserError:
-            self._takes_parts = False  # as those of language models, which take one string
+            self._takes_parts = False  # like templates of language models, which take one string
         self(_PROBE, has_images=False)
 
     def __call__(self, turns: Sequence[Turn], has_images: bool) -> list[Piece]:
         """Pieces of checked turns (`conversation.check_turns`).
 
         Raises:
-            DataError: the template refuses such a conversation. Without its place.
-            UserError: it drops or repeats a part, or its answers begin otherwise than generation does.
+            DataError: the template refuses such a conversation. Without file and row.
+            UserError: it drops or repeats a part, or its answers do not begin as in generation.
         """
         texts = [self._texts(turn, has_images) for turn in turns]
         messages = self._messages(texts, turns)
@@ -154,8 +154,8 @@ class ChatTemplate:
             raise UserError(f"model.template: the chat template drops, repeats or moves texts. {_REMEDY}")
 
     def _lead(self, messages: list[Message], number: int, between: str) -> str:
-        """What the model itself must write between the generation prompt and the answer, which is the message of that
-        number: a space, mostly."""
+        """The text, mostly a space, that the model itself must write between the generation prompt and the answer, which
+        is message `number`."""
         if between not in self._leads:
             prompt = _MARKS.split(self._render(messages[:number], generation=True))[-1]
             if not between.startswith(prompt):
@@ -187,7 +187,7 @@ class ChatTemplate:
 
 
 def with_ends(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> str:
-    """The template, with the end-of-sequence token behind each answer if it ends the first of two with none.
+    """The template, with the end-of-sequence token after each answer if it ends the first of two answers with no token.
 
     Raises:
         UserError: see `ChatTemplate`; or the tokenizer has no such token.

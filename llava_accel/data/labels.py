@@ -24,8 +24,8 @@ from llava_accel.exceptions import UserError
 class Example:
     """One conversation as the model sees it.
 
-    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. An image is copies of the image
-    token from `image_starts[k]` on, which are never targets.
+    `is_target[t]` says that token `t` is predicted, from the hidden state at `t - 1`. Image `k` is a run of image tokens
+    from `image_starts[k]` on, which are never targets.
     """
 
     input_ids: Int[np.ndarray, "length"]
@@ -50,7 +50,7 @@ class Example:
 
     @property
     def num_tiles(self) -> int:
-        """Squares that the vision tower sees of its images."""
+        """Tiles of its images that the vision tower sees, whole images included."""
         return sum(view.layout.num_tiles for view in self.images)
 
     def prompt_length(self) -> int:
@@ -74,10 +74,10 @@ class Labeller:
     Args:
         tokenizer: Any tokenizer of transformers that has a `tokenizers` backend.
         image_token_id: Id at every position of an image.
-        num_image_tokens: Positions of an image of which no more is known.
+        num_image_tokens: Positions of an image for which no view is given.
         words: Added tokens that texts may hold; others are spelled out.
-        num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: all tokens have one.
-        labels: Whether what a piece's `original` says is a target as well.
+        num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: each token has one.
+        labels: With "original", the tokens that a piece's `original` names are targets, too.
     """
 
     def __init__(

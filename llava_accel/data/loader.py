@@ -94,10 +94,10 @@ def load_windows(
         on_error: Called for each record that the survey found in order and that is broken now, and the step goes on
             without it; None raises the error.
         share_up_to: Join examples of the same images into rows of at most so many tokens; 0 = a row for each record.
-        enter: Told when the copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
-        is_asked: Whether the process has been asked to end: then nothing more is waited for, and the last window is an
-            empty one, so that this rank, too, comes to the point where all of them agree on the end.
-        pack: Put short rows side by side, and answers to one question behind one prompt, where the attention kernel takes a
+        enter: Called when copying to the device begins ("copy") and ends ("data_wait"), for the clock of the run.
+        is_asked: Whether the process has been asked to end. Then no data is waited for, and the last window is empty, so
+            that this rank, too, reaches the point where all ranks agree on the end.
+        pack: Put short rows side by side, and answers to one question after one prompt, where the attention kernel takes a
             mask that keeps them apart.
     """
     sizes: list[int] = []
@@ -173,9 +173,9 @@ def _waited(items: Iterator[_T], is_asked: Callable[[], bool]) -> Iterator[_T]:
 
 
 def in_shared_memory(loaded: _T) -> _T:
-    """What a worker has loaded, its tensors where other processes see them.
+    """The data that a worker has loaded, with its tensors in shared memory. Outside a worker it is left as it is.
 
-    The thread that sends them would put them there, too; but where there is no room it says so and nothing comes: the run
+    The thread that sends tensors would move them there, too; but if there is no room it only prints the error, and the run
     would wait for ever.
     """
     if get_worker_info() is not None:
@@ -195,7 +195,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def worker_start(workers: int) -> Callable[[int], None]:
-    """What a worker does first.
+    """The function that each worker process calls first. Also raises this process's limit on open files.
 
     Raises:
         UserError: the path of temporary files is too long for the sockets that workers send tensors through.
@@ -214,19 +214,19 @@ def worker_start(workers: int) -> Callable[[int], None]:
 
 
 def _start_worker(temporary: str, _worker: int) -> None:
-    """Schedulers and terminals signal every process of a job: workers go on until the loop needs no more of them."""
+    """Ignore the signals that schedulers and terminals send to every process: workers go on until the loop ends them."""
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
     tempfile.tempdir = temporary or tempfile.tempdir
 
 
-# Where a run ends in an error its loaders are still there. After multiprocessing.util, which is imported above: the last
-# that registers is called first.
+# A run that ends in an error still has its loaders. Registered after multiprocessing.util, which is imported above, because
+# atexit calls the last function first.
 atexit.register(kill_workers)
 
 
 def moved(batch: Loaded, device: torch.device) -> Loaded:
-    """A batch where it is computed with."""
+    """A batch with its tensors on `device`."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()

@@ -17,7 +17,7 @@ _ROLES: dict[str, Role] = {
 }  # fmt: skip
 _TOOLS = ("function_call", "observation", "tool", "function", "tool_call", "tool_response")
 _LEARNED = ("weight", "loss", "train", "train_on_turn")
-"""What others call it whether an answer is learned, in the message itself."""
+"""Fields of a message that say in other tools' forms whether an answer is learned."""
 IMAGE_FIELDS = ("image", "images", "image_path", "img", "image_url")
 
 
@@ -33,7 +33,7 @@ def read_messages(rows: Sequence[object]) -> tuple[list[Turn], Named]:
     """The turns of `{"from": ..., "value": ...}` or `{"role": ..., "content": ...}`, and the images that parts name.
 
     Raises:
-        DataError: something is no message, comes from nobody who is known, or has no text.
+        DataError: an entry is not a message, its speaker is not known, or it has no text.
     """
     turns: list[Turn] = []
     named: Named = []
@@ -50,9 +50,7 @@ def read_messages(rows: Sequence[object]) -> tuple[list[Turn], Named]:
         role = role_of(row) or _refused(row, position)
         if role == "assistant" and (unlearned := [name for name in _LEARNED if row.get(name) in (False, 0)]):
             problem = f"turn {position} has {unlearned[0]!r} = {row[unlearned[0]]}, and every answer is learned"
-            raise DataError(
-                "fields", problem, "Remove it together with its question, or let the record begin behind it"
-            )
+            raise DataError("fields", problem, "Remove it together with its question, or let the record begin after it")
         turns.append(Turn(role, text if isinstance(text, str) else _joined(text, role, position, named)))
     return turns, named
 
@@ -97,7 +95,7 @@ def image_reference(value: object) -> str:
 
 
 def role_of(message: object) -> Role | None:
-    """Who speaks; None where that is nobody who is known."""
+    """The role of the speaker; None if it is missing or not known."""
     speaker = present(message, "from", "role") if isinstance(message, dict) else None
     if not isinstance(speaker, str):
         return None

@@ -1,4 +1,4 @@
-"""Which images are most like some others, by what the vision tower made of them. Few are held at a time, however many."""
+"""Finds the images most similar to given ones by the vision tower's features. Holds few of them in memory at a time."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice

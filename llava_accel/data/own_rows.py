@@ -1,4 +1,4 @@
-"""`data.reader`: a function of the user's own that makes a row of a form that is known here out of one of theirs."""
+"""`data.reader`: the user's own function, which turns one of their rows into a row of a known form."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ _KEY = "data.reader"
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The function by name and by content: what is sent to worker processes, and what fingerprints of the data hold."""
+    """The function by name and by content: it is sent to worker processes and is part of the data's fingerprint."""
 
     name: str = field(repr=False)
     """As in the recipe; the file may move."""
@@ -23,10 +23,10 @@ class Reader:
     """The file's hash."""
 
     def __call__(self, fields: dict[str, Any]) -> bytes | None:
-        """What the function makes of a row, as JSON; None leaves the row out.
+        """The row that the function makes of one, as JSON; None leaves the row out.
 
         Raises:
-            DataError: it fails, or returns what is no row. Without its place.
+            DataError: it fails, or its result is not a row. Without file and row.
         """
         function = _function(self.name, self.content)
         try:
@@ -43,7 +43,7 @@ class Reader:
             return json.dumps({**made}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             remedy = "Return texts, numbers, lists and dicts; an image is the name of its file"
-            raise _wrong(f"{self.name} returns what is not JSON: {error}", remedy) from None
+            raise _wrong(f"{self.name} returns a value that is not JSON: {error}", remedy) from None
 
 
 def open_reader(name: str) -> Reader | None:
@@ -60,7 +60,7 @@ def open_reader(name: str) -> Reader | None:
 
 @functools.lru_cache(maxsize=4)
 def _function(name: str, content: str) -> Callable[[dict[str, Any]], Any]:
-    """Loaded once a process. A worker that starts later must not read rows in another way than the run does."""
+    """Load it, once a process. A worker that starts later must not read rows in another way than the run does."""
     function = load_own(_KEY, name)
     if digest(name) != content:
         raise _wrong(f"{name} has changed since the data was opened", "Start the command again")

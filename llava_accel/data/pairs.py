@@ -1,6 +1,6 @@
-"""Rows of two answers, of which one is preferred: the forms in which TRL, LLaMA-Factory, ms-swift and RLAIF-V write them.
+"""Rows with two answers, of which one is preferred, in the forms of TRL, LLaMA-Factory, ms-swift and RLAIF-V.
 
-A rejected answer is read by the form of its row, put in the place of the chosen one.
+The rejected answer is put in the place of the chosen one and then read by the form of its row.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _ANSWERS = ("chosen", "completion", "response", "output", "answer")
 
 
 def is_pair(fields: Fields, form: RowForm) -> bool:
-    """Whether a row has an answer that another is preferred to."""
+    """Whether a row has a rejected answer."""
     return _rejected(with_columns(fields, form)) is not None
 
 
@@ -37,13 +37,13 @@ def _rejected(fields: Fields) -> object:
 
 
 def rejected_answer(fields: Fields, form: RowForm, turns: Sequence[Turn]) -> str | None:
-    """The answer that the last of these turns is preferred to; None where the row has none.
+    """The rejected answer, which the last of these turns is preferred to; None if the row has none.
 
     Args:
         turns: Checked ones.
 
     Raises:
-        DataError: it is the same, ends another conversation or shows other images, or is none.
+        DataError: it equals the chosen one, ends another conversation, shows other images, or is not an answer.
     """
     if not is_pair(fields, form):
         return None

@@ -47,7 +47,7 @@ class LoadedImage:
 
 
 def feature_name(view: ImageView) -> bytes:
-    """What the features of an image are kept under; DataError if its file cannot be read."""
+    """The name under which an image's features are kept; DataError if its file cannot be read."""
     return digest(content_of(view.file), is_cut=view.layout.num_tiles > 1)
 
 
@@ -89,7 +89,7 @@ class ImageReader:
         assert self._tiling is not None
         tiles = self._processor(self._tiling.cut(image), return_tensors="pt")["pixel_values"]
         if len(tiles) != view.layout.num_tiles:
-            raise DataError("broken_image", f"{named(view.file)} has another size than it had", "Start again")
+            raise DataError("broken_image", f"{named(view.file)} does not have the size that it had", "Start again")
         return tiles.to(torch.float32)
 
     def load(self, view: ImageView) -> LoadedImage:
@@ -105,7 +105,7 @@ class ImageReader:
         return LoadedImage(self(view) if features is None else features, name)
 
     def feature_names(self, files: Sequence[str]) -> list[bytes]:
-        """What the features of a record's images are kept under.
+        """The names under which the features of a record's images are kept.
 
         Raises:
             DataError: an image cannot be read.

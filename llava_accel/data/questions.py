@@ -25,7 +25,7 @@ USUAL_LENGTH = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What a batch asks; arrays have one entry a question, in the order in which the batch holds the targets."""
+    """The questions of a batch; arrays have one entry a question, in the order in which the batch holds the targets."""
 
     indices: Int[np.ndarray, "questions"]
     """Places in the data."""
@@ -135,7 +135,7 @@ class _Batches(Dataset[tuple[Loaded, Questions | DataError]]):
 
 
 def ask(rows: Sequence[Row], examples: dict[int, Example], records: dict[int, Record]) -> Questions:
-    """Where the last answer of each example begins in its row, from the positions of its targets."""
+    """The questions of these rows: where each example's last answer begins is found from the positions of its targets."""
     found: list[tuple[int, int, int, int]] = []
     for number, row in enumerate(rows):
         before = 0

@@ -39,28 +39,28 @@ class Record:
     choices: tuple[str, ...] = ()
     """Options A, B, C ...; the answer names one of them by its letter."""
     is_pair: bool = False
-    """Whether the row has an answer that another is preferred to."""
+    """Whether the row has a rejected answer."""
     rejected: str | None = None
-    """That answer, in place of the last turn; read where the form asks for pairs."""
+    """The rejected answer, an alternative to the last turn; read only if the form asks for pairs."""
     dropped_turns: int = 0
     """Turns of the row that are not here: a leading answer, a trailing question."""
 
     def check_answers(self) -> None:
-        """DataError if an answer has nothing that can be seen: the model would learn to say nothing. LLaVA does."""
+        """DataError if an answer has no visible character: the model would learn to say nothing, as with LLaVA's code."""
         for number, turn in enumerate((turn for turn in self.turns if turn.role != "system"), start=1):
             if turn.role == "assistant" and is_blank(turn.text):
                 problem = f"the answer in turn {number} is blank, so that silence would be learned"
                 raise DataError("blank_answer", problem, "Write it, or remove it together with its question")
         if self.rejected is not None and is_blank(self.rejected):
-            problem = "the rejected answer is blank: nothing would be learned but not to be silent"
+            problem = "the rejected answer is blank: the model would learn only not to be silent"
             raise DataError("blank_answer", problem, "Write it, or remove the record")
 
 
 def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[str] = ()) -> Record:
-    """Check one JSON object; DataError without its place, as the caller knows the file (`DataError.at`).
+    """Check one JSON object; DataError without file and row, which the caller adds (`DataError.at`).
 
     Args:
-        row: Its id where it has none.
+        row: Its number, which is its id if it has none.
         files: See `Table.files`.
     """
     fields = _object(read_raw(raw, form, files)) if form.reader else _fields(raw, files)
@@ -94,10 +94,10 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
 
 
 def read_raw(raw: bytes, form: RowForm, files: Sequence[str] = ()) -> bytes:
-    """A row as data.reader makes it, as JSON; unchanged where there is none.
+    """The row that data.reader makes of this one, as JSON; unchanged if there is no reader.
 
     Raises:
-        DataError: it is no JSON object, data.reader leaves it out, or fails. Without its place.
+        DataError: it is not a JSON object, or data.reader fails or leaves it out. Without file and row.
     """
     if form.reader is None:
         return raw
@@ -108,7 +108,7 @@ def read_raw(raw: bytes, form: RowForm, files: Sequence[str] = ()) -> bytes:
 
 
 def described(record: Record) -> dict[str, Any]:
-    """What a prediction is about: the record's id, image, last question, and answers with how many gave each."""
+    """The fields of a prediction that come from its record: id, image, last question, and each answer with its count."""
     return {
         "id": record.id,
         "image": list(record.images) if len(record.images) != 1 else record.images[0],
@@ -123,7 +123,7 @@ def as_given(answers: Iterable[tuple[str, int | float]]) -> list[str]:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text is empty, or holds white space and characters without a shape alone."""
+    """Whether a text is empty or holds only white space and invisible characters."""
     return not any(character.isprintable() and not character.isspace() for character in text)
 
 
@@ -170,7 +170,7 @@ def _object(raw: bytes) -> dict[str, object]:
 
 
 def _of_another_kind(raw: bytes) -> str:
-    """What to do with a file that has such a row; nothing where the row alone is wrong."""
+    """The remedy for a file that has such a row; empty if only the row is wrong."""
     if raw.startswith(GIT_POINTER):
         return FETCH
     return "It seems that the file is one array: name it .json" if raw.startswith(b"[") else ""

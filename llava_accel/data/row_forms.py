@@ -1,6 +1,6 @@
 """The forms in which data sets write a record, each brought into LLaVA's. A new one is a line of `_FORMS`.
 
-A row is read by the first form whose fields it has. The user's own names of columns are put in place of ours before.
+A row is read by the first form whose fields it has. Columns that the user has named get our names before that.
 """
 
 import functools
@@ -35,14 +35,14 @@ class Row(NamedTuple):
     fields: Fields
     messages: list[Any]
     has_marks: bool = True
-    """Whether texts say where images are; else those that no text mentions belong to the start."""
+    """Whether texts say where images are; if not, images without a mark belong to the start."""
 
 
 class _Form(NamedTuple):
     names: tuple[str, ...]
     """The fields by which a row of the form is known; "image" stands for all of `IMAGE_FIELDS`."""
     read: Callable[[Fields], dict[str, Any]]
-    """The fields of LLaVA's form that take the place of these: `conversations`, and others that go with it."""
+    """Returns the fields of LLaVA's form that replace these: `conversations`, and others that go with it."""
     has_marks: bool = False
     """Whether texts may say where images are, so that a missing mark may be a mistake."""
 
@@ -51,7 +51,7 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
     """Bring a row into LLaVA's form.
 
     Raises:
-        DataError: it is in none of the forms, or something in it is not what the form has there.
+        DataError: it is in none of the forms, or the value of a field does not suit its form.
     """
     rows = fields.get("conversations")
     if isinstance(rows, list) and not form.columns and fields.keys().isdisjoint(_BESIDE):
@@ -74,7 +74,7 @@ def with_columns(fields: Fields, form: RowForm) -> Fields:
 
 
 def column(form: RowForm, name: str) -> str:
-    """What the user calls one of our fields."""
+    """The user's name for one of our fields."""
     return dict(form.columns).get(name, name)
 
 
@@ -101,7 +101,7 @@ def _with_system(fields: Fields, messages: list[Any]) -> list[Any]:
 def _text(fields: Fields, name: str) -> str | None:
     value = fields.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # how many there are
+        return str(value)  # answers to "how many" are often numbers
     if value is not None and not isinstance(value, str):
         raise DataError("fields", f"{name!r} is {value!r:.80}, not a text", "Write a string, or drop it")
     return value
@@ -112,11 +112,11 @@ def _round(question: object, answer: object) -> list[dict[str, object]]:
 
 
 def _listed(name: str) -> Callable[[Fields], dict[str, Any]]:
-    """A list of messages, whose last answer, the preferred of two, may stand in `chosen`."""
+    """Reads a list of messages; its last answer, the preferred of two, may be in `chosen` instead."""
 
     def read(fields: Fields) -> dict[str, Any]:
         rows = fields[name]
-        if isinstance(rows, str):  # of a table, whose cells hold no lists
+        if isinstance(rows, str):  # from a table, whose cells cannot hold lists
             with suppress(ValueError, RecursionError):
                 rows = json.loads(rows)
         if not isinstance(rows, list):
@@ -137,7 +137,7 @@ def _texts(fields: Fields) -> dict[str, Any]:
 
 
 def _prompted(answer: str) -> Callable[[Fields], dict[str, Any]]:
-    """`prompt`, and what answers it: each a text or a list of messages."""
+    """Reads `prompt` and its answer, each a text or a list of messages."""
 
     def read(fields: Fields) -> dict[str, Any]:
         prompt = fields["prompt"]
@@ -148,7 +148,7 @@ def _prompted(answer: str) -> Callable[[Fields], dict[str, Any]]:
 
 
 def continued(rows: list[Any], answer: object) -> list[Any]:
-    """Messages, and the answer to them: a text, a message, or messages, which may begin with these."""
+    """The messages followed by their answer: a text, a message, or a list of messages, which may repeat these first."""
     if not isinstance(answer, list):
         return [*rows, answer if isinstance(answer, dict) else {"from": "gpt", "value": answer}]
     # The answer of some data sets is the whole conversation, the question included.
@@ -161,7 +161,7 @@ def _text_of(message: dict[str, object]) -> object:
 
 
 def _history(fields: Fields) -> list[dict[str, object]]:
-    """The rounds before a question that stands in a field of its own."""
+    """The rounds before a question that is in a field of its own."""
     rounds = fields.get("history") or []
     if not isinstance(rounds, list) or not all(isinstance(each, list) and len(each) == 2 for each in rounds):
         problem = f"'history' is {quoted(rounds)}"
@@ -174,7 +174,7 @@ def _asked(question: str, answer: str) -> Callable[[Fields], dict[str, Any]]:
 
 
 def _instructed(answer: str) -> Callable[[Fields], dict[str, Any]]:
-    """An instruction, and what it is applied to below it."""
+    """Reads an instruction, with its input on the line below."""
 
     def read(fields: Fields) -> dict[str, Any]:
         question = "\n".join(filter(None, (_text(fields, "instruction"), _text(fields, "input"))))
@@ -184,7 +184,7 @@ def _instructed(answer: str) -> Callable[[Fields], dict[str, Any]]:
 
 
 def _preferred(fields: Fields) -> dict[str, Any]:
-    """Two whole conversations, which differ in their last answer."""
+    """Reads the preferred of two whole conversations, which differ in their last answer."""
     if not isinstance(fields["chosen"], list):
         problem = f"'chosen' is {quoted(fields['chosen'])}, and nothing says what it answers"
         raise DataError("fields", problem, "Write the question in 'prompt' or 'question'")
@@ -192,7 +192,7 @@ def _preferred(fields: Fields) -> dict[str, Any]:
 
 
 def _annotated(fields: Fields) -> dict[str, Any]:
-    """A question and its annotators' answers: the most frequent one is learned, the first of equals."""
+    """Reads a question and its annotators' answers: the most frequent one is learned, of equals the first."""
     answers = parse_answers(fields["answers"])
     candidates = [answer for answer in answers if answer[0].strip()] or answers
     target, _ = max(candidates, key=lambda answer: answer[1])
@@ -208,7 +208,7 @@ def _question(fields: Fields) -> dict[str, Any]:
 
 
 def _multiple_choice(fields: Fields) -> dict[str, Any]:
-    """The question with its options below, as LLaVA-1.5 learns them, answered by a letter."""
+    """Reads a question with its options below, as LLaVA-1.5 learns them, answered by a letter."""
     choices = present(fields, "choices", "options")
     if isinstance(choices, dict) and list(choices) == list(LETTERS[: len(choices)]):
         choices = list(choices.values())

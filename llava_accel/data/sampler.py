@@ -21,7 +21,7 @@ Window = list[MicroBatch]
 
 
 def image_groups(image_keys: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "rows"]:
-    """A number for each row that is equal for rows of the same images; a text-only row (key 0) stands alone.
+    """A number for each row that is equal for rows of the same images; a text-only row (key 0) has its own.
 
     Numbered as they come in the data, so that the order depends neither on names nor on the form of the files.
     """
@@ -36,7 +36,7 @@ class Batches:
     Args:
         examples: All of them, batch after batch.
         size: Examples of a batch; the last one may be smaller.
-        numbers: Which batch comes when.
+        numbers: The number of the batch at each place of the epoch.
     """
 
     def __init__(self, examples: Int[np.ndarray, "examples"], size: int, numbers: Int[np.ndarray, "batches"]) -> None:
@@ -75,7 +75,7 @@ class Order:
 
     @cached_property
     def sort_lengths(self) -> Int[np.ndarray, "examples"]:
-        """What examples are brought together by: their own length, or that of their whole group."""
+        """The lengths by which examples are brought together: each one's own, or that of its whole group."""
         if self.groups is None:
             return self.lengths
         members = self._members
@@ -83,7 +83,7 @@ class Order:
 
     @cached_property
     def _members(self) -> Int[np.ndarray, "examples"]:
-        """The groups, numbered from 0."""
+        """The group of each example, numbered from 0."""
         assert self.groups is not None
         return np.unique(self.groups, return_inverse=True)[1]
 
@@ -98,7 +98,7 @@ class Order:
         return -(-self.examples_per_epoch // self.global_batch_size)
 
     def fingerprint(self) -> str:
-        """Equal for equal examples in an equal place, as far as lengths and images tell."""
+        """Equal for the same examples in the same places, as far as lengths, repeats and groups tell."""
         digest = hashlib.sha256()
         for column in (self.lengths, self.repeats, self.groups):
             digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())

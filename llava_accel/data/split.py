@@ -19,8 +19,8 @@ def held_out(
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "eval"]]:
     """Split rows into training and evaluation.
 
-    An image's side is a hash of its name and the seed, so it does not change when records are added. Records that
-    share images over several steps stay together; a text-only record goes by its own id.
+    An image's side is a hash of its name and the seed, so it does not change when records are added. Records that share
+    images, directly or through other records, stay together; a text-only record goes by its own id.
 
     Args:
         cache_dir: Where the outcome is kept for the next start, which then reads no record.
@@ -43,7 +43,7 @@ def held_out(
 
 def _draw(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int) -> Float[np.ndarray, "rows"]:
     """A number from 0 to 1 for each row, equal for rows whose images must stay together. Only the names of images
-    that share a record or a file with others are held."""
+    that share a record or a file with others are held in memory."""
     groups = _Groups()
     several_roots = len({source.images for source in corpus.sources}) > 1
     names_of_files: dict[str, str] = {}
@@ -74,7 +74,7 @@ def _plain(name: str) -> str:
 
 
 def _kept(corpus: Corpus, rows: Int[np.ndarray, "rows"], seed: int, cache_dir: Path) -> Float[np.ndarray, "rows"]:
-    """What an earlier start drew, else what `_draw` does, which is then kept."""
+    """The numbers that an earlier start drew; else those of `_draw`, which are then kept."""
     key = (corpus.fingerprint(), hashlib.sha256(rows.tobytes()).hexdigest(), seed)
     path = cache_dir / "splits" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npy"
     draws = stored(path, lambda path: np.load(path, mmap_mode="r"))
@@ -106,7 +106,7 @@ class _Groups:
         return name
 
     def names(self) -> set[str]:
-        """All that were joined to another."""
+        """All names that were joined to another."""
         return {*self._parents, *self._parents.values()}
 
     def join(self, one: str, other: str) -> None:

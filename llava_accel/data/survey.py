@@ -1,4 +1,4 @@
-"""Reads every record and image once before the first step: lengths for the order, what is wrong, and a cache of both."""
+"""Reads every record and image once before the first step: finds lengths for the order and errors, and caches both."""
 
 import hashlib
 import json
@@ -32,23 +32,23 @@ _SMALL = 4 * _CHUNK  # below this, starting workers costs more than it saves
 COLUMNS = dict.fromkeys(("lengths", "num_targets", "num_images", "num_tiles", "num_turns"), np.int32) | dict.fromkeys(
     ("image_keys", "record_keys", "answer_keys", "question_keys", "id_keys"), np.int64
 )
-"""What is kept of each row: few bytes, as there may be ten million rows."""
+"""The fields that are kept for each row: few bytes, as there may be ten million rows."""
 _COUNTS = ("num_dropped_turns", "num_unpaired_turns", "num_vanished", "num_ignored")
-"""What is kept as a sum over all rows."""
+"""The fields that are kept as a sum over all rows."""
 _READ = np.dtype([*COLUMNS.items(), *((name, np.int32) for name in _COUNTS)])
 _NOTHING = (0,) * (len(COLUMNS) + len(_COUNTS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is known of the data. Arrays have one entry for each row; 0 where it cannot be used."""
+    """The facts about the data. Arrays have one entry for each row, 0 if it cannot be used."""
 
     lengths: Int[np.ndarray, "rows"]
     """Tokens, image tokens included; several answers to a record share one prompt."""
     num_targets: Int[np.ndarray, "rows"]
     num_images: Int[np.ndarray, "rows"]
     num_tiles: Int[np.ndarray, "rows"]
-    """Squares that the vision tower sees of a record's images."""
+    """Tiles of a record's images that the vision tower sees, whole images included."""
     num_turns: Int[np.ndarray, "rows"]
     image_keys: Int[np.ndarray, "rows"]
     """Equal where records show the same images; 0 without images."""
@@ -70,9 +70,9 @@ class Survey:
     errors: dict[int, DataError]
     """Row -> why it cannot be used."""
     traits: Counter[str] = field(default_factory=Counter)
-    """Of the images: see `check_images`. Known where they were decoded. Not kept, as all below."""
+    """Traits of the images: see `check_images`. Known if they were decoded. Like all fields below, not cached."""
     contents: Int[np.ndarray, "files 2"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-    """An image key, and a key of what an image file of it holds, for each file of each different set of images."""
+    """The image key, and the `content_key` of a file, for each file of each different set of images."""
     mentions: Counter[str] = field(default_factory=Counter)
     """How many records hold each of the texts that were `watched`."""
 
@@ -88,12 +88,12 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What was read of some rows."""
+    """The result of reading some rows."""
 
     columns: Shaped[np.ndarray, "rows"]
     """See `_READ`."""
     errors: dict[int, DataError]
-    """By row, what is wrong with those that cannot be used."""
+    """Row -> why it cannot be used."""
     mentions: Counter[str]
 
 
@@ -142,13 +142,13 @@ def _columns(encoded: Encoded, images: Sequence[str], texts: str) -> tuple[int, 
 
 
 def _texts(record: Record) -> str:
-    """All texts of a record, with who speaks first: from there on turns alternate."""
+    """All texts of a record after the role that speaks first: from there on roles alternate."""
     texts = [record.turns[0].role, *[turn.text for turn in record.turns], *filter(None, [record.rejected])]
     return "\0".join(texts if not record.answers else [*texts, *[f"{text}\0{count}" for text, count in record.answers]])
 
 
 def text_key(text: str) -> int:
-    """Equal for equal texts."""
+    """A number that is equal for equal texts."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
 
 
@@ -165,7 +165,7 @@ def survey(
     Args:
         workers: Processes to read with.
         decode: Decode every image whole; else only its header is read.
-        progress: Called with the number of records that are done since the last call.
+        progress: Called with the number of records that were done since the last call.
         watched: Texts to look for; of two that begin at one place the longer one counts.
     """
     columns: dict[str, Any] = {name: np.zeros(len(corpus), dtype=_READ[name]) for name in (*COLUMNS, *_COUNTS)}
@@ -196,14 +196,14 @@ def survey(
 
 @dataclass(slots=True)
 class _Images:
-    """What was seen of the images of some rows."""
+    """The result of opening the images of some rows."""
 
     errors: dict[int, DataError] = field(default_factory=dict)
-    """By row, what is wrong with its images."""
+    """Row -> why its images cannot be used."""
     traits: Counter[str] = field(default_factory=Counter)
-    """Of the others."""
+    """Traits of the other images."""
     contents: list[tuple[int, int]] = field(default_factory=list)
-    """See `Survey`; in place of the image key, of a part of the rows, the row."""
+    """See `Survey`; from `_check_rows` with the row in place of the image key."""
 
 
 def _read_images(
@@ -246,7 +246,7 @@ def _check_rows(corpus: Corpus, rows: Sequence[int], decode: bool) -> _Images:
 
 
 def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """What `read` makes of each chunk, in order; by worker processes where there are many."""
+    """The result of `read` for each chunk, in order; computed by worker processes if there are many chunks."""
     workers = workers if len(chunks) * _CHUNK > _SMALL else 0
     yield from DataLoader(
         chunks,  # pyright: ignore[reportArgumentType]
@@ -264,7 +264,7 @@ _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 def cached_survey(corpus: Corpus, key: str, cache_dir: Path, read: Callable[[], Survey]) -> Survey:
     """The survey of an earlier start with the same data and settings, else `read()`, which is then kept.
 
-    Rows whose images were missing or broken are read again: images get mended without a change to the files.
+    Rows whose images were missing or broken are read again: images can be mended without a change to the data files.
 
     Args:
         key: Fingerprint of everything besides the files that decides lengths: tokenizer, template, settings.

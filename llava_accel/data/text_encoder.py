@@ -1,4 +1,4 @@
-"""Plain text -> ids: what the tokenizer of a base makes of a text in the middle of a conversation."""
+"""Plain text -> ids, as the base's tokenizer makes them of a text in the middle of a conversation."""
 
 import base64
 import json
@@ -28,8 +28,8 @@ class TextEncoder:
 
     Args:
         tokenizer: One with a `tokenizers` backend, else UserError.
-        image_token_id: Is never made from a text either, whether the tokenizer calls it special or not.
-        words: Added tokens that are parsed all the same, as words are.
+        image_token_id: Never made from a text either, whether the tokenizer calls it special or not.
+        words: Added tokens that are found in texts all the same, as if they were not special.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class TextEncoder:
         # Some files hold the settings of their last use, which would cut off or pad every piece.
         spec["truncation"] = spec["padding"] = None
         for token in spec["added_tokens"]:
-            # Not all bases mark what structures a conversation as special. Other added tokens are words.
+            # Not all bases mark the tokens that structure a conversation as special. Other added tokens are words.
             token["special"] |= token["id"] == image_token_id or bool(_CONTROL.fullmatch(token["content"]))
             token["special"] &= token["content"] not in words
         _put_out_of_reach(spec)
         self._charsmap = _take_over_charsmap(spec)
         self._backend = Tokenizer.from_str(json.dumps(spec))
         self._backend.encode_special_tokens = True
-        # One that removes spaces at both ends of what it is given must not do so where a text goes on after another.
+        # A normalizer that removes spaces at both ends of a text must not do so where a text continues another.
         strips = self._backend.encode(" a").ids == self._backend.encode("a").ids
         self._normalizer = self._backend.normalizer if strips else None
         if self._normalizer:
@@ -79,7 +79,7 @@ class TextEncoder:
         return self._of_words(text, space)
 
     def expect(self, head: str) -> None:
-        """Keep the ids of what many texts begin with, such as a system prompt; used where a space follows it."""
+        """Keep the ids of a beginning that many texts share, such as a system prompt; used where a space follows it."""
         if self._splits and head and not head.endswith((" ", "▁")):
             self._head, self._heads = head, {space: self._of_words(head, space) for space in ("", self._space)}
 
@@ -88,7 +88,7 @@ class TextEncoder:
 
     @staticmethod
     def _split(text: str, space: str) -> list[str]:
-        """The words of `_WORDS`. Where each has at most one space before it, which is nearly always, without searching."""
+        """The words that `_WORDS` finds; without that search if each has at most one space before it, as nearly always."""
         if "  " in text or "▁" in text or "\0" in text or (space and text[0] == " "):
             return _WORDS.findall(f"{space}{text}")
         words = text.replace(" ", "\0 ").split("\0")
@@ -113,7 +113,7 @@ class _Known(dict[str, list[int]]):
 
 
 def parts_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What a tokenizer does to a text before and after its model: a vocabulary takes a second to be written down."""
+    """The description of a tokenizer but for its model, whose vocabulary takes a second to be serialised."""
     backend = compat.tokenizer_backend(tokenizer)
     alone = Tokenizer(type(backend.model)())
     for name in ("normalizer", "pre_tokenizer", "decoder"):
@@ -174,7 +174,7 @@ def _reaches_out(token: dict) -> bool:
 
 
 def _take_over_charsmap(spec: dict[str, Any]) -> SentencePieceNormalizer | None:
-    """Remove the table of SentencePiece's that replaces characters, and return what applies it as SentencePiece does.
+    """Remove SentencePiece's table of character replacements, and return a normalizer that applies it as SentencePiece does.
 
     `tokenizers` looks up clusters of characters, and so misses some replacements and loses an accent with others.
     """

@@ -1,4 +1,4 @@
-"""Tiles: how an image is cut for the vision tower, and which image tokens come of it, from its width and height alone.
+"""Tiles: how an image is cut for the vision tower, and which image tokens result, from its width and height alone.
 
 LLaVA-1.5 sees an image as one square. LLaVA-NeXT and OneVision also scale it onto the canvas that fits it best and cut
 that into tiles of the tower's size (`llava/mm_utils.py`, and "spatial_unpad" in `llava/model/llava_arch.py` of LLaVA-NeXT).
@@ -23,7 +23,7 @@ class ImageLayout(NamedTuple):
     """
 
     rows: int = 0
-    """Rows and columns of tiles; 0 where the whole image is all."""
+    """Rows and columns of tiles; 0 for an image that is not cut."""
     columns: int = 0
     window: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Top, left, height and width of the image in the map, in patches."""
@@ -32,12 +32,12 @@ class ImageLayout(NamedTuple):
 
     @property
     def num_tiles(self) -> int:
-        """Squares that the tower sees, that of the whole image included."""
+        """Tiles that the tower sees, the whole image as one square included."""
         return 1 + self.rows * self.columns
 
 
 WHOLE = ImageLayout()
-"""Of an image that is one square."""
+"""The layout of an image that is one square."""
 
 
 class ImageView(NamedTuple):
@@ -56,11 +56,11 @@ class ImageView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """What a base makes of an image.
+    """How a base cuts images, and how many tokens they have.
 
     Args:
         side: Pixels of a tile's side.
-        tile_tokens: What the tower gives for a tile; for a base that cuts images a square of patches.
+        tile_tokens: Tokens of a tile; for a base that cuts images a square number of patches.
         canvases: Width and height in pixels of each, in the order that decides ties; none: images are not cut.
         has_newline: Whether a learned newline ends a row of tokens, and an image that is one square.
         most_tiles: A map of more patches than about so many tiles have is shrunk; 0 = never ("anyres_max_9": 9).
@@ -89,7 +89,7 @@ class Tiling:
         return self.tile_tokens + height * width + rows * self.has_newline
 
     def layout(self, width: int, height: int) -> ImageLayout:
-        """Of an image of so many pixels that is cut into tiles."""
+        """The layout of an image of this size in pixels that is cut into tiles."""
         canvas = best_canvas(width, height, self.canvases)
         columns, rows = (each // self.side for each in canvas)
         side = math.isqrt(self.tile_tokens)

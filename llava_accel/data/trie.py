@@ -2,7 +2,7 @@
 
 The tokens of a row are in depth-first order, so the descendants of a token come right after it, up to `subtree_end`.
 Token `i` attends to `j` exactly when `j <= i < subtree_end[j]`; its position is its depth. A chain, a
-pack of chains and questions that share an image are all this one thing.
+pack of chains and questions that share an image are all such forests.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Row:
     target_ids: Int[np.ndarray, "targets"]
     target_weights: Float[np.ndarray, "targets"]
     target_examples: Int[np.ndarray, "targets"]
-    """`Example.number` of each target's own."""
+    """`Example.number` of the example that each target belongs to."""
     image_starts: tuple[int, ...]
     images: tuple[ImageView, ...]
     indices: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What a record shows and no field of ours says: images under other names, videos, boxes. Training without them would be
+"""Content of a record that none of our fields holds: images under other names, videos, boxes. Training without it would be
 wrong and look right, so such records are refused.
 """
 
@@ -17,7 +17,7 @@ _TEXTS = {
     "id", "question_id", "question", "answer", "query", "response", "instruction", "input", "output", "prompt", "completion",
     "caption", "text", "prefix", "suffix", "system", "system_prompt", "chosen", "rejected", "rejected_response",
 }  # fmt: skip
-"""Of these, one that ends as the name of an image is a text nevertheless."""
+"""Fields whose value is a text even if it ends like the name of an image."""
 _LONGEST_NAME = 300
 _CALLED_IMAGE = re.compile(r"image|img|photo|picture", re.IGNORECASE)
 _IDS = ("image_id", "img_id")
@@ -30,15 +30,15 @@ def check_all_is_read(fields: Fields, turns: Sequence[Turn], images: Sequence[st
     """DataError if the record shows something that is not among its images.
 
     Args:
-        turns, images: What was read of it.
-        columns: Where these name the image, there is none in a record that has none there.
+        turns, images: Those that were read from it.
+        columns: If these name the image, a record without a value there has no image.
     """
     for name in _OTHER_MEDIA:
         if fields.get(name):
             problem = f"{name!r} is {quoted(fields[name])}, and only images are learned"
             raise DataError("fields", problem, "Remove such records, or leave them out with a data.reader")
     if "objects" in fields and any(box in turn.text for turn in turns for box in _BOXES):
-        problem = f"'objects' has what {' and '.join(_BOXES)} stand for, which is not put into the texts"
+        problem = f"'objects' holds the values of {' and '.join(_BOXES)}, which are not put into the texts"
         raise DataError("fields", problem, "Write names and numbers into the texts, as the model is to say them")
     others = fields.get("images")
     if images and isinstance(others, list) and len(others) > len(images) and "image" not in dict(columns):

@@ -119,9 +119,9 @@ def test_a_file_that_cannot_be_loaded_is_said_with_its_line(tmp_path: Path, text
         ("import sys; sys.exit(3)", "line 2: SystemExit: 3"),
         ("return read(row)", "RecursionError"),
         ("return [row]", "returns \"[{'n': 0}]\". Return a dict"),
-        ("return {'image': {1, 2}}", "returns what is not JSON: Object of type set is not JSON serializable"),
-        ("return {(1, 2): 3}", "returns what is not JSON: keys must be str"),
-        ("row['self'] = row; return row", "returns what is not JSON: Circular reference"),
+        ("return {'image': {1, 2}}", "returns a value that is not JSON: Object of type set is not JSON serializable"),
+        ("return {(1, 2): 3}", "returns a value that is not JSON: keys must be str"),
+        ("row['self'] = row; return row", "returns a value that is not JSON: Circular reference"),
         ("return {'question': '\\ud83d', 'answer': 'a'}", "half of a surrogate pair"),
         ("return {'q': 'a'}", "the row is in no other form: it has 'q'"),
         ("return {'image': 7, 'caption': 'a'}", "'image' holds '7'"),
@@ -144,7 +144,7 @@ def test_a_reader_may_change_its_argument_and_print(tmp_path: Path) -> None:
 def test_a_reader_with_a_state_is_refused_before_rows_are_read(tmp_path: Path, state: str) -> None:
     said = "str(random.random())" if "random" in state else "str(seen.append(1) or len(seen))"
     name = reader(tmp_path, f"{state}def read(row):\n    return {{'question': 'q', 'answer': {said}}}\n")
-    with pytest.raises(UserError, match=r"something else of .*rows\.jsonl, row 1 when it was called again"):
+    with pytest.raises(UserError, match=r"something else for .*rows\.jsonl, row 1 when it was called again"):
         opened(tmp_path, name, [{"n": 0}])
 
 
