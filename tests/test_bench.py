@@ -46,3 +46,13 @@ def test_operations_are_those_of_the_formula(tmp_path: Path) -> None:
     work = Work.of_examples(np.array([3, 5]), targets=2, tiles=1, encoded=0)
     by_target = 2 * (found.target + found.read)
     assert found.of(work) == 8 * found.token + 21 * found.pair + by_target + found.projector
+
+
+def test_heads_may_be_wider_together_than_the_model(tmp_path: Path) -> None:
+    """As Qwen3's are, whose config names the width of a head."""
+    table = recipe(tmp_path, model={"adapter": "", "train": "projector"})
+    processing = load_processing(table.model, "pad")
+    text = processing.base.text
+    text.head_dim = 2 * text.hidden_size // text.num_attention_heads
+    found = costs(build_meta(table, processing, torch.float32), processing)
+    assert found.pair == 12 * 2 * text.hidden_size * text.num_hidden_layers

@@ -1,6 +1,6 @@
-"""Floating-point operations of a step by a formula: what micro-batches hold (`Work`) times what each of it costs (`Costs`).
+"""Floating-point operations of a step by a formula: counts in micro-batches (`Work`) times the cost of each (`Costs`).
 
-What the mathematics takes is counted, not what a kernel happens to do. With N weights in a matrix and T tokens, a product
+It counts what the mathematics takes, not what a kernel happens to do. With N weights in a matrix and T tokens, a product
 is 2 N T. A frozen matrix is used twice (forward, and the gradient of its input), a trained one three times. A pair of a
 token and one that it attends to takes 4 H in a layer of width H, and twice as much in the backward pass. Embeddings, norms
 and softmax are left out, as are padding and what gradient checkpointing computes again. The last MLP counts where its
@@ -21,23 +21,23 @@ from llava_accel.model.tower import num_tower_layers
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What micro-batches hold."""
+    """What micro-batches hold, as counts."""
 
     tokens: int
-    """Of all rows, without padding."""
+    """In all rows, without padding."""
     pairs: int
-    """Of tokens and those they attend to, themselves included."""
+    """Pairs of a token and one that it attends to, itself included."""
     targets: int
     read: int
-    """Positions that predict them, whose output the last MLP computes."""
+    """Positions that predict targets, at which alone the last MLP is computed."""
     tiles: int
-    """Whose features are projected."""
+    """Tiles whose features are projected."""
     encoded: int
     """Tiles that the tower sees."""
 
     @classmethod
     def of(cls, batches: Iterable[Mapping[str, object]]) -> "Work":
-        """Counted in the fields of `collate.Batch`. Looks at values: it waits for the device."""
+        """The work in batches, which have the fields of `collate.Batch`. It looks at values, so it waits for the device."""
         sums = torch.zeros(6, dtype=torch.int64)
         for batch in batches:
             ends, depths = batch["subtree_end"], batch["position_ids"]
@@ -51,7 +51,7 @@ class Work:
 
     @classmethod
     def of_examples(cls, lengths: np.ndarray, targets: int, tiles: int, encoded: int) -> "Work":
-        """Of examples that share nothing."""
+        """The work in examples that share nothing."""
         whole = lengths.astype(np.int64)
         return cls(int(whole.sum()), int((whole * (whole + 1) // 2).sum()), targets, targets, tiles, encoded)
 
@@ -69,18 +69,18 @@ class Costs:
     target: int
     """In lm_head."""
     projector: int
-    """In the projector, a tile."""
+    """In the projector, per tile."""
     tower: int
-    """In the tower up to the selected layer, a tile; forward only, where it is frozen."""
+    """In the tower up to the selected layer, per tile; forward only, if it is frozen."""
 
     def of(self, work: Work) -> int:
-        """Operations of a step, or of many."""
+        """Number of operations for this work, of one step or of many."""
         language = self.token * work.tokens + self.pair * work.pairs + self.read * work.read
         return language + self.target * work.targets + self.projector * work.tiles + self.tower * work.encoded
 
 
 def costs(model: nn.Module, processing: Processing) -> Costs:
-    """Of a model, be it on the meta device; 4-bit weights must not be packed."""
+    """The costs of a model, which may be on the meta device; 4-bit weights must not be packed."""
     text, vision, config = processing.base.text, processing.base.vision, processing.base.config
     token = read = projector = tower_linear = 0
     tower_trained = False
@@ -102,7 +102,8 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
     tower = 2 * tower_linear * positions + 4 * positions**2 * int(vision.hidden_size) * layers
     head = next(module for name, module in model.named_modules() if name.endswith("lm_head"))
     assert isinstance(head, nn.Linear)
-    attention = int(text.num_attention_heads) * int(text.hidden_size // text.num_attention_heads)
+    heads = int(text.num_attention_heads)
+    attention = heads * int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     return Costs(
         token=token,
         read=read,
