@@ -56,7 +56,7 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
     file = _first(folder, *_ADAPTER)
     if file is None:
         raise UserError(
-            f"model.adapter: {folder} has an adapter_config.json and no adapter_model.safetensors or .bin. "
+            f"model.adapter: {folder} has an adapter_config.json but no adapter_model.safetensors or .bin. "
             "Copy all of the adapter's folder"
         )
     other = _first(folder, *_OTHER)
@@ -78,13 +78,13 @@ def read_adapter(name: str, lora: LoraTable) -> Adapter:
 
 
 def read_rest(file: Path) -> dict[str, Tensor]:
-    """Projector and other plain weights in a file, under in-memory names; UserError if one is not finite, or no LLaVA's."""
+    """Projector and other plain weights of a file, by in-memory names; UserError if one is not finite or not a LLaVA's."""
     return {_renamed(layouts.trainable_to_memory, each.name, file): each.read_finite() for each in read_tensors(file)}
 
 
 def has_tower(name: str) -> bool:
-    """Whether the adapter of that name brings weights of the vision tower with it. Only names are read; UserError if
-    there is no such folder, or a file in it is damaged."""
+    """Whether the adapter of that name holds weights of the vision tower. Only names are read; UserError if there is no
+    such folder, or a file in it is damaged."""
     folder = resolve_folder(name, "model.adapter")
     files = (_first(folder, *_ADAPTER), _first(folder, *_OTHER))
     return any("vision_tower." in tensor.name for file in files if file for tensor in read_tensors(file))
@@ -95,7 +95,7 @@ Put = Callable[[nn.Parameter, Tensor], object]
 
 
 def copy_whole(parameter: nn.Parameter, value: Tensor) -> None:
-    """For a parameter that is whole on this rank."""
+    """The `Put` for parameters that are whole on this rank."""
     parameter.copy_(value)
 
 

@@ -1,4 +1,4 @@
-"""The base that a recipe's [model] names: layout, folders, family, a config of transformers, and which are refused.
+"""The base that a recipe's [model] names: its layout, folders, family and transformers config, or why it is refused.
 
 Only configs are read here, so what cannot be trained is refused before any weight is touched.
 """
@@ -39,7 +39,7 @@ from llava_accel.recipe import ModelTable
 Layout = Literal["hub", "original", "parts"]
 
 _UNREADABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
-"""What the configs of transformers raise for values that they cannot hold; it differs between models."""
+"""Errors that transformers' configs raise for values that they cannot hold; they differ between models."""
 _NO_PARTS = (
     "Models of other kinds cannot be taken apart: for a new LLaVA, get the language model that they were made from"
 )
@@ -81,9 +81,10 @@ class Base:
 
 
 def find_base(model: ModelTable, weights: bool = True) -> Base:
-    """Find the folders and read the configs; from the hub if they are not here.
+    """Find a base's folders and read its configs; download what is not on disk.
 
     Args:
+        model: The recipe's [model].
         weights: False downloads configs and tokenizers only.
 
     Raises:
@@ -98,10 +99,10 @@ def find_base(model: ModelTable, weights: bool = True) -> Base:
 
 
 def empty_model(base: Base, config: Config | None = None) -> Llava:
-    """The base without weights, on the meta device: names and shapes only; UserError if its config describes no model.
+    """The base without weights, on the meta device: names and shapes only; UserError if no model fits its config.
 
     Args:
-        config: In place of the base's own, where that has grown.
+        config: Used instead of the base's own, for a vocabulary that has grown.
     """
     try:
         with torch.device("meta"):
@@ -109,8 +110,8 @@ def empty_model(base: Base, config: Config | None = None) -> Llava:
     except _UNBUILDABLE as error:
         if base.layout == "parts" and isinstance(error, AttributeError):
             raise UserError(
-                f"model.language_model: {base.folder} holds a {base.text.model_type!r}, for whose modules a LLaVA has no "
-                f"place ({first_line(error)}). Name a Llama, a Mistral or a Qwen"
+                f"model.language_model: {base.folder} holds a {base.text.model_type!r}, whose modules do not fit into a "
+                f"LLaVA ({first_line(error)}). Name a Llama, a Mistral or a Qwen"
             ) from error
         raise _unusable(error, *(folder / "config.json" for folder in (base.folder, base.tower) if folder)) from error
     assert isinstance(model, Llava)
@@ -131,7 +132,7 @@ def _find(model: ModelTable, weights: bool) -> Base:
     if not isinstance(config.vision_feature_layer, int):
         raise UserError(
             f"{file}: vision_feature_layer {config.vision_feature_layer} joins several layers, and "
-            "one layer is used here. Use a model with one, such as LLaVA-1.5 and LLaVA-NeXT (-2)"
+            "only one layer can be used here. Use a model with one, such as LLaVA-1.5 or LLaVA-NeXT (-2)"
         )
     tower = _tower_folder(model.vision_tower, None, weights) if model.vision_tower else None
     if tower:
@@ -144,13 +145,13 @@ def _find(model: ModelTable, weights: bool) -> Base:
 
 
 def _put_pinpoints(config: Any, value: object, read: Callable[[Any], Canvases], file: Path) -> None:
-    """Write the canvases that a config's pinpoints mean into a config of transformers; UserError if they mean none."""
+    """Write the canvases that the pinpoints in `value` mean into a config of transformers; UserError if they mean none."""
     config.image_grid_pinpoints = check_pinpoints(value, config.vision_config.image_size, str(file))
     put_canvases(config, read(config))
 
 
 def _is_llava(raw: dict[str, Any]) -> bool:
-    """Whether a base with this config is taken, as far as its kind goes."""
+    """Whether a config names a kind of model that is trained here; its values may still be refused."""
     return original.is_original(raw) or str(raw.get("model_type")) in FAMILIES
 
 
@@ -171,7 +172,7 @@ def read_tower_config(folder: Path) -> TowerConfig:
 
 
 def generation_settings(base: Base) -> dict[str, Any]:
-    """What generation_config.json says; empty where there is none."""
+    """The base's generation_config.json; empty if it has none."""
     path = base.folder / "generation_config.json"
     return read_json(path) if os.path.lexists(path) else {}
 
@@ -196,7 +197,7 @@ def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: boo
     vision, layer = read_tower_config(tower), raw.get("mm_vision_select_layer")
     cuts_tower = isinstance(vision, SiglipVisionConfig)
     if cuts_tower:
-        # LLaVA's own code deletes a SigLIP's last layer and its head, and takes what then is last, whatever the config says.
+        # LLaVA's own code deletes a SigLIP's last layer and its head, and uses the last one left, whatever the config says.
         vision.num_hidden_layers, vision.vision_use_head, layer = vision.num_hidden_layers - 1, False, -1
     keeps_class_token = raw.get("mm_vision_select_feature") == "cls_patch"
     config = _llava_config(family, text, vision, -2 if layer is None else layer, keeps_class_token)
@@ -217,7 +218,7 @@ def _parts(model: ModelTable, weights: bool) -> Base:
     raw = _model_config(folder)
     if _has_tower(raw):
         if original.is_original(raw):
-            original.check(raw, str(folder / "config.json"))  # else it could not be named in model.base either
+            original.check(raw, str(folder / "config.json"))  # model.base would refuse it, so the remedy would be wrong
         kind = raw.get("model_type")
         remedy = "Name it in model.base" if _is_llava(raw) else f"Name a language model alone here. {_NO_PARTS}"
         raise UserError(
@@ -282,7 +283,7 @@ def _read_config(folder: Path, raw: dict[str, Any], make: Callable[[], Any]) -> 
 
 
 def _unusable(error: Exception, *files: Path) -> UserError:
-    """What a library could not make of configs, with the file and the keys that its error names."""
+    """The UserError for configs that a library rejected, with the file and the keys that its error names."""
     said = first_line(error)
     said = said if " " in said else f"{type(error).__name__}: {said}"
     named = {file: keys for file in files if (keys := blamed(read_json(file), said))}
@@ -298,7 +299,7 @@ def _not_a_llava(folder: Path, raw: dict[str, Any]) -> UserError:
     elif isinstance(kind, str) and (kind.startswith("llava") or kind.lower() in OTHERS):
         known = f" ({OTHERS[kind.lower()]})" if kind.lower() in OTHERS else ""
         names = ", ".join([*FAMILIES, "llava_llama, llava_mistral or llava_qwen"])
-        problem = f"says {kind!r}{known}, and {TITLES} is trained here. Name one (model_type {names})"
+        problem = f"says {kind!r}{known}, and only {TITLES} is trained here. Name one (model_type {names})"
     elif _has_tower(raw):
         problem = f"says {kind!r}, another kind of model with a vision tower. Name a {TITLES} here. {_NO_PARTS}"
     else:

@@ -19,10 +19,10 @@ _QUESTION = "question"
 def choose_template(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[str | None, list[str]]:
     """The chat template that `model.template` means for the base in a folder, and lines for the user.
 
-    "auto" is the base's own, with the end of each answer where it has none; None if the base has no template.
+    "auto" is the base's own, with an end token added to answers that lack one; None if the base has no template.
 
     Raises:
-        UserError: the base's own is to be used, and takes too long or too much.
+        UserError: the base's own is to be used, and rendering it takes too much time or memory.
     """
     own = _own_template(folder, tokenizer)
     if name == "auto":
@@ -41,15 +41,15 @@ def _own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | Non
             template = read_text(path) if path.suffix == ".jinja" else read_json(path).get("chat_template")
             if isinstance(template, str):
                 return template
-    named: Any = tokenizer.chat_template  # of several, by name
+    named: Any = tokenizer.chat_template  # several are a dict, by name
     template = named.get("default") if isinstance(named, dict) else named
     return template if isinstance(template, str) else None
 
 
 def _ended(tokenizer: PreTrainedTokenizerFast, own: str | None) -> tuple[str | None, list[str]]:
-    """The base's own chat template, in which each answer ends, and a line for the user where that had to be added.
+    """The base's own chat template with an end token after each answer, and a line for the user if that was added.
 
-    One that cannot be used stays as it is: whoever renders it says what is wrong.
+    A template that cannot be used is returned as it is: rendering it later says what is wrong.
     """
     try:
         template = with_ends(tokenizer, own) if own else None
@@ -59,13 +59,13 @@ def _ended(tokenizer: PreTrainedTokenizerFast, own: str | None) -> tuple[str | N
         return own, []
     end = tokenizer.eos_token
     return template, [
-        f"note: the base's chat template ends an answer with no token, so {end!r} is put behind each, in exports too"
+        f"note: the base's chat template has no token at the end of an answer, so {end!r} is added, in exports too"
     ]
 
 
 def _other_template(tokenizer: PreTrainedTokenizerFast, own: str, folder: Path, used: str, name: str) -> list[str]:
-    """A line for the user where other words come before an answer in the base's own chat template; none if it cannot be
-    rendered."""
+    """A line for the user if the base's own chat template puts other words before an answer than the one that is used;
+    none if it cannot be rendered."""
     try:
         check_template(tokenizer, own, folder)
     except UserError:
@@ -80,7 +80,7 @@ def _other_template(tokenizer: PreTrainedTokenizerFast, own: str, folder: Path, 
 
 
 def _before_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> str | None:
-    """The last word between a question and its answer; None where there is none, or the template refuses to be rendered."""
+    """The last word between a question and its answer; None if there is none, or the template cannot be rendered."""
     for content in (_QUESTION, [{"type": "text", "text": _QUESTION}]):
         messages: Any = [{"role": "user", "content": content}]
         try:
@@ -94,12 +94,12 @@ def _before_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> str | 
 
 
 def chat_template(name: str, space_after_image: bool) -> str:
-    """The template of that name, as one line. In v1 and the [INST] ones a user's turn ends in the generation prompt.
+    """LLaVA's template of that name, as one line. In v1 and the [INST] ones a user's turn ends in the generation prompt.
 
     Args:
-        name: Of `model.template`.
-        space_after_image: Training begins a new text after an image, before which a SentencePiece tokenizer puts a
-            space. True writes it out, for tokenizers that put none after special tokens.
+        name: A value of `model.template`.
+        space_after_image: True writes a space after each image. Training encodes the text there on its own, and a
+            SentencePiece tokenizer puts a space before a text, but some put none after special tokens.
     """
     last = {"llava_v1": "v1", "llava_llama_2": "inst", "mistral_instruct": "inst", "qwen_1_5": "chatml"}.get(name, name)
     parts = ("text_of", "plain") if name == "plain" else ("text_of", "system", last)

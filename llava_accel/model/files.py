@@ -1,4 +1,4 @@
-"""Model folders and the tensors in them. Every fault of a weights file is raised here, with its name and a remedy.
+"""Model folders and the tensors in them. Every fault in a weights file is raised here, with the file's name and a remedy.
 
 Nothing here runs code from a checkpoint: safetensors, or pickles restricted to tensors.
 """
@@ -27,16 +27,16 @@ _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.toml"]
 _ADAPTER_FILES = ["adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.*"]
 _FLOATS = {"F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _REMEDY = "Download or copy it again"
-_LONGEST = {"tokenizer.json": 2**27, "tokenizer.model": 2**26}
-"""Most bytes of a file that is read as a whole; the largest known tokenizers take a quarter of that."""
-_ELSE = 2**24
-_DEEPEST = 64
-"""Levels of a JSON file; libraries walk them by recursion."""
+_MAX_BYTES = {"tokenizer.json": 2**27, "tokenizer.model": 2**26}
+"""Limits for files that are read as a whole; the largest known tokenizers take a quarter of that."""
+_MAX_BYTES_OTHERS = 2**24
+_MAX_DEPTH = 64
+"""Nesting of a JSON file; libraries walk it by recursion."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor on disk: a lazy slice of a safetensors file, or memory-mapped. `status` is the file's before its opening."""
+    """A tensor on disk: a lazy slice of a safetensors file, or memory-mapped. `status` is the file's before opening it."""
 
     file: Path
     name: str
@@ -59,7 +59,7 @@ class StoredTensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number in it is NaN or infinite; True on the meta device, where only names and shapes are read."""
+    """Whether a tensor holds neither NaN nor infinity; True on the meta device, where only names and shapes are read."""
     if tensor.is_meta or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)
@@ -67,7 +67,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def resolve_folder(name: str, key: str, beside: Path | None = None, weights: bool = True) -> Path:
-    """The folder that `name` means: a folder, that of a run's weights, or else a model of the hub, which is downloaded.
+    """The folder that `name` means: itself, in a run the folder with the weights, or else the download of a hub model.
 
     Args:
         name: A path, absolute or relative to the working directory, or a hub id.
@@ -80,7 +80,7 @@ def resolve_folder(name: str, key: str, beside: Path | None = None, weights: boo
     """
     places = [beside / name, beside.parent / name] if beside else []
     for place in (*places, Path(os.path.expanduser(name))):
-        if os.path.isdir(place):  # no error where the name is none that a file can have
+        if os.path.isdir(place):  # unlike pathlib's, it raises no error for a name that no file can have
             return find_weights(place) if is_run(place) else place
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{key}: there is no folder {name}. Correct the path, or name a model of the hub as ORG/NAME")
@@ -103,8 +103,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable JSON ({first_line(error)}). {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object. {_REMEDY}")
-    if is_deeper(value, _DEEPEST):
-        raise UserError(f"{path} has more than {_DEEPEST} brackets within brackets. {_REMEDY}")
+    if is_deeper(value, _MAX_DEPTH):
+        raise UserError(f"{path} has more than {_MAX_DEPTH} brackets within brackets. {_REMEDY}")
     return value
 
 
@@ -120,8 +120,8 @@ def read_text(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """UserError if a file that is read as a whole is missing, a device, a pipe or a folder, or too long."""
-    most = _LONGEST.get(path.name, _ELSE)
+    """Check a file that is read as a whole; UserError if it is missing, a device, a pipe or a folder, or too long."""
+    most = _MAX_BYTES.get(path.name, _MAX_BYTES_OTHERS)
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -129,13 +129,13 @@ def check_file(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {_REMEDY}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is a folder, a pipe or a device, or a link to one, and no file. {_REMEDY}")
+        raise UserError(f"{path} is not a file but a folder, a pipe or a device, or a link to one. {_REMEDY}")
     if status.st_size > most:
         raise UserError(f"{path} has {status.st_size:,} bytes, and such a file has at most {most:,}. {_REMEDY}")
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Look at files of a folder that a library will read by itself; those that are not there are not missed.
+    """Check those of a folder's files that a library will read by itself. They may be missing.
 
     Raises:
         UserError: one cannot be read, or is not what its ending says: a JSON object or text.
@@ -197,7 +197,7 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, and unpickling it could run any program ({first_line(error)}). "
-            "Convert it to safetensors where you trust it, and use that file"
+            "If you trust it, convert it to safetensors, and use that file"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or not a PyTorch file ({first_line(error)}). {_REMEDY}") from error
@@ -207,18 +207,18 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """UserError if a .bin file would be larger in memory than it is: `torch.save` never compresses."""
+    """UserError if a .bin file is compressed, so larger in memory than on disk: `torch.save` never compresses."""
     try:
         with zipfile.ZipFile(path) as file:
-            is_larger = any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist())
+            is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # of another kind, or damaged, which `torch.load` says
-    if is_larger:
-        raise UserError(f"{path} is compressed, and torch.save writes no such files. Convert it to safetensors")
+        return  # another kind of file, or a damaged one, which `torch.load` reports
+    if is_compressed:
+        raise UserError(f"{path} is compressed, and torch.save never compresses. Convert it to safetensors")
 
 
 def _is_named(name: object, value: object) -> bool:
-    """Whether it is a tensor that lies in the file number by number, neither sparse nor without values."""
+    """Whether this is a name and a dense tensor with values: neither sparse nor on the meta device."""
     return isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
@@ -261,5 +261,5 @@ def _download(name: str, weights: bool) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, on one line, for a message of ours."""
+    """A library's error on one line of at most 200 characters, to quote in a message of ours."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -18,7 +18,7 @@ class LastLayer(GradientCheckpointingLayer):
     """A language model's last layer, computed from its attention on only where its output is read.
 
     An MLP treats each position by itself, and after the last layer only positions that predict a target are read: for a
-    question on an image some three of hundreds. It takes the place of a pre-norm decoder layer and keeps its modules under
+    question on an image about three of hundreds. It takes the place of a pre-norm decoder layer and keeps its modules under
     their names, so checkpoints are the same.
 
     Args:

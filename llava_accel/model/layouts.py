@@ -1,8 +1,8 @@
 """Names of weights in the three layouts of LLaVA models, and the maps between them. No tensor is touched.
 
-* **memory**: what the model classes of transformers 5 call their parameters. Adapters carry these names.
-* **hub**: what the models of llava-hf hold on disk, and what transformers still writes.
-* **original**: what LLaVA's own code writes.
+* **memory**: parameter names of the model classes of transformers 5. Adapters carry these names.
+* **hub**: names on disk in the models of llava-hf, which transformers still writes.
+* **original**: names that LLaVA's own code writes.
 
 | memory | hub | original |
 |---|---|---|
@@ -19,18 +19,18 @@ no hint.
 from llava_accel.exceptions import UserError
 
 PEFT_PREFIX = "base_model.model."
-"""What peft puts before every name of the model that it wraps."""
+"""The prefix that peft puts before every name of the model that it wraps."""
 
 LANGUAGE_MODEL = "model.language_model."
 PROJECTOR = "model.multi_modal_projector."
 TOWER = "model.vision_tower."
-"""What the in-memory names of the three parts begin with; `lm_head` is a part of its own."""
+"""Prefixes of the three parts' in-memory names; `lm_head` is a part of its own."""
 VOCABULARY = (f"{LANGUAGE_MODEL}embed_tokens.weight", "lm_head.weight")
 """In-memory names of the matrices with a row for each token."""
 NEWLINE = "model.image_newline"
-"""In-memory name of what ends a row of image tokens, in models that cut images into tiles."""
+"""In-memory name of the embedding that ends a row of image tokens, in models that cut images into tiles."""
 CONNECTION = (PROJECTOR, NEWLINE)
-"""What stands between tower and language model: an adapter is useless with another one, and it may not be the base's."""
+"""The weights between tower and language model. An adapter is useless with others, and they may not be the base's."""
 
 _LINEAR = {"0": "linear_1", "2": "linear_2"}
 _INDEX = {linear: index for index, linear in _LINEAR.items()}
@@ -83,12 +83,12 @@ def to_memory(name: str) -> str:
 
 
 def to_hub(name: str) -> str:
-    """The hub's name of an in-memory one."""
+    """The hub's name for an in-memory one."""
     return _replace_prefix(name, _TO_HUB)
 
 
 def to_original(name: str) -> str:
-    """LLaVA's own name of an in-memory one."""
+    """LLaVA's own name for an in-memory one."""
     if name.startswith(PROJECTOR):
         linear, _, kind = name.removeprefix(PROJECTOR).partition(".")
         if linear in _INDEX and kind:

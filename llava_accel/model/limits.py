@@ -1,7 +1,7 @@
-"""What a base's JSON files may say in numbers.
+"""Bounds on the numbers in a base's JSON files.
 
 transformers takes most values as they come. Those outside these bounds end in a traceback much later, in a model that
-computes nonsense, or never.
+computes nonsense, or in work that never ends.
 """
 
 import json
@@ -41,7 +41,7 @@ _NEEDED = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
     "num_channels", "rms_norm_eps", "layer_norm_eps", "attention_dropout",
 }  # fmt: skip
-"""Keys that null does not stand for transformers' own value of."""
+"""Keys for which null does not mean transformers' default."""
 _NAMES = {"model_type", "rope_type", "hidden_act", "hidden_activation", "projector_hidden_act"}
 _PIXELS = {"image_mean": (-1e3, 1e3), "image_std": (1e-3, 1e3), "rescale_factor": (1e-6, 10), "resample": (0, 5)}
 """Key of an image processor -> bounds of each of its numbers."""
@@ -54,7 +54,7 @@ _REMEDY = "Copy the file that belongs to the weights"
 
 
 def check_numbers(raw: Mapping[str, Any], file: Path) -> None:
-    """Compare what a config.json holds with these bounds, before anything is made of it; UserError names the key."""
+    """Compare what a config.json holds with these bounds, before it is used; UserError names the key."""
     for place, key, value in _entries(raw, ""):
         wanted = _wanted(key, value)
         if wanted:
@@ -62,7 +62,7 @@ def check_numbers(raw: Mapping[str, Any], file: Path) -> None:
 
 
 def _wanted(key: str, value: Any) -> str:
-    """What a key must be, "" if it is that or may be anything."""
+    """What the value of a key must be; "" if it is that, or may be anything."""
     if callable(getattr(LlavaConfig, key, None)):
         return "left out: it is the name of a function of transformers"
     if key in _NAMES:
@@ -82,20 +82,20 @@ def _wanted(key: str, value: Any) -> str:
 
 
 def check_length(settings: Mapping[str, Any], file: Path) -> None:
-    """UserError if a tokenizer_config.json says something else than a number about the longest text."""
+    """UserError if model_max_length in a tokenizer_config.json is not a number of tokens."""
     value = settings.get("model_max_length")
     if value is not None and not (_is_number(value) and value >= 1):
         raise UserError(f"{file}: model_max_length is {_shown(value)}, and must be a number of tokens. {_REMEDY}")
 
 
 def check_sizes(config: Config, file: Path, tower_file: Path) -> None:
-    """Compare what must fit each other, once transformers has put in what the files leave out.
+    """Check that sizes fit each other, once transformers has filled in what the files leave out.
 
     Args:
         file, tower_file: Where the two halves of `config` come from.
 
     Raises:
-        UserError: the model could not be computed.
+        UserError: they do not, so the model could not be computed.
     """
     text: Any = config.text_config
     vision: Any = config.vision_config
@@ -105,7 +105,7 @@ def check_sizes(config: Config, file: Path, tower_file: Path) -> None:
     layer, depth = config.vision_feature_layer, vision.num_hidden_layers
     scored = getattr(config, "scored_vocab_size", None) or text.vocab_size
     if heads % key_heads:
-        problem = f"num_attention_heads is {heads}, and no multiple of num_key_value_heads, {key_heads}"
+        problem = f"num_attention_heads is {heads}, which is not a multiple of num_key_value_heads, {key_heads}"
     elif not layer or not -depth - 1 <= layer <= depth:
         problem = f"the selected layer of the vision tower is {layer}, and it has {depth}"
     elif scored > text.vocab_size:
@@ -119,7 +119,7 @@ def check_sizes(config: Config, file: Path, tower_file: Path) -> None:
 
 
 def check_ids(ids: Mapping[str, Any], num_rows: int, file: Path) -> None:
-    """Compare the ids of special tokens with the rows of the vocabulary; -1 stands for none. UserError names the key."""
+    """Compare the ids of special tokens with the rows of the vocabulary; -1 means none. UserError names the key."""
     for key in _BY_TOKENS:
         value = ids.get(key)
         several = value if isinstance(value, list) and value and key == "eos_token_id" else [value]
@@ -132,7 +132,7 @@ def check_ids(ids: Mapping[str, Any], num_rows: int, file: Path) -> None:
 
 
 def check_pixels(settings: Mapping[str, Any], folder: Path) -> None:
-    """Compare what a folder's image processor does to pixels with these bounds; UserError names the key."""
+    """Compare the settings of a folder's image processor with these bounds; UserError names the key."""
     file = next((path for path in (folder / name for name in IMAGE_FILES) if path.exists()), folder)
     for key, (low, high) in _PIXELS.items():
         value = settings.get(key)
@@ -159,7 +159,7 @@ def _is_number(value: object) -> bool:
 
 
 def blamed(raw: Mapping[str, Any], error: str) -> str:
-    """The keys of a config whose values a library's error names, "" if it names none."""
+    """The keys of a config whose values occur in a library's error; "" if none does."""
     return ", ".join(
         f"{place} is {_shown(value)}"
         for place, _, value in _entries(raw, "")
@@ -168,7 +168,7 @@ def blamed(raw: Mapping[str, Any], error: str) -> str:
 
 
 def _entries(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, Any]]:
-    """Place, key and value of all that it holds, objects within it too."""
+    """Place, key and value of every entry, nested ones too."""
     for key, inner in value.items():
         yield f"{place}{key}", key, inner
         if isinstance(inner, dict):

@@ -21,7 +21,7 @@ from llava_accel.model.tower import used_tower_parameters
 from llava_accel.recipe import LoraTable, ModelTable, Recipe
 
 FROM_WEIGHTS = ("pissa", "olora")
-"""Variants that start from the weights, which they change."""
+"""Variants that are initialised from the base's weights, and change them."""
 
 Trainable = Llava | PeftModel
 """A LLaVA, or peft's wrapper around one."""
@@ -133,14 +133,14 @@ def lora_config(lora: LoraTable, targets: str | list[str], base: str) -> LoraCon
 
 
 def without_starting_values(table: ModelTable) -> ModelTable:
-    """The settings with LoRA layers that need no weights to start from, for a model that has none; sizes are the same."""
+    """The settings with plain LoRA, of the same size, if the variant starts from weights: for a model that has none."""
     if table.lora.variant not in FROM_WEIGHTS:
         return table
     return table.model_copy(update={"lora": table.lora.model_copy(update={"variant": "lora"})})
 
 
 def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a checkpoint holds of a full state dict.
+    """The parts of a full state dict that a checkpoint holds.
 
     Args:
         model: What `prepare_trainable` returned, unwrapped.
@@ -149,9 +149,9 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     Returns:
         The LoRA part as peft saves it (adapter_model.safetensors; empty without LoRA), and the rest that is trained,
         under in-memory names without peft's prefix (non_lora_trainables.safetensors). Projector and newline are always in
-        the rest: they may come from a file other than the base, and an adapter is useless with others. Only where PiSSA or
-        OLoRA have changed the projector, it is the base's (`recipe/rules.py`), and peft changes it again when it loads the
-        adapter.
+        the rest: they may come from a file other than the base, and an adapter is useless with others. One exception: a
+        projector that PiSSA or OLoRA have changed is the base's (`recipe/rules.py`), and peft changes it again when it
+        loads the adapter.
     """
     if not isinstance(model, PeftModel):
         kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -5,16 +5,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-_ALIGNED = 8  # numbers, of a mask's line for sdpa on a GPU (torch 2.13, native/transformers/attention.cpp: pad_bias)
+_ALIGNED = 8  # entries, for rows of a mask in sdpa on a GPU (torch 2.13, native/transformers/attention.cpp: pad_bias)
 
 
 def sees(query: Tensor, key: Tensor, subtree_end: Tensor) -> Tensor:
-    """Whether a token attends to another, by their places: those of a branch, not behind it, and itself.
+    """Whether the token at place `query` attends to the one at `key`: to itself, and to its ancestors in the forest.
 
-    Padding attends to itself alone, as a softmax needs one.
+    Padding attends only to itself, as a softmax needs one key.
 
     Args:
-        subtree_end: Where the branches that hold the other token end (`data/trie.py`).
+        subtree_end: Where the key's subtree ends (`data/trie.py`).
     """
     return (key <= query) & (query < subtree_end) | (key == query)
 
@@ -42,18 +42,18 @@ def forest_blocks(subtree_end: Int[Tensor, "rows seq"]) -> BlockMask:
 def attention_mask(
     subtree_end: Int[Tensor, "rows seq"], kernel: str, dtype: torch.dtype
 ) -> Float[Tensor, "rows 1 seq seq"] | BlockMask:
-    """`forest_mask` as the kernel takes it: flex_attention as blocks, the others as what they add to scores.
+    """`forest_mask` as a kernel takes it: blocks for flex_attention, for others numbers that they add to the scores.
 
     Args:
-        kernel: transformers' name of it.
-        dtype: Of the scores.
+        kernel: transformers' name for it.
+        dtype: The scores' type.
     """
     assert kernel != "flash_attention_2", "it takes no mask; the recipe's checks refuse what needs one"
     if kernel == "flex_attention":
         return forest_blocks(subtree_end)
     mask = forest_mask(subtree_end)
     rows, _, seq, _ = mask.shape
-    # Of booleans sdpa makes this in every layer, and keeps each for the backward pass. So it does on a GPU of a mask whose
-    # lines do not begin at a multiple of 8 numbers: these have room for that at their end.
+    # From booleans, sdpa would make this again in every layer and keep each copy for the backward pass. On a GPU it also
+    # copies a mask whose rows do not begin at a multiple of 8 entries: hence the room at the end of each row.
     room = torch.zeros((rows, 1, seq, -(-seq // _ALIGNED) * _ALIGNED), dtype=dtype, device=mask.device)
     return room[..., :seq].masked_fill_(mask.logical_not_(), -torch.inf)

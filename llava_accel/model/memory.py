@@ -1,4 +1,4 @@
-"""What saves memory: gradient checkpointing, dropout without kept masks, and quantised weights."""
+"""Ways to save memory: gradient checkpointing, dropout without kept masks, and quantised weights."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def enable_checkpointing(model: nn.Module, every: bool | int) -> int:
 
 
 def lighten_dropout(model: nn.Module) -> None:
-    """Make every `nn.Dropout` a light one: the adapters have one before each of their layers."""
+    """Replace every `nn.Dropout` by one that keeps no mask: peft puts one before each of its adapters."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

@@ -12,10 +12,10 @@ from llava_accel.data.tiling import ImageLayout
 
 
 class TileMerger(nn.Module):
-    """A module, so that engines gather the newline for it as they do every weight for the module that it belongs to.
+    """Makes image tokens from projected tiles. A module, so that engines gather the newline as they do other weights.
 
     Args:
-        newline: The model's own; it ends a row of tokens, and an image of one square. None: there are no such ends.
+        newline: The model's own; it ends a row of tokens, and an image of one square. None: the model has no newline.
     """
 
     newline: nn.Parameter | None
@@ -27,14 +27,14 @@ class TileMerger(nn.Module):
     def forward(
         self, tiles: Float[Tensor, "tiles patches hidden"], layouts: Sequence[ImageLayout]
     ) -> Float[Tensor, "tokens hidden"]:
-        """The tokens of images one after the other, from their tiles one after the other."""
+        """The tokens of all images in turn, from the tiles of all images in turn."""
         if self.newline is None:
             return tiles.flatten(0, 1)
         ends = self.newline[None].to(tiles)
         tokens: list[Tensor] = []
         for layout, image in zip(layouts, tiles.split([layout.num_tiles for layout in layouts]), strict=True):
             tokens += [image[0], _grid(image[1:], layout, ends) if layout.rows else ends]
-        # Strips may have no row that ends: the newline has a gradient on every rank all the same.
+        # A narrow strip may have no row to end. With `ends` here, the newline has a gradient on every rank all the same.
         return torch.cat([*tokens, ends])[:-1]
 
 

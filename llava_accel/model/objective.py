@@ -1,7 +1,7 @@
 """The module that is trained: a batch in, the summed cross-entropy over its targets out.
 
-Nothing is computed that cannot change the gradient: each tile runs through the tower once, padding attends to
-nothing that matters, and only the hidden states at target positions reach the last MLP and `lm_head`.
+Work that cannot change the gradient is left out: each tile runs through the tower once, and only the hidden states at
+target positions reach the last MLP and `lm_head`. No token attends to padding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,15 +28,15 @@ from llava_accel.model.precision import computed_in
 from llava_accel.model.tower import ParkedTower, tower_features
 
 LOGITS_AT_ONCE = 1 << 26
-"""256 MiB in fp32; their gradient and their softmax are as large again."""
+"""Entries: 256 MiB in fp32. Their gradient and their softmax take as much again, each."""
 
 
 def _ignore(_phase: str) -> None:
-    """Of a caller without a clock."""
+    """`enter` of callers without a clock."""
 
 
 def cross_entropy(logits: Float[Tensor, "targets vocab"], ids: Int[Tensor, "targets"]) -> Float[Tensor, "targets"]:
-    """In nats, of each target."""
+    """The cross-entropy of each target, in nats."""
     return F.cross_entropy(logits, ids, reduction="none")
 
 
@@ -50,14 +50,14 @@ class Objective(nn.Module):
         model: A LLaVA, or peft's model around one.
         vocab_size: Rows of `lm_head` that take part in the softmax. Rows after them were added for the image token and
             must not change the loss of a base that never had them.
-        compute_dtype: What the forward pass is computed in. With 16 bits it runs under autocast, whatever the backend.
+        compute_dtype: Type that the forward pass is computed in. 16 bits run under autocast, whatever the backend.
         tower_on_every_rank: Run the tower even when the micro-batch has no image. Needed where its weights are trained
-            or gathered from other ranks, which would else wait for this one for ever.
+            or gathered from other ranks, which would otherwise wait for this one for ever.
         tower_batch: Tiles that run through the tower at once; 0 = all of a micro-batch.
     """
 
     MEASURES: tuple[str, ...] = ()
-    """What a loss tells of itself besides, for log lines and the report: see `measured`."""
+    """Names of further numbers that a loss gives, for log lines and the report: see `measured`."""
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class Objective(nn.Module):
         self.measured: dict[str, Float[Tensor, ""]] = {}
         """A sum for each of `MEASURES`, of the last micro-batch; `train_step` divides it as it does the loss."""
         self.features: FeatureWriter | None = None
-        """Keeps what a frozen tower computes, for later epochs and runs."""
+        """Stores the features of a frozen tower for later epochs and runs."""
         self.tower_name = ""
         """Tells this tower and its layer from others: see `setup/vision_cache.py`."""
         self.parked: ParkedTower | None = None
         """A frozen tower that was taken out of the model; it runs when an image has no stored features."""
         self.is_sharded = False
-        """Whether ranks hold parts of each weight (`runtime/engines.py` says so): then all run every module together."""
+        """Whether ranks hold parts of each weight (set by `runtime/engines.py`): then all run every module together."""
         lighten_lora(model)
         lighten_decoder(self.llava.model.language_model)
         read_at_positions(self.llava.model.language_model)
@@ -108,7 +108,7 @@ class Objective(nn.Module):
         return tower
 
     def count(self, batch: Mapping[str, Any]) -> Float[Tensor, "*terms"]:
-        """What a micro-batch's loss is divided by, once summed up over the step's micro-batches and ranks."""
+        """This micro-batch's part of the divisor of the loss, which is summed over the step's micro-batches and ranks."""
         return batch["target_weights"].sum()
 
     def loss(self, hidden: Float[Tensor, "targets hidden"], batch: Mapping[str, Any]) -> Float[Tensor, "*terms"]:
@@ -119,7 +119,7 @@ class Objective(nn.Module):
             batch: The fields of `collate.Batch`.
 
         Returns:
-            A sum, or several whose counts differ: `count` gives as many.
+            One sum, or several with different divisors: `count` returns as many.
         """
         losses = self.for_each_target(cross_entropy, hidden, batch["target_ids"])
         return (losses * batch["target_weights"]).sum()
@@ -160,7 +160,7 @@ class Objective(nn.Module):
         enter("forward")
         embeds = place_features(embeds, features[image_index], image_positions)
         kernel = compat.attention_kernel(decoder.config)
-        with compat.one_sequence_a_row():  # where a row is more than that, it has a mask
+        with compat.one_sequence_a_row():  # rows of several sequences have a mask
             hidden = decoder(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask(subtree_end, kernel, self.compute_dtype) if branched else None,
@@ -171,11 +171,11 @@ class Objective(nn.Module):
         # A language model whose last layer has another form gives the hidden states of all positions.
         read = hidden if len(hidden) == len(read_positions) else hidden[read_positions]
         # The factor 0 ties the projector to the loss of a micro-batch without images: every rank needs its gradient.
-        # In fp16 the sum may be infinite, and 0 times that is no number.
+        # fp32, as in fp16 the sum may be infinite, and 0 times that is NaN.
         return read[target_reads], 0.0 * features.sum(dtype=torch.float32)
 
     def logits(self, hidden: Float[Tensor, "some hidden"]) -> Float[Tensor, "some vocab"]:
-        """In fp32; rows of lm_head after the end of the vocabulary are not words."""
+        """Logits in fp32, without those of rows of lm_head after the end of the vocabulary."""
         return self.llava.lm_head(hidden)[:, : self.vocab_size].float()
 
     def for_each_target(
@@ -184,9 +184,9 @@ class Objective(nn.Module):
         hidden: Float[Tensor, "targets hidden"],
         ids: Int[Tensor, "targets"],
     ) -> Float[Tensor, "targets"]:
-        """What `compute` makes of the logits, in fp32, and the id of each target.
+        """`compute` applied to the logits, in fp32, and the id of each target.
 
-        Logits of many targets are made in parts, and again for the gradient.
+        Logits of many targets are computed in parts, and once more in the backward pass.
         """
         size = max(1, LOGITS_AT_ONCE // self.vocab_size)
 
@@ -207,9 +207,9 @@ class Objective(nn.Module):
         order: Int[Tensor, "all_tiles"],
         layouts: Sequence[ImageLayout],
     ) -> Float[Tensor, "image_tokens hidden"]:
-        """The image tokens of a batch, as `Batch.image_index` counts them.
+        """The image tokens of a batch, in the order that `Batch.image_index` counts them in.
 
-        Where there is no image, those of a blank one, so that the graph is the same on every rank.
+        Without any image, those of a blank one, so that the graph is the same on every rank.
         """
         projector = self.llava.model.multi_modal_projector
         weight = next(projector.parameters())
@@ -217,7 +217,7 @@ class Objective(nn.Module):
         if len(pixel_values):
             parts.insert(0, self.encode(pixel_values, image_names))
         elif self.tower_on_every_rank and not self.parked:
-            # The tower's own size: a batch of text alone cannot know it.
+            # The tower's own size: a batch without images does not have it.
             side = self.llava.config.vision_config.image_size  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
             blank = self.encode(pixel_values.new_zeros((1, 3, side, side)), image_names)
             parts = parts or [blank]
@@ -229,7 +229,7 @@ class Objective(nn.Module):
     def encode(
         self, pixel_values: Float[Tensor, "tiles 3 h w"], names: UInt8[Tensor, "named digest"]
     ) -> Float[Tensor, "tiles tokens channels"]:
-        """The tower's features, which are kept where there is a cache and the tiles have names."""
+        """The tower's features, which are stored if there is a cache and the tiles have names."""
         device = self.llava.device
         tower = self.parked.on(device) if self.parked else self.tower
         features = self._in_parts(partial(tower_features, tower, self.llava.config), pixel_values.to(device))
@@ -238,7 +238,7 @@ class Objective(nn.Module):
         return features
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
-        """Few tiles at a time, so that what the tower works with is bounded; for the gradient each part is made again."""
+        """Encode few tiles at a time, to bound the tower's memory; the backward pass computes each part once more."""
         size = self.tower_batch or len(tiles)
         # Ranks that share each weight must run the tower equally often, and have unequal numbers of tiles.
         if len(tiles) <= size or (self.is_sharded and not self.parked):
@@ -253,8 +253,8 @@ def place_features(
 ) -> Float[Tensor, "rows seq hidden"]:
     """Put image tokens at their places in the flattened rows."""
     if not len(positions):
-        # The sum of nothing: the graph is the same with and without images, which FSDP orders its reductions by.
+        # An empty sum keeps the graph the same with and without images: FSDP orders its reductions by it.
         return embeds + features.sum().to(embeds.dtype)
     seq = embeds.shape[1]
-    # No view of flattened rows: torch.compile would make graphs of their own for a first layer whose input is one.
+    # Not a view of flattened rows: torch.compile would make further graphs for a first layer whose input is a view.
     return embeds.index_put((positions // seq, positions % seq), features.to(embeds.dtype))

@@ -1,8 +1,8 @@
-"""Preference tuning: of two answers to a question the chosen one is to become likelier than the rejected one, measured
-against the model before training (Rafailov et al. 2023, arXiv:2305.18290).
+"""Preference tuning: makes the chosen one of two answers to a question likelier than the rejected one, measured against
+the model before training (Rafailov et al. 2023, arXiv:2305.18290).
 
-Both answers follow one prompt with one image in the same row, so a pair costs little more than an answer. What the model
-before training said of them is computed once (`setup/reference.py`) and stands in the batch.
+Both answers follow one prompt with one image in the same row, so a pair costs little more than an answer. Their
+log-probabilities before training are computed once (`setup/reference.py`) and come with the batch.
 """
 
 from collections.abc import Mapping
@@ -20,22 +20,23 @@ from llava_accel.recipe.tables import PreferenceTable
 class Preference(Objective):
     """The objective of train.objective = "dpo".
 
-    Its loss has two terms: of pairs, divided by their number, and of the chosen answers' tokens, divided by theirs.
+    Its loss has two terms: one over pairs, divided by their number, and one over the chosen answers' tokens, divided by
+    theirs.
     """
 
     MEASURES = (
         "pair_accuracy", "reward_margin", "chosen_reward", "rejected_reward", "chosen_log_prob", "rejected_log_prob", "kl",
     )  # fmt: skip
-    """Means over pairs. A reward is beta x what an answer's log-probability has gained. "kl" is the mean gain a token of
-    both answers: the divergence from the reference, as far as the answers of the data show it."""
+    """Means over pairs. A reward is beta x the gain in an answer's log-probability. "kl" is the mean gain per token over
+    both answers: the divergence from the reference, estimated on the data's answers."""
     table = PreferenceTable()
-    """The recipe's, which `model/task.py` puts here."""
+    """The recipe's [preference], set by `model/task.py`."""
     margins: Float[Tensor, "pairs"] = torch.zeros(0)
     """By how much the chosen answer of each pair of the last micro-batch has gained more than the rejected one, x beta."""
 
     def count(self, batch: Mapping[str, Any]) -> Float[Tensor, "terms"]:
         is_chosen = batch["target_examples"] % 2 == 0
-        pairs = batch["target_weights"].new_full((), len(batch["reference"]) / 2)  # filled in there: a copy would wait
+        pairs = batch["target_weights"].new_full((), len(batch["reference"]) / 2)  # filled on the device: a copy waits
         return torch.stack([pairs, is_chosen.sum()])
 
     def loss(self, hidden: Float[Tensor, "targets hidden"], batch: Mapping[str, Any]) -> Float[Tensor, "terms"]:
@@ -76,7 +77,7 @@ class Preference(Objective):
 def pair_losses(
     gained: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"], table: PreferenceTable
 ) -> Float[Tensor, "pairs"]:
-    """The loss of each pair, without that of learning the chosen answer itself.
+    """The loss of each pair, without the term for the chosen answer alone (`sft_weight`).
 
     Args:
         gained: By how much the log-probability of the chosen and of the rejected answer has grown since before training.
@@ -91,7 +92,7 @@ def pair_losses(
         losses = ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
     elif table.loss == "hinge":  # Zhao et al. 2023, arXiv:2305.10425
         losses = F.relu(1 - margin)
-    else:  # Azar et al. 2023, arXiv:2310.12036, whose figures are of log-probabilities a token
+    else:  # Azar et al. 2023, arXiv:2310.12036, whose figures come from log-probabilities per token
         a_token = gained / lengths
         losses = (a_token[:, 0] - a_token[:, 1] - 1 / (2 * table.beta)) ** 2
     # BCO without its moving mean of rewards, as MPO is trained elsewhere too: Wang et al. 2024, arXiv:2411.10442.

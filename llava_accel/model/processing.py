@@ -1,6 +1,6 @@
 """Tokenizer, image processor, chat template and processor of a base, without its weights.
 
-Plain transformers must tokenise and resize as training does when it loads what is saved of them.
+When plain transformers loads the saved processor, it must tokenise and resize as training does.
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ ROWS_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class Processing:
-    """All that turns records into inputs, and what the inputs demand of the model.
+    """All that turns records into inputs, and the sizes that the inputs need in the model.
 
-    `processor` makes a square what the tower takes. `image_aspect` is "tiles", or how an image becomes a square.
-    `vocab_size` is the number of `lm_head` rows that take part in the softmax, `num_rows` the number that there are.
+    `processor` turns one image or tile into the tower's input. `image_aspect` is "tiles", or how an image becomes a square.
+    `vocab_size` is the number of `lm_head` rows that take part in the softmax, `num_rows` that of all rows.
     `words` are the added tokens that a text may hold, `notes` lines for the console.
     """
 
@@ -51,7 +51,7 @@ class Processing:
 
     @property
     def square_aspect(self) -> str:
-        """How an image becomes a square that is not cut: as LLaVA's own code has it, also where one stands beside others."""
+        """How an image that is not cut becomes a square: where others are cut, it is padded, as in LLaVA's own code."""
         return "pad" if self.image_aspect == "tiles" else self.image_aspect
 
     @property
@@ -61,7 +61,7 @@ class Processing:
 
 
 def load_processing(model: ModelTable, image_aspect: str) -> Processing:
-    """Load everything but the weights; of a hub model they are not even downloaded.
+    """Load everything but the weights, which are not even downloaded.
 
     Args:
         model: The recipe's [model].
@@ -115,7 +115,7 @@ def load_processing(model: ModelTable, image_aspect: str) -> Processing:
 
 
 def num_rows(on_disk: int, num_tokens: int) -> int:
-    """Rows of the embedding matrix that hold every token: those on disk, or the next multiple of 64."""
+    """Number of rows with which the embedding has one for every token: those on disk, or the next multiple of 64."""
     return on_disk if num_tokens <= on_disk else -(-num_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 

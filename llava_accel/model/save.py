@@ -1,4 +1,4 @@
-"""What a checkpoint and an export hold besides the optimizer: everything that inference needs, loadable without us.
+"""What checkpoints and exports hold besides the optimizer: all that inference needs, loadable without this package.
 
 LoRA and stage 1: `adapter_config.json`, `adapter_model.safetensors` (LoRA only), `non_lora_trainables.safetensors`.
 Full: a model folder for `from_pretrained` of transformers' model class. Always the processor with its chat template, and
@@ -30,14 +30,14 @@ ADAPTER = "adapter_model.safetensors"
 REST = "non_lora_trainables.safetensors"
 MODEL = "model.safetensors"
 FACTS = "llava_accel.json"
-_PREFIX = "model."  # of the objective around the model
+_PREFIX = "model."  # the objective's, before the names of its model
 
 
 def save_frame(folder: Path, objective: Objective, loaded: LoadedModel, processing: Processing, recipe: Recipe) -> None:
-    """Write the usable form of what was trained, all but its weights. Call it on the main process only.
+    """Write all that inference needs but the weights: processor, facts, adapter config. Call it on the main process only.
 
     Args:
-        folder: Exists.
+        folder: Must exist.
         objective: Unwrapped, for names and configs; its weights are not read.
     """
     save_processor(folder, processing)
@@ -58,15 +58,15 @@ def save_frame(folder: Path, objective: Objective, loaded: LoadedModel, processi
 
 
 def save_model_config(folder: Path, objective: Objective, names: Iterable[str]) -> dict[str, str]:
-    """Write the config of a model that is trained in full, and return what its weights are called in its files.
+    """Write the config of a model that is trained in full, and return the names of its weights in its files.
 
     Args:
-        names: Of the objective's weights.
+        names: The objective's names of its weights.
 
     Returns:
         The name that transformers gives each weight on the disk -> the objective's.
     """
-    # It saves numbers in their place, and under their names in memory: it would change the hub's once more.
+    # Save numbers in place of the weights, under in-memory names: `save_pretrained` would rename the hub's once more.
     places = dict(enumerate(names))
     numbers = {name.removeprefix(_PREFIX): torch.tensor([number]) for number, name in places.items()}
     objective.llava.save_pretrained(folder, state_dict=numbers)
@@ -76,10 +76,10 @@ def save_model_config(folder: Path, objective: Objective, names: Iterable[str]) 
 
 
 def adapter_files(objective: Objective, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """File -> name -> tensor of what a run that trains less than all has trained.
+    """The weights to save of a model that is not trained in full: file -> name -> tensor.
 
     Args:
-        state: What `is_saved` names of its state dict, gathered from all ranks.
+        state: The part of its state dict that `is_saved` chooses, gathered from all ranks.
     """
     adapter, rest = split_state(objective.model, {name.removeprefix(_PREFIX): t for name, t in state.items()})
     return ({ADAPTER: adapter} if isinstance(objective.model, PeftModel) else {}) | {REST: rest}
@@ -118,18 +118,18 @@ def step_saved(folder: Path) -> int | None:
 
 
 def with_step(folder: Path) -> str:
-    """A folder of weights as verbs name it: with its step, where it says which."""
+    """A folder of weights as the verbs show it: with its step, if the folder says which."""
     step = step_saved(folder)
     return str(folder) if step is None else f"{folder}, step {step:,}"
 
 
 def other_base(folder: Path, base: str, fingerprint: str) -> str:
-    """What to say where a folder of weights was not trained on the base that is loaded; nothing where it was, or does not
-    say what it was trained on.
+    """A note for the user if a folder's weights were trained on another base than the loaded one; empty if not, or if the
+    folder does not say.
 
     Args:
-        base: Its name.
-        fingerprint: That of its weights.
+        base: Name of the loaded base.
+        fingerprint: Of the loaded base (`weights.fingerprint`).
     """
     difference = _difference(folder, base, fingerprint)
     remark = "The same model in another precision or layout gives the same answers; another model does not"
@@ -137,12 +137,12 @@ def other_base(folder: Path, base: str, fingerprint: str) -> str:
 
 
 def refuse_other_base(source: Path | None, base: str, fingerprint: str) -> None:
-    """UserError if a run would go on from a checkpoint, if there is one, that was written with other weights of the base,
-    whatever it is called now."""
+    """UserError if the checkpoint that a run resumes from (None: it starts anew) was trained on a base with other weights,
+    whatever the base's name."""
     if source and (difference := _difference(source, base, fingerprint)):
         raise UserError(
-            f"run.resume: {difference}, so the steps before and after would not be of one run. Name the model that it was "
-            'written with, or start from the beginning with run.resume="never"'
+            f"run.resume: {difference}, so the steps before and after would not belong to one run. Name the model that it "
+            'was written with, or start from the beginning with run.resume="never"'
         )
 
 

@@ -10,16 +10,16 @@ from llava_accel.data.text_encoder import parts_of
 from llava_accel.model.files import read_json
 from llava_accel.model.processing import Processing
 
-_OF_THIS_START = ("backend", "is_local", "local_files_only", "name_or_path")
-"""What transformers 5 writes of how a tokenizer was loaded."""
+_HOW_LOADED = ("backend", "is_local", "local_files_only", "name_or_path")
+"""Keys in which transformers 5 writes down how a tokenizer was loaded."""
 
 
 def save_processor(folder: Path, processing: Processing) -> None:
     """Write the processor with its tokenizer, image processor and chat template; `from_pretrained` restores each.
 
-    transformers 5 puts the image processor's settings inside the processor's own, where version 4 does not look. It can
-    make processors for videos, which those of some families hold, only where torchvision is installed: of these families
-    the files alone are written (`Family.processor_files`).
+    transformers 5 puts the image processor's settings inside the processor's own, where version 4 does not look. The
+    processors of some families hold one for videos, which needs torchvision to be created: for these families only the
+    files are written (`Family.processor_files`).
     """
     processor = processing.processor
     processor.save_pretrained(folder)
@@ -38,19 +38,19 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Name a class that both versions know and that takes tokenizer.json as it is: those of single models build theirs
-    anew. Lists and names of special tokens go where both look for them."""
+    """Name a class that both versions know and that takes tokenizer.json as it is: classes of single models rebuild the
+    tokenizer. Lists and names of special tokens go where both look for them."""
     path = folder / "tokenizer_config.json"
     written = read_json(path)
     named: Any = written.pop("model_specific_special_tokens", {})
     extra: Any = written.pop("extra_special_tokens", [])
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # Whatever is named here becomes special, also what a text may hold.
+    # Every token that is named here becomes special, so those that a text may hold are not.
     written |= {**named, "additional_special_tokens": [str(token) for token in extra if str(token) in special] or None}
     written["legacy"] = getattr(tokenizer, "legacy", written.get("legacy"))
     if pre_tokenizer := parts_of(tokenizer)["pre_tokenizer"]:
-        written["add_prefix_space"] = pre_tokenizer.get("add_prefix_space")  # version 4 would set what it reads here
-    written = {key: value for key, value in written.items() if value is not None and key not in _OF_THIS_START}
+        written["add_prefix_space"] = pre_tokenizer.get("add_prefix_space")  # version 4 sets it as written here
+    written = {key: value for key, value in written.items() if value is not None and key not in _HOW_LOADED}
     _write(path, written | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 

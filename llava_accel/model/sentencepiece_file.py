@@ -1,7 +1,7 @@
-"""tokenizer.model, SentencePiece's own file, as the same tokenizer of the `tokenizers` library.
+"""Turns tokenizer.model, SentencePiece's own file, into the same tokenizer of the `tokenizers` library.
 
 transformers 5 ranks the merges of such a file by id, where SentencePiece ranks them by the scores in the file; it also
-takes every file for a BPE without normalisation. What is built here gives SentencePiece's ids, and is saved as they are.
+takes every file for a BPE without normalisation. The tokenizer built here gives SentencePiece's ids, also once saved.
 """
 
 import base64
@@ -15,14 +15,14 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # ModelProto.SentencePiece.Type
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
-_OUT_OF_REACH = 1000.0  # how far below every score that of a piece lies which no text may become
+_OUT_OF_REACH = 1000.0  # how far below the lowest score a piece is put that no text may become
 _NUM_SAMPLED = 2000  # pieces of the vocabulary that two tokenizers are compared on
 PROBES = (
     "with  double", "   three before", "three behind   ", "def f(x):\n    if x:\n        return  [x]\n", "\n", "\ta\n\n b",
     "3.14159 $5,000 50%", "naïve Ünïcode ß", "привет, мир", "你好。世界", "日本語 テキスト", "한국어", "مرحبا بك", "שלום",
     "हिन्दी", "ไทย", "🙂👍🏽", "½ ﬁ \uff26\uff55", "e\u0301a\u0300", "a\u00a0b\u3000c", "https://a.b/c?d=e", "------ ====",
 )  # fmt: skip
-"""Texts that tokenizers which are not alike make other ids of."""
+"""Texts to which different tokenizers give different ids."""
 
 
 class SentencePieceFile:
@@ -44,20 +44,20 @@ class SentencePieceFile:
         return self._own.encode(text)
 
     def differing(self, encode: Callable[[str], Sequence[int]]) -> str | None:
-        """A text that `encode` gives other ids than SentencePiece; None where none of some hundred is."""
+        """A text to which `encode` gives other ids than SentencePiece; None if they agree on some hundred texts."""
         pieces = [piece.piece.replace(SPACE, " ") for piece in self._proto.pieces if piece.type == _NORMAL]
         sample = pieces[:: max(1, len(pieces) // _NUM_SAMPLED)]
         lines = ("".join(sample[start : start + 10]) for start in range(0, len(sample), 10))
         return next((text for text in itertools.chain(PROBES, lines) if encode(text) != self.encode(text)), None)
 
     def describe(self, spec: dict[str, Any], *, always_spaced: bool, spaced: bool = True) -> None:
-        """Make the description of a tokenizer (tokenizer.json) one of this file; what follows encoding is kept.
+        """Rewrite the description of a tokenizer (tokenizer.json) to this file's; its post-processor is kept.
 
         Args:
-            spec: Is changed. Names that its added tokens give to ids are kept.
-            always_spaced: Put a space before each text between special tokens, as SentencePiece does, and not before
-                the first alone (`legacy` in transformers).
-            spaced: False puts none, whatever the file says.
+            spec: Changed in place. The names that its added tokens give to ids are kept.
+            always_spaced: Put a space before each text between special tokens, as SentencePiece does, and not only
+                before the first (`legacy` in transformers).
+            spaced: False puts no spaces, whatever the file says.
         """
         types = dict(enumerate(piece.type for piece in self._proto.pieces))
         for token in spec["added_tokens"]:
@@ -119,8 +119,8 @@ class SentencePieceFile:
     def _merges(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Pairs in the order in which SentencePiece would merge them.
 
-        It takes the piece with the highest score, and of equal ones the leftmost: in a run of spaces, whose pieces have
-        one score in Llama's file, that is the longest, which is the one that the run's beginning has grown into.
+        It merges into the piece with the highest score, and among equal scores at the leftmost place. In a run of spaces,
+        whose pieces share one score in Llama's file, that makes the longest piece: the one that grows from the left.
         """
         pieces = [piece for name, piece in zip(names, self._proto.pieces, strict=True) if name == piece.piece]
         scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
@@ -140,13 +140,13 @@ class SentencePieceFile:
 
 
 def read_sentencepiece(folder: Path) -> SentencePieceFile | None:
-    """The tokenizer.model of a folder; None where there is none, or where it is another library's: Llama 3 has one, too."""
+    """The tokenizer.model of a folder; None if there is none, or if it is another library's: Llama 3 has one, too."""
     path = folder / "tokenizer.model"
     if not path.is_file():
         return None
     try:
         return SentencePieceFile(path.read_bytes())
-    except (RuntimeError, ValueError):  # of the parser
+    except (RuntimeError, ValueError):  # the parser's
         return None
 
 

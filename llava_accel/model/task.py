@@ -38,7 +38,7 @@ def objective_class(recipe: Recipe) -> type[Objective]:
 
 
 def _checked(name: str, own: type[Objective]) -> type[Objective]:
-    """The class, which refuses to return what a step could not use, or would learn nothing from."""
+    """The class with checks: UserError for results that a step could not use, or would learn nothing from."""
 
     class Checked(own):
         terms: torch.Size | None = None
@@ -71,7 +71,7 @@ def _checked(name: str, own: type[Objective]) -> type[Objective]:
     def _wrong(problem: str, remedy: str) -> UserError:
         return UserError(f"{_KEY}: {name}: {problem}. {remedy}")
 
-    Checked.__name__ = own.__name__  # as errors call it
+    Checked.__name__ = own.__name__  # errors show it
     return Checked
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a base, from tokenizer.json or tokenizer.model, and what of its tokens a text may become."""
+"""The tokenizer of a base, from tokenizer.json or tokenizer.model, and which of its tokens texts may hold."""
 
 import json
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ _STRUCTURE = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 def load_tokenizer(base: Base) -> tuple[PreTrainedTokenizerFast, list[str]]:
     """The tokenizer of a base, padding on the right, with an image token and a pad token.
 
-    Of a folder with both files, tokenizer.json is read, as transformers does; of one in LLaVA's own layout
-    tokenizer.model, as LLaVA's own code does.
+    If a folder has both files, tokenizer.json is read, as by transformers; in LLaVA's own layout tokenizer.model, as by
+    LLaVA's own code.
 
     Returns:
-        It, and lines for the user.
+        The tokenizer, and lines for the user.
 
     Raises:
         UserError: transformers itself cannot load one.
@@ -42,7 +42,7 @@ def load_tokenizer(base: Base) -> tuple[PreTrainedTokenizerFast, list[str]]:
         kwargs["extra_special_tokens"] = {"image_token": IMAGE_TOKEN}
     if str(config.get("tokenizer_class", "Llama")).startswith("Llama"):
         kwargs |= {} if base.layout == "hub" else {"legacy": legacy}
-        if not (base.folder / "tokenizer.json").is_file():  # which would say it by itself
+        if not (base.folder / "tokenizer.json").is_file():  # whose post-processor would decide it
             kwargs["add_bos_token"] = config.get("add_bos_token", True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -54,7 +54,7 @@ def load_tokenizer(base: Base) -> tuple[PreTrainedTokenizerFast, list[str]]:
         raise UserError(
             f"{base.folder} has no tokenizer that can be loaded ({first_line(error)}). Copy the files of the tokenizer "
             "(tokenizer.json or tokenizer.model, tokenizer_config.json) once more. If only the tokenizer_class there is "
-            'another\'s, write "PreTrainedTokenizerFast", which takes tokenizer.json as it is'
+            'wrong, write "PreTrainedTokenizerFast", which takes tokenizer.json as it is'
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -65,15 +65,15 @@ def load_tokenizer(base: Base) -> tuple[PreTrainedTokenizerFast, list[str]]:
 
 
 def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: dict[str, Any]) -> list[str]:
-    """Let the tokenizer give the ids of its tokenizer.json, and those at every time; what the user should know of it.
+    """Make the tokenizer give the ids of its tokenizer.json, the same on every call; returns lines for the user.
 
-    transformers 5 takes the vocabulary alone from that file and builds the rest anew, by the class that
+    transformers 5 takes only the vocabulary from that file and rebuilds the rest, by the class that
     tokenizer_config.json names; version 4, with which models were trained, takes the file as it is.
     """
     model, notes = compat.tokenizer_backend(tokenizer).model, list[str]()
     if getattr(model, "dropout", None):
         model.dropout = None
-        notes.append(f"note: tokenizer.json of {folder} leaves out merges at random (dropout), which is not done here")
+        notes.append(f"note: tokenizer.json of {folder} skips merges at random (dropout), which is not done here")
     if type(tokenizer) is PreTrainedTokenizerFast or config.get("add_prefix_space") is not None:
         return notes
     file = json.loads(read_text(folder / "tokenizer.json"))
@@ -94,13 +94,13 @@ def _read_as_written(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     compat.replace_tokenizer(tokenizer, json.dumps(spec | written | {"model": file["model"]}))
     return [
         *notes,
-        f"note: transformers 5 builds a {type(tokenizer).__name__} otherwise than tokenizer.json of {folder} says, which "
+        f"note: transformers 5 builds a {type(tokenizer).__name__} that differs from tokenizer.json of {folder}: it "
         f"gives {differing!r} other ids. tokenizer.json is used, as by transformers 4",
     ]
 
 
 def _is_part(built: Any, written: Any) -> bool:
-    """Whether a part of a tokenizer is as a file has it, which may leave out what goes without saying."""
+    """Whether a part of a tokenizer equals that of a file, which may leave out defaults."""
     if not isinstance(built, dict) or not isinstance(written, dict):
         return built == written
     return all(built.get(key) == value for key, value in written.items())
@@ -109,7 +109,7 @@ def _is_part(built: Any, written: Any) -> bool:
 def _read_model_file(
     tokenizer: PreTrainedTokenizerFast, file: SentencePieceFile, base: Base, legacy: bool, config: dict[str, Any]
 ) -> list[str]:
-    """Let the tokenizer be tokenizer.model's where that is what counts; what the user should know of the two files."""
+    """Rebuild the tokenizer from tokenizer.model where that file counts; returns lines for the user on the two files."""
     has_json = (base.folder / "tokenizer.json").is_file()
     differing = file.differing(partial(TextEncoder(tokenizer), after="start")) if has_json else None
     spec = json.loads(compat.tokenizer_backend(tokenizer).to_str())
@@ -142,7 +142,7 @@ def refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerFast, base: Base, n
     """UserError if a text can become a token that the embedding has no trained row for.
 
     Args:
-        num_rows: Rows of the base's own.
+        num_rows: Rows of the base's own embedding.
     """
     added = tokenizer.added_tokens_decoder
     beyond = {
@@ -181,7 +181,7 @@ def allow_tokens(tokenizer: PreTrainedTokenizerFast, patterns: Sequence[str], im
         if taken := sorted(structure.intersection(matching)):
             raise UserError(
                 f"model.added_tokens: {pattern!r} names {', '.join(taken)}, which structures the conversation and so may "
-                "not stand in texts. Name the other tokens one by one"
+                "not occur in texts. Name the other tokens one by one"
             )
         words |= dict.fromkeys(matching)
     if words:

@@ -11,7 +11,7 @@ from llava_accel.model.weights import Stored, straight_to
 
 
 def num_tower_layers(config: Config) -> int:
-    """Layers of the tower that its selected features depend on; LLaVA takes those of the last but one of a whole tower."""
+    """Number of the tower's layers that its selected features depend on; LLaVA's own are those of the last layer but one."""
     layer, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     assert isinstance(layer, int)
     return layer if layer >= 0 else depth + 1 + layer
@@ -20,7 +20,7 @@ def num_tower_layers(config: Config) -> int:
 def used_tower_parameters(tower: nn.Module, config: Config) -> dict[str, nn.Parameter]:
     """The tower's parameters that its selected features depend on, by their names in it.
 
-    What comes after the selected layer gets no gradient, and ranks would wait for it for ever.
+    Weights after the selected layer get no gradient, and ranks would wait for one for ever.
     """
     depth = len(tower.encoder.layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     unused = [f"encoder.layers.{number}." for number in range(num_tower_layers(config), depth)]

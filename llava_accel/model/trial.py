@@ -1,7 +1,7 @@
-"""What a base's files make of text, tried once in a process with limits of time and memory.
+"""A trial of a base's tokenizer and chat template in a process with limits on time and memory.
 
-A tokenizer.json holds regular expressions and replacements, and a chat template is a program: each may take for ever, or
-all memory, and nothing that could be read off them tells.
+A tokenizer.json holds regular expressions and replacements, and a chat template is a program: either may take for ever, or
+all memory, and only running it shows that.
 """
 
 import faulthandler
@@ -25,17 +25,16 @@ from llava_accel.model.files import check_file, check_files, read_json
 from llava_accel.model.limits import IMAGE_FILES, check_ids, check_length
 
 _SECONDS = 3
-"""Of the processor; the largest vocabularies take a third of one."""
-_PATIENCE = 60
+"""CPU time; the largest vocabularies take a third of a second."""
+_PATIENCE = 60  # seconds by the clock
 _MEMORY = 2**31  # bytes more than this process has now
 _GROWTH = 64  # a ligature of Unicode becomes 18 characters
 _MOST_ADDED = 2**15
 _MOST_RENDERED = 2**20  # characters
 _LONG, _SHORT = 2_000, 48
-_SIGNS = "aA1 \n\t.,-_'\"/<|▁Ġéß中\u0301\u200d🙂"
+_CHARACTERS = "aA1 \n\t.,-_'\"/<|▁Ġéß中\u0301\u200d🙂"
 _GROWS = "writes far more than it is given"
-_FINE, _FULL, _FAULTY = range(3)
-
+_FINE, _FULL, _FAULTY = range(3)  # exit codes of the process
 
 _LANGUAGE = (
     "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -44,10 +43,10 @@ _LANGUAGE = (
 
 
 def check_texts(base: Base) -> None:
-    """Look at all files, other than configs and weights, before a library reads them by itself.
+    """Check all files other than configs and weights before a library reads them by itself.
 
     Raises:
-        UserError: one cannot be read, or holds what would end a run much later, or never.
+        UserError: one cannot be read, or would make a run fail much later, or hang.
     """
     check_files(base.folder, _LANGUAGE)
     check_files(base.tower or base.folder, IMAGE_FILES)
@@ -60,16 +59,16 @@ def check_texts(base: Base) -> None:
 
 
 def check_tokenizer(file: Path) -> None:
-    """Load a tokenizer.json, and let it take odd texts apart and put them together.
+    """Load a tokenizer.json, and let it encode and decode odd texts.
 
     Raises:
-        UserError: it cannot be read as a file, takes too long or too much, or makes texts many times as long.
+        UserError: it cannot be read as a file, takes too much time or memory, or makes texts many times as long.
     """
     check_file(file)
     if problem := _problem(lambda: _try_tokenizer(file)):
         raise UserError(
             f"{file} {problem}, tried with texts of at most {_LONG:,} characters. Its normalizer, pre_tokenizer, model, "
-            "post_processor or decoder is not what it should be. Download it again from who published the model"
+            "post_processor or decoder is not what it should be. Download it again from the publisher of the model"
         )
 
 
@@ -77,7 +76,7 @@ def check_template(tokenizer: PreTrainedTokenizerFast, template: str, source: Pa
     """Render conversations of several lengths with a base's own chat template.
 
     Raises:
-        UserError: it takes too long or too much, or writes many times as much as it is given.
+        UserError: it takes too much time or memory, or writes many times as much as it is given.
     """
     if problem := _problem(lambda: _try_template(tokenizer, template)):
         raise UserError(
@@ -93,7 +92,7 @@ def _try_tokenizer(file: Path) -> str:
     tokenizer.no_padding()  # some files hold the settings of their last use
     tokenizer.no_truncation()
     if not tokenizer.encode("a text", add_special_tokens=False).ids:
-        return "makes no token of a text"
+        return "makes no tokens from a text"
     parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
     for text in _texts(" ".join(map(str, parts))):
         made = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
@@ -111,7 +110,7 @@ def _try_template(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
                 [{"role": "user", "content": "q"}], chat_template=template, add_generation_prompt=True, tokenize=False
             )
         render = ChatTemplate(tokenizer, template)
-    except SyntaxError as error:  # of the program that jinja2 makes of it
+    except SyntaxError as error:  # in the Python program that jinja2 makes from it
         return f"cannot be read ({error.msg})"
     for rounds in (1, 2, 3, 9):
         turns = [Turn("user", "q" * 99), Turn("assistant", "a" * 99)] * rounds
@@ -124,20 +123,20 @@ def _try_template(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
 
 
 def _texts(description: str) -> Iterator[str]:
-    """A sign many times, then one that it cannot go on with: what makes a careless expression go through all ways.
+    """One character many times, alone and followed by another: this makes a careless regular expression backtrack for ever.
 
     Args:
-        description: Of the tokenizer; its signs are tried, too.
+        description: The tokenizer's parts as text; its characters are tried, too.
     """
-    for sign in _SIGNS:
-        yield sign * _LONG
-    for sign in dict.fromkeys(_SIGNS + description[:_LONG]):
-        yield sign * _SHORT + "!"
-        yield sign * _SHORT + "\n"
+    for character in _CHARACTERS:
+        yield character * _LONG
+    for character in dict.fromkeys(_CHARACTERS + description[:_LONG]):
+        yield character * _SHORT + "!"
+        yield character * _SHORT + "\n"
 
 
 def _problem(action: Callable[[], str]) -> str:
-    """What goes wrong when `action` runs in a process of its own, "" if nothing; what it raises is for later to say.
+    """What goes wrong when `action` runs in a process of its own; "" if nothing does, or it raises an ordinary exception.
 
     Args:
         action: Returns what is wrong with its output.
@@ -165,7 +164,7 @@ def _problem(action: Callable[[], str]) -> str:
 
 
 def _run(action: Callable[[], str], writer: int) -> NoReturn:
-    """In the child: no exception, no output and no core file of it gets out."""
+    """Run `action` in the child, which lets no exception, no output and no core file out."""
     ended = _FAULTY
     try:
         faulthandler.disable()
@@ -182,9 +181,9 @@ def _run(action: Callable[[], str], writer: int) -> NoReturn:
         ended = _FINE
     except MemoryError:
         ended = _FULL
-    except Exception:  # is met again, with its message, where the files are put to use
+    except Exception:  # it comes again, with its message, when the files are used
         ended = _FINE
-    finally:  # what is no Exception is a panic of Rust's
+    finally:  # reached with _FAULTY by what is not an Exception: a panic in Rust
         os._exit(ended)
 
 

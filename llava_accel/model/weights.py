@@ -41,7 +41,7 @@ def gather(base: Base, projector: Path | None) -> Stored:
     if base.cuts_tower:
         cut = (f"{TOWER}encoder.layers.{base.vision.num_hidden_layers}.", f"{TOWER}head.")
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(cut)}
-    if base.config.tie_word_embeddings:  # saved by some although it is the embedding
+    if base.config.tie_word_embeddings:  # some models save it although it is the embedding
         stored.pop("lm_head.weight", None)
     if projector:
         given: Stored = {}
@@ -75,7 +75,7 @@ def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool)
     coded = [f"{tensor.name} in {tensor.file}" for tensor in stored.values() if not tensor.is_float]
     if coded:
         raise UserError(f"{some(coded)}: quantised or integer weights cannot be used. Name a 16-bit model")
-    # Not all that has a language model's modules has its names.
+    # A language model with the same modules may have other names for its weights.
     kind = base.text.model_type
     is_other = f". Or a {kind!r} has other weights than a Llama, a Mistral or a Qwen: name one of these"
     is_other = is_other if base.layout == "parts" else ""
@@ -105,7 +105,7 @@ def check_values(model: nn.Module, source: str) -> None:
         UserError: a weight is not finite.
     """
     for name, parameter in model.named_parameters():
-        # Quantised weights are of a class of their own: packed into floats, which may read as anything.
+        # Quantised weights have a class of their own: their bits are packed into floats, which may read as NaN.
         if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.numel():
             if not is_finite(parameter.detach()):
                 raise UserError(
@@ -144,10 +144,10 @@ def straight_to(device: torch.device | None) -> dict[str, torch.device] | None:
 def tower_stand_ins(
     stored: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device | None
 ) -> dict[str, Tensor]:
-    """For the state dict, a single number in the shape of each of the tower's weights, which then stay on disk.
+    """For the state dict, one number expanded to the shape of each of the tower's weights, which then stay on disk.
 
-    `from_pretrained` makes random weights, of full size, in place of those that it is not given; and so would the number
-    become on its way to another device.
+    `from_pretrained` makes random weights of full size for those that it is not given. A number on another device than
+    `device` would also get full size when it is moved there.
     """
     number = torch.zeros((), dtype=dtype, device=device)
     return {layouts.to_hub(TOWER + name): number.expand(t.shape) for name, t in tower_part(stored).items()}
@@ -159,7 +159,7 @@ def tower_part(stored: Mapping[str, StoredTensor]) -> Stored:
 
 
 def fresh_projector(base: Base, seed: int) -> dict[str, object]:
-    """A random projector for the state dict: PyTorch's own initialisation, as LLaVA's have, the same on every rank."""
+    """A random projector for the state dict: PyTorch's own initialisation, as in LLaVA, the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = compat.new_projector(base.config)
@@ -176,7 +176,7 @@ def fresh_newline(base: Base, seed: int) -> dict[str, object]:
 def fingerprint(stored: Mapping[str, StoredTensor], base: Base) -> str:
     """Tells one base from another: a SHA-256, shortened to 16 digits.
 
-    Over the kinds of the parts, and of every weight its in-memory name, its shape and its first 64 entries.
+    It covers the kinds of the parts, and of every weight the in-memory name, the shape and the first 64 entries.
     The layout does not matter, the precision does: the same model stored in bf16 is another base. It does not protect
     against forgery.
     """

@@ -86,7 +86,7 @@ SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidde
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32), r"'opt', .* no place .*OPTModel.* Name a Llama"),
+        (OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32), r"'opt', .* do not fit .*OPTModel.* Name a Llama"),
         (MixtralConfig(**SMALL, intermediate_size=32, num_key_value_heads=2, num_local_experts=2),
          r"lacks 3 weights: .*experts.*Or a 'mixtral' has other weights than a Llama"),
     ],

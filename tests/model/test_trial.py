@@ -144,5 +144,5 @@ def test_a_tokenizer_that_leaves_nothing_of_a_text_is_refused(
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     check_tokenizer(written(tmp_path, tokenizer))
     file = written(tmp_path, tokenizer, post_processor=spec["post_processor"] | {"single": []})
-    with pytest.raises(UserError, match="makes no token of a text"):
+    with pytest.raises(UserError, match="makes no tokens from a text"):
         check_tokenizer(file)
