@@ -1,1 +1,1 @@
-"""What is particular to each family of LLaVA: classes, config keys, tiles, and how its own code says it."""
+"""What is particular to each family of LLaVA: classes, config keys, tiles, and the terms of its original code."""

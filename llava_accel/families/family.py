@@ -1,7 +1,7 @@
-"""What tells one family of LLaVA from another; each has a file beside this one, and `registry.py` lists them.
+"""What distinguishes the families of LLaVA; each has a file beside this one, and `registry.py` lists them.
 
 **Canvases.** The original reads its `image_grid_pinpoints` as (width, height), transformers as (height, width). Released
-models of the hub hold the original's list as it is, so transformers cuts small images otherwise than their training did.
+models of the hub hold the original's list as it is, so transformers cuts small images differently than their training did.
 Here they count as the original does: a hub config's list is taken as (height, width), swapped pair by pair, except where it
 is the released list of its family and does not say `image_grid_pinpoints_order = "height_width"`. Every config that this
 package writes says so, and holds the swapped list, with which transformers counts as the original does.
@@ -21,7 +21,7 @@ TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 Canvases = tuple[tuple[int, int], ...]
 
 WHOLE_SQUARES = ("pad", "crop", "stretch")
-"""Values of `data.image_aspect` with which an image is not cut, be its base tiled or not."""
+"""Values of `data.image_aspect` with which an image is not cut, whether its base is tiled or not."""
 _ORDER = "image_grid_pinpoints_order"
 _HEIGHT_WIDTH = "height_width"
 _MOST_TILES_A_SIDE = 64
@@ -33,15 +33,15 @@ class Family:
 
     Args:
         name: transformers' model_type, and the value of `model.family`.
-        title: For messages.
-        aspect: What `image_aspect_ratio` matches, as a whole, in the original's config of such a model.
+        title: Its name in messages.
+        aspect: Regular expression for the whole of `image_aspect_ratio` in the original's config of such a model.
         template: The conversation template of released models, under LLaVA's name, from a language model's config.
         image_placement: `data.image_placement` of its own code.
-        grids: Columns and rows of the canvases of released models, in the original's order; none: images are not cut.
-        most_tiles: `Tiling.most_tiles`, from a config; ValueError where that makes no sense.
+        grids: Columns and rows of the canvases of released models, in the original's order; empty: images are not cut.
+        most_tiles: `Tiling.most_tiles`, from a config; ValueError if that makes no sense.
         counts_images: Whether transformers' model is told how many images a record has, and sees several as squares.
         processor: transformers' names of its processor and its image processor.
-        processor_settings: What the processor's file has that a LLaVA-1.5's has not, from a config.
+        processor_settings: Keys that its processor's file has in addition to a LLaVA-1.5's, from a config.
         original_aspect: `image_aspect_ratio` in the original's config, from a config.
     """
 
@@ -84,10 +84,10 @@ class Family:
         return tuple((width, height) for height, width in given)
 
     def tiling(self, config: Any, aspect: str) -> Tiling:
-        """What a base makes of an image.
+        """How a base cuts an image into tiles, and how many tokens each gives.
 
         Args:
-            config: One that `put_canvases` has written to, where images are cut.
+            config: If images are cut, one that `put_canvases` has written to.
             aspect: "tiles", or one of `WHOLE_SQUARES`.
         """
         side, tokens = int(config.vision_config.image_size), num_tokens(config)
@@ -97,7 +97,7 @@ class Family:
         return Tiling(side, tokens, tuple((w, h) for h, w in pairs), True, self.most_tiles(config))
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
-        """What transformers' processor of the family has in its JSON files in place of a LLaVA-1.5's, by their names."""
+        """Keys of the JSON files of the family's processor that replace those of a LLaVA-1.5's, by file name."""
         if not self.is_tiled:
             return {}
         name, images = self.processor
@@ -109,10 +109,10 @@ class Family:
         }
 
     def original_keys(self, config: Any, aspect: str) -> dict[str, Any]:
-        """What the original's config says of images.
+        """Keys on images in the original's config.
 
         Args:
-            aspect: "tiles", or what the original calls the way to make an image a square.
+            aspect: "tiles", or the original's name for the way in which an image becomes a square.
         """
         if not self.is_tiled:
             return {"mm_patch_merge_type": "flat", "image_aspect_ratio": aspect}
@@ -129,14 +129,14 @@ def num_class_tokens(vision: TowerConfig) -> int:
 
 
 def num_tokens(config: Any) -> int:
-    """What the tower gives for a square."""
+    """Number of tokens that the tower gives for a square."""
     vision = config.vision_config
     dropped = 1 if config.vision_feature_select_strategy == "default" else 0
     return (vision.image_size // vision.patch_size) ** 2 + num_class_tokens(vision) - dropped
 
 
 def put_canvases(config: Any, canvases: Canvases) -> None:
-    """Write them into a config of transformers as it reads them, (height, width), such that it says so."""
+    """Write canvases into a config of transformers as (height, width), the order that it reads, and name that order."""
     config.image_grid_pinpoints = [[height, width] for width, height in canvases]
     setattr(config, _ORDER, _HEIGHT_WIDTH)
 
@@ -155,7 +155,7 @@ def check_pinpoints(value: object, side: int, place: str) -> list[list[int]]:
 
 
 def check_square(config: Any, place: str) -> None:
-    """UserError where the tower's tokens are no square, which tiles are laid out by."""
+    """UserError if the tower's tokens do not form a square, in which tiles are laid out."""
     tokens = num_tokens(config)
     if tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
         raise UserError(

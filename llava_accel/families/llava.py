@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and its kin: an image is one square."""
+"""LLaVA-1.5 and models like it: an image is one square."""
 
 from typing import Any
 

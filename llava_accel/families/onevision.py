@@ -12,7 +12,7 @@ _ASPECT = r"anyres_max_([1-9]\d{0,2})"
 
 
 def _most_tiles(config: Any) -> int:
-    """Of `vision_aspect_ratio`, which a LLaVA-OneVision of transformers always has."""
+    """The number in `vision_aspect_ratio`, which a LLaVA-OneVision of transformers always has."""
     match = re.fullmatch(_ASPECT, str(config.vision_aspect_ratio))
     if match is None:
         raise ValueError(f"vision_aspect_ratio is {config.vision_aspect_ratio!r}, and must be such as 'anyres_max_9'")

@@ -1,4 +1,4 @@
-"""The config.json of LLaVA's own code: which family and which language model it describes, and what is refused."""
+"""The config.json of LLaVA's own code: which family and language model it describes, and which variants are refused."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ def is_original(raw: dict[str, Any]) -> bool:
 
 
 def language_model(raw: dict[str, Any]) -> dict[str, Any]:
-    """What such a config says of the language model."""
+    """The keys of such a config that describe the language model."""
     kept = {k: v for k, v in raw.items() if k not in _NOT_KEPT and not k.startswith(_NOT_THE_LANGUAGE_MODELS)}
     if not kept.get("rope_scaling"):
         kept.pop("rope_scaling", None)
@@ -71,8 +71,8 @@ def check(raw: dict[str, Any], place: str) -> Family:
         raise UserError(f"{place}: mm_use_im_start_end puts tokens around images, which no template does. Use {TITLES}")
     if raw.get("mm_resampler_type"):
         raise UserError(
-            f"{place}: mm_resampler_type {raw['mm_resampler_type']!r} is in no {TITLES}: it pools what the tower gives, as "
-            "LLaVA-NeXT-Video does. Use another model"
+            f"{place}: mm_resampler_type is {raw['mm_resampler_type']!r}, and no {TITLES} has one: it pools the tower's "
+            "output, as LLaVA-NeXT-Video does. Use another model"
         )
     return fitting[0]
 
@@ -84,7 +84,7 @@ NEEDS_NEWLINE = (
 
 
 def check_newline(raw: dict[str, Any], place: str) -> None:
-    """UserError where the config of a model that cuts images, of whatever layout, says that it has no newline."""
+    """UserError if the config of a model that cuts images, in whatever layout, says that it has no newline."""
     if raw.get("use_image_newline_parameter", True) is False:
         raise UserError(f"{place}: use_image_newline_parameter is false. {NEEDS_NEWLINE}")
 

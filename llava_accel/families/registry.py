@@ -14,11 +14,11 @@ from llava_accel.families.next import NEXT
 from llava_accel.families.onevision import ONEVISION
 
 FAMILIES = {family.name: family for family in (LLAVA, NEXT, ONEVISION)}
-"""By transformers' model_type. Where an original's config fits several, the first is meant."""
+"""By transformers' model_type. If an original's config fits several, the first is meant."""
 
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
 Config = LlavaConfig | LlavaNextConfig | LlavaOnevisionConfig
-"""Of a model, whatever its family."""
+"""The types of a model and of its config, whatever the family."""
 
 OTHERS = {
     "llava_next_video": "LLaVA-NeXT-Video, whose frames are pooled",

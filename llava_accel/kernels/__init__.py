@@ -1,4 +1,4 @@
-"""What computes the same numbers faster: matrix products, LoRA layers, elementwise work, compiled layers.
+"""Faster ways to compute the same numbers: matrix products, LoRA layers, elementwise work, compiled layers.
 
 Nothing here knows recipes' tables, files or engines.
 """

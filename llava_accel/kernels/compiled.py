@@ -17,15 +17,15 @@ from llava_accel.exceptions import UserError
 Backend = str | Callable[..., Any]
 
 MOST_GRAPHS = 4
-"""Of a model: with and without a mask, each for one row and for several. Twice as many where the first layer's input has no
-gradient, and the others' has."""
-_ROWS, _LENGTH, _LINE = 3, 331, 336
-"""Of what each graph is first made for. They differ from each other and from any width of a model, since torch.compile takes
-what is equal there for always equal; and a mask's lines are longer than what is read of them."""
+"""Per model: with and without a mask, each for one row and for several. Twice as many if the first layer's input has no
+gradient while the others' have one."""
+_ROWS, _LENGTH, _MASK_LENGTH = 3, 331, 336
+"""Sizes that each graph is first made for. They differ from each other and from any width of a model, since torch.compile
+takes sizes that are equal then for always equal; and a mask's rows are longer than the part of them that is read."""
 
 
 def require_compiler(device: torch.device) -> None:
-    """Compile a line for the device.
+    """Check that torch.compile works: compile one line for the device.
 
     Raises:
         UserError: there is no compiler, or it does not work.
@@ -51,11 +51,11 @@ def _does_not_work(device: torch.device, reason: str) -> UserError:
 def compile_layers(language_model: nn.Module, backend: Backend = "inductor") -> None:
     """Let all decoder layers but the last train through one compiled function.
 
-    The last one reads at some positions only. What makes no gradient runs as before: evaluation, and generation, whose
+    The last one reads only some positions. Without gradients, layers run as before: in evaluation, and in generation, whose
     cache grows.
 
     Args:
-        language_model: Its weights keep their names, and its layers the name of their class, and their hooks.
+        language_model: Its weights keep their names, and its layers their hooks and the name of their class.
         backend: torch.compile's.
     """
     layers = language_model.layers
@@ -69,7 +69,7 @@ def compile_layers(language_model: nn.Module, backend: Backend = "inductor") -> 
 
 
 def _restore(layers: nn.Module) -> None:
-    """Give modules their libraries' own forward passes back: torch.compile finds by itself what others here do by hand."""
+    """Give modules their libraries' own forward passes back: torch.compile finds by itself what our kernels do by hand."""
     for module in layers.modules():
         first, *others = type(module).__bases__
         if isinstance(module, nn.Dropout):
@@ -81,20 +81,20 @@ def _restore(layers: nn.Module) -> None:
 def _compiled_class(layer_class: type[nn.Module], backend: Backend) -> type[nn.Module]:
     """A class whose forward pass is the compiled one of `layer_class`; gradient checkpointing stays around it."""
     plain: Callable[..., Tensor] = layer_class.forward
-    # Without transformers' own checkpointing in it, by which the layers could differ.
+    # Unwrapped: without transformers' own checkpointing, in which the layers could differ.
     compiled: Callable[..., Tensor] = torch.compile(inspect.unwrap(plain), dynamic=True, backend=backend)
     made: set[tuple[bool, ...]] = set()
 
     def forward(self: nn.Module, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        # One position is a graph of its own: a rank without examples computes that much padding.
+        # A single position would need a graph of its own. It is the padding of a rank without examples.
         if not torch.is_grad_enabled() or hidden_states.shape[1] == 1 or arguments.get("past_key_values") is not None:
             return plain(self, hidden_states, **arguments)
-        arguments.pop("read_positions", None)  # of the last layer
+        arguments.pop("read_positions", None)  # for the last layer
         kind = (len(hidden_states) == 1, arguments.get("attention_mask") is None, hidden_states.requires_grad)
         if kind not in made:
             made.add(kind)
             with _leaving_no_trace(hidden_states.device):
-                compiled(self, **_set_inputs(hidden_states, **arguments))
+                compiled(self, **_fixed_inputs(hidden_states, **arguments))
         return compiled(self, hidden_states, **arguments)
 
     return type(layer_class.__name__, (layer_class,), {"forward": forward})
@@ -102,27 +102,27 @@ def _compiled_class(layer_class: type[nn.Module], backend: Backend) -> type[nn.M
 
 @contextmanager
 def _leaving_no_trace(device: torch.device) -> Iterator[None]:
-    """The block draws no random numbers of the run, and keeps nothing of which a checkpoint around it would know."""
+    """The block leaves the run's random numbers alone, and hides the tensors it saves from a checkpoint around it."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             yield
 
 
-def _set_inputs(
+def _fixed_inputs(
     hidden_states: Tensor,
     *,
     attention_mask: Tensor | None = None,
     position_embeddings: tuple[Tensor, Tensor],
     **others: Any,
 ) -> dict[str, Any]:
-    """Inputs of a set size and of the same kind. What a graph is first made for decides about its code, so that a run which
-    goes on with batches of other lengths than it began with would compute other bits."""
+    """Inputs of a fixed size and of the same kind. A graph's code depends on the sizes that it is first made for: a resumed
+    run, which begins with batches of other lengths, would otherwise compute other bits."""
     rows = min(len(hidden_states), 2) // 2 * (_ROWS - 1) + 1
     if isinstance(others.get("position_ids"), Tensor):
         others["position_ids"] = torch.arange(_LENGTH, device=hidden_states.device).repeat(rows, 1)
     if attention_mask is not None:
-        attention_mask = attention_mask.new_zeros((rows, 1, _LENGTH, _LINE))[..., :_LENGTH]
+        attention_mask = attention_mask.new_zeros((rows, 1, _LENGTH, _MASK_LENGTH))[..., :_LENGTH]
     cosine, sine = (each.new_zeros((rows, _LENGTH, each.shape[-1])) for each in position_embeddings)
     hidden = hidden_states.new_zeros((rows, _LENGTH, hidden_states.shape[-1]))
     return {

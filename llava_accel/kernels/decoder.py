@@ -61,7 +61,7 @@ class LightAttention(nn.Module):
         return self.o_proj(attended.reshape(*shape, -1)), weights
 
     def rotate(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of [rows, seq, heads, size]."""
+        """Apply rotary positions to both, [rows, seq, heads, size]."""
         return rotated(query, *position_embeddings), rotated(key, *position_embeddings)
 
 
@@ -90,11 +90,11 @@ _LIGHT = {
 }
 
 SILU = ("silu", "swish")
-"""The names that a config has for it."""
+"""Names that configs have for that activation."""
 
 
 def lighten_decoder(language_model: nn.Module) -> None:
-    """Let a decoder whose classes are known compute our way; others stay as they are."""
+    """Let the modules of a decoder compute by the classes above; those of unknown classes stay as they are."""
     for module in list(language_model.modules()):
         config: Any = getattr(module, "config", None)
         light = _LIGHT.get(type(module))

@@ -1,4 +1,4 @@
-"""Dropout masks that are made again in the backward pass instead of kept: all they take is a number a row and a column."""
+"""Dropout whose mask is made again in the backward pass: only one number per row and one per column are kept."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _RANGE = 1 << 31
-"""Of 32-bit integers, on both sides of 0."""
+"""32-bit integers reach so far on both sides of 0."""
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 Noise = tuple[Tensor, Tensor]
 

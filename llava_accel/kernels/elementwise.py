@@ -1,4 +1,4 @@
-"""What a decoder layer does to each number by itself, with backward passes by hand: fewer passes, and less is kept."""
+"""Elementwise work of a decoder layer, its backward passes written by hand: fewer passes over memory, and less is kept."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def gated_gradients(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `gate` and `up`. That of the product is used up."""
+    """Gradients of `gate` and `up`. `gradient`, that of the product, is overwritten."""
     of_up = F.silu(gate).mul_(gradient)
     return compat.silu_gradient(gradient.mul_(up), gate), of_up
 

@@ -1,4 +1,4 @@
-"""liger-kernel's norm, rotary positions and SwiGLU in a decoder: Triton kernels of a GPU. Adapters and losses stay ours."""
+"""liger-kernel's norm, rotary positions and SwiGLU in a decoder: Triton kernels for GPUs. Adapters and losses stay ours."""
 
 from importlib.util import find_spec
 
@@ -12,7 +12,7 @@ from llava_accel.kernels.low_rank import project
 from llava_accel.kernels.ways import compute_by
 
 _DEVICES = ("cuda", "xpu")
-"""That Triton writes for; ROCm's are among the first."""
+"""Device types with Triton; those of ROCm are called "cuda", too."""
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose modules `decoder.py` knows."""
 _REMEDY = 'or set model.kernels = "native"'
@@ -22,7 +22,7 @@ def liger_problem(device: torch.device) -> str:
     """Why liger-kernel cannot compute on this device, with the remedy; empty if it can."""
     if device.type not in _DEVICES:
         return (
-            f'model.kernels = "liger" needs a GPU, for which Triton writes its kernels, and this is a run on {device.type}. '
+            f'model.kernels = "liger" needs a GPU that Triton can compile for, and this run is on {device.type}. '
             f"Run it on a GPU, {_REMEDY}"
         )
     missing = next((name for name in ("liger_kernel", "triton") if find_spec(name) is None), None)
@@ -38,11 +38,11 @@ def require_liger_decoder(text: PreTrainedConfig) -> None:
     """Refuse a language model that liger-kernel would leave as it is.
 
     Raises:
-        UserError: its layers or its activation are others.
+        UserError: liger-kernel has none of its layers, or not its activation.
     """
     if text.model_type not in _DECODERS or text.hidden_act not in SILU:
         raise UserError(
-            f'model.kernels = "liger" is for language models of {", ".join(_DECODERS)} with silu, and this one is of '
+            f'model.kernels = "liger" is for language models of type {", ".join(_DECODERS)} with silu, and this one is '
             f"{text.model_type} with {getattr(text, 'hidden_act', 'another activation')}. Choose another base, {_REMEDY}"
         )
 
@@ -60,7 +60,7 @@ class _Attention(LightAttention):
     def rotate(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         from liger_kernel.transformers.functional import liger_rope  # pyright: ignore[reportMissingImports]
 
-        # It wants heads before positions, as views of what is given here, and turns them in place.
+        # It takes heads before positions, as views of the tensors given here, and rotates them in place.
         turned = liger_rope(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
         return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
 

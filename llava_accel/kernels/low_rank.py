@@ -1,8 +1,8 @@
 """LoRA layers of peft that compute the same in fewer passes over memory, and keep less for the backward pass.
 
 Layers with a common input are one function. It keeps the input once, in the type that is computed in, and no dropout
-mask; what the base gives is added to in place, and so is the gradient of the input. Modules, parameters and names stay
-peft's. What is no plain LoRA (DoRA, several adapters at once, merged or switched off) stays its way too.
+mask; it adds in place to the base's output, and to the input's gradient. Modules, parameters and names stay peft's. Layers
+that are not plain LoRA (DoRA, several adapters at once, merged or switched off) keep peft's forward pass, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ from llava_accel.kernels.ways import compute_by
 
 
 class LowRank(nn.Module):
-    """What `lighten_lora` adds to the class of a peft layer."""
+    """The forward pass that `lighten_lora` puts before that of a peft layer's class."""
 
     calls_parts = False
-    """Whether each module is to be called by itself, since its weights are there only then (ZeRO-3)."""
+    """Whether each module must be called by itself, as its weights are there only during that call (ZeRO-3)."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or not _is_plain(self):
@@ -32,7 +32,7 @@ class LowRank(nn.Module):
 
 
 def lighten_lora(model: nn.Module) -> None:
-    """Let the LoRA layers of a model on linear layers, quantised or not, compute our way."""
+    """Let a model's LoRA layers on linear layers, quantised or not, compute by `LowRank`."""
     for module in list(model.modules()):
         if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A") and not isinstance(module, LowRank):
             if isinstance(module.get_base_layer(), nn.Linear):
@@ -41,7 +41,7 @@ def lighten_lora(model: nn.Module) -> None:
 
 @contextmanager
 def each_by_itself(model: nn.Module) -> Iterator[None]:
-    """In the block every LoRA layer is called as the module that it is, for whoever looks at what modules give."""
+    """In the block every LoRA layer is called as a module of its own, for hooks that look at modules' outputs."""
     layers = [module for module in model.modules() if isinstance(module, LowRank) and not module.calls_parts]
     for layer in layers:
         layer.calls_parts = True
@@ -53,10 +53,10 @@ def each_by_itself(model: nn.Module) -> Iterator[None]:
 
 
 def project(modules: Sequence[nn.Module], inputs: Tensor, up: Tensor | None = None) -> list[Tensor]:
-    """What each of the modules makes of the same input.
+    """The output of each of the modules for the same input.
 
     Args:
-        up: If given, the input is silu(inputs) x up, which is made again in the backward pass.
+        up: If given, the input is silu(inputs) x up, which is computed once more in the backward pass.
     """
     plain = [module for module in modules if isinstance(module, LowRank) and _is_plain(module)]
     made: dict[nn.Module, Tensor] = dict(zip(plain, _apply(plain, inputs, up), strict=True)) if plain else {}
@@ -76,14 +76,14 @@ def _is_plain(layer: Any) -> bool:
 
 
 class _Part(NamedTuple):
-    """Of a layer: the factor of what A and B give, and the share of the input that is dropped."""
+    """A layer's factor for the output of B, and the share of its input that is dropped."""
 
     factor: float
     dropped: float
 
 
 class _Weights(NamedTuple):
-    """Of a layer. Either there is the base's weight, or what a quantised base has made of the input."""
+    """A layer's tensors. Either it has the base's weight, or `made`: the output of a quantised base."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -110,7 +110,7 @@ def _apply(layers: Sequence[Any], inputs: Tensor, up: Tensor | None) -> tuple[Te
 
 
 _SIZE = 5
-"""Number of `_Weights`."""
+"""Number of fields of `_Weights`."""
 
 
 def _by_layer(tensors: Sequence[Any]) -> Iterator[_Weights]:

@@ -1,7 +1,7 @@
 """fp32 matrix products on a CPU through oneDNN, where a probe finds them exact.
 
-PyTorch sends them there only where it may round to bf16. A CPU with AMX then does so; one without computes in fp32 all the
-same, on some faster than the library that PyTorch uses otherwise.
+PyTorch uses oneDNN for them only if rounding to bf16 is allowed. A CPU with AMX then rounds; one without still computes in
+fp32, and some are faster at it than with the library that PyTorch uses otherwise.
 """
 
 from functools import cache
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 Matmul = Literal["onednn", "native"]
 
 MOST_ERROR = 1e-6
-"""Relative to fp64. fp32 is below it by any order of summation, and bf16 above it a thousandfold."""
+"""Relative to fp64. fp32 stays below it in any order of summation, and bf16 is a thousand times above it."""
 LEAST_WIDTH = 384
 """Narrower layers lose more time in each call than they gain: measured at 128 (a loss) and 384 (a gain)."""
 _ROWS, _WIDTH = 128, (2048, 1024)
 
 
 def use_matmul(matmul: Matmul) -> None:
-    """Compute all fp32 products of this process so from now on; for a process that computes on its CPU."""
+    """Compute all fp32 products of this process that way from now on; for a process that computes on its CPU."""
     torch.set_float32_matmul_precision("medium" if matmul == "onednn" else "highest")
 
 
 def matmul_in_use() -> Matmul:
-    """What `use_matmul` was told last."""
+    """The way that `use_matmul` has set last."""
     return "onednn" if torch.get_float32_matmul_precision() == "medium" else "native"
 
 
