@@ -150,7 +150,7 @@ def test_a_finished_run_without_checkpoints_keeps_what_it_has(
         train(settings(tmp_path, data))
     assert (tmp_path / "run" / left / "adapter_model.safetensors").is_file()
     train(settings(tmp_path, data, run={"resume": "never"}))
-    assert f"removed of an earlier run: {tmp_path / 'run' / left}" in " ".join(capsys.readouterr().out.split())
+    assert f"removed from an earlier run: {tmp_path / 'run' / left}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_unfinished_checkpoint_is_ignored(

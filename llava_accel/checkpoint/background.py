@@ -1,4 +1,4 @@
-"""What is written while the next steps run, and whether there is main memory for the copies that this takes."""
+"""Work that is done while the next steps run, and the main memory that is free for the copies that it takes."""
 
 import threading
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 
 WORTH_IT = 256 << 20
-"""Bytes of a process from which on "auto" writes in the background: fewer are written before a step is over."""
+"""From this many bytes per process on, "auto" writes in the background: fewer are written before a step is over."""
 SHARE_OF_FREE = 0.8
-"""Of the main memory that is free: what the copies may take. Data workers and the pages of files need some."""
+"""Share of the free main memory that the copies may take. Data workers and cached pages of files need the rest."""
 
 
 class Background:
@@ -26,7 +26,7 @@ class Background:
         return not self._last.done()
 
     def start(self, work: Callable[[], object]) -> None:
-        """Do some work as soon as what was given before is done. If that raised, so does this."""
+        """Do some work as soon as all earlier work is done. If that raised an error, this work fails with it."""
         before, done = self._last, futures.Future[None]()
 
         def run() -> None:
@@ -37,12 +37,12 @@ class Background:
             except Exception as error:  # the main thread raises it
                 done.set_exception(error)
 
-        # Whoever presses Ctrl-C twice does not wait for it.
+        # A daemon: whoever presses Ctrl-C twice does not wait for it.
         threading.Thread(target=run, daemon=True, name="checkpoints").start()
         self._last = done
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all is done, but at most so long; whether it is."""
+        """Wait until all is done, but at most `seconds`; returns whether it is."""
         return not futures.wait([self._last], seconds).not_done
 
     def finish(self) -> None:
@@ -51,13 +51,13 @@ class Background:
 
 
 def free_main_memory() -> int:
-    """Bytes that this machine can still give, or the container or job that this process belongs to."""
+    """Bytes that are free on this machine, or in the container or job that this process belongs to, if that has fewer."""
     left = _left_of_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     return min([psutil.virtual_memory().available, *left])
 
 
 def _left_of_limits(root: Path, own: Path) -> list[int]:
-    """What the limits of a process's control group, and of those above it, leave.
+    """Bytes that the limits of a process's control group, and of those above it, leave.
 
     Args:
         root: Where control groups are.
@@ -70,6 +70,6 @@ def _left_of_limits(root: Path, own: Path) -> list[int]:
         limit = each / "memory.max"
         if each.is_relative_to(root) and limit.is_file() and (most := limit.read_text().strip()) != "max":
             counts = dict(line.split() for line in (each / "memory.stat").read_text().splitlines())
-            used = int((each / "memory.current").read_text()) - int(counts["inactive_file"])  # which gives way
+            used = int((each / "memory.current").read_text()) - int(counts["inactive_file"])  # cache, which gives way
             left.append(int(most) - used)
     return left

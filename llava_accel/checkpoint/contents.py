@@ -1,6 +1,6 @@
-"""What is in the folders that a run writes, and which bytes of them each rank writes.
+"""The contents of the folders that a run writes, and which bytes of them each rank writes.
 
-Of a model that is trained in full, each rank writes its own share of every weight and moment, and nothing is gathered. An
+When a model is trained in full, each rank writes its own share of every weight and moment, and nothing is gathered. An
 adapter and its moments are small: they are gathered, and the main process writes them.
 """
 
@@ -20,33 +20,33 @@ from llava_accel.runtime.context import Prepared, RunContext
 from llava_accel.runtime.engines import gathered_optimizer_state, gathered_weights, optimizer_shares, weight_shares
 from llava_accel.storage.tensor_files import Chunk, Files, Share, chunks, divided, into_files, make_files
 
-_FILE_BYTES = 50_000_000_000  # the hub takes no larger ones
+_FILE_BYTES = 50_000_000_000  # the hub takes no larger files
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Weights and moments of one step, as far as this rank writes them."""
+    """The weights and moments of one step that this rank writes."""
 
     weights: dict[str, Share] | dict[str, Tensor]
-    """Of all ranks each its shares, or those of the main process whole."""
+    """Either every rank has its shares, or the main process has whole tensors."""
     moments: list[tuple[str, str, Share]]
 
 
 class Contents:
-    """Of one run.
+    """The contents of one run's checkpoints and exports.
 
     Args:
-        prepared: Its weights and the optimizer's state are what is written.
-        loaded: What was loaded, for names and fingerprint.
+        prepared: Holds the weights and the optimizer's state to write.
+        loaded: The model as it was loaded, for names and fingerprint.
     """
 
     def __init__(self, run: RunContext, prepared: Prepared, loaded: LoadedModel, processing: Processing) -> None:
         self._run, self._prepared, self._loaded, self._processing = run, prepared, loaded, processing
         self.is_divided = run.recipe.model.train == "full"
-        """Whether every rank writes, and not the main process alone."""
+        """Whether every rank writes, and not only the main process."""
 
     def take(self, *, with_moments: bool) -> Taken:
-        """What there is to write now. Every rank must call it. It is no copy, and changes with the next step."""
+        """The tensors to write now. Every rank must call it. They are not copies: the next step changes them."""
         accelerator, model, optimizer = self._run.accelerator, self._prepared.model, self._prepared.optimizer
         if self.is_divided:
             shares = optimizer_shares(accelerator, model, optimizer) if with_moments else ()
@@ -56,14 +56,14 @@ class Contents:
         return Taken(weights, [(name, key, divided(value)) for name, key, value in moments])
 
     def lay_out(self, folder: Path, taken: Taken, step: int) -> dict[str, str]:
-        """Write all but the tensors, and make the files for those. For the main process.
+        """Write all but the tensors, and create the files for those. Only the main process must call it.
 
         Args:
-            folder: Of a checkpoint or an export.
-            step: Of the weights.
+            folder: That of a checkpoint or an export.
+            step: That of the weights.
 
         Returns:
-            What `chunks` needs.
+            The `names` that `chunks` needs.
         """
         recipe, objective = self._run.recipe, self._prepared.objective
         save_frame(folder, objective, self._loaded, self._processing, recipe)
@@ -77,10 +77,10 @@ class Contents:
         return names
 
     def chunks(self, taken: Taken, names: dict[str, str]) -> list[Chunk]:
-        """What this rank writes into those files.
+        """The parts of those files that this rank writes.
 
         Args:
-            names: What `lay_out` has returned on the main process.
+            names: What `lay_out` returned on the main process.
         """
         is_main = self._run.accelerator.is_main_process
         if not self.is_divided and not is_main:

@@ -25,7 +25,7 @@ from llava_accel.setup.run_folder import versions
 from llava_accel.sources.hub import is_of_hub
 
 Form = Literal["checkpoint", "peft", "merged", "llava"]
-"""What a run writes itself, and what `llava_accel.export` makes of it."""
+"""The form that a run writes itself, and those that `llava_accel.export` makes from it."""
 
 _HIDDEN = ("run.output_dir", "run.resume", "data.cache_dir")  # they say nothing about the model
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py
@@ -52,9 +52,9 @@ def write_model_card(
     """Write README.md.
 
     Args:
-        recipe: How it was trained; None for what was not trained here.
+        recipe: How it was trained; None for a model that was not trained here.
         facts: Those of llava_accel.json, as far as they are known.
-        title: For what has no recipe, and so no name.
+        title: Used where no recipe gives a name.
     """
     base, train, measured = str(facts.get("base", "")), facts.get("train"), facts.get("evaluations") or []
     context: dict[str, Any] = {
@@ -112,7 +112,7 @@ def _vllm_rank(model: ModelTable) -> int | None:
 
 
 def _names(sources: str | Sequence[Source]) -> list[str]:
-    """Of data.train or data.eval: names of files without their folders, which are nobody else's business."""
+    """Names of the files in data.train or data.eval, without their folders, which are nobody else's business."""
     paths = [sources] if isinstance(sources, str) else [source.path for source in sources]
     return [path if is_of_hub(path) else Path(path).name for path in paths if path]
 

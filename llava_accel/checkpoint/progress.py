@@ -1,7 +1,7 @@
-"""The part of a checkpoint that only training needs: optimizer state and position, whole, for any backend and any ranks.
+"""The part of a checkpoint that only training needs: optimizer state and position, for any backend and number of ranks.
 
-`progress.json` holds the position, `optimizer.safetensors`, or several such files, every tensor of the optimizer state in
-full under `PARAMETER//KEY`, however the backend had divided it. The schedule is a function of the step and is not stored.
+`progress.json` holds the position; `optimizer.safetensors`, or several such files, hold each tensor of the optimizer state
+in full under `PARAMETER//KEY`, however the backend had divided it. The schedule is a function of the step, and not stored.
 """
 
 import json
@@ -36,7 +36,7 @@ def optimizer_files(shares: Iterable[tuple[str, str, Share]]) -> Files:
 
 
 def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-    """What such files hold, one tensor at a time, and mapped: what is not looked at is not read."""
+    """(parameter, key, tensor) of such files, one at a time and memory-mapped: only what is used is read."""
     for path in sorted(folder.glob("optimizer*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for entry in file.keys():
@@ -45,7 +45,7 @@ def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def own_code(recipe: Recipe) -> dict[str, str]:
-    """The hash of each file of the user's own that decides what the steps of a run are, or which of them is best."""
+    """Key -> hash of the user's file, for each that decides a run's steps, or which of them is best."""
     named = {
         "train.objective": recipe.train.objective,
         "optim.optimizer": recipe.optim.optimizer,
@@ -62,10 +62,10 @@ def write_position(
     own: Mapping[str, str],
     sums: Tensor,
 ) -> None:
-    """Write where the run stands, and what its steps are made of.
+    """Write the position of the run, and the settings that its steps depend on.
 
     Args:
-        own: `own_code` when the run began: the files may have changed since, and the run goes on with what they were.
+        own: `own_code` when the run began: the files may have changed since, and the run still uses what they were.
         sums: (ranks, sums) `state.unlogged` of every rank.
     """
     facts = {
@@ -82,7 +82,7 @@ def write_position(
 
 
 def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state: TrainState) -> None:
-    """Put `state` where the run stood; UserError as from `check_position`."""
+    """Set `state` to the position that was written; UserError as from `check_position`."""
     facts = check_position(folder, recipe, accelerator.device, state.data, accelerator.num_processes)
     state.load_state_dict(facts["state"])
     of_ranks = torch.tensor(facts["unlogged"], dtype=torch.float64, device=state.unlogged.device)
@@ -93,15 +93,15 @@ def read_position(folder: Path, recipe: Recipe, accelerator: Accelerator, state:
 
 
 def check_position(folder: Path, recipe: Recipe, device: torch.device, data: str, ranks: int = 0) -> dict[str, Any]:
-    """What was written of a run's position, if its steps are those of this recipe.
+    """What `write_position` wrote, if this recipe's steps are the same.
 
     Args:
-        data: What the data are: see `TrainState.data`.
-        ranks: 0 = as many as had written it.
+        data: Identifies the data: see `TrainState.data`.
+        ranks: 0 = as many as wrote it.
 
     Raises:
-        UserError: the folder is of another format, or a step of this launch is another portion of the data, or is
-            computed in another precision.
+        UserError: the folder has another format, or a step of this launch would be another portion of the data, or have
+            another precision, optimizer, code of the user's or data.
     """
     run = folder.parent
     if not (facts := read_progress(run)):
@@ -129,7 +129,7 @@ def check_position(folder: Path, recipe: Recipe, device: torch.device, data: str
     now = own_code(recipe)
     if changed := [key for key, content in now.items() if content != facts["own_code"].get(key)]:
         raise _another_run(
-            f"the file of {changed[0]} has changed since {run}, so that the steps before and after would not be of one run. "
+            f"the file of {changed[0]} has changed since {run}, so the steps before and after would not belong to one run. "
             "Set it back"
         )
     if facts["state"]["data"] != data:
@@ -150,9 +150,9 @@ def _global_batch_size(recipe: Recipe, ranks: int) -> int:
 
 
 def advance(scheduler: AcceleratedScheduler, steps: int) -> None:
-    """Put the schedule of a new run to where it stands after `steps` steps."""
+    """Advance the schedule of a new run by `steps` steps."""
     with warnings.catch_warnings():
-        # It is right here that the schedule steps before the optimizer does.
+        # torch warns of a schedule that steps before the optimizer does. Here that is right.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for _ in range(steps):
             scheduler.step()

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, where it stands then, and which keys of its recipe may have changed since."""
+"""Which checkpoint a run resumes from, at which position, and which keys of its recipe may have changed since."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
 from llava_accel.storage.run_weights import complete_checkpoints
 
 # Free to change: where things are read (a checkpoint knows data and base by content) and written, what is shown and kept,
-# how fast it goes (run.matmul within fp32's rounding, which is said), and when a run gives up.
+# how fast it goes (run.matmul changes fp32's rounding, and a line says so), and when a run gives up.
 _SPLIT = {"train.per_device_batch_size", "train.accumulation_steps"}
 _FREE_TABLES = ("eval.", "checkpoint.", "log.")
 _FREE = {
@@ -30,12 +30,12 @@ _FREE = {
     # Their product with the number of ranks is what counts, and the checkpoint knows it.
     *_SPLIT,
 }  # fmt: skip
-_BOUND = {"eval.metric"}  # in a free table, but the best value so far is of that metric
+_BOUND = {"eval.metric"}  # in a free table, but the best value so far is one of that metric
 _LENGTH = {"train.epochs", "train.max_steps"}
 
 
 def agreed_checkpoint(run: RunContext) -> Path | None:
-    """What `find_checkpoint` finds. The main process alone reads and hashes; every rank must call it."""
+    """The result of `find_checkpoint`. Only the main process reads and hashes; every rank must call it."""
     chosen = [find_checkpoint(run.recipe, run.console.line) if run.accelerator.is_main_process else None]
     return broadcast_object_list(chosen)[0]
 
@@ -90,7 +90,7 @@ def _newest(run: Path, say: Callable[[str], None]) -> Path | None:
     if not saved and kept:
         raise UserError(
             f"run.resume: {run} has no checkpoint to go on from, and a run that starts from the beginning would remove what "
-            f"an earlier one has left: {some(kept)}. Choose another run.name or run.output_dir, or remove it by "
+            f"an earlier one has left: {some(kept)}. Choose another run.name or run.output_dir, or remove it with "
             'run.resume="never"'
         )
     for checkpoint in reversed(saved):
@@ -106,12 +106,12 @@ def _newest(run: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def starting_state(run: RunContext, order: Order, training: Part, source: Path | None) -> TrainState:
-    """Where a run stands before its model is built: at its beginning, or where a checkpoint of it stood.
+    """The state of a run before its model is built: that of its beginning, or that of a checkpoint.
 
     Every rank must call it.
 
     Raises:
-        UserError: the steps of the checkpoint are others, see `check_position`.
+        UserError: the checkpoint's steps differ from this recipe's, see `check_position`.
     """
     state = TrainState.of(run.recipe.train, order, content(run, training))
     if source:
@@ -122,8 +122,8 @@ def starting_state(run: RunContext, order: Order, training: Part, source: Path |
 def differences(before: Recipe, now: Recipe) -> list[str]:
     """A line `key: value before -> value now` for each key whose change makes it a different run.
 
-    The length of a run is free where the rate does not depend on it, and how a global batch is split where the loss does
-    not.
+    A run's length is free if the learning rate does not depend on it, and the split of a global batch if the loss does not
+    depend on that.
     """
     rate_is_flat = now.optim.schedule == "constant" and now.optim.warmup_fraction == 0
     free = _FREE | (_LENGTH if rate_is_flat else set())

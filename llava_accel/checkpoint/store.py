@@ -47,8 +47,8 @@ from llava_accel.storage.atomic import (
 from llava_accel.storage.run_weights import complete_checkpoints, step_of
 from llava_accel.storage.tensor_files import Chunk, Pieces, copied, write
 
-_THREADS = 8  # of each process, that hash and write
-_THREADS_BEHIND = 2  # while steps are computed
+_THREADS = 8  # of each process, to hash and write
+_BACKGROUND_THREADS = 2  # while steps are computed
 _SILENCE_S = 5.0
 _PATIENCE_S = 600.0
 _LONGEST_WRITE = timedelta(hours=6)
@@ -67,8 +67,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        prepared: Its trainable weights and the optimizer's state are what is saved.
-        loaded: What was loaded, for names, processor and fingerprint.
+        prepared: Holds the trainable weights and the optimizer's state to save.
+        loaded: The model as it was loaded, for names and fingerprint.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Checkpoints:
         self._folder = self._run_folder / "checkpoints"
         self._saved_step = self._failed_step = -1
         self._problem = ""  # of the last write, on the main process
-        self._background, self._is_behind, self._has_told = Background(), False, False
+        self._background, self._in_background, self._has_told = Background(), False, False
         self._ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         # Its own connections: steps send over the others at the same time.
         several = self._contents.is_divided and self._accelerator.num_processes > 1
@@ -97,7 +97,7 @@ class Checkpoints:
             enter: Told the phase that begins (`runtime/timing.py`).
 
         Returns:
-            Whether there is one now, or is being written (`settled`). Where the disk is full or the folder cannot be
+            Whether there is one now, or one is being written (`settled`). If the disk is full or the folder cannot be
             written, the reason is printed, and the run and its older checkpoints stay as they are.
         """
         if self._state.step in (self._saved_step, self._failed_step):
@@ -108,10 +108,10 @@ class Checkpoints:
         begun = self._begin(self._folder / f"step-{self._state.step:06d}", self._state.step, with_engine=True)
         if begun is None:
             self._agree()
-        elif self._goes_behind(begun.parts):
+        elif self._goes_to_background(begun.parts):
             copy = replace(begun, parts=[copied(part) for part in begun.parts])
-            self._is_behind = True
-            self._background.start(lambda: self._complete(copy, _THREADS_BEHIND))
+            self._in_background = True
+            self._background.start(lambda: self._complete(copy, _BACKGROUND_THREADS))
         else:
             self._complete(begun, _THREADS)
             self._agree()
@@ -119,19 +119,19 @@ class Checkpoints:
         return self._saved_step == self._state.step
 
     def settled(self) -> bool:
-        """Wait until nothing is being written any more; whether the last save has succeeded. Every rank must call it."""
-        if self._is_behind:
+        """Wait until nothing is being written; returns whether the last save has succeeded. Every rank must call it."""
+        if self._in_background:
             if not self._background.wait(_SILENCE_S):
                 self._console.line("checkpoint: waiting for the last one, which is still being written")
             self._background.finish()
-            self._is_behind = False
+            self._in_background = False
             self._agree()
         return self._saved_step >= 0
 
     def take_best(self) -> int:
-        """Put the weights of `best/` into the model, where the run keeps one. Every rank must call it.
+        """Put the weights of `best/` into the model, if the run keeps one. Every rank must call it.
 
-        For the end of a run: what it exports, verifies and shows is then what every verb loads.
+        For the end of a run: it then exports, verifies and shows what every verb loads.
 
         Returns:
             The step whose weights the model holds now.
@@ -166,7 +166,7 @@ class Checkpoints:
         source, step = self._folder / f"step-{self._state.step:06d}", self._state.step
         if not self._accelerator.is_main_process:
             return
-        if self._is_behind:
+        if self._in_background:
             self._background.start(lambda: self._copy_best(source, step))
         else:
             self._copy_best(source, step)
@@ -174,10 +174,10 @@ class Checkpoints:
     def resume(self, source: Path | None) -> None:
         """Go on from a checkpoint whose weights and position the run was built with; None starts from the beginning.
 
-        Written by another engine or another number of ranks it serves as well, if a step is the same portion of data.
+        Another engine or another number of ranks may have written it, if a step is the same portion of the data.
 
         Raises:
-            UserError: its moments are of other weights.
+            UserError: its moments belong to other weights.
         """
         self._remove_later()
         if source is None:
@@ -187,12 +187,12 @@ class Checkpoints:
         progress.advance(self._scheduler, self._state.step)
         if source.resolve().parent == self._folder.resolve():
             self._saved_step = self._state.step
-        else:  # of another run, whose best is not here
+        else:  # another run's, whose best is not here
             self._state.best, self._state.best_step, self._state.evaluations_without_gain = None, 0, 0
         self._console.line(f"resumed from {source} at step {self._state.step} of {self._state.num_steps}")
 
     def _begin(self, target: Path, step: int, *, with_engine: bool) -> "_Unfinished | None":
-        """Make the folder with all but its tensors; None where the disk does not take it, which is noted."""
+        """Make the folder with all but its tensors; None if the disk does not take it, which is noted."""
         sums = self._accelerator.gather(self._state.unlogged[None]) if with_engine else None
         taken = self._contents.take(with_moments=with_engine)
         made: list[tuple[Path, dict[str, str]] | None] = [None]
@@ -210,8 +210,8 @@ class Checkpoints:
         folder, names = announced
         return _Unfinished(folder, target, self._contents.chunks(taken, names))
 
-    def _goes_behind(self, parts: Sequence[Chunk]) -> bool:
-        """Whether these are written while the next steps run: the same on every rank."""
+    def _goes_to_background(self, parts: Sequence[Chunk]) -> bool:
+        """Whether these are written while the next steps run; every rank gets the same answer."""
         wanted = self._recipe.checkpoint.background
         if wanted is False:
             return False
@@ -224,7 +224,7 @@ class Checkpoints:
         if is_worth_it and lacks_room and not self._has_told:
             self._has_told = True
             self._console.line(
-                "checkpoint.background: there is no main memory for a copy of what is saved "
+                "checkpoint.background: there is not enough main memory for a copy of what is saved "
                 f"({own * self._ranks_here / 2**30:,.1f} GiB on this machine), so training waits while it is written"
             )
         return is_worth_it and not lacks_room
@@ -232,7 +232,7 @@ class Checkpoints:
     def _complete(self, begun: "_Unfinished", threads: int) -> None:
         """Write the tensors, and give the folder its name when all ranks have written theirs. Every rank must call it.
 
-        What prevents it is noted on the main process.
+        Errors of the disk are noted on the main process.
         """
         with self._noting_problems(begun.target):
             written = self._of_all_ranks(begun, threads)
@@ -244,14 +244,14 @@ class Checkpoints:
                     raise OSError(errno.EIO, problem, str(begun.folder))
                 for file, own in pieces.items():
                     known.setdefault(file, []).extend(own)
-            for lines in self._run_folder.glob("*.jsonl"):  # a resumed run takes them for written
+            for lines in self._run_folder.glob("*.jsonl"):  # a resumed run relies on their being written
                 flush(lines)
             commit(begun.folder, begun.target, known=known)
             if begun.target.parent == self._folder:
                 self._rotate()
 
     def _of_all_ranks(self, begun: "_Unfinished", threads: int) -> list[tuple[str, Pieces]]:
-        """Write this rank's tensors; on the main process what has prevented each rank, and the pieces it has written."""
+        """Write this rank's tensors; the main process gets each rank's problem ("" if none) and the pieces it wrote."""
         own: tuple[str, Pieces] = ("", {})
         try:
             several = self._ranks_here < self._accelerator.num_processes
@@ -267,7 +267,7 @@ class Checkpoints:
 
     def _copy_best(self, source: Path, step: int) -> None:
         target = self._run_folder / "best"
-        if not is_ours(source):  # it could not be written, which was said
+        if not is_ours(source):  # it could not be written, as a line has said
             return
         try:
             unfinished = beside(target)
@@ -282,7 +282,7 @@ class Checkpoints:
 
     @contextmanager
     def _noting_problems(self, target: Path) -> Iterator[None]:
-        """Around writing: a full disk and the like end it, and are noted; `_agree` and `export` ask for it."""
+        """Around writing: a full disk and the like end it, and are noted in `_problem` for `_agree` and `export`."""
         self._problem = ""
         try:
             yield
@@ -303,7 +303,7 @@ class Checkpoints:
             self._failed_step, self._saved_step = self._saved_step, -1
 
     def _end(self) -> None:
-        """Before the run folder is released, however the run has ended: what is being written is finished."""
+        """Finish what is being written before the run folder is released, however the run has ended."""
         if not self._background.is_busy or isinstance(sys.exception(), KeyboardInterrupt):
             return
         self._console.line(
@@ -313,7 +313,7 @@ class Checkpoints:
             self._console.line("checkpoint: it is given up, and the older ones stay")
 
     def _remove_later(self) -> None:
-        """Remove what the folder holds of steps that are taken again: nothing may resume from it or count it."""
+        """Remove what the folder holds from steps that will be taken again: nothing may resume from it or count it."""
         if not self._accelerator.is_main_process:
             return
         later = [folder for folder in complete_checkpoints(self._folder) if step_of(folder) > self._state.step]
@@ -325,7 +325,7 @@ class Checkpoints:
             recover(folder)
         names = [f"{len(later)} checkpoints after step {self._state.step}"] if later else []
         if names := [*names, *(str(folder) for folder in leftovers)]:
-            self._console.line(f"removed of an earlier run: {', '.join(names)}")
+            self._console.line(f"removed from an earlier run: {', '.join(names)}")
 
     def _rotate(self) -> None:
         for folder in complete_checkpoints(self._folder)[: -self._recipe.checkpoint.keep]:

@@ -42,7 +42,7 @@ def finish(
 ) -> None:
     """Save, export, close the meter and the trackers, and print the outcome. Every rank must call it.
 
-    What is exported, verified and shown is the best checkpoint, where the run keeps one.
+    It exports, verifies and shows the best checkpoint, if the run keeps one.
 
     Args:
         prepared: Model and optimizer; both are empty afterwards.
@@ -50,9 +50,9 @@ def finish(
 
     Raises:
         Interrupted: the run was asked to end, and has saved.
-        UserError: it could not be saved, or its export does not load elsewhere as what was trained.
+        UserError: it could not be saved, or its export does not compute what was trained when it is loaded elsewhere.
     """
-    # Here, as what draws takes a second to import, and no first step is to wait for it.
+    # Imported here: plotting takes a second to import, and the first step is not to wait for it.
     from llava_accel.pages.write import attempted, report_end
 
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
@@ -115,7 +115,7 @@ def finish(
 
 @contextmanager
 def left_out_without_memory(key: str, console: Console) -> Iterator[None]:
-    """Around what a run that is saved can do without."""
+    """Around work that a saved run can do without: if memory runs out, it is left out, and a line says so."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -123,7 +123,7 @@ def left_out_without_memory(key: str, console: Console) -> Iterator[None]:
 
 
 def show_times(seconds: Mapping[str, float], console: Console) -> None:
-    """Where the time of this process went, from its first step to its last save."""
+    """Print where the time of this process went, from its first step to its last save."""
     total = sum(seconds.values())
     shown = [phase for phase in seconds if seconds[phase] >= _SHOWN_SHARE * total]
     rows = [[phase.replace("_", " "), f"{seconds[phase]:,.1f}", f"{seconds[phase] / total:.1%}"] for phase in shown]
@@ -133,7 +133,7 @@ def show_times(seconds: Mapping[str, float], console: Console) -> None:
 
 
 def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
-    """The score before training, the last ones and the best, from metrics.jsonl."""
+    """Print the scores before training, the last ones and the best, from metrics.jsonl."""
     lines = read_lines(folder / "metrics.jsonl")
     evaluations = [line for line in lines if "eval" in line]
     if not evaluations:
@@ -152,7 +152,7 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
 
 
 def _columns(measured: Collection[str]) -> dict[str, str]:
-    """Key -> title of what a narrow table has room for: the scores, the first of them beside that of blanked images."""
+    """Key -> title of the columns that fit a narrow table: the scores, the main one also with blanked images."""
     main = main_score("loss", measured)
     columns = {"loss": "loss"}
     for name in score_names(measured):
@@ -162,7 +162,7 @@ def _columns(measured: Collection[str]) -> dict[str, str]:
 
 
 def show_answers(path: Path, step: int, console: Console) -> None:
-    """A few answers of that step, spread over the evaluation data."""
+    """Print a few answers of that step, spread over the evaluation data."""
     if not path.exists():
         return
     predictions = read_json_lines(path)

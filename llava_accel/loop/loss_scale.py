@@ -1,6 +1,6 @@
 """The loss scale of fp16: what a loss is multiplied by before its backward pass, so that small gradients do not become 0.
 
-Where a gradient then exceeds what fp16 holds, the scalers of torch and DeepSpeed leave the step out: its examples are not
+Where a gradient then exceeds what fp16 holds, the scalers of torch and DeepSpeed skip the step: its examples are not
 learned, and the schedule has moved on without an update. Here the same window is computed once more, with the same dropout,
 at half the scale, until it fits. So a step is one update in fp16 as in every other type, whatever the scale does; it only
 takes longer. A scale is a power of two, and changes no bit of a gradient that fits.
@@ -19,7 +19,7 @@ from llava_accel.setup.state import TrainState
 _GROWS_AFTER = 2000
 """Steps without an overflow, after which twice the scale is tried."""
 _LARGEST = 2.0**24
-"""More would bring nothing back: fp16's smallest numbers are above 2**-25."""
+"""A larger one would keep no further gradient from becoming 0: fp16's smallest numbers are above 2**-25."""
 
 
 class LossScale:
@@ -32,7 +32,7 @@ class LossScale:
     def __init__(self, run: RunContext, state: TrainState) -> None:
         self._accelerator, self._console, self._state = run.accelerator, run.console, state
         self.is_used = resolve_precision(run.recipe.run.precision, run.accelerator.device) == torch.float16
-        """In other types no loss is scaled."""
+        """Only losses in fp16 are scaled."""
         self._before: float | None = None
         """The scale at which the window was computed first, where it overflowed."""
 
@@ -45,12 +45,12 @@ class LossScale:
         """Whether the window must be computed once more, at the lower scale that is then in force.
 
         It must if its gradient is not finite, and a lower scale can change that: the losses are finite, and the scale is
-        above 1. Else the scale is not to blame, and is what it was before. Every rank must call it, and all get the same
-        answer.
+        above 1. Otherwise the scale is not to blame, and is set back to what it was. Every rank must call it, and all get
+        the same answer.
 
         Args:
             losses: This rank's, not scaled.
-            grad_norm: Of all ranks.
+            grad_norm: Over all ranks.
         """
         state = self._state
         if not self.is_used:
@@ -79,7 +79,7 @@ class LossScale:
             state.loss_scale, state.steps_without_overflow = min(2 * state.loss_scale, _LARGEST), 0
 
     def _are_finite(self, losses: Sequence[Tensor]) -> bool:
-        """Whether the losses of all ranks are."""
+        """Whether the losses of all ranks are finite."""
         bad = torch.stack(list(losses)).isfinite().logical_not().sum()
         total = self._accelerator.reduce(bad, reduction="sum")
         assert isinstance(total, Tensor)

@@ -1,4 +1,4 @@
-"""What a recipe needs of the machine that trains it and of code of the user's own, asked before any weight is read."""
+"""Checks, before any weight is read, that the machine and the user's own code provide what a recipe needs."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ from llava_accel.scoring.metrics import Judged, find_metric
 
 
 def check_machine(recipe: Recipe, device: torch.device) -> None:
-    """Look at kernels, compiler, optimizer and objective.
+    """Check kernels, compiler, optimizer and objective.
 
     Args:
-        device: That the run computes on.
+        device: The one that the run computes on.
 
     Raises:
-        UserError: something is not there; key, value and remedy of all that is not.
+        UserError: something is missing; it names key, value and remedy of everything that is.
     """
     problems: list[str] = []
 
@@ -51,10 +51,10 @@ def check_machine(recipe: Recipe, device: torch.device) -> None:
 
 
 def say_own_code(recipe: Recipe, console: Console, *, trains: bool = True, scores: bool = True) -> None:
-    """Say which code of the user's own makes the loss, the updates and the scores; of data.reader its own caller does.
+    """Say which code of the user's makes the loss, the updates and the scores; whoever calls data.reader says so there.
 
     Raises:
-        UserError: it cannot be loaded, or a score does not work on a first answer.
+        UserError: it cannot be loaded, or a score fails on a sample answer.
     """
     named = {"train.objective": recipe.train.objective} | (
         {"optim.optimizer": recipe.optim.optimizer} if trains else {}

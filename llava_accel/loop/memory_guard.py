@@ -1,4 +1,4 @@
-"""What a run says when the GPU's memory is used up: by what, what was planned, and what would fit."""
+"""Explains running out of GPU memory: what used it up, what was planned, and what would fit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +24,7 @@ _MORE_GPUS = "Divide the model among several GPUs: --profile launch/zero3.yaml"
 
 @contextmanager
 def _explained(say: Callable[[], str]) -> Iterator[None]:
-    """In the block an out-of-memory error is a UserError with this message."""
+    """In the block an out-of-memory error becomes a UserError with this message."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -59,7 +59,7 @@ def out_of_memory_explained(
 
 
 def evaluation_explained(save: Callable[[], str] | None = None) -> AbstractContextManager[None]:
-    """Around an evaluation, which has halved its batches to a single question by then.
+    """Around an evaluation, which runs out of memory only after it has halved its batches down to a single question.
 
     Args:
         save: Saves what would be lost, and says how to go on.
@@ -90,7 +90,7 @@ def _update_message(recipe: Recipe, planned: Plan, weights: Weights) -> str:
         f"out of memory in the optimizer's step, where the first one makes the optimizer's state of {weights.trained:,} "
         f"trained weights. Planned: {(planned.standing - planned.optimizer) / GIB:,.2f} GiB of weights, "
         f"{planned.gradients / GIB:,.2f} GiB of gradients, {planned.optimizer / GIB:,.2f} GiB of the optimizer's state and "
-        f"{planned.update / GIB:,.2f} GiB to work with. {_update_remedy(recipe)}"
+        f"{planned.update / GIB:,.2f} GiB of working memory. {_update_remedy(recipe)}"
     )
 
 
@@ -109,7 +109,7 @@ def _loading_message(run: RunContext, processing: Processing) -> str:
 
 def _step_remedy(largest: int, recipe: Recipe, batch: int) -> str:
     train = recipe.train
-    if largest >= batch:  # it was planned to fit: the allocator, or another process
+    if largest >= batch:  # by the plan it fits: the allocator or another process takes more
         largest = batch - 1
     if largest:
         return (

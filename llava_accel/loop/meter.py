@@ -1,4 +1,4 @@
-"""What a run measures of itself: sums on the device, one reduction a log line, metrics.jsonl, trackers."""
+"""What a run measures of itself: sums on the device, one reduction per log line, metrics.jsonl, trackers."""
 
 import copy
 from collections import Counter
@@ -21,7 +21,7 @@ from llava_accel.setup.state import NUM_SUMS, TrainState
 from llava_accel.storage.jsonl import Lines, keep_lines_until
 
 _SETTLED_S = 60.0
-"""A run's first batches are slow, and no reason to say anything."""
+"""Only after that is waiting for data reported: a run's first batches are always slow."""
 
 
 class Meter:
@@ -30,8 +30,8 @@ class Meter:
     Lines of metrics.jsonl about steps that a resumed run will take again are removed.
 
     Args:
-        mix: Where the data has several sources, their examples are counted apart.
-        measures: What the objective measures besides: `Objective.MEASURES`.
+        mix: The data's sources. If there are several, the examples of each are counted.
+        measures: What the objective measures besides its loss: `Objective.MEASURES`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Meter:
         self._last_step = state.step
         self._state = state
         self._mix = mix if mix is not None and len(mix.names) > 1 else None
-        if self._mix:  # there once, and not copied in every micro-batch
+        if self._mix:  # put on the device once, instead of in every micro-batch
             self._starts = torch.tensor(self._mix.starts[1:], device=accelerator.device)
             self._of_file = torch.tensor(self._mix.of_file, device=accelerator.device)
         state.unlogged = self._of_this_width(state.unlogged.to(accelerator.device))
@@ -55,7 +55,7 @@ class Meter:
         self.enter = self._phases.enter
         """From here on time counts for the phase that is named, one of `timing.PHASES`."""
         self.seconds: Counter[str] = Counter()
-        """By phase, as far as it has been read from the device: up to the last line, and after `close` all of it."""
+        """By phase, as far as read from the device: up to the last log line; after `close`, all of the run."""
         self._has_said_waiting = False
         self._lines = Lines(self._folder / "metrics.jsonl", console)
         if accelerator.is_main_process:
@@ -69,7 +69,7 @@ class Meter:
     def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
         """The windows, with the time that the loop waits for each of them counted.
 
-        Behind it counts as communication: what a step does first is count its targets over all ranks.
+        The time after that counts as communication: a step first counts its targets over all ranks.
         """
         iterator = iter(windows)
         while True:
@@ -86,7 +86,7 @@ class Meter:
         for micro_batch, loss, divisor, measured in micro_batches:
             names = ("target_weights", "num_tokens", "indices", "subtree_end")
             weights, tokens, indices, ends = (tensor(micro_batch, name) for name in names)
-            # Numbers that are known here are filled in there: a copy would wait for the device.
+            # Numbers that the host knows are filled in on the device: a copy would wait for it.
             counts = [len(indices), (ends == 0).sum(), ends.numel()]
             loss = loss.double() if self._is_per_token else (loss.double() / divisor).sum()
             before = self._state.unlogged
@@ -143,10 +143,10 @@ class Meter:
         line = {"step": state.step, "epoch": round(state.epoch, 6), "eval": evaluation.metrics}
         speed = {"seconds": round(evaluation.seconds, 4), "answers_per_s": round(evaluation.answers_per_s, 1)}
         self._write(line | speed)
-        take_peak(self._accelerator.device)  # that of generating answers is none of a step
+        take_peak(self._accelerator.device)  # reset it: that of generating answers does not belong to a step
 
     def close(self) -> None:
-        """Take the bar away, read the clock for the last time, and let the trackers finish; UserError if there are
+        """Remove the bar, read the clock for the last time, and let the trackers finish; UserError if there are
         lines that could not be written."""
         self._take(waits=True)
         self._bar.close()

@@ -15,7 +15,7 @@ from llava_accel.own_code import is_own
 from llava_accel.recipe import OptimTable
 
 _NORMS = (nn.LayerNorm, LlamaRMSNorm)
-"""What transformers 4.40 knows as ALL_LAYERNORM_LAYERS: other RMS norms, such as Qwen2's, never came into that list."""
+"""ALL_LAYERNORM_LAYERS of transformers 4.40; other RMS norms, such as Qwen2's, were never added to that list."""
 
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 """Devices on which torch's AdamW is one kernel; it computes the same within 1e-6."""
@@ -52,8 +52,8 @@ def decayed(model: nn.Module, rule: str) -> set[str]:
 
     Args:
         rule: The recipe's `optim.decay`. "original" is what `create_optimizer` in LLaVA's llava/train/llava_trainer.py
-            does with `get_parameter_names` of transformers 4.40: everything outside of a norm that this version knows as
-            one and without "bias" in its name.
+            does with `get_parameter_names` of transformers 4.40: everything without "bias" in its name that is outside of
+            the norms that this version lists.
     """
     if rule == "weights":
         return {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
@@ -73,7 +73,7 @@ def build_optimizer(model: nn.Module, optim: OptimTable) -> torch.optim.Optimize
     """The recipe's optimizer over the trainable parameters.
 
     Raises:
-        UserError: nothing is trainable, the paged optimizer has no GPU to page, or one of the user's own is none.
+        UserError: nothing is trainable, or a function of the user's does not return an optimizer for all weights.
     """
     groups = parameter_groups(model, optim)
     if not groups:

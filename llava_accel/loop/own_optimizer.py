@@ -1,4 +1,4 @@
-"""`optim.optimizer` as a function of the user's own, and its trial before any weight is read."""
+"""`optim.optimizer` as a function of the user's, and its trial before any weight is read."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _KEY = "optim.optimizer"
 
 
 def own_optimizer(groups: list[dict[str, Any]], optim: OptimTable) -> torch.optim.Optimizer:
-    """That of a function of the user's: (groups as of `parameter_groups`, the recipe's [optim]) -> an optimizer.
+    """The optimizer that the user's function returns for (groups of `parameter_groups`, the recipe's [optim]).
 
     Raises:
-        UserError: it fails, or returns something else, or an optimizer of other weights.
+        UserError: the function fails, or returns something else, or an optimizer over other weights.
     """
     name, given = optim.optimizer, {id(each) for group in groups for each in group["params"]}
     made = call_own(_KEY, name, groups, optim)
@@ -35,7 +35,7 @@ def try_own(optim: OptimTable, device: torch.device) -> None:
     """Let an optimizer of the user's take two steps on two small weights.
 
     Raises:
-        UserError: it fails, or keeps what a checkpoint does not hold, so that a run would not go on as it was.
+        UserError: it fails, or keeps state that a checkpoint does not hold, so that a resumed run would differ.
     """
     weights = [nn.Parameter(torch.ones(shape, device=device)) for shape in ((6, 4), (6,))]
     names, rate = ("language_model", "language_model (no decay)"), optim.learning_rate

@@ -25,18 +25,18 @@ from llava_accel.setup.state import seed_step
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step says of itself. Its tensors stay on the device until a log line is due."""
+    """The results of a step. Its tensors stay on the device until a log line is due."""
 
     losses: list[Float[Tensor, "*terms"]]
-    """Summed over the targets of each micro-batch of this rank; detached. Of an objective of several terms: [terms]."""
+    """This rank's, one per micro-batch: summed over its targets, detached. An objective with several terms gives [terms]."""
     divisors: list[Float[Tensor, "*terms"]]
-    """What each of them is divided by; then their sum over all ranks is the loss of the step."""
+    """What each loss is divided by; the sum of the quotients over all ranks is the loss of the step."""
     measured: list[dict[str, Float[Tensor, ""]]]
-    """What the objective measured besides, of each micro-batch, divided already."""
+    """What the objective measured in each micro-batch besides its loss, already divided."""
     grad_norm: float
-    """Of the whole gradient over all ranks, before it was clipped."""
+    """Norm of the whole gradient over all ranks, before it was clipped."""
     learning_rates: dict[str, float]
-    """Of each part of the model, as the update used them."""
+    """By part of the model, as the update used them."""
 
 
 def train_step(
@@ -51,15 +51,15 @@ def train_step(
     """Forward and backward passes over the window, and one update of what is trained. Every rank must call it.
 
     Args:
-        window: Empty where the process was asked to end while it waited for its data. Others cannot know it yet, and this
-            rank computes padding with them; then none makes an update.
+        window: Empty if the process was asked to end while it waited for its data. The other ranks cannot know that yet,
+            so this rank computes padding along with them; then none makes an update.
         step: Optimizer steps taken before this one.
-        guard: Whether the update may be made.
+        guard: Decides whether the update may be made.
         enter: Told the phase of the step that begins, for the clock of the run (`runtime/timing.py`).
         interruption: Learns whether a rank has been asked to end.
 
     Returns:
-        None where a rank had no data: the step was not taken.
+        None if a rank had no data: the step was not taken.
     """
     recipe, accelerator = run.recipe, run.accelerator
     given = window or _padding(1, accelerator.device)
@@ -68,7 +68,7 @@ def train_step(
     if not window:  # the last window of an epoch may be short: all ranks must run backward equally often
         window = _padding(interruption.micro_batches_of_others(flags), accelerator.device)
         divisors *= len(window)
-    while True:  # once, but for an overflow of fp16: see loss_scale.py
+    while True:  # once, unless fp16 overflows: see loss_scale.py
         seed_step(recipe.run.seed, step, accelerator.process_index)
         factor = take_loss_scale(accelerator, prepared.optimizer, guard.loss_scale.value)
         losses, measured = backward_passes(run, prepared, window, divisors, factor, enter)
@@ -119,7 +119,7 @@ def backward_passes(
 
 
 def _padding(count: int, device: torch.device) -> list[Loaded]:
-    """Micro-batches of nothing, with which a rank takes part in the collective operations of a step."""
+    """Empty micro-batches, with which a rank takes part in the collective operations of a step."""
     return [moved(collate([], {}, (3, 1, 1)), device) for _ in range(count)]
 
 
@@ -132,13 +132,13 @@ def loss_divisors(
 ) -> tuple[list[Float[Tensor, "*terms"]], Float[Tensor, "flags"]]:
     """What the summed loss of each micro-batch is divided by, and the sum of the ranks' flags. All stay on the device.
 
-    Divisors are 0 only if no record of the window could be loaded; then the loss is 0 / 0, and `UpdateGuard` says so.
+    Divisors are 0 only if no record of the window could be loaded; then the loss is 0 / 0, and `UpdateGuard` reports it.
 
     Args:
         count: `Objective.count`: the weight of a micro-batch's targets, or the number of its pairs.
         loss: The recipe's `train.loss`: "tokens" divides by the count over the window and all ranks; "micro_batch_mean" by
             the micro-batch's own, and by the number of micro-batches over the window and all ranks in which it is not 0.
-        flags: Of `Interruption.flags`: they take no reduction of their own. A NaN among them makes all divisors NaN.
+        flags: From `Interruption.flags`: they share this reduction. A NaN among them makes all divisors NaN.
     """
     weights = [count(micro_batch) for micro_batch in window]
     number, flags = count_over_ranks(weights if loss == "tokens" else [own > 0 for own in weights], flags, accelerator)
@@ -162,7 +162,7 @@ def count_over_ranks(
 def gradient_sync(accelerator: Accelerator, model: nn.Module, *, enabled: bool) -> Iterator[None]:
     """Sum gradients over ranks in this backward pass only when `enabled`: once a window, at its last micro-batch.
 
-    DeepSpeed takes the end of a step from the same flag. `accelerator.accumulate` is not used: with a loader that reads
+    DeepSpeed reads the end of a step from the same flag. `accelerator.accumulate` is not used: with a loader that reads
     ahead it takes every micro-batch of the last window for its end.
     """
     accelerator.sync_gradients = enabled

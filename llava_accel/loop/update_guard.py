@@ -1,4 +1,4 @@
-"""What is done about bad numbers: no update where loss or gradient is not finite, and a word about loss spikes."""
+"""Guards a run against bad numbers: no update if loss or gradient is not finite, and a note about loss spikes."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ _MEDIAN_FROM = 10  # the loss of the first steps falls too fast to have a median
 
 
 class UpdateGuard:
-    """Looks at every step before its update is made.
+    """Checks every step before its update is made.
 
     Args:
         model: The prepared objective.
@@ -42,8 +42,8 @@ class UpdateGuard:
         self._spikes = Lines(self._folder / "spikes.jsonl", run.console)
 
     def watched_loss(self, losses: Sequence[Tensor], divisors: Sequence[Tensor]) -> Tensor:
-        """The loss of a step over all ranks, where spikes are looked for; elsewhere one that nobody reads. It stays on the
-        device. Every rank must call it.
+        """The loss of a step over all ranks if spikes are looked for; otherwise a number that nobody reads. It stays on
+        the device. Every rank must call it.
 
         Args:
             losses: This rank's, summed over the targets of each micro-batch.
@@ -61,12 +61,12 @@ class UpdateGuard:
 
         Args:
             grad_norm: All ranks share it, and it is not finite as soon as one loss or gradient on one rank is not.
-            loss: What `watched_loss` came to.
+            loss: The value of `watched_loss`.
             has_targets: Whether the window has a target on any rank.
 
         Raises:
-            UserError: the norm is not finite, and the recipe says "stop" or its limit is used up. Names the samples. Or the
-                window has no target, because every record of it was left out while it was loaded.
+            UserError: the norm is not finite, and the recipe says "stop" or its limit is used up: it names the samples. Or
+                the window has no target, because every record of it was left out while it was loaded.
         """
         if not math.isfinite(grad_norm):
             self._refuse(window, grad_norm, has_targets=has_targets)
@@ -103,7 +103,7 @@ class UpdateGuard:
     def _of_fp16(self) -> str:
         if not self.loss_scale.is_used:
             return ""
-        return '. fp16 holds numbers up to 65,504, which a model may exceed that was trained in bf16: run.precision = "fp32"'
+        return '. fp16 holds numbers up to 65,504. A model that was trained in bf16 may need run.precision = "fp32"'
 
     def _look_for_spike(self, window: Sequence[Loaded], loss: float) -> None:
         recent = self._state.recent_losses

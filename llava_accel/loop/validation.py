@@ -129,9 +129,9 @@ class Validation:
         return evaluation.metrics[metric]
 
     def _saved(self, state: TrainState, meter: Meter) -> str:
-        """Save what the steps have reached, as the run is about to end in an evaluation; what to say of it.
+        """Save a checkpoint, as the run is about to end in an evaluation; returns a sentence for its error.
 
-        A rank alone cannot save: the others are still answering.
+        One of several ranks cannot save alone: the others are still answering.
         """
         if state.step and self._run.accelerator.num_processes == 1:
             self._checkpoints.save(meter.enter)
@@ -148,8 +148,8 @@ class Validation:
             )
 
     def _report(self, state: TrainState, meter: Meter) -> None:
-        # The first step waits for no report: what draws takes a second to import. Trackers get the base's answers. The
-        # end of the run has a report of its own.
+        # No report before the first step, as plotting takes a second to import, unless trackers want the base's answers.
+        # The end of the run writes a report of its own.
         is_due = 0 < state.step < state.num_steps and not state.is_stopped and time.monotonic() >= self._report_is_due
         is_wanted = state.step > 0 or meter.trackers.are_there
         if is_wanted and self._part is not None and self._run.accelerator.is_main_process:

@@ -18,11 +18,11 @@ def train_windows(
     enter: Callable[[str], None],
     is_asked: Callable[[], bool],
 ) -> Iterator[list[Loaded]]:
-    """This rank's micro-batches of every step from where `state` stands to the last one.
+    """This rank's micro-batches of every step from the position in `state` to the last one.
 
     Args:
         enter: Told each phase of loading, for the clock of the run.
-        is_asked: Whether the process has been asked to end. Then the last window is an empty one.
+        is_asked: Whether the process has been asked to end. Then the last window is empty.
     """
     return load(run, part, own_windows(run, part, order, state.step, state.num_steps), enter, is_asked)
 
@@ -30,7 +30,7 @@ def train_windows(
 def own_windows(run: RunContext, part: Part, order: Order, first: int, last: int) -> Iterator[Window]:
     """Rows of the corpus for this rank's micro-batches of the steps in [first, last)."""
     rank, ranks, train = run.accelerator.process_index, run.accelerator.num_processes, run.recipe.train
-    # Where each micro-batch has its own mean, examples of one length together would weigh differently.
+    # If each micro-batch has its own mean, putting examples of one length together would change their weights.
     keeps_order = train.loss != "tokens" and not order.group_by_length
     sizes = {"per_device_batch_size": train.per_device_batch_size, "num_ranks": ranks}
     steps = windows(order, first, last, keeps_order=keeps_order, **sizes)

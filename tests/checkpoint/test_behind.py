@@ -197,7 +197,7 @@ def test_where_there_is_no_memory_for_a_copy_training_waits_and_it_is_said_once(
     on_main = noting_threads(monkeypatch)
     monkeypatch.setattr(store, "free_main_memory", lambda: 1000)
     run = train(settings(tmp_path, data, **BEHIND))
-    assert said(capsys).count("there is no main memory for a copy") == 1 and all(on_main)
+    assert said(capsys).count("there is not enough main memory for a copy") == 1 and all(on_main)
     assert_same_run(run, whole)
 
 
