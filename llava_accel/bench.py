@@ -1,7 +1,7 @@
 """How fast a recipe trains here, and where its time goes.
 
-Tokens are those of the user's examples, however few of them had to be computed. MFU is the operations of estimate/flops.py
-for what was computed, by the time, over the rate of large matrix products on the same device.
+Tokens are those of the user's examples, however few of them had to be computed. MFU is the operations a second, by
+estimate/flops.py for what was computed, divided by the rate of large matrix products on the same device.
 """
 
 from llava_accel.console.command_line import start
@@ -35,10 +35,10 @@ from llava_accel.setup.datasets import open_data
 
 @dataclass
 class Rounds:
-    """What was measured, a value a round; peaks are bytes of one pass."""
+    """Measurements, one value per round; `peak` is in bytes, of one pass."""
 
     cold: list[Timed] = field(default_factory=list)
-    """As in a first epoch, which fills the cache of features. None where there is no cache."""
+    """As in a first epoch, which fills the cache of features. Empty if there is no cache."""
     warm: list[Timed] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
     loaded: list[float] = field(default_factory=list)
@@ -70,7 +70,7 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
 def _measure(job: Job, rounds: int) -> Rounds:
     measured = Rounds()
     job.forget_features(-1)
-    job.loop()  # kernels, and the allocator
+    job.loop()  # warms up kernels and the allocator
     measured.peak = job.peak_bytes()
     for number in range(rounds):
         if job.has_cache:

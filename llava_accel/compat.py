@@ -42,7 +42,7 @@ def end_of_worker(error: Exception) -> str | None:
 
 
 def uncompiled() -> dict[str, str]:
-    """The environment in which functions that a library compiles as it is imported stay as they are written.
+    """The environment in which functions that a library would compile at its import stay uncompiled.
 
     Read in torch 2.13, _dynamo/eval_frame.py: `_optimize`. bitsandbytes compiles kernels for devices that have no others,
     and importing the compiler takes a fifth of a start. The public TORCH_COMPILE_DISABLE holds for all of a process.
@@ -90,8 +90,8 @@ def watch_operations(note: Callable[[list[Tensor], Tensor | None], None]) -> Abs
     """Call `note` after every operation in the block, those of a backward pass included.
 
     Read in torch 2.13, utils/_python_dispatch.py: `TorchDispatchMode`; utils/_pytree.py: `tree_leaves`. Public hooks see
-    modules and gradients, not what is computed between them. `note` is given the tensors that the operation made, and the
-    one that it did nothing with but change its type.
+    modules and gradients, not what is computed between them. `note` is given the tensors that the operation made and, if
+    it copied a tensor into another type or to another device, that tensor.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -114,7 +114,7 @@ def allocations(run: Callable[[], object]) -> list[int]:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write its stages among the user's lines
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it writes its stages among the user's lines
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
@@ -214,7 +214,7 @@ def tower_states(tower: nn.Module, pixel_values: Tensor, num_layers: int) -> Ten
 
 
 def tokenizer_backend(tokenizer: PreTrainedTokenizerFast) -> Any:
-    """What a tokenizer is made of; its `to_str` is the text of a tokenizer.json.
+    """The object of the tokenizers library inside a tokenizer; its `to_str` is the text of a tokenizer.json.
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `backend_tokenizer`; tokenizers 0.23: `to_str`, whose
     form is not documented. No public setting takes the leading space away, or makes an added token special.
@@ -223,7 +223,7 @@ def tokenizer_backend(tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def replace_tokenizer(tokenizer: PreTrainedTokenizerFast, description: str) -> None:
-    """Let a tokenizer be made of another tokenizer.json.
+    """Rebuild a tokenizer from another tokenizer.json.
 
     Read in transformers 5.23, tokenization_utils_tokenizers.py: `_tokenizer`. The public `backend_tokenizer` cannot be set.
     """
@@ -284,7 +284,7 @@ def partition(parameter: nn.Parameter, init: Any) -> None:
 
 
 def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, Tensor] | None:
-    """Of a weight that was partitioned: its shape over all ranks, and this rank's part, flat, with filling at the end.
+    """A partitioned weight's shape over all ranks, and this rank's part, flat and padded; None for other weights.
 
     Read in deepspeed 0.19, runtime/zero/partition_parameters.py: `ds_shape` and `ds_tensor`. Nothing public tells.
     """
@@ -292,7 +292,7 @@ def partition_of(parameter: nn.Parameter) -> tuple[torch.Size, Tensor] | None:
 
 
 def flat_partitions(optimizer: Any) -> list[Tensor]:
-    """This rank's part of the trained weights, a tensor for each group: what the optimizer inside DeepSpeed's updates.
+    """This rank's part of the trained weights, a tensor for each group, which the optimizer inside DeepSpeed's updates.
 
     Read in deepspeed 0.19, runtime/zero/stage3.py: `fp32_partitioned_groups_flat`; runtime/zero/stage_1_and_2.py:
     `single_partition_of_fp32_groups`. The public `safe_get_*` cannot tell which keys a state has.
@@ -308,8 +308,8 @@ def link_moments(optimizer: Any) -> Callable[[Any], tuple[int, Mapping[str, Tens
     """Let ZeRO-2 look its moments up again: it does so after the update of its first group, when the others have none.
 
     Read in deepspeed 0.19, runtime/zero/stage_1_and_2.py: `_lazy_init_hp_params_optimizer_state`; utils/tensor_fragment.py:
-    `tensor_fragment`. The public `safe_*` see what was looked up, and gather it. Returns what tells where in a weight,
-    flattened, this rank's moments begin, and those; none where it keeps none.
+    `tensor_fragment`. The public `safe_*` see what was looked up, and gather it. Returns a function of a weight: where in
+    it, flattened, this rank's moments begin, and the moments by key; (0, {}) if this rank keeps none.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
@@ -333,16 +333,16 @@ def packed_weights(parameter: nn.Parameter) -> tuple[str, int] | None:
     """Type and number of the weights that a 4-bit parameter stands for, or None for any other parameter.
 
     Read in bitsandbytes 0.50, nn/modules.py: `Params4bit.quant_type`, `quant_state.shape`. Its shape is that of the
-    storage, and its class is not asked for, whose import takes seconds.
+    storage. Its class is not compared, as importing that takes seconds.
     """
     kind, state = getattr(parameter, "quant_type", None), getattr(parameter, "quant_state", None)
     return None if kind is None else (str(kind), parameter.numel() if state is None else state.shape.numel())
 
 
 def hub_http_error() -> type[Exception]:
-    """What the hub's client raises where there is no connection: of requests, httpx or httpx2, by its version.
+    """The error that the hub's client raises without a connection: that of requests, httpx or httpx2, by its version.
 
-    Read in huggingface_hub 2.4, errors.py: `HTTPError`. The public errors are those of an answer.
+    Read in huggingface_hub 2.4, errors.py: `HTTPError`. The public errors are only for answers of the hub.
     """
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 

@@ -1,4 +1,4 @@
-"""How a verb ends other than well: by something that the user can mend, or because it was asked to end."""
+"""How a verb ends other than well: with an error that the user can mend, or because it was asked to end."""
 
 import contextlib
 import errno
@@ -9,9 +9,9 @@ import sys
 from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
-"""What schedulers, terminals and people end a job with."""
+"""Signals with which schedulers, terminals and people end a job."""
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Also where it is only the user's share that is full."""
+"""The disk, or only the user's quota of it."""
 EX_TEMPFAIL = 75
 """Exit code of a run that saved and ended because it was asked to: start the same command again (sysexits.h)."""
 
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 def in_short(error: BaseException) -> str:
-    """What an error says, on one line that is not too long."""
+    """The text of an error on one line of at most 300 characters."""
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return " ".join(text.split())[:300]
 

@@ -18,7 +18,7 @@ from typing import Any
 from llava_accel.exceptions import UserError
 
 _OF_MODELS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json")
-"""Each says that a folder is a model's."""
+"""Any of these files shows that a folder is a model's."""
 _run: set[str] = set()
 """Files that were run."""
 
@@ -29,15 +29,18 @@ def is_own(name: str) -> bool:
 
 
 def file_of(name: str) -> Path:
-    """The file that a name holds."""
+    """The file in such a name."""
     return Path(os.path.expanduser(name.rpartition(":")[0]))
 
 
 def load_own(key: str, name: str) -> Callable[..., Any]:
-    """The function; the file is run the first time that it is asked for, and again once it has changed.
+    """The function of that name. Its file is run when it is first asked for, and again once it has changed.
+
+    Args:
+        key: The recipe key that names it, for errors.
 
     Raises:
-        UserError: there is no such file or function, it is a model's, or cannot be run.
+        UserError: there is no such file or function, or the file is a model's, or cannot be run.
     """
     path, _, function = name.rpartition(":")
     file = file_of(name)
@@ -55,13 +58,13 @@ def load_own(key: str, name: str) -> Callable[..., Any]:
 
 
 def own_line(key: str, name: str) -> str:
-    """What is said before code of the user's own is run; UserError if it cannot be loaded."""
+    """The line to print before code of the user's is run; UserError if it cannot be loaded."""
     load_own(key, name)
     return f"{key}: {name} is code of yours, which this process runs (sha256 {digest(name)[:12]})"
 
 
 def call_own(key: str, name: str, *arguments: object) -> Any:
-    """What the function returns; UserError with its line where it cannot be loaded or fails."""
+    """Call the function and return its result; UserError, with the line of its file, if it cannot be loaded or fails."""
     function = load_own(key, name)
     with mended_by_user(key, file_of(name)):
         return function(*arguments)
@@ -69,11 +72,11 @@ def call_own(key: str, name: str, *arguments: object) -> Any:
 
 @contextmanager
 def mended_by_user(key: str, file: Path, what: str = "function", of: str = "") -> Iterator[None]:
-    """Around a call of code of the user's: UserError with the line where it fails, be it by ending the process.
+    """Around a call of the user's code: UserError with the line where it fails, or tries to end the process.
 
     Args:
-        what: Is to be mended.
-        of: What the call was about.
+        what: The thing to mend, for the message.
+        of: What the call was about, after the error in the message.
     """
     try:
         yield
@@ -121,7 +124,7 @@ def _module(key: str, file: Path, content: str) -> dict[str, Any]:
 
 
 def explained(error: BaseException) -> UserError | None:
-    """What to tell of an error that was raised in a file of the user's, or in what it has called; None of any other."""
+    """The UserError for an error that was raised in a file of the user's, or in what that called; None for other errors."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _run]
     if not files:
         return None
@@ -129,7 +132,7 @@ def explained(error: BaseException) -> UserError | None:
 
 
 def where(error: BaseException, file: Path) -> str:
-    """What went wrong in the user's file, and in which of its lines."""
+    """The line of the user's file in which an error arose, and the error."""
     lines = [each.lineno for each in traceback.extract_tb(error.__traceback__) if Path(each.filename) == file]
     line = lines[-1] if lines else error.lineno if isinstance(error, SyntaxError) else None
     place = f"{file}, line {line}" if line else str(file)

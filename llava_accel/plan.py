@@ -1,7 +1,7 @@
 """What a run will take, before it is launched: memory on each GPU by kind, operations, steps, and the largest batch.
 
 No weight is loaded: the model is built on PyTorch's meta device. The longest records of the data decide, or those whose
-images have most tiles. Of a base that is not here the published sizes are taken.
+images have most tiles. If the base is not here, its published sizes are used.
 """
 
 from llava_accel.console.command_line import start
@@ -89,8 +89,8 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
     console.line(checkpoint_line(weights, recipe, accelerator.num_processes))
     if recipe.model.compile:
         console.line(
-            "model.compile: the activations are those of layers that are not compiled; what compiled ones keep is known "
-            "once they run"
+            "model.compile: the activations are those of layers that are not compiled; how much compiled ones keep is known "
+            "only once they run"
         )
     if recipe.model.kernels == "liger":
         console.line('model.kernels = "liger": the activations are those of "native", which keeps fewer')
@@ -113,7 +113,7 @@ def plan(recipe: Recipe, gpu_gb: float | None, ranks: int, probe: bool) -> list[
 
 
 def verdict(plan: Plan, gpu_gb: float, recipe: Recipe) -> str:
-    """Whether it fits, and the largest batch that does; or what would take less, of what this recipe can be set to."""
+    """Says whether a plan fits a GPU, and the largest batch that does, or which settings of this recipe take less."""
     batch = recipe.train.per_device_batch_size
     largest = plan.largest_batch(gpu_gb * 1e9, batch)
     ranks = f" on {plan.layout.ranks} GPUs" if plan.layout.ranks > 1 else ""
@@ -173,7 +173,7 @@ def _show_evaluation(
     moments: dict[bool, tuple[Moment, ...]],
     gpu_gb: float | None,
 ) -> None:
-    """What an evaluation takes, and how many questions it answers at once where that is too much."""
+    """Print what an evaluation takes and, for a GPU of `gpu_gb`, how many questions it answers at once."""
     answers = [plan_answers(plan, moments[plan.layout.divides_weights]) for plan in plans]
     unit, name = unit_of(max(plan.total for plan in answers))
     most = most_at_once(recipe)
@@ -190,12 +190,12 @@ def _show_evaluation(
 
 
 def _up_to(number: int) -> str:
-    """Batches of an evaluation are of those of an image, so many hold fewer."""
+    """How many questions are answered at once: many batches hold fewer, as they keep those on an image together."""
     return f"up to {number}" if number else "none: lower eval.max_new_tokens or use more GPUs"
 
 
 def _verification(size: int, gpu_gb: float | None) -> str:
-    """What the check of the export takes, which loads the base once more in a process of its own."""
+    """What the check of an export takes: it loads the model once more, in a process of its own."""
     text = f"verify: once the run has freed its memory, a second copy of the model takes {size / GIB:,.2f} GiB of a GPU"
     if gpu_gb is None:
         return text

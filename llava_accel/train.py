@@ -46,7 +46,7 @@ from llava_accel.setup.vision_cache import attach_features
 @folders_released()
 @determinism_explained()
 def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog | None = None) -> TrainState:
-    """Run one fine-tuning job, from a recipe to an adapter in recipe.run.output_dir; the state in which it ended.
+    """Run one fine-tuning job, from a recipe to an adapter in recipe.run.output_dir; returns its last state.
 
     Args:
         on_log: Gets each line of metrics.jsonl, see `OnLog`.
@@ -92,7 +92,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
             break
         with out_of_memory_explained(run, window, training.corpus, processing, meter.phase):
             step = train_step(run, prepared, window, state.step, guard, meter.enter, interruption)
-        if step is None:  # a rank that is asked to end had no data for it
+        if step is None:  # a rank that was asked to end had no data for it
             break
         state.step += 1
         meter.add(window, step)

@@ -24,7 +24,7 @@ def questions_at_once(run: RunContext, processing: Processing, part: Part, *, tr
     """How many of the part's questions a GPU can answer at once, by the plan; at least 1. On a CPU nothing is planned.
 
     Args:
-        trains: Whether the optimizer's state is there as well.
+        trains: Whether the optimizer's state is in memory as well.
     """
     recipe, accelerator = run.recipe, run.accelerator
     if accelerator.device.type == "cpu":
@@ -37,13 +37,13 @@ def questions_at_once(run: RunContext, processing: Processing, part: Part, *, tr
 
 
 def answered_at_once(planned: Plan, gpu_bytes: float, recipe: Recipe) -> int:
-    """Questions at once on such a GPU, if `planned` is for `most_at_once`; 0 where not one fits."""
+    """How many questions such a GPU answers at once, if `planned` is for `most_at_once`; 0 if not one fits."""
     most = most_at_once(recipe)
     return min(most, planned.largest_batch(gpu_bytes, most))
 
 
 def plan_answers(plan: Plan, moments: tuple[Moment, ...], *, trains: bool = True) -> Plan:
-    """The memory of an evaluation in a run of which `plan` is the memory of a step: there are no gradients."""
+    """The memory of an evaluation, which has no gradients, from `plan`: that of a step of the same run."""
     optimizer = plan.optimizer if trains else 0
     return replace(plan, optimizer=optimizer, gradients=0, update=0, moments=moments)
 
@@ -63,7 +63,7 @@ def trace_evaluation(
 
 
 def largest_questions(recipe: Recipe, part: Part) -> list[tuple[Loaded, Questions]]:
-    """The first batch of an evaluation, which has most tokens, and the one with most tiles where that has more."""
+    """The first batch of an evaluation, which has most tokens, and the one with most tiles if that has more tiles."""
     survey, rows = part.survey, part.rows
     batches = image_batches(rows, survey.lengths[rows], survey.image_keys[rows], most_at_once(recipe))
     tiles = [_num_tiles(part, batch) for batch in batches]
@@ -80,7 +80,7 @@ def largest_questions(recipe: Recipe, part: Part) -> list[tuple[Loaded, Question
 
 
 def _num_tiles(part: Part, batch: list[int]) -> int:
-    """Of a batch's different images."""
+    """Tiles of a batch's distinct images."""
     return sum({part.survey.image_keys[row]: int(part.survey.num_tiles[row]) for row in batch}.values())
 
 
@@ -92,7 +92,7 @@ def trace_answers(
     Args:
         batch: A real one; only its shapes count.
         dtype: The type that is computed in.
-        shares: Whether ranks share each weight; logits are then made at once.
+        shares: Whether ranks share each weight; all logits are then made at once.
     """
     model = build_meta(recipe, processing, dtype).eval()
     with (
@@ -108,7 +108,7 @@ def trace_answers(
 def _last_token(
     recipe: Recipe, processing: Processing, questions: Questions, rows: int, seq: int, dtype: torch.dtype
 ) -> Moment:
-    """When all keys and values are there: answers grow side by side in the rows that their questions stand in."""
+    """The moment at which all keys and values are there: answers grow side by side in the rows of their questions."""
     text, size = processing.base.text, dtype.itemsize
     widest = int(max(((questions.rows == row).sum() for row in set(questions.rows.tolist())), default=1))
     tokens = rows * (seq + recipe.eval.max_new_tokens * widest)

@@ -17,11 +17,11 @@ from llava_accel.runtime.zero import REDUCE_BUCKET_SIZE
 
 GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = 0.7 * GIB
-"""What the driver and the kernels' libraries take of a GPU."""
+"""GPU memory that the driver and the kernels' libraries take."""
 USABLE = 0.95
 """Share of a GPU that blocks of unequal size can fill, where they grow (`expandable_segments`)."""
 SPARE_BYTES = int(1.5 * GIB)
-"""Of a process that compares an export: driver, kernels' libraries, and what a few examples take while they are computed."""
+"""For a process that compares an export: driver, kernels' libraries, and the computation of a few examples."""
 _LIVE_WEIGHTS = 1_000_000_000
 """Weights that ZeRO-3 keeps whole before it divides some again: DeepSpeed's `stage3_max_live_parameters`."""
 _STATE_BYTES = {"sgd": 0.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
@@ -30,7 +30,7 @@ _OUTSIDE = "outside the layers"
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Numbers of weights, and what they take where they are whole."""
+    """Numbers of weights, and the bytes that they take where they are whole."""
 
     total: int
     trained: int
@@ -43,11 +43,11 @@ class Weights:
     largest_trained: int
     """Weights of the largest tensor that is trained."""
     largest_bytes: int
-    """Of the largest tensor of all."""
+    """Bytes of the largest tensor of all."""
 
 
 def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
-    """Of a model on the meta device, in the types that a run keeps them in."""
+    """The weights of a model on the meta device, in the types that a run keeps them in."""
     linears = {
         id(module.weight)
         for name, module in model.named_modules()
@@ -82,13 +82,14 @@ def count_weights(model: nn.Module, recipe: Recipe) -> Weights:
 
 
 def verified_bytes(weights: Weights, recipe: Recipe, dtype: torch.dtype) -> int:
-    """What a second copy of the finished model takes to be compared with it: weights, and room to compute a few examples."""
+    """Bytes that a second copy of the finished model takes to be compared with it, while it computes a few examples."""
     trained = weights.trained * (dtype.itemsize if recipe.model.train == "full" else 4)
     return weights.frozen_bytes + weights.quantised_bytes + trained + SPARE_BYTES
 
 
 def bits_a_weight(table: QuantizationTable) -> float:
-    """Of a quantised one: 4 with a scale for 64, itself 8 bits with one for 256 where double; 8 with one a row."""
+    """Bits of a quantised weight: 4 and an fp32 scale for 64 of them, or if double one of 8 bits and an fp32 one for 256 of
+    these; or 8 and a scale for each row."""
     if table.bits == 8:
         return 8.01
     return 4 + (8 / 64 + 32 / (64 * 256) if table.double else 32 / 64)
@@ -116,18 +117,18 @@ class Plan:
     gradients: int
     """All of them, on this rank."""
     update: int
-    """What the optimizer's step works with."""
+    """Working memory of the optimizer's step."""
     moments: tuple[Moment, ...]
-    """Of forward and backward pass; gradients are this rank's."""
+    """Those of forward and backward pass; gradients are this rank's."""
 
     @property
     def standing(self) -> int:
-        """What is there all the time, whatever the batch."""
+        """Bytes that are taken all the time, whatever the batch."""
         return self.weights + self.quantised + self.optimizer
 
     @property
     def peak(self) -> Moment:
-        """The moment that has most on top of what stands: in the backward pass, or when the optimizer takes its step.
+        """The moment that takes most on top of `standing`: in the backward pass, or when the optimizer takes its step.
 
         Gradients come as activations go, so that the sum of both kinds' own peaks would be too much.
         """
@@ -136,7 +137,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """Bytes at the peak, `standing` included."""
         return self.standing + self.peak.by_rows + self.peak.by_weights
 
     def largest_batch(self, gpu_bytes: float, batch: int) -> int:
@@ -149,12 +150,12 @@ class Plan:
 
 
 def unit_of(size: int) -> tuple[int, str]:
-    """The unit to show it in."""
+    """The unit to show a size in: its bytes and its name."""
     return (GIB, "GiB") if size >= GIB else (MIB, "MiB")
 
 
 def layouts(ranks: int) -> list[Layout]:
-    """The launch profiles that ship, each on `ranks` GPUs but the first."""
+    """The launch profiles that ship, all but the first on `ranks` GPUs."""
     return [
         Layout("one GPU"),
         Layout("ddp", ranks),
@@ -166,7 +167,7 @@ def layouts(ranks: int) -> list[Layout]:
 
 
 def plan_run(run: RunContext, processing: Processing, moments: Sequence[Moment]) -> tuple[Plan, Weights]:
-    """Memory of one rank of a run that is there, and the weights that it has."""
+    """Memory of one rank of a run that has been launched, and its weights."""
     recipe, accelerator = run.recipe, run.accelerator
     dtype, shares = resolve_precision(recipe.run.precision, accelerator.device), is_sharded(accelerator)
     weights = count_weights(build_meta(recipe, processing, dtype), recipe)
@@ -175,7 +176,7 @@ def plan_run(run: RunContext, processing: Processing, moments: Sequence[Moment])
 
 
 def state_bytes(recipe: Recipe) -> float:
-    """Of the optimizer, for each trained weight; one of the user's own is taken to keep what AdamW does."""
+    """Bytes of the optimizer's state per trained weight; the user's own is assumed to keep as much as AdamW."""
     return _STATE_BYTES.get(recipe.optim.optimizer, 8.0)
 
 
@@ -183,8 +184,8 @@ def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence
     """Memory of one rank.
 
     Args:
-        moments: Of a step on one process (`trace.trace_step`).
-        on_gpu: The optimizer there works on all tensors at once, and on a CPU on one after the other.
+        moments: Those of a step on one process (`trace.trace_step`).
+        on_gpu: On a GPU the optimizer works on all tensors at once, on a CPU on one after the other.
     """
     gathered = _gathered_bytes(layout, weights)
     if layout.offloads:
@@ -209,26 +210,26 @@ def plan_for(layout: Layout, weights: Weights, recipe: Recipe, moments: Sequence
 
 
 def _bucket_bytes(layout: Layout, weights: Weights) -> int:
-    """In which gradients are summed over ranks; FSDP2 does so a layer at a time."""
+    """Bytes of the buckets in which gradients are summed over ranks; FSDP2 sums them a layer at a time."""
     if layout.ranks == 1 or layout.name == "fsdp2":
         return 0
     return 4 * (weights.trained if layout.name == "ddp" else min(weights.trained, REDUCE_BUCKET_SIZE))
 
 
 def _gathered_bytes(layout: Layout, weights: Weights) -> int:
-    """Weights that are whole at one time where ranks share them."""
+    """Bytes of the weights that are whole at one time if ranks share them."""
     if not layout.divides_weights or layout.ranks == 1:
         return 0
     if layout.name == "fsdp2":  # what is outside the layers stays; the next layer comes while one is at work
         return weights.outside_bytes + 2 * weights.largest_layer_bytes
     whole = weights.frozen_bytes + weights.quantised_bytes + 4 * weights.trained
-    # What arrives is there in pieces as well, while they are joined.
+    # While a weight's pieces are joined, the pieces and the whole are there.
     return round(whole * min(1.0, _LIVE_WEIGHTS / weights.total)) + weights.largest_bytes
 
 
 def _update_bytes(weights: Weights, recipe: Recipe, on_gpu: bool) -> int:
-    """Nothing with AdamW, which is one kernel. Else on a GPU a number for each trained weight at once; on a CPU those of one
-    tensor, its 8-bit state in fp32 included."""
+    """Bytes that the optimizer's step works with: none for AdamW, which is one kernel, and on a GPU for 8-bit ones. Others
+    take a number for each trained weight there; on a CPU for those of one tensor, with its 8-bit state in fp32."""
     if recipe.optim.optimizer == "adamw":
         return 0
     in_8_bits = recipe.optim.optimizer.endswith("8bit")

@@ -1,4 +1,4 @@
-"""What takes less memory, of what a recipe can still be set to: nothing that its checks or the backend would refuse."""
+"""Settings with which a recipe takes less memory; none that its checks or the backend would refuse."""
 
 from functools import reduce
 
@@ -18,27 +18,27 @@ def backend_of(layout: str) -> Backend:
 
 
 def checkpointing(recipe: Recipe, backend: Backend) -> str:
-    """The setting that computes activations again, as TOML; empty where it is set."""
+    """The setting that computes activations again, as TOML; empty if it is set, or would be refused."""
     if recipe.model.gradient_checkpointing is True:
         return ""
     return _setting(recipe, backend, "model.gradient_checkpointing", True)
 
 
 def fewer_bits(recipe: Recipe, backend: Backend) -> str:
-    """The setting that quantises the base; empty where it is, or cannot be."""
+    """The setting that quantises the base, as TOML; empty if it is quantised, or cannot be."""
     if recipe.model.quantization.bits <= 4:
         return ""
     return _setting(recipe, backend, "model.quantization.bits", 4)
 
 
 def smaller_state(recipe: Recipe, backend: Backend) -> str:
-    """The setting with which the optimizer keeps less; empty where there is none."""
+    """The setting with which the optimizer keeps less, as TOML; empty if there is none."""
     smaller = _SMALLER.get(recipe.optim.optimizer)
     return _setting(recipe, backend, "optim.optimizer", smaller) if smaller else ""
 
 
 def _setting(recipe: Recipe, backend: Backend, key: str, value: bool | int | str) -> str:
-    """It as TOML, or nothing if the recipe would then be refused."""
+    """The setting as TOML; empty if the recipe would then be refused."""
     tables = recipe.model_dump()
     *path, name = key.split(".")
     reduce(dict.__getitem__, path, tables)[name] = value

@@ -1,4 +1,4 @@
-"""What a checkpoint takes: of the disk, and of main memory while it is written behind the next steps."""
+"""What a checkpoint takes: of the disk, and of main memory while it is written in the background."""
 
 from llava_accel.checkpoint.background import WORTH_IT
 from llava_accel.estimate.peak_memory import Weights, state_bytes, unit_of
@@ -6,16 +6,16 @@ from llava_accel.recipe import Recipe
 
 
 def checkpoint_bytes(weights: Weights, recipe: Recipe) -> int:
-    """Of one checkpoint: what is trained in fp32 with the optimizer's state, and all the rest of a model trained in full."""
+    """Bytes of one checkpoint: trained weights in fp32, the optimizer's state, and all other weights if trained in full."""
     frozen = weights.frozen_bytes if recipe.model.train == "full" else 0
     return frozen + round(weights.trained * (4 + state_bytes(recipe)))
 
 
 def checkpoint_line(weights: Weights, recipe: Recipe, ranks: int) -> str:
-    """What to tell of it before a run.
+    """A line for the user on what a checkpoint takes.
 
     Args:
-        ranks: That write it; an adapter is written by one alone.
+        ranks: All of the run. They share the writing of a model trained in full; one alone writes an adapter.
     """
     size, table = checkpoint_bytes(weights, recipe), recipe.checkpoint
     unit, name = unit_of(size)

@@ -22,7 +22,7 @@ from llava_accel.recipe import Recipe
 
 
 class _Quantised(nn.Linear):
-    """Stands for a layer with few bits a weight: LoRA layers add to what it gives, and do not compute it themselves."""
+    """Stands for a quantised layer: LoRA layers add to its output, and do not compute that themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +30,22 @@ class Moment:
     """Bytes that are there at one moment of a step, on top of weights and the optimizer's state."""
 
     activations: int = 0
-    """Whatever no other field counts: what is kept for the backward pass, and what is worked with."""
+    """All that no other field counts: tensors kept for the backward pass, and working memory."""
     logits: int = 0
     """With their softmax and their gradient."""
     gradients: int = 0
-    """Of weights, as far as they have been made."""
+    """Gradients of weights that have been computed by then."""
     copies: int = 0
-    """Weights in the type that is computed in."""
+    """Copies of weights in the type that is computed in."""
 
     @property
     def by_rows(self) -> int:
-        """What grows with the micro-batch."""
+        """Bytes that grow with the micro-batch."""
         return self.activations + self.logits
 
     @property
     def by_weights(self) -> int:
-        """What does not."""
+        """Bytes that do not grow with the micro-batch."""
         return self.gradients + self.copies
 
 
@@ -108,9 +108,9 @@ class Ledger:
 
 
 def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
-    """Those that can be the peak, whatever share of the gradients a rank keeps and however many rows there are.
+    """Moments that can be the peak, whatever share of the gradients a rank keeps and however many rows there are.
 
-    No other moment has as much of what grows with the rows, of gradients and of copies.
+    A moment is left out if another has at least as much of all three: what grows with the rows, gradients, copies.
     """
     candidates: list[Moment] = []
     for moment in sorted(set(moments), key=lambda moment: (-moment.by_rows, -moment.gradients, -moment.copies)):
@@ -139,12 +139,12 @@ def trace_step(
 ) -> tuple[Moment, ...]:
     """The moments of forward and backward pass that can be the peak, on one rank.
 
-    Where the recipe accumulates it is those of two micro-batches: gradients of the first are there during the second.
+    If the recipe accumulates, two micro-batches are traced: the gradients of the first are there during the second.
 
     Args:
         batch: A real one; only its shapes count.
         dtype: The type that is computed in.
-        is_sharded: Whether ranks share each weight; logits are then made at once.
+        is_sharded: Whether ranks share each weight; all logits are then made at once.
     """
     model = build_meta(recipe, processing, dtype).train()
     with traced(model, recipe, processing, batch, dtype, is_sharded) as (objective, fields, ledger):
@@ -162,8 +162,8 @@ def traced(
     dtype: torch.dtype,
     is_sharded: bool,
 ) -> Iterator[tuple[Objective, dict[str, Any], Ledger]]:
-    """In the block the objective of a model, and a batch of the same shapes, compute without numbers, and the ledger sees
-    what they take. The arguments are those of `trace_step`."""
+    """A model's objective, a batch with the shapes of `batch`, and the ledger of their memory; in the block tensors have
+    no numbers. The other arguments are those of `trace_step`."""
     # On the meta device itself there is no autocast, and its copies of the weights are not small.
     with compat.fake_tensors(model):
         objective = new_objective(recipe, model, processing.vocab_size, dtype)
@@ -175,13 +175,13 @@ def traced(
             }
             config = objective.llava.model.language_model.config
             if not fields["branched"] and compat.attention_kernel(config) != "eager":
-                compat.set_attention_kernel(config, "sdpa")  # the others need values, and take what it takes
+                compat.set_attention_kernel(config, "sdpa")  # the others need values, and take as much memory
             yield objective, fields, ledger
 
 
 def by_sharing(
     num_targets: int, processing: Processing, trace: Callable[[bool], tuple[Moment, ...]]
 ) -> dict[bool, tuple[Moment, ...]]:
-    """What `trace` gives by whether ranks share each weight, which makes a difference where logits are many."""
+    """Results of `trace` by whether ranks share each weight, which makes a difference only for many logits."""
     alone = trace(False)
     return {False: alone, True: trace(True) if num_targets * processing.vocab_size > LOGITS_AT_ONCE else alone}

@@ -1,4 +1,4 @@
-"""The micro-batch that a rank must be able to hold, and the type that is computed in: what a plan starts from."""
+"""What a plan starts from: the micro-batch that a rank must be able to hold, and the type that is computed in."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -25,7 +25,7 @@ _CANDIDATES = 8
 
 
 def planned_dtype(precision: str, on_gpu: bool) -> torch.dtype:
-    """That of the run on this machine; for a verdict on a GPU that is not here, what "auto" means on a GPU."""
+    """The type that a run computes in on this machine; for a GPU that is not here, what "auto" means on a GPU."""
     device = find_device()
     if on_gpu and precision == "auto" and device.type == "cpu":
         return torch.bfloat16
@@ -33,24 +33,24 @@ def planned_dtype(precision: str, on_gpu: bool) -> torch.dtype:
 
 
 def num_tokens(batch: Loaded) -> int:
-    """Places in its rows."""
+    """Positions in a batch's rows, padding included."""
     return tensor(batch, "input_ids").numel()
 
 
 def image_layouts(batch: Loaded) -> Sequence[ImageLayout]:
-    """Of its different images."""
+    """Layouts of a batch's distinct images."""
     layouts = batch["image_layouts"]
     assert isinstance(layouts, Sequence)
     return layouts
 
 
 def num_tiles(batch: Loaded) -> int:
-    """Squares that the vision tower sees."""
+    """Tiles of a batch, those with stored features included."""
     return sum(layout.num_tiles for layout in image_layouts(batch))
 
 
 def worst_batches(recipe: Recipe, part: Part) -> list[Loaded]:
-    """What a rank must be able to hold: the largest micro-batch, and the one with most tiles where that has more.
+    """What a rank must be able to hold: the largest micro-batch, and the one with most tiles if that has more tiles.
 
     An image of many tiles may have fewer tokens than another, as LLaVA-OneVision shrinks their map.
     """
@@ -62,8 +62,8 @@ def worst_batches(recipe: Recipe, part: Part) -> list[Loaded]:
 def worst_batch(recipe: Recipe, part: Part, by_tiles: bool = False) -> Loaded:
     """The largest micro-batch, by tokens or by tiles.
 
-    It is that of the largest records. Where records share prefixes it is not, as those of an image come together: then
-    it is the largest of the first epoch's micro-batches whose records have most.
+    It is that of the largest records. But if records share prefixes, those on one image come together: then it is the
+    largest among the micro-batches of the first epoch whose records have most tokens or tiles.
     """
     size, survey = recipe.train.per_device_batch_size, part.survey
     sizes = survey.num_tiles if by_tiles else survey.lengths
@@ -91,7 +91,7 @@ def load_largest(
 
     Args:
         candidates: Rows of the corpus for each.
-        measure: What is large.
+        measure: The size of a micro-batch.
 
     Raises:
         DataError: a record or an image cannot be read.

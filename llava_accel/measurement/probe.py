@@ -38,7 +38,7 @@ from llava_accel.setup.vision_cache import attach_features, may_cache
 def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch: Loaded) -> int:
     """Peak bytes of tensors in a step of train.py, weights and optimizer's state included, on the rank that has most.
 
-    A window of as many micro-batches as the recipe accumulates, each of them `batch`. The third of three steps is
+    The window has as many micro-batches as the recipe accumulates, each of them `batch`. The third of three steps is
     measured: by then the optimizer's state is there, and the backends have settled.
     """
     recipe, device = run.recipe, run.accelerator.device
@@ -47,7 +47,7 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
     here: Loaded = {
         key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in batch.items()
     }
-    window = [dict(here) for _ in range(recipe.train.accumulation_steps)]  # the step knows its last one as an object
+    window = [dict(here) for _ in range(recipe.train.accumulation_steps)]  # the step tells the last one by `is`
     prepared = _prepared(run, build_objective(run, processing)[0], 10)
     guard = UpdateGuard(run, prepared.model, corpus, TrainState(num_steps=10, steps_per_epoch=10))
 
@@ -62,7 +62,7 @@ def measure_step(run: RunContext, processing: Processing, corpus: Corpus, batch:
 
 
 def _prepared(run: RunContext, objective: Objective, num_steps: int) -> Prepared:
-    """As train.py does it, ready for a step."""
+    """The model with optimizer and schedule as train.py prepares them, ready for a step."""
     optimizer = build_optimizer(objective, run.recipe.optim)
     scheduler = build_scheduler(optimizer, run.recipe.optim, num_steps)
     prepared = prepare(run.accelerator, objective, optimizer, scheduler)
@@ -99,11 +99,11 @@ def peak_of(run: Callable[[], object], standing_bytes: int, device: torch.device
 
 
 def standing(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of weights, buffers and moments; what several of them share counts once."""
+    """Bytes of weights, buffers and moments; memory that several of them share counts once."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     for state in optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
-    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]  # those have not been read
+    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]  # these have not been read
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -146,11 +146,11 @@ class Job:
         attach_features(run, self._processing, self._objective, (self.part,))
 
     def loop(self) -> Timed:
-        """As train.py does it, data included."""
+        """Time the steps as train.py takes them, data included."""
         return self._time(lambda enter: load(self.run, self.part, self.windows, enter))
 
     def loaded(self) -> float:
-        """Seconds of the same steps in the loop's way, on batches that are there already: `bare` and the loop's own."""
+        """Seconds of the same loop on batches that are in memory already: those of `bare`, and the loop's own work."""
         windows = list(load(self.run, self.part, self.windows))
         return self._time(lambda enter: iter(windows)).seconds
 
@@ -180,7 +180,7 @@ class Job:
         return Timed(seconds, dict(meter.seconds), tokens, examples, Work.of(seen))
 
     def bare(self) -> float:
-        """Seconds of forward, backward, clipping and update alone, on batches that are there already."""
+        """Seconds of forward, backward, clipping and update alone, on batches that are in memory already."""
         windows = list(load(self.run, self.part, self.windows))
         limit = self.run.recipe.optim.max_grad_norm or float("inf")
         trained = [parameter for parameter in self._objective.parameters() if parameter.requires_grad]
@@ -220,6 +220,6 @@ def first_windows(run: RunContext, part: Part, steps: int) -> list[Window]:
 
 
 def _shapes(batch: Loaded) -> Loaded:
-    """Without the images themselves, which need not be kept to be counted."""
+    """The batch without its pixels and features, which need not be kept to be counted."""
     large = {name: tensor(batch, name).to("meta") for name in ("pixel_values", "tower_features")}
     return {**batch, **large}

@@ -1,4 +1,4 @@
-"""What every part of a run needs of it, under one name."""
+"""What every part of a run needs, under one name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from llava_accel.recipe import Recipe
 OnLog = Callable[[dict[str, Any]], object]
 """Called on the main process with each line of metrics.jsonl, of steps and of evaluations, once it is written.
 
-What it raises ends the run as it is, Ctrl-C too; the same call then goes on from the last checkpoint.
+An exception that it raises, Ctrl-C too, ends the run and reaches its caller; the same call then goes on from the last
+checkpoint.
 """
 
 

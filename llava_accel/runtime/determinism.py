@@ -1,8 +1,8 @@
 """The same bits from the same computation on a GPU, where the recipe asks for it: `run.deterministic`.
 
-Order, data and dropout are functions of seed and step in any case. What differs between two runs on a GPU is in which order
-its kernels add up; torch has slower ones that keep an order. Its attention kernels do so too, in the backward pass as well,
-and flash-attn where transformers tells it to.
+Order, data and dropout are functions of seed and step in any case. What differs between two runs on a GPU is the order in
+which its kernels add up; torch has slower kernels with a fixed order. Its attention kernels have one too, in the backward
+pass as well, and flash-attn has one where transformers asks for it.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 from llava_accel.exceptions import UserError
 
 _WORKSPACE, _FLASH = VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC")
-"""That are set in the environment."""
+"""Environment variables that are set here."""
 _REPEATABLE = (":4096:8", ":16:8")
 _NO_SUCH_KERNEL = "does not have a deterministic implementation"
 _TOO_LATE = "not deterministic because it uses CuBLAS"
@@ -27,7 +27,7 @@ def set_determinism(is_wanted: bool) -> None:
         UserError: the environment has a setting of cuBLAS with which its results differ.
     """
     torch.use_deterministic_algorithms(is_wanted)
-    torch.backends.cudnn.allow_tf32 = False  # torch allows it for convolutions alone; here fp32 is fp32 everywhere
+    torch.backends.cudnn.allow_tf32 = False  # torch allows it only for convolutions; here fp32 is fp32 everywhere
     if not is_wanted:
         return
     if (value := os.environ.setdefault(_WORKSPACE, _REPEATABLE[0])) not in _REPEATABLE:
@@ -41,7 +41,7 @@ def set_determinism(is_wanted: bool) -> None:
 
 @contextmanager
 def determinism_explained() -> Iterator[None]:
-    """Around computations: what has no kernel that keeps an order is named, with the key that asks for one.
+    """Around computations: names an operation that has no kernel with a fixed order, and the key that asks for one.
 
     Raises:
         UserError: instead of torch's RuntimeError.

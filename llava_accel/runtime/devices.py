@@ -1,4 +1,4 @@
-"""The device that this machine computes on, and what is asked of it: CUDA and ROCm, or what else torch.accelerator finds."""
+"""The device that this machine computes on, and its properties: CUDA and ROCm, or what else torch.accelerator finds."""
 
 import os
 from functools import cache
@@ -20,7 +20,7 @@ def find_device(*, wants_cpu: bool = False) -> torch.device:
 
 
 def why_cpu(*, wants_cpu: bool = False) -> str:
-    """Why `find_device` gave the CPU, and what gives a GPU; it goes on from "because"."""
+    """Why `find_device` chose the CPU, and what would give a GPU; continues a sentence after "because"."""
     if wants_cpu:
         return "the launch profile says use_cpu: true"
     built = torch.accelerator.current_accelerator()
@@ -39,9 +39,9 @@ def why_cpu(*, wants_cpu: bool = False) -> str:
 
 @cache
 def _refusal(kind: str) -> str:
-    """What such a device says where it cannot do what a run asks of it, else nothing.
+    """The error of such a device if it cannot do what a run asks of it; empty if it can.
 
-    CUDA and ROCm are not asked: before each process has its own GPU, all of them would open the first one.
+    CUDA and ROCm are not tried: before each process has its own GPU, all of them would open the first one.
     """
     if kind == "cuda":
         return ""
@@ -65,7 +65,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def bf16_on_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
-    """Whether an x86 CPU multiplies bf16 by instructions of its own (AVX512_BF16 or AMX); None where nothing tells."""
+    """Whether an x86 CPU has instructions that multiply bf16 (AVX512_BF16 or AMX); None if that cannot be found out."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:  # not Linux
@@ -75,7 +75,7 @@ def bf16_on_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 
 def bf16_remark(precision: str) -> str:
-    """What bf16 means for a run on a CPU, as far as it was measured; empty where there is nothing to say."""
+    """A note on what bf16 means for a run on a CPU, as far as it was measured; empty if there is nothing to say."""
     is_native = bf16_on_cpu()
     if precision == "bf16" and is_native is False:
         return (
@@ -91,12 +91,12 @@ def bf16_remark(precision: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it; of a CPU only that it is one."""
+    """The maker's name for a device; "CPU" for every CPU."""
     return "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name(device)
 
 
 def total_bytes(device: torch.device) -> float:
-    """Memory that an accelerator has; 0 for a CPU, whose memory nobody gives it alone."""
+    """Memory that an accelerator has; 0 for a CPU, which shares its memory with other programs."""
     return 0.0 if device.type == "cpu" else float(torch.accelerator.get_memory_info(device)[1])
 
 

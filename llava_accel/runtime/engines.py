@@ -36,7 +36,7 @@ from llava_accel.storage.tensor_files import Share
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """ "auto" is bf16 where an accelerator computes in it and fp16 where it does not; on a CPU fp32, which is exact.
 
-    Of CPUs some are faster in bf16 and most are far slower: `setup/opening.py` says which one this is.
+    Some CPUs are faster in bf16, and most are far slower: `setup/opening.py` tells the user which this one is.
     """
     if precision != "auto":
         return PRECISIONS[precision]
@@ -49,7 +49,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """The Accelerator for the launch profile in force and this recipe.
 
     Raises:
-        UserError: the profile contradicts the recipe, or asks for what cannot work; key, value and remedy are named.
+        UserError: the profile contradicts the recipe, or asks for something that cannot work; names key, value and remedy.
     """
     profile = read_profile()
     set_determinism(recipe.run.deterministic)
@@ -60,7 +60,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     if profile.backend == "fsdp" and on_cpu:
         fsdp2.start_rehearsal()
     # Naming a communication backend makes Accelerate expect other processes. They wait for an hour, not the usual ten
-    # minutes: the first one reads all data through.
+    # minutes: the first process reads all of the data.
     connection = InitProcessGroupKwargs(backend=get_default_backend_for_device(device), timeout=timedelta(hours=1))
     handlers = [connection] if profile.is_distributed else []
     accelerator = Accelerator(
@@ -135,9 +135,9 @@ def prepare_frozen(accelerator: Accelerator, objective: Objective) -> nn.Module:
 
 
 def release(prepared: Prepared, parked: nn.Module | None) -> None:
-    """Free what a run that has ended holds of its device: weights, gradients and the optimizer's state.
+    """Free the device's memory after a run: weights, gradients and the optimizer's state.
 
-    Model and optimizer are referred to from many places, so they stay, and are empty. Of an engine that shares out
+    Model and optimizer are referred to from many places, so they stay, and are empty. With an engine that divides the
     weights, a rank keeps its share.
 
     Args:
@@ -158,9 +158,9 @@ def autocast(recipe: Recipe, accelerator: Accelerator) -> torch.autocast:
 
 
 def take_loss_scale(accelerator: Accelerator, optimizer: AcceleratedOptimizer, scale: float) -> float:
-    """What losses are to be multiplied by, for the loss scale of the next backward passes: 1 where the engine does it.
+    """Set the loss scale of the next backward passes; returns the factor for losses, 1 if the engine multiplies them.
 
-    DeepSpeed makes its update within the last backward pass, so it multiplies, and divides before it clips, itself.
+    DeepSpeed does: it makes its update within the last backward pass, so it multiplies, and divides before it clips, itself.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return scale
@@ -179,7 +179,7 @@ def unscale_gradients(optimizer: AcceleratedOptimizer, factor: float) -> None:
 
 
 def whole_root(objective: Objective) -> AbstractContextManager[None]:
-    """Keep what lies outside the layers (embeddings, lm_head, projector) whole, for calls that are no `objective(...)`."""
+    """Keep weights outside the layers (embeddings, lm_head, projector) whole, for calls of parts of the objective alone."""
     return fsdp2.whole_root(objective) if isinstance(objective, FSDPModule) else nullcontext()
 
 
@@ -189,13 +189,14 @@ def whole_value(value: Tensor) -> Tensor:
 
 
 def gathered_weights(accelerator: Accelerator, model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Name and whole value of every weight that `keep` wants; empty but on the main process. Every rank must call it.
+    """Name and whole value of every weight that `keep` chooses; empty on other ranks than the main process. Every rank must
+    call it.
 
-    It is what `accelerator.get_state_dict` returns for a module that has these weights alone: for the whole model it would
-    gather the frozen base besides. A weight that every rank holds whole is not copied, and is not to be changed.
+    It is what `accelerator.get_state_dict` returns for a module that has only these weights: for the whole model it would
+    also gather the frozen base. A weight that every rank holds whole is not copied, and is not to be changed.
     """
     if not is_sharded(accelerator) and not accelerator.is_main_process:
-        return {}  # DeepSpeed's answer is a copy, which one rank alone needs
+        return {}  # DeepSpeed's answer is a copy, which only one rank needs
     part = _part_of(accelerator.unwrap_model(model), keep)  # pyright: ignore[reportArgumentType]
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with zero.narrowed_to(part, model) if is_deepspeed else nullcontext(part) as asked:
@@ -204,7 +205,7 @@ def gathered_weights(accelerator: Accelerator, model: nn.Module, keep: Callable[
 
 
 def _part_of(module: nn.Module, keep: Callable[[str], bool]) -> nn.Module:
-    """A module with those of the other's parameters that `keep` wants, the very same ones under the same names."""
+    """A module with those parameters of `module` that `keep` chooses: the same objects under the same names."""
     part = nn.Module()
     for name, parameter in module.named_parameters():
         if keep(name):
@@ -219,7 +220,7 @@ def _part_of(module: nn.Module, keep: Callable[[str], bool]) -> nn.Module:
 
 
 def weight_setter(accelerator: Accelerator) -> Callable[[nn.Parameter, Tensor], None]:
-    """What gives a prepared weight a value that every rank has read whole. Every rank must call it alike."""
+    """A function that gives a prepared weight a value that every rank has read whole. Every rank must call it alike."""
     return zero.put_weight if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2.put_weight
 
 
@@ -238,7 +239,7 @@ def gathered_optimizer_state(
 
 
 def weight_shares(accelerator: Accelerator, model: nn.Module) -> dict[str, Share]:
-    """This rank's share of every weight, by name. Nothing is gathered or copied: it is not to be changed."""
+    """This rank's share of every weight, by name. Nothing is gathered or copied, so the shares must not be changed."""
     engine, rank, ranks = _engine(accelerator), accelerator.process_index, accelerator.num_processes
     parameters = accelerator.unwrap_model(model).named_parameters()  # pyright: ignore[reportAttributeAccessIssue]
     return {name: engine.weight_share(parameter, rank, ranks) for name, parameter in parameters}
@@ -253,13 +254,13 @@ def optimizer_shares(
 
 
 def _trained(accelerator: Accelerator, model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained of a model, under its names without the backend's wrapper."""
+    """The trained parameters of a model, by their names without the backend's wrapper."""
     named = accelerator.unwrap_model(model).named_parameters()  # pyright: ignore[reportAttributeAccessIssue]
     return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 def _engine(accelerator: Accelerator) -> ModuleType:
-    """What knows how weights and moments are divided."""
+    """The module that knows how this engine divides weights and moments."""
     return zero if accelerator.distributed_type == DistributedType.DEEPSPEED else fsdp2
 
 
@@ -269,10 +270,10 @@ def load_optimizer_state(
     optimizer: AcceleratedOptimizer,
     moments: Iterable[tuple[str, str, Tensor]],
 ) -> None:
-    """Give every rank its part of what `gathered_optimizer_state` yielded, be it under another engine; UserError if
-    they belong to other weights."""
+    """Give every rank its part of what `gathered_optimizer_state` yielded, under this or another engine; UserError if
+    it belongs to other weights."""
     engine, parameters = _engine(accelerator), _trained(accelerator, model)
-    # Where weights are whole, an optimizer of the user's own may keep tensors of any shape.
+    # If weights are whole, an optimizer of the user's may keep tensors of any shape.
     is_divided = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     for name, key, value in moments:
         trained = parameters.get(name)

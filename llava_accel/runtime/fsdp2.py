@@ -17,14 +17,14 @@ from llava_accel.storage.tensor_files import Share, divided
 
 
 def start_rehearsal() -> None:
-    """Let Accelerate believe in FSDP without a GPU."""
+    """Make Accelerate accept FSDP without a GPU."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     compat.pretend_gpus()
 
 
 def shard(module: nn.Module, accelerator: Accelerator) -> None:
-    """Divide every weight among the ranks, one layer at a time; what is outside the layers makes a group of its own.
+    """Divide every weight among the ranks, one layer at a time; weights outside the layers form a group of their own.
 
     Layers are gathered in the type that they have: frozen weights in the recipe's, trained ones in fp32, as everywhere.
     """
@@ -40,7 +40,7 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
 
 @contextmanager
 def whole_root(module: FSDPModule) -> Iterator[None]:
-    """Gather the group outside the layers for the time of a block."""
+    """Keep the group outside the layers gathered during the block."""
     compat.make_fsdp_root(module)
     module.unshard()
     try:
@@ -50,7 +50,7 @@ def whole_root(module: FSDPModule) -> Iterator[None]:
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Its shape over all ranks."""
+    """The shape of a parameter over all ranks."""
     return parameter.shape
 
 
@@ -60,7 +60,7 @@ def put_weight(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """What an optimizer keeps for a parameter, whole. Serves every engine that lets the optimizer see the parameters."""
+    """(key, whole value) of all that an optimizer keeps for a parameter, with any engine but DeepSpeed."""
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, int):
             yield f"{key}:int", torch.tensor(value)
@@ -69,7 +69,7 @@ def moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Iterat
 
 
 def weight_share(tensor: Tensor, rank: int, ranks: int) -> Share:
-    """This rank's share of a weight or moment: its rows; an equal share of what every rank has whole."""
+    """This rank's share of a weight or moment: its rows, or an equal share if every rank has it whole."""
     if not isinstance(tensor, DTensor):
         return divided(tensor, rank, ranks)
     rows, local = tensor.shape[0], tensor.to_local().detach()

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 VARIABLE = "LLAVA_ACCEL_STARTED_WITH"
-"""How `llava-accel train --profile` tells the processes that it starts what its user has typed."""
+"""Environment variable by which `llava-accel train --profile` tells its processes what the user typed."""
 
 _OWN = ("train.py", "llava-accel", "__main__.py")
 _LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "deepspeed")
@@ -31,14 +31,14 @@ def line_of(words: Sequence[str]) -> str:
 
 
 def _own(argv: Sequence[str]) -> list[str]:
-    """What this process was started with, where no launcher has started it."""
+    """The command of this process, if no launcher started it."""
     name = Path(argv[0]).name
     is_ours = name in _OWN[:2] or (name == _OWN[2] and Path(argv[0]).parent.name == "llava_accel")
     return ["llava-accel", "train", *argv[1:]] if is_ours else ["python", *argv]
 
 
 def _launcher() -> list[str]:
-    """What the launcher was started with that started this process; empty where none has."""
+    """The command of the launcher that started this process; empty if none did."""
     if not any(name.startswith("ACCELERATE_") or name == "LOCAL_RANK" for name in os.environ):
         return []
     try:
@@ -49,7 +49,7 @@ def _launcher() -> list[str]:
 
 
 def launcher_words(words: Sequence[str]) -> list[str]:
-    """The command line of a process from its launcher on, without the interpreter; empty where it is none of a launcher."""
+    """The command line of a process from its launcher on, without the interpreter; empty if it is not a launcher's."""
     is_python = bool(words) and Path(words[0]).name.startswith("python")
     rest = list(words[is_python:])
     if is_python and rest[:1] == ["-m"]:

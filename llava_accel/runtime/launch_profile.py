@@ -24,7 +24,7 @@ class Profile:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether a process group is needed, be it of one process."""
+        """Whether a process group is needed, even for one process."""
         return self.backend != "none"
 
     @property
@@ -34,13 +34,13 @@ class Profile:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """The backend's name in messages."""
         zero = f"DeepSpeed ZeRO-{self._zero_stage}"
         return {"none": "one process", "ddp": "DDP", "deepspeed": zero, "fsdp": "FSDP2"}[self.backend]
 
     @property
     def layout(self) -> str:
-        """The name of what it divides among ranks (`peak_memory.layouts`)."""
+        """Name in `peak_memory.layouts`, by what the backend divides among ranks."""
         offload = self.variables.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
         zero = f"zero{self._zero_stage}" + ("" if offload == "none" else "_offload")
         return {"none": "one GPU", "ddp": "ddp", "deepspeed": zero, "fsdp": "fsdp2"}[self.backend]
@@ -53,7 +53,7 @@ class Profile:
         """Refuse what contradicts the recipe: the recipe decides how a step is computed, the profile where.
 
         Raises:
-            UserError: with the profile's key, its value, and what to write instead; all of them at once.
+            UserError: names each of the profile's keys that does, its value, and what to write instead.
         """
         if problems := [*self._settings(recipe, mixed_precision), *self._fsdp(), *self._whole_weights(recipe)]:
             raise UserError("\n".join(problems))
@@ -139,13 +139,13 @@ def read_profile() -> Profile:
     """The profile of this process. Without `accelerate launch` it is one process.
 
     Raises:
-        UserError: something has left a part of a launcher's variables in the environment.
+        UserError: the environment has only some of a launcher's variables.
     """
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
         value = os.environ.get(name, "0")
         if not value.isdecimal() or (name == "WORLD_SIZE" and int(value) > 1 and "MASTER_ADDR" not in os.environ):
             raise UserError(
-                f"the environment has {name} = {value!r}, as a launcher sets it, and not all that belongs to it. Unset it, "
+                f"the environment has {name} = {value!r}, as a launcher sets it, but not all that belongs to it. Unset it, "
                 "or start the processes with llava-accel train --num-processes"
             )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":

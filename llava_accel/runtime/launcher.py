@@ -22,7 +22,7 @@ from yaml import YAMLError
 from llava_accel.exceptions import SIGNALS, Interrupted, UserError
 from llava_accel.runtime.invocation import VARIABLE, line_of
 
-# They say again, and at length, what the process that has failed has said.
+# They repeat at length the error of the process that has failed.
 _REPORTERS = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 _REHEARSAL = 2
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     for name in _REPORTERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for one in SIGNALS:
-        if signal.getsignal(one) != signal.SIG_IGN:  # nohup, and shells for what runs in the background
+        if signal.getsignal(one) != signal.SIG_IGN:  # as nohup does, and shells do for background jobs
             signal.signal(one, _pass_on)
     try:
         # In the main thread the launcher would put its own handlers in the place of ours.
@@ -89,7 +89,7 @@ def _profile(arguments: argparse.Namespace) -> list[str]:
 
 
 def _refuse_more_than_cores(number: int, asked: str) -> None:
-    """UserError where processes would take turns on the cores: slow, and each has its copy of the model."""
+    """UserError if processes would take turns on the cores: that is slow, and each has its copy of the model."""
     cores = os.cpu_count() or 1
     if number > max(_REHEARSAL, cores, torch.accelerator.device_count()):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a run chooses for all of its process is as before once it has ended, so that others may follow in a notebook."""
+"""Restores after a run what it set for the whole process, so that others may follow in a notebook."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from llava_accel.runtime.determinism import VARIABLES
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
-    """Around a run, however it ends: kernels that keep an order (`determinism.py`), and those of matrix products."""
+    """Around a run, however it ends: restores the choice of deterministic kernels (`determinism.py`) and of matmul's."""
     variables = {name: os.environ.get(name) for name in VARIABLES}
     is_ordered = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()

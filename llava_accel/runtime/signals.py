@@ -2,8 +2,8 @@
 
 While a run reads its data and loads its model, there is nothing to save, and it ends at once. Later a handler only takes
 note. All ranks agree in every step, or between two batches of an evaluation, on whether one of them has been asked; then
-all of them save and end together. In a step that takes no reduction and no wait of its own: what each rank knows goes
-into the count of targets (`loop/step.py`).
+all of them save and end together. In a step this needs no reduction and no wait of its own: each rank's flags are summed
+with the count of targets (`loop/step.py`).
 """
 
 import math
@@ -27,7 +27,7 @@ _BEFORE_SIGNALS = 3
 
 
 class Interruption:
-    """Whether the run has been asked to end. Before `listen` is called nothing asks it."""
+    """Whether the run has been asked to end. Until `listen` is called, nothing asks it."""
 
     def __init__(self) -> None:
         self._is_built = False
@@ -38,7 +38,7 @@ class Interruption:
     def listen(self) -> "Interruption":
         """Obey signals from now on. Ctrl-C a second time ends the process at once."""
         for wanted in SIGNALS:
-            if signal.getsignal(wanted) != signal.SIG_IGN:  # nohup, and shells for what runs in the background
+            if signal.getsignal(wanted) != signal.SIG_IGN:  # as nohup does, and shells do for background jobs
                 signal.signal(wanted, self._note)
         return self
 
@@ -53,10 +53,10 @@ class Interruption:
         return self._received is not None
 
     def flags(self, device: torch.device, micro_batches: int = 1) -> Float[Tensor, "flags"]:
-        """What this rank puts into the sum over all ranks; made without waiting for the device.
+        """This rank's terms in the sum over all ranks; made without waiting for the device.
 
         Args:
-            micro_batches: Of its window. With 0 it cannot take part in the step: the first flag is NaN, and so is its sum.
+            micro_batches: Those of its window. With 0 it cannot take part in the step: its first flag, so the sum, is NaN.
         """
         flags = torch.zeros(_BEFORE_SIGNALS + len(SIGNALS), device=device)
         if not micro_batches:
@@ -69,7 +69,7 @@ class Interruption:
 
     @staticmethod
     def micro_batches_of_others(sums: Float[Tensor, "flags"]) -> int:
-        """How many the windows of the ranks with data have, from the sum of all flags; 1 where there is no such rank."""
+        """Micro-batches in each window of the ranks with data, from the sum of all flags; 1 if no rank has data."""
         return round(float(sums[1] / sums[2].clamp(min=1))) or 1
 
     def heard(self, sums: Sequence[float]) -> None:
@@ -115,12 +115,12 @@ class CheckedBar:
         self._bar, self._interruption, self._accelerator = bar, interruption, accelerator
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Go on by `count`; the note stays until the next one."""
+        """Advance by `count`; the note stays until the next one."""
         self._bar.advance(count, note)
         self._interruption.check(self._accelerator)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
 

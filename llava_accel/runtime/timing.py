@@ -15,7 +15,7 @@ PHASES = (
     "data_wait", "copy", "vision", "forward", "backward", "optimizer", "communication", "evaluation", "saving", "other"
 )  # fmt: skip
 """Every moment of a run is in one of these. Gradients are summed over ranks during "backward" (and, with sharded weights,
-those are gathered during "forward" too): "communication" is what the loop itself waits for other ranks."""
+those are gathered during "forward" too): "communication" is the time that the loop itself waits for other ranks."""
 APART = ("evaluation", "saving")
 """These do not count for the speed of training."""
 _MUCH_WAITING = 0.1
@@ -57,7 +57,7 @@ class Phases:
         """Seconds of each of `PHASES` since the last call.
 
         Args:
-            waits: Wait for the device. Else what it has not come to yet counts for the next call.
+            waits: Wait for the device. Otherwise what it has not reached yet counts for the next call.
         """
         self.enter(self.now)
         if waits and self._marks:
@@ -75,7 +75,7 @@ class Phases:
 
 
 def waiting_note(seconds: Mapping[str, float]) -> str:
-    """What to say where training waits for its data more than a tenth of the time; else nothing."""
+    """A note for the user if training waits for its data more than a tenth of the time; else empty."""
     training = sum(seconds[phase] for phase in seconds if phase not in APART)
     waited = seconds.get("data_wait", 0.0)
     if waited <= _MUCH_WAITING * training:
@@ -98,7 +98,7 @@ def take_peak(device: torch.device) -> int:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Floating-point operations a second of large square matrix products: what the device can do at best."""
-    from torch.utils.benchmark import Timer  # here, as setuptools comes with it
+    from torch.utils.benchmark import Timer  # imported here, as it imports setuptools
 
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -108,13 +108,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish, so that the clock tells its time."""
+    """Let the device finish, so that the clock includes its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def duration(seconds: int | float) -> str:
-    """Seconds as people say them."""
+    """A duration for people: in seconds, minutes, or hours and minutes."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -1,7 +1,7 @@
 """Trackers: Accelerate's own, one at a time, so that a run never depends on one.
 
-A tracker is a program of others, with a service that may be away, full or out of quota. What it then raises has no common
-base class, so anything is caught here: the tracker is left out from then on, and the user is told.
+A tracker is other people's program, with a service that may be away, full or out of quota. Its errors have no common base
+class, so any exception is caught here: the tracker is left out from then on, and the user is told.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ PROJECT = "llava_accel"
 
 
 class Trackers:
-    """The trackers that the recipe names and that are installed; on other ranks than the main one there are none."""
+    """The trackers that the recipe names and that are installed; only the main process has any."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, console: Console) -> None:
         self._console = console

@@ -23,7 +23,7 @@ from llava_accel.recipe import Recipe
 from llava_accel.storage.tensor_files import Share, divided
 
 REDUCE_BUCKET_SIZE = 500_000_000
-"""Gradients that DeepSpeed sums at once unless it is told otherwise."""
+"""Number of gradients that DeepSpeed sums at once unless it is told otherwise."""
 _MICRO_BATCH = "train_micro_batch_size_per_gpu"
 _FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
@@ -40,7 +40,7 @@ def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     try:
         plugin = DeepSpeedPlugin()
-    except (ValueError, AttributeError) as error:  # the latter of JSON that is no object
+    except (ValueError, AttributeError) as error:  # the latter for JSON that is not an object
         raise UserError(
             f"deepspeed_config_file is {os.environ.get(_FILE)!r} in the launch profile, and DeepSpeed cannot use it "
             f"({in_short(error)}). Correct the path or the file, or leave the key out"
@@ -50,7 +50,7 @@ def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
     wanted = {
         _MICRO_BATCH: recipe.train.per_device_batch_size,
         "gradient_accumulation_steps": 1,
-        # Left out, Accelerate would put 1.0 there.
+        # Without it, Accelerate would put 1.0 there.
         "gradient_clipping": float(recipe.optim.max_grad_norm),
     }
     problems = [
@@ -69,14 +69,14 @@ def configured_plugin(recipe: Recipe, *, on_cpu: bool) -> DeepSpeedPlugin:
         if config.get(key, {}).get("enabled") is True
     ]
     if zero.get("overlap_comm") is True:
-        problems.append("zero_optimization.overlap_comm is true in DeepSpeed's configuration, and is known for NaNs")
+        problems.append("zero_optimization.overlap_comm is true in DeepSpeed's configuration, and known to give NaNs")
     if problems:
         raise UserError("\n".join(f"{problem}. Leave the key out of the file" for problem in problems))
     config |= wanted
     zero["overlap_comm"] = False
-    # For `get_state_dict`. Named after what DeepSpeed trains in otherwise: what it gathers here is fp32.
+    # For `get_state_dict`. Named after the type that DeepSpeed usually trains in; here it gathers fp32.
     zero["stage3_gather_16bit_weights_on_model_save"] = True
-    # The recipe's optimizer is used as it is. DeepSpeed would put its own kernel, compiled on the spot, in its place.
+    # The recipe's optimizer is used as it is: DeepSpeed would replace it by its own kernel, compiled on the spot.
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
     return plugin
@@ -91,7 +91,7 @@ def fit_buckets(accelerator: Accelerator, module: nn.Module) -> None:
 
 
 def zero_stage(accelerator: Accelerator) -> int:
-    """1, 2 or 3."""
+    """The ZeRO stage: 1, 2 or 3."""
     assert accelerator.deepspeed_plugin is not None
     return int(accelerator.deepspeed_plugin.zero_stage)
 
@@ -118,10 +118,10 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
 
 @contextmanager
 def narrowed_to(part: nn.Module, engine: Any) -> Iterator[nn.Module]:
-    """The engine, which for the time of a block takes a part of its model for all of it.
+    """The engine, which during the block takes `part` for its whole model.
 
-    ZeRO-3 gathers every weight of its model for a state dict. Frozen ones it can leave out of the answer, not of the
-    gathering, and Accelerate has no argument for that.
+    ZeRO-3 gathers every weight of its model for a state dict. It can leave frozen ones out of the answer, but not out of
+    the gathering, and Accelerate has no argument for that.
     """
     whole = engine.module
     engine.module = part
@@ -132,13 +132,13 @@ def narrowed_to(part: nn.Module, engine: Any) -> Iterator[nn.Module]:
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Its shape over all ranks."""
+    """The shape of a parameter over all ranks."""
     part = compat.partition_of(parameter)
     return part[0] if part else parameter.shape
 
 
 def weight_share(parameter: nn.Parameter, rank: int, ranks: int) -> Share:
-    """This rank's share of a weight; an equal one of what every rank has whole."""
+    """This rank's share of a weight; an equal share if every rank has it whole."""
     if not (partition := compat.partition_of(parameter)):
         return divided(parameter, rank, ranks)
     return _part_of(partition[0], partition[1], rank)
@@ -165,7 +165,7 @@ def moment_shares(
 
 
 def _part_of(shape: torch.Size, part: Tensor, rank: int) -> Share:
-    """Of parts of equal length, the last of which is filled up."""
+    """The share of a rank, whose part is as long as all others: the last ones are padded."""
     start = min(rank * part.numel(), shape.numel())
     return Share(part.dtype, shape, start, part.detach().flatten()[: shape.numel() - start])
 
@@ -183,7 +183,7 @@ def put_weight(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def moments(parameter: nn.Parameter, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
-    """What the optimizer keeps for a parameter, whole. Every rank must call it.
+    """(key, whole value) of all that the optimizer keeps for a parameter. Every rank must call it.
 
     Args:
         optimizer: DeepSpeed's, around the recipe's, which holds one flat tensor for many parameters.
