@@ -1,7 +1,7 @@
 """The module that is trained: a batch in, the summed cross-entropy over its targets out.
 
 Work that cannot change the gradient is left out: each tile runs through the tower once, and only the hidden states at
-target positions reach the last MLP and `lm_head`. No token attends to padding.
+target positions reach the last MLP and `lm_head`. No token of a record attends to padding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
