@@ -120,7 +120,7 @@ def test_a_tokenizer_json_is_read_as_it_is_whatever_its_class(tmp_path: Path, ll
     file = TextEncoder(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "base" / "tokenizer.json")))
     texts = ("What  is 42?", "red", "A\nb", "</s>")
     assert [TextEncoder(tokenizer)(text, "start") for text in texts] == [file(text, "start") for text in texts]
-    said = [note for note in notes if f"builds a {name} otherwise" in note]
+    said = [note for note in notes if f"builds a {name} that differs" in note]
     assert len(said) == (name != "PreTrainedTokenizerFast")
     save_tokenizer(tmp_path / "saved", tokenizer)
     saved = TextEncoder(AutoTokenizer.from_pretrained(tmp_path / "saved"))
