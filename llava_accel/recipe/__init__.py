@@ -1,4 +1,4 @@
-"""The typed recipe: one TOML file a run, checked in full before anything heavy is loaded.
+"""The typed recipe: one TOML file per run, checked in full before anything heavy is loaded.
 
 `python -m llava_accel.recipe` prints the JSON schema that editors complete and check recipes with. inputs.py and
 tables.py say what the keys mean, rules.py says which of them cannot be combined.
@@ -32,8 +32,8 @@ __all__ = [
 ]  # fmt: skip
 
 _LONGEST_LINE = 200  # characters of a line of the file in an error
-_MOST_BYTES = 1 << 20  # of a recipe: a list of ten thousand sources
-_DEEPEST = 20  # tables in one another: six are known, and reading each takes room on the stack
+_MOST_BYTES = 1 << 20  # of a recipe: enough for a list of ten thousand sources
+_DEEPEST = 20  # levels of nested tables: recipes have six at most, and reading each takes room on the stack
 
 
 class RecipeWarning(UserWarning):
@@ -45,9 +45,9 @@ def load_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str]
 
     Args:
         recipe: A TOML file, or a mapping that holds what such a file would.
-        overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML. Of a key
-            that takes a list, one value or several apart by commas will do.
-        warns: False for the recipe of a run, which has warned of its keys already.
+        overrides: `table.key=value` each; the value is read as TOML, and taken as text where it is not TOML. A key that
+            takes a list also takes one value, or several separated by commas.
+        warns: Warn of keys that have no effect; False for the recipe of an earlier run, which has warned already.
 
     Raises:
         RecipeError: The file cannot be read, or something in it or in an override is wrong.
@@ -62,12 +62,12 @@ def load_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str]
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Sequence[Problem] = ()) -> Recipe:
-    """The recipe of a nested mapping.
+    """Make a recipe from a nested mapping, and check all of it.
 
     Args:
         tables: What the TOML file would hold.
         source: Names the recipe in the error.
-        problems: Found before, to be reported with the rest.
+        problems: Problems found before, to be reported with the rest.
 
     Raises:
         RecipeError: With every problem of every key and of every combination of keys.
@@ -75,14 +75,14 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe", problems: Seq
     if is_deeper(tables, _DEEPEST):
         problem = Problem({"file": source}, f"Tables are nested more than {_DEEPEST} deep.", "Write TABLE.KEY = VALUE.")
         raise RecipeError(source, [problem])
-    # A table left out is an empty one: then it is its required keys that are missing, not the table.
+    # A missing table counts as empty: the error then names its required keys, not the table.
     tables, problems = {**{name: {} for name in REQUIRED}, **tables}, list(problems)
     try:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
         problems += problems_of(error)
         recipe = Recipe.model_validate(_without_errors(tables, error))
-    # What is said about a pair of keys means nothing while one of the two is wrong in itself.
+    # A conflict between two keys means nothing while one of them is wrong in itself.
     wrong = {key.partition("[")[0] for problem in problems for key in (*problem.given, *problem.nearest)}
     problems += [problem for problem in conflicts(recipe) if not _is_about(problem, wrong)]
     if problems:

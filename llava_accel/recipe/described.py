@@ -10,12 +10,12 @@ from llava_accel.recipe.toml import toml_value
 
 _WORDS = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
 _BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-_LARGE = 10**6  # a maximum from here on only catches slips of the hand
+_LARGE = 10**6  # a maximum from here on only catches typing errors, and is not shown
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLine:
-    """A key. In `type` and `default`, what is written in a recipe stands between backticks."""
+    """A key. In `type` and `default`, what is written in a recipe is in backticks."""
 
     path: str
     type: str
@@ -25,21 +25,21 @@ class KeyLine:
 
 @dataclass(frozen=True, slots=True)
 class TableLines:
-    """A table, and the keys in it that are no tables themselves."""
+    """A table, and the keys in it that are not tables themselves."""
 
     path: str
-    """With [] at its end where there may be several."""
+    """Its dotted name, which ends in [] where there may be several."""
     meaning: str
     keys: tuple[KeyLine, ...]
 
     @property
     def title(self) -> str:
-        """Its line in a recipe."""
+        """The line that begins it in a recipe."""
         return f"[[{self.path[:-2]}]]" if self.path.endswith("[]") else f"[{self.path}]"
 
 
 def described_tables() -> list[TableLines]:
-    """All tables of a recipe; behind each its sub-tables."""
+    """All tables of a recipe, each followed by its sub-tables."""
     schema = json.loads(recipe_schema())
     tables = schema["$defs"]
     return [table for name, item in schema["properties"].items() for table in _walk(name, _named(item, tables), tables)]

@@ -15,7 +15,7 @@ from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 
 _LONGEST_VALUE = 200  # characters; a list of sources may be longer than anybody reads in an error
-_MOST_SHOWN = 50  # problems; to look for what was meant takes a moment for each
+_MOST_SHOWN = 50  # problems; looking for the key that was meant takes a moment for each
 
 _SOURCES = ("data.train[", "data.eval[")
 _MEMBERS = ("literal[", "constrained-")  # pydantic's names of the members of a union of texts
@@ -85,7 +85,7 @@ def unknown_key(key: str, value: object, keys: Iterable[str] = KEYS) -> Problem:
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """The problems of a failed validation, one a key, in the order of the tables."""
+    """The problems of a failed validation, one per key, in the order of the tables."""
     by_key: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_key.setdefault(_dotted(path_of(detail)), []).append(detail)
@@ -95,7 +95,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
         value = details[0]["input"]
         if details[0]["type"] == "extra_forbidden":
             valid = Source.model_fields if key.startswith(_SOURCES) else KEYS
-            # Of a table that does not exist, each key may have a place in another one.
+            # Each key of a table that does not exist may belong to another one.
             is_table = isinstance(value, Mapping) and not nearest_keys(key, FREE_TABLES)
             unknown = (flatten({key: value}) if is_table else {}) or {key: value}
             for item in unknown.items():
@@ -156,7 +156,7 @@ def _problem(key: str, details: Sequence[ErrorDetails]) -> Problem:
 
 
 def _default(key: str, name: str) -> str:
-    """The sentence with a value that a key can have."""
+    """A sentence with a key's default, or else with an example of its value."""
     if key in DEFAULTS:
         return f"The default is `{name} = {toml_value(DEFAULTS[key])}`."
     field = Source.model_fields.get(name) if key.startswith(_SOURCES) else None

@@ -25,7 +25,7 @@ _OTHER_TEMPLATE_NAMES = {
 }  # fmt: skip
 _MOST_READERS = 16
 _MOST_WORKERS = 4  # of "auto"
-_MOST = 10**9  # no run needs more: such a number is a typing error, and would overflow or fill the memory
+_MOST = 10**9  # no run needs more: a larger number is a typing error, and would overflow or fill the memory
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 AtLeastOne = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -39,7 +39,7 @@ OwnFunction = Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 def refused(problem: str, remedy: str) -> PydanticCustomError:
-    """The error of a value that `errors.problems_of` words as it is given here."""
+    """The error for a value; `errors.problems_of` reports it in these words."""
     return PydanticCustomError("refused", "{problem}", {"problem": problem, "remedy": remedy})
 
 
@@ -58,9 +58,9 @@ class Table(BaseModel):
         return value
 
 
-def _is_no_home(folder: str) -> str:
+def _has_no_tilde(folder: str) -> str:
     if (home := os.path.expanduser(folder)) != folder:
-        raise refused("~ is the home folder in a shell alone: a folder of that name would be made.", f"Write {home}.")
+        raise refused("Only a shell reads ~ as the home folder: a folder of that name would be made.", f"Write {home}.")
     return folder
 
 
@@ -77,8 +77,8 @@ def _one_name(template: str) -> str:
     return _OTHER_TEMPLATE_NAMES.get(template, template)
 
 
-OwnFolder = Annotated[str, AfterValidator(_is_no_home)]
-"""A folder that is made where there is none."""
+OwnFolder = Annotated[str, AfterValidator(_has_no_tilde)]
+"""A folder that is made if it does not exist."""
 Pattern = Annotated[Text, AfterValidator(_compiles)]
 Patterns = Annotated[tuple[Pattern, ...], Strict(False), Field(min_length=1)]
 
@@ -107,12 +107,12 @@ class LoraTable(Table):
     """Also train the biases of the layers that carry an adapter ("lora_only")."""
     targets: Literal["auto"] | Patterns = "auto"
     """"auto" = every linear layer of the language model except lm_head; or a list of regular expressions that a
-    layer's whole path must match (q_proj alone matches nothing: it would match layers of the vision tower too)."""
+    layer's whole path must match (q_proj alone matches nothing; a part of a path would match the vision tower's too)."""
     variant: Literal["lora", "rslora", "dora", "pissa", "olora"] = "lora"
     """How the adapter is scaled (rslora), decomposed (dora) or started from the weights (pissa, olora)."""
     projector: bool = False
-    """Adapt the projector too, at optim.projector_learning_rate, in place of training it in full: train_projector is false
-    then. The adapter is all that was trained, so that vLLM can serve it."""
+    """Adapt the projector too, at optim.projector_learning_rate, in place of training it in full: train_projector is then
+    false. All that is trained is then in the adapter, so that vLLM can serve it."""
 
 
 class ModelTable(Table):
@@ -177,7 +177,7 @@ class ModelTable(Table):
 
     @property
     def named_base(self) -> str:
-        """What the model is made from, as the recipe names it: of parts the language model."""
+        """The base as the recipe names it; for a model made from parts, the language model."""
         return self.base or self.language_model
 
     @property
@@ -196,13 +196,13 @@ class Source(Table):
     weight: Positive = 1.0
     """Passes over this source in an epoch: 1 = each record once, 2 = twice, 0.5 = half of them."""
     limit: Count = 0
-    """Use at most so many of its records, spread evenly over it; 0 = all."""
+    """Use at most this many of its records, spread evenly over it; 0 = all."""
     config: str = ""
-    """Of a data set of the hub: its configuration; empty = the default one."""
+    """Configuration of a data set of the hub; empty = the default one."""
     split: str = ""
-    """Of a data set: its split; empty = "train", and for data.eval "validation" or else "test"."""
+    """Split of a data set; empty = "train", and for data.eval "validation" or else "test"."""
     revision: str = ""
-    """Of a data set of the hub: commit, tag or branch; the resolved recipe holds the commit."""
+    """Commit, tag or branch of a data set of the hub; the resolved recipe holds the commit."""
 
 
 def _kind_of_sources(value: Any) -> str | None:
@@ -236,7 +236,7 @@ class DataTable(Table):
     images: str = ""
     """Folder that image names are relative to; a name may not leave it. Empty = the folder of each file."""
     eval: OptionalSources = ""
-    """What to evaluate on, named as in train; excludes eval_fraction."""
+    """Evaluation data, named as in train; not together with eval_fraction."""
     eval_fraction: BelowOne = 0.0
     """Share of train held out for evaluation, split by image so that no image is on both sides."""
     max_length: AtLeastOne = 2048
@@ -250,17 +250,18 @@ class DataTable(Table):
     """Share of the records that "skip" may leave out before the run stops after all."""
     image_aspect: Literal["auto", "pad", "crop", "stretch"] = "auto"
     """How an image becomes square: padded with the mean colour, cropped, or stretched. "auto" = as the base: LLaVA-1.5 pads,
-    LLaVA-NeXT and OneVision cut it into tiles, which the others keep them from."""
+    LLaVA-NeXT and OneVision cut it into tiles, which the other values turn off."""
     exif: Literal["ignore", "apply"] = "ignore"
     """Read images as they are stored, as LLaVA does, or turn them as their EXIF says, as most programs show them."""
     columns: dict[ColumnName, Text] = {}
-    """Your names of columns that are called otherwise here: {image = "photo", question = "q", answer = "label"}; a dot
-    leads into a nested one."""
+    """Names of your columns where they differ from ours: {image = "photo", question = "q", answer = "label"}; a dot leads
+    into a nested one."""
     reader: Literal[""] | OwnFunction = ""
-    """"my_data.py:read", a function of yours: a row of a file as it is, a dict -> a row in a form that is known here, or
-    None, which leaves it out. What it returns depends on the row alone."""
+    """"my_data.py:read", a function of yours: it takes a row of a file as it is, a dict, and returns a row in a form that
+    is known here, or None to leave it out. What it returns must depend on the row alone."""
     missing_image_mark: Literal["error", "start"] = "error"
-    """A record names images and no text has `<image>`: it cannot be used; or they come before its first question."""
+    """A record that names images, but has no `<image>` in its texts, cannot be used ("error"); or the images come before its
+    first question ("start")."""
     image_placement: Literal["auto", "start", "start_if_single", "in_place"] = "auto"
     """Move the images to the start of their turn, as LLaVA-1.5 does, or an image that is the only one of its turn, as
     LLaVA-NeXT and OneVision do, or leave them where the text has them; "auto" = as the base's own code does."""
@@ -271,9 +272,10 @@ class DataTable(Table):
     """Learn each answer and the token that ends it; or what LLaVA's own code learns, which is more with the templates
     llava_llama_3 and qwen_1_5: special tokens and the headers of answers too, and with qwen_1_5 line breaks."""
     share_prefix: bool = False
-    """Questions on one image, answers to one question, run their prefix once: same gradient, less work."""
+    """Questions on one image, and answers to one question, compute their common prefix once: same gradient, less work."""
     shuffle: bool = True
-    """Draw a new order of the records for each epoch; false = that of the files, with data.group_by_length = false."""
+    """Draw a new order of the records for each epoch; false = keep that of the files, which needs data.group_by_length =
+    false."""
     group_by_length: bool = True
     """Fill a batch with examples of nearly equal length: less padding."""
     cache_features: Literal["auto"] | bool = "auto"
@@ -283,7 +285,7 @@ class DataTable(Table):
     cache_max_gb: Annotated[float, Field(ge=0, le=1e9)] = 50.0
     """Limit on the disk space of the features, in GB."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
-    """Processes that load and decode, on each rank: "auto" = its cores, at most 4; 0 = in the training process."""
+    """Processes that load and decode, on each rank: "auto" = one per core, at most 4; 0 = in the training process."""
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -306,12 +308,12 @@ class DataTable(Table):
         """`workers` as a number, on this machine."""
         if self.workers != "auto":
             return self.workers
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, as the launcher says
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this machine; the launcher sets it
         return min(_MOST_WORKERS, _num_cores() // ranks)
 
     @property
     def num_readers(self) -> int:
-        """Processes that read all data through while everything else waits for it: one a core, none without workers."""
+        """Processes that read all data through while everything else waits: one per core, at most 16; 0 if `workers` is."""
         return min(_MOST_READERS, _num_cores()) if self.workers else 0
 
 

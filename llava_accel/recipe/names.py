@@ -16,7 +16,7 @@ FREE_TABLES = ("data.columns",)
 KEYS = (*_ALL, *FREE_TABLES)
 DEFAULTS = {key: value for key, value in _ALL.items() if key not in flatten(REQUIRED)}
 
-# What LLaVA's scripts and the Hugging Face Trainer call the same thing, where the names are not alike.
+# Names that LLaVA's scripts, the Hugging Face Trainer and other programs use for the same thing, where they are not alike.
 OTHER_NAMES = {
     "bf16": "run.precision", "fp16": "run.precision",
     "model_name_or_path": "model.base", "version": "model.template", "pretrain_mm_mlp_adapter": "model.projector",
@@ -40,7 +40,7 @@ _ALIKE = 0.75  # from this ratio of difflib on, two names count as one name miss
 
 
 def nearest_keys(key: str, keys: Iterable[str] = KEYS) -> tuple[str, ...]:
-    """The keys that `key` may have meant, likeliest first; none where nothing is near.
+    """The keys that `key` may have meant, likeliest first; none where nothing is similar.
 
     In this order: the same name in another table (at most three), what other programs call it, and the key that is
     most alike in its name and as a whole, or has it as a part ("warmup").

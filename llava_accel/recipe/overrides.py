@@ -18,7 +18,7 @@ _EXAMPLES = DEFAULTS | flatten(REQUIRED)
 
 
 def apply_overrides(overrides: Sequence[str], tables: dict[str, Any]) -> list[Problem]:
-    """Set keys of `tables` in place; what is wrong with the overrides themselves is returned."""
+    """Set keys of `tables` in place, and return the problems of the overrides themselves."""
     whole, problems = _join(list(overrides))
     for override in whole:
         problems += _apply(override, tables)
@@ -38,10 +38,10 @@ def accepts(override: str) -> bool:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """`tomllib.loads`, which keeps every beginning of a dotted key: of a key with a hundred thousand dots, 40 GB.
+    """`tomllib.loads` with a limit on dots: it keeps every prefix of a dotted key, which is 40 GB for 100,000 dots.
 
     Raises:
-        ValueError: It is no TOML, or a key has too many dots.
+        ValueError: It is not TOML, or a key has too many dots.
     """
     if any(part.count(".") > _MOST_DOTS for line in text.split("\n") for part in line.split("=")):
         raise ValueError(f"more than {_MOST_DOTS:,} dots in a key")
@@ -49,7 +49,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _join(words: list[str]) -> tuple[list[str], list[Problem]]:
-    """The words that are overrides; and a problem for each that the shell has taken apart."""
+    """The words that are overrides; and a problem for each override that the shell has split."""
     whole: list[str] = []
     problems: list[Problem] = []
     while words:
@@ -71,7 +71,7 @@ def _join(words: list[str]) -> tuple[list[str], list[Problem]]:
 
 
 def _apart_at_equals(words: Sequence[str]) -> int:
-    """How many of the first words make one override; 1 for one that is whole, or none."""
+    """How many of the first words make one override; 1 where the first is whole, or not part of any."""
     first, second, third = [*words[:3], "", ""][:3]
     if "=" not in first and second == "=" and third:
         return 3
@@ -80,7 +80,7 @@ def _apart_at_equals(words: Sequence[str]) -> int:
 
 
 def _is_bare(words: Sequence[str]) -> bool:
-    """Whether the first word is there, has no =, and is no key whose = comes as a word of its own."""
+    """Whether there is a first word, it has no =, and the next word does not begin with its =."""
     return bool(words) and bool(words[0]) and "=" not in words[0] and not [*words, ""][1].startswith("=")
 
 
@@ -92,7 +92,7 @@ def _is_text(override: str) -> bool:
 
 def _taken_apart(shown: str, reason: str, key: str, value: str, number: int) -> Problem:
     plain = shlex.quote(value)
-    # As people write it, where the shell changes nothing between these quotes.
+    # In double quotes, as people write it, where the shell changes nothing in them.
     quoted = f'"{value}"' if plain != value and not set('$`"\\!') & set(value) else plain
     return Problem({"override": shown}, f"{reason}: the shell made {number} words of it.", f"Write {key}={quoted}")
 
@@ -114,7 +114,7 @@ def _apply(override: str, tables: dict[str, Any]) -> list[Problem]:
 
 
 def _value(text: str, is_list: bool) -> Any:
-    """The value as TOML, or else as text. Of a list, one item or several apart by commas will do: the shell takes away
+    """The value as TOML, or else as text. A list may also be one item, or several separated by commas: the shell removes
     the quotes of `["wandb"]`."""
     try:
         parsed = parse_toml(f"value = {text}")

@@ -1,4 +1,4 @@
-"""The files and folders that a recipe names, looked for before anything is loaded: a slip of the pen costs no wait."""
+"""Checks that the files and folders of a recipe exist, before anything is loaded: a typing error costs no wait."""
 
 import difflib
 import glob
@@ -19,19 +19,19 @@ OTHER_SUFFIXES = {
     ),
     **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "Unpack it, and name what is in it"),
 }
-"""Of files that are taken for data and are not read: what to do, with a place for the name."""
+"""Suffixes of files that users take for data and that are not read: what to do instead, with a place for the name."""
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
-"""Of files that are read."""
+"""Suffixes of data files that are read."""
 
 
 def is_file_name(path: str) -> bool:
-    """Whether a path ends as that of a file with data, and so is not the name of a data set."""
+    """Whether a path ends in the suffix of a file, and so is not the name of a data set."""
     return path.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
 
 
 def refuse_missing(recipe: Recipe, source: str) -> None:
-    """RecipeError if data, images or a local base are not there, or the data are of a form that is not read."""
+    """Raise RecipeError if data, images or a local base do not exist, or the data have a form that is not read."""
     problems: list[Problem] = []
     for key, path, is_folder in _named(recipe):
         suffix = os.path.splitext(path)[1]
@@ -78,7 +78,7 @@ def _may_be_of_the_hub(name: str) -> bool:
 def _remedy(path: str, is_base: bool) -> str:
     folder, name = os.path.split(path)
     if (home := os.path.expanduser(path)) != path:
-        return f"~ is the home folder in a shell alone. Write {home}."
+        return f"Only a shell reads ~ as the home folder. Write {home}."
     if "\\" in path and os.sep != "\\":
         return "Write the path that it has on this machine, with / in place of \\."
     here = "" if os.path.isabs(path) else f" It was looked for in {os.getcwd()}, where the command was started."

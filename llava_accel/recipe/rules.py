@@ -1,4 +1,4 @@
-"""What the keys of a recipe say about each other: what cannot be run together, and what has no effect."""
+"""Which keys of a recipe cannot be combined, and which have no effect in it."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from llava_accel.recipe.tables import Recipe
 from llava_accel.recipe.toml import flatten, toml_value
 
 Conflict = tuple[str, str, str]
-"""The keys, apart by spaces; why they exclude each other; what to change."""
+"""The keys, separated by spaces; why they exclude each other; what to change."""
 
 
 def conflicts(recipe: Recipe) -> list[Problem]:
@@ -32,7 +32,7 @@ def unused(recipe: Recipe) -> list[str]:
 
 
 def changed_keys(recipe: Recipe) -> dict[str, object]:
-    """The dotted keys whose value differs from the default, or that have none, in the order of the tables."""
+    """The dotted keys whose value differs from the default, or that have no default, in the order of the tables."""
     defaults = DEFAULTS | {"run.output_dir": f"runs/{recipe.run.name}"}
     values = flatten(recipe.model_dump())
     return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
@@ -56,7 +56,7 @@ def _parts(recipe: Recipe) -> Iterator[Conflict]:
     if model.base and model.family != "llava":
         yield (
             "model.base model.family",
-            "A whole model is of the family that its config names; only one of parts can be of another.",
+            "The config of a whole model names its family; model.family is for a model assembled from parts.",
             "Remove model.family; or model.base, and name model.language_model and model.vision_tower.",
         )
     if model.language_model and not model.projector and not model.train_projector and model.train != "projector":
@@ -123,7 +123,7 @@ def _training(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.data.group_by_length and not recipe.data.shuffle:
         yield (
             "data.shuffle data.group_by_length",
-            "Records either keep the order of their files, or come with those of their length.",
+            "Records either keep the order of their files, or are grouped by length.",
             "Set data.group_by_length = false to keep the order, or data.shuffle = true.",
         )
     if recipe.data.cache_features is True and model.train_vision:
@@ -153,7 +153,7 @@ def _pairs(recipe: Recipe) -> Iterator[Conflict]:
     if data.labels == "original":
         yield (
             "train.objective data.labels",
-            "Of a pair the last answers count and nothing else.",
+            "Only the last answers of a pair are learned from.",
             'Set data.labels = "answers", or train.objective = "answers".',
         )
     if data.on_too_long == "drop_turns":
@@ -186,7 +186,7 @@ def _kernels(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.model.compile and recipe.model.kernels == "liger":
         yield (
             "model.compile model.kernels",
-            "torch.compile makes kernels of its own of the whole layer.",
+            "torch.compile generates its own kernels for the whole layer.",
             'Set model.compile = false, or model.kernels = "native".',
         )
     if recipe.model.attention != "flash_attention_2":

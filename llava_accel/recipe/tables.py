@@ -26,9 +26,9 @@ Metric = Literal[
     "classification", "pope",
 ]  # fmt: skip
 USUAL_METRICS: tuple[Metric, ...] = ("vqa_accuracy", "exact_match", "multiple_choice")
-"""Of eval.metrics = "auto"."""
+"""The metrics of eval.metrics = "auto"."""
 _OF_THE_OBJECTIVE = ("loss", "pair_accuracy")
-"""What chooses the best checkpoint without an answer being generated."""
+"""Values of eval.metric for which no answer has to be generated."""
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 
 
@@ -42,11 +42,11 @@ class RunTable(Table):
     seed: Seed = 42
     """Seed of the order, the dropout and the new weights."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """"auto" = bf16 where the GPU has it, else fp16; fp32 on a CPU. What is trained is kept in fp32 with all of them. A step
-    whose gradient is larger than fp16 holds is computed once more, at a lower loss scale."""
+    """"auto" = bf16 where the GPU has it, else fp16; fp32 on a CPU. Trained weights are always kept in fp32. A step whose
+    gradient is larger than fp16 holds is computed once more, at a lower loss scale."""
     deterministic: bool = False
-    """Only kernels that add up in a fixed order, so that a run on a GPU can be repeated bit for bit on the same one; slower.
-    On a CPU it is so anyway. Without it order and data are the same, bits need not be."""
+    """Use only kernels that add in a fixed order, so that a run on a GPU can be repeated bit for bit on that GPU; slower.
+    A CPU does so anyway. Without it, a repeated run has the same order and data, but its bits may differ."""
     matmul: Literal["auto", "native"] = "auto"
     """fp32 products on a CPU: "auto" = oneDNN's where a probe finds them exact and layers are wide enough to gain, or
     "native"."""
@@ -122,13 +122,13 @@ class TrainTable(Table):
     class of yours that inherits from llava_accel.model.objective.Objective."""
     loss: Literal["tokens", "micro_batch_mean"] = "tokens"
     """What a step's loss is the mean of: all target tokens (or pairs) of its global batch, however that is split; or the
-    means of its micro-batches, as in LLaVA's own training. One without a target counts in neither sum nor number."""
+    means of its micro-batches, as in LLaVA's own training, where a micro-batch without a target does not count."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite stops the run, or makes no update and is reported."""
     max_nonfinite: Count = 10
     """How many times "skip" may do so before the run stops after all."""
     spike_factor: NotNegative = 0.0
-    """Report a step whose loss exceeds this many running medians; 0 = never, else above 1."""
+    """Report a step whose loss exceeds this factor times the running median; 0 = never, else above 1."""
 
     @field_validator("spike_factor")
     @classmethod
@@ -140,17 +140,17 @@ class TrainTable(Table):
 
 
 class PreferenceTable(Table):
-    """Learning from pairs of answers, with train.objective = "dpo". Of all pairs of a step it is the mean of loss_weight x
-    loss + bco_weight x BCO; sft_weight x the cross-entropy of the chosen answers, a mean over their tokens, is added."""
+    """Learning from pairs of answers, with train.objective = "dpo". A step's loss is the mean over pairs of loss_weight x
+    loss + bco_weight x BCO, plus sft_weight x the cross-entropy of the chosen answers, a mean over their tokens."""
 
     beta: Positive = 0.1
     """How strongly the model is held to what it was before training; with ipo the paper's tau."""
     loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
-    """DPO's own; SLiC's hinge; IPO, of log-probabilities a token; or DPO that allows for wrong labels (label_smoothing)."""
+    """DPO's own; SLiC's hinge; IPO, on log-probabilities per token; DPO that allows for wrong labels (label_smoothing)."""
     loss_weight: NotNegative = 1.0
     """0 leaves it out. MPO is loss_weight = 0.8, bco_weight = 0.2, sft_weight = 1.0."""
     bco_weight: NotNegative = 0.0
-    """Weight of BCO, which asks of the chosen answer alone to become likelier, and of the rejected one to become less so."""
+    """Weight of BCO, which makes the chosen answer likelier and the rejected one less likely, each on its own."""
     sft_weight: NotNegative = 0.0
     """Weight of learning the chosen answer itself; others call it rpo_alpha."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -172,7 +172,7 @@ class EvalTable(Table):
     "my_scores.py:name" is a function of yours: (prediction, references) -> a number, higher is better."""
     metric: Literal["loss", "pair_accuracy"] | Metric | OwnFunction = "loss"
     """Chooses the best checkpoint, and is what patience watches; multiple_choice needs records with "choices", and
-    pair_accuracy, the share of pairs whose chosen answer has gained more, train.objective = "dpo"."""
+    pair_accuracy (the share of pairs whose chosen answer has gained more) needs train.objective = "dpo"."""
     max_new_tokens: AtLeastOne = 16
     """Longest generated answer, in tokens."""
     limit: Count = 0
@@ -201,7 +201,7 @@ class CheckpointTable(Table):
     best: bool = True
     """Also keep the checkpoint with the best eval.metric; needs evaluation data."""
     background: Literal["auto"] | bool = "auto"
-    """Write checkpoints while the next steps run, which takes a copy in main memory; "auto" = large ones, if it has room."""
+    """Write checkpoints while the next steps run, which takes a copy in main memory; "auto" = large ones, if it fits."""
     verify: bool = True
     """Load the finished export in a process with transformers and peft alone, and compare its outputs. This loads the
     base once more."""
@@ -231,6 +231,6 @@ class Recipe(Table):
 
     @property
     def loss_unit(self) -> str:
-        """What the loss of this run is counted in."""
+        """The unit of this run's loss, in words."""
         name = self.train.objective
         return {"answers": "nats a target", "dpo": "a mean over pairs"}.get(name, f"that of {name}")

@@ -9,7 +9,7 @@ from typing import Any
 def toml_value(value: object) -> str:
     """One value as TOML on a single line: text, numbers, booleans, lists, and tables inside lists.
 
-    Anything else is written as its quoted text, so that an error message can show whatever stood in the file.
+    Anything else is written as its quoted text, so that an error message can show whatever was in the file.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -30,7 +30,7 @@ def toml_key(key: str) -> str:
 
 
 def to_toml(tables: Mapping[str, object], path: tuple[str, ...] = ()) -> str:
-    """A nested mapping as TOML text: of each table the plain keys first, then the sub-tables."""
+    """A nested mapping as TOML text: in each table the plain keys first, then the sub-tables."""
     nested = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
     lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in tables.items() if key not in nested]
     if path:
@@ -41,14 +41,16 @@ def to_toml(tables: Mapping[str, object], path: tuple[str, ...] = ()) -> str:
 
 
 def line_hint(line: str, reason: str) -> str:
-    """What to change in a line that is not TOML, a sentence; "" where that cannot be told.
+    """A sentence that says what to change in a line that is not TOML; "" where that is not known.
 
     Args:
-        reason: What `tomllib` says of it.
+        reason: The message of `tomllib`.
     """
     key, sign, value = (part.strip() for part in line.partition("="))
     if reason.startswith(("Cannot declare", "Cannot overwrite")):
-        return "It stands twice: leave one, with the keys of both." if line.startswith("[") else "The key stands twice."
+        return (
+            "It is there twice: keep one, with the keys of both." if line.startswith("[") else "The key is there twice."
+        )
     if "\\" in value:
         return f"Write / in place of \\, or the text in single quotes: {key} = '{value.strip(chr(34))}'."
     if value.startswith("{") and ":" in value:
@@ -62,11 +64,11 @@ def line_hint(line: str, reason: str) -> str:
     if value[0] in "\"'" and value.count(value[0]) == 1:
         return f"The text has no second quote: {key} = {value}{value[0]}"
     is_word = re.fullmatch(r"[\w~/][^\"'\[\]{}#=]*", value) is not None
-    return f"Texts stand in quotes: {key} = {toml_value(value)}" if is_word else ""
+    return f"Put text in quotes: {key} = {toml_value(value)}" if is_word else ""
 
 
 def is_deeper(value: object, most: int) -> bool:
-    """Whether mappings and lists are nested more than so many levels deep. Walked level by level: recursion would fail."""
+    """Whether mappings and lists are nested more than `most` levels deep. Walked level by level: recursion would fail."""
     level: list[Any] = [value]
     for _ in range(most):
         inner = (each for node in level for each in (node.values() if isinstance(node, Mapping) else node))
