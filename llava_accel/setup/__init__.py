@@ -1,1 +1,1 @@
-"""What a run is made of before its first step: data, objective, feature cache, run folder. No step is taken here."""
+"""Prepares all that a run needs before its first step: data, objective, feature cache, run folder. No step is taken."""

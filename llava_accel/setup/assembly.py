@@ -1,4 +1,4 @@
-"""From a recipe to the module that is trained; how many of its weights are trained, and in which types, is printed."""
+"""Builds the module that a recipe trains, and prints how many of its weights are trained and in which types."""
 
 from collections import Counter
 from functools import partial
@@ -47,7 +47,7 @@ def build_objective(
     if not console.is_terminal:
         disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
-    # On a CPU a run that was trained so can be evaluated.
+    # A run that was trained with liger can be evaluated on a CPU, without it.
     wants_liger = recipe.model.kernels == "liger" and not liger_problem(accelerator.device)
     if wants_liger:
         require_liger_decoder(processing.base.text)
@@ -84,8 +84,8 @@ def build_objective(
 
 
 def _origins(recipe: Recipe, fingerprint: str) -> list[str]:
-    """A line for each key that names what was trained here, with the step that was loaded; and for what was trained on
-    another base than the one with this fingerprint."""
+    """A line for each key that names a result of training here, with its step; and a warning for each adapter or projector
+    that was trained on another base than the one with this fingerprint."""
     table = recipe.model
     named = {"base": table.base, "projector": table.projector, "adapter": table.adapter}
     folders = {key: resolve_folder(name, f"model.{key}") for key, name in named.items() if Path(name).is_dir() and name}
@@ -95,7 +95,7 @@ def _origins(recipe: Recipe, fingerprint: str) -> list[str]:
 
 
 def describe_weights(summary: "TrainableSummary") -> dict[str, str]:
-    """How many are trained of each part, and what all of them take, for the console."""
+    """How many weights of each part are trained, and the memory that all weights take, for the console."""
     trained = [
         f"{row.part} {row.trainable:,}{f' of {row.total:,}' if row.trainable < row.total else ''}"
         for row in summary.parts
@@ -118,7 +118,7 @@ class PartRow(NamedTuple):
 
 
 class TypeRow(NamedTuple):
-    """Weights kept in one type, and the bytes that they take; 4-bit weights count as what they stand for."""
+    """Weights kept in one type, and the bytes that they take; packed 4-bit weights are counted one by one."""
 
     dtype: str
     parameters: int
@@ -159,7 +159,7 @@ def trainable_summary(model: nn.Module, tower: nn.Module | None = None) -> Train
 
 
 def _type_and_count(parameter: nn.Parameter) -> tuple[str, int]:
-    """`nf4`, `fp4`, or the tensor's type; and the weights that it stands for: a 4-bit element holds several."""
+    """`nf4`, `fp4`, or the tensor's type; and its number of weights: an element of 4-bit weights holds several."""
     return compat.packed_weights(parameter) or (str(parameter.dtype).removeprefix("torch."), parameter.numel())
 
 

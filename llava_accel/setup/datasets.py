@@ -1,4 +1,4 @@
-"""The recipe's data, opened, read through once, and split: what train, check, evaluate and plan start from.
+"""Opens the recipe's data, reads it through once, and splits it: train, check, evaluate and plan start from that.
 
 Records that are not used are refused or listed, so that the user knows of each.
 """
@@ -37,7 +37,7 @@ from llava_accel.sources.problems import DataError, quoted
 from llava_accel.storage.jsonl import append_whole
 from llava_accel.storage.kept_files import cache_folder
 
-_FEW = 10  # records: of fewer, equal answers say nothing
+_FEW = 10  # records: with fewer, equal answers mean nothing
 _NEARLY_ALL = 0.9
 
 
@@ -82,10 +82,10 @@ def row_form(recipe: Recipe, console: Console | None = None) -> RowForm:
     """How the recipe says that rows are to be read.
 
     Args:
-        console: Told of code of the user's that reads them.
+        console: Prints a line about the user's own reader, if there is one.
 
     Raises:
-        UserError: that cannot be loaded.
+        UserError: the reader cannot be loaded.
     """
     data, pairs = recipe.data, recipe.train.objective == "dpo"
     if data.reader and console:
@@ -94,7 +94,7 @@ def row_form(recipe: Recipe, console: Console | None = None) -> RowForm:
 
 
 def build_image_reader(data: DataTable, processing: Processing) -> ImageReader:
-    """The recipe's image_aspect and exif before the tower's image processor."""
+    """A reader of images that applies the recipe's image_aspect and exif, then the tower's image processor."""
     processor, aspect = processing.processor.image_processor, processing.square_aspect
     return ImageReader(processor, aspect, data.exif, processing.tiling)  # pyright: ignore[reportArgumentType]
 
@@ -112,7 +112,8 @@ def open_corpora(
 
 
 def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | None]:
-    """Training data, and evaluation data where the recipe has some. The main process reads, the others find it read.
+    """Training data, and evaluation data where the recipe has some. The main process reads it through, the others use the
+    cached result.
 
     Raises:
         DataError, UserError: a record cannot be used and the recipe says "error", or too many cannot.
@@ -143,7 +144,7 @@ def open_data(run: RunContext, processing: Processing) -> tuple[Part, Part | Non
 
 
 def check_choices(recipe: Recipe, corpus: Corpus, rows: Int[np.ndarray, "rows"]) -> None:
-    """UserError where eval.metric is the choice among options, and no row to evaluate has any."""
+    """Raise UserError if eval.metric is multiple_choice, and none of the rows to evaluate has choices."""
     if recipe.eval.metric == "multiple_choice" and not any(corpus.record(int(row)).choices for row in rows):
         raise UserError(
             'eval.metric = "multiple_choice", and no evaluation record has "choices". Add them to the records, or choose '
@@ -152,7 +153,7 @@ def check_choices(recipe: Recipe, corpus: Corpus, rows: Int[np.ndarray, "rows"])
 
 
 def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console: Console) -> Survey:
-    """The survey of a corpus, from the cache where it has been read before; refused as `refuse_bad` says."""
+    """The survey of a corpus, from the cache where it has been read before. Raises as `refuse_bad` does."""
     fetch_images(corpus, recipe.data, console)
 
     def read() -> Survey:
@@ -165,8 +166,8 @@ def read_through(recipe: Recipe, processing: Processing, corpus: Corpus, console
 
 
 def refuse_bad(data: DataTable, survey: Survey) -> None:
-    """Stop on records that cannot be used, unless the recipe leaves them out and they are few: a DataError about the
-    first of them, with the number of the others; UserError if no record is left."""
+    """Raise if there are records that cannot be used, unless the recipe leaves them out and they are few: DataError about
+    the first of them, with the number of the others, or UserError if no record is left."""
     bad = bad_records(data, survey)
     if not bad:
         if not len(survey.usable):
@@ -189,16 +190,16 @@ def refuse_bad(data: DataTable, survey: Survey) -> None:
 
 
 def bad_records(data: DataTable, survey: Survey) -> list[DataError]:
-    """What is wrong with records, less those that the recipe leaves out: by data.on_too_long, or by data.reader.
+    """The errors of records, without those that data.on_too_long or data.reader leaves out.
 
-    These have no budget: their number is the user's choice.
+    data.max_bad does not limit the latter: their number is the user's choice.
     """
     wanted = {"left_out", *(["too_long"] if data.on_too_long == "skip" else [])}
     return [error for error in survey.errors.values() if error.kind not in wanted]
 
 
 def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:
-    """Say what of the data is not used and why; the records themselves are listed in the run folder."""
+    """Print how much of the data is not used and why, and list the records in the run folder."""
     if survey.num_dropped_turns:
         console.line(f"data.on_too_long: {survey.num_dropped_turns:,} turns were dropped to fit data.max_length")
     if not survey.errors:
@@ -210,8 +211,8 @@ def report_left_out(recipe: Recipe, survey: Survey, console: Console) -> None:
 
 
 def remarks(corpus: Corpus, survey: Survey) -> list[str]:
-    """What is odd about records that can be used: turns without a partner, records that stand there twice, in one file or
-    in several, and an answer that nearly all of them have."""
+    """What is odd about records that can be used: turns without a partner, images that are too thin, rejected answers that
+    are not learned from, duplicates in one file or in several, and an answer that nearly all of them have."""
     said: list[str] = []
     usable = survey.usable
     if survey.num_unpaired_turns:
@@ -221,7 +222,7 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
     if survey.num_vanished:
         said.append(
             f"{survey.num_vanished:,} images are strips so thin that their tiles leave no token, as with LLaVA itself: the "
-            "model sees them squeezed into a square alone. Crop them, or paste them onto a wider canvas"
+            "model sees them only squeezed into a square. Crop them, or paste them onto a wider canvas"
         )
     if survey.num_ignored:
         said.append(
@@ -236,7 +237,7 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
         one, other = (corpus.place(int(usable[place])) for place in (first[numbers[again[0]]], again[0]))
         said.append(
             f"{len(again):,} records equal an earlier one in texts and images, such as {other}, which equals {one}. "
-            "Each is learned as often as it stands there"
+            "Each is learned as often as it occurs"
         )
     _, commonest = common_answers(corpus, survey, usable, 1)
     if len(usable) >= _FEW and commonest[0][1] >= _NEARLY_ALL * len(usable):
@@ -251,11 +252,11 @@ def remarks(corpus: Corpus, survey: Survey) -> list[str]:
 def common_answers(
     corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"], most: int
 ) -> tuple[int, list[tuple[str, int]]]:
-    """How many different answers these rows end in, and the most frequent ones with how many rows end so."""
+    """How many different answers these rows end in, and the `most` most frequent ones, each with its number of rows."""
     answers = survey.answer_keys[rows]
     keys, counts = np.unique(answers, return_counts=True)
     places = np.argsort(-counts, kind="stable")[:most]
-    # Not the row itself: its last turns may have been dropped.
+    # From the encoded record, not from the row: its last turns may have been dropped.
     texts = [
         corpus.encode(int(rows[np.argmax(answers == keys[place])])).record.turns[-1].text.strip() for place in places
     ]
@@ -263,8 +264,8 @@ def common_answers(
 
 
 def list_skipped(path: Path, errors: Iterable[DataError]) -> None:
-    """Add records to the list of those left out, each once however often the run starts or meets them; a disk that does
-    not take it is said."""
+    """Add records to the list of those left out, each once, however often the run starts or meets it. If the list cannot be
+    written, a note says so."""
     try:
         known = set(path.read_bytes().decode(errors="replace").split("\n")) if path.exists() else set()
         new = [line for error in errors if (line := printable(str(error))) not in known]
@@ -275,7 +276,7 @@ def list_skipped(path: Path, errors: Iterable[DataError]) -> None:
 
 
 def survey_key(recipe: Recipe, processing: Processing) -> str:
-    """Everything besides the files that decides what a record becomes."""
+    """A digest of everything besides the files that decides what a record becomes."""
     data, processor = recipe.data, processing.processor
     settings = (
         compat.tokenizer_backend(processor.tokenizer).to_str(), processing.image_token_id, processing.tiling,
@@ -301,7 +302,7 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
 
 
 def content(run: RunContext, part: Part) -> str:
-    """What records and images hold, wherever they are. The main process alone reads; every rank must call it."""
+    """Digests of what records and images hold, wherever they are. Only the main process reads; every rank must call it."""
     own = [content_here(run.recipe, part) if run.accelerator.is_main_process else ""]
     return broadcast_object_list(own)[0]
 

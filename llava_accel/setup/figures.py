@@ -23,7 +23,7 @@ class Mix(NamedTuple):
     """The sources of data.train, and to which of them every row belongs."""
 
     names: list[str]
-    """Of the entries of data.train; each once, and as short as they stay apart."""
+    """Of the entries of data.train: each once, without its folder where that leaves them distinct."""
     starts: list[int]
     """The first row of every file."""
     of_file: list[int]
@@ -33,7 +33,7 @@ class Mix(NamedTuple):
         """How many of these rows each entry has: [entries].
 
         Args:
-            weights: What a row of each file counts; 1 where it is left out.
+            weights: How much a row of each file counts; by default 1.
         """
         files = np.searchsorted(self.starts, rows, side="right") - 1
         counts = np.bincount(files, minlength=len(self.starts)) * (np.asarray(weights) if weights else 1)
@@ -66,7 +66,7 @@ def figures_of(recipe: Recipe, training: Part, held_out: Part | None, order: Ord
 
 
 def write_figures(folder: Path, figures: dict[str, Any]) -> None:
-    """Write them into the run folder."""
+    """Write the figures into the run folder."""
     with atomic_file(folder / FIGURES) as unfinished:
         unfinished.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -95,7 +95,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def _common_answers(part: Part) -> list[dict[str, Any]]:
-    """The answers that most records end in, those that stand once not among them."""
+    """The answers that most records end in, without those that occur only once."""
     _, counted = common_answers(part.corpus, part.survey, part.rows, _COMMON)
     return [
         {

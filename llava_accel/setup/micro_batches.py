@@ -31,7 +31,7 @@ def load(
 
     Args:
         enter, is_asked: See `load_windows`.
-        skips: Leave out a record that is broken now, where the recipe says so.
+        skips: Leave out a record that has broken since the data was read through, where the recipe says so.
 
     Raises:
         DataError: a record that was in order when the data was read through is broken now, and is not left out.

@@ -1,4 +1,4 @@
-"""What a run says of itself before any weight is read: data, steps, device, what is trained, and where its lines go."""
+"""Prints what a run is about before any weight is read: data, steps, device, what is trained, where log lines go."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which matrix products a run computes with: chosen before its first one, alike on all ranks, and kept when it resumes."""
+"""Chooses how a run computes matrix products: before the first one, the same on all ranks, and kept when it resumes."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from llava_accel.storage.run_weights import read_progress
 def choose_matmul(run: RunContext, width: int, source: Path | None = None) -> None:
     """Let this process compute fp32 products through oneDNN where that is exact and faster, else as PyTorch would.
 
-    A run that resumes goes on with what it began with. Where it cannot, that is said: on another CPU it goes on, as it does
-    with other threads, and its numbers agree to fp32's rounding. Every rank must call it.
+    A resumed run keeps the products that it began with. Where it cannot, as on another CPU, it says so and goes on: its
+    numbers then agree to fp32's rounding, as with another number of threads. Every rank must call this.
 
     Args:
-        width: Of the language model's layers.
+        width: Hidden size of the language model.
         source: The checkpoint that the run goes on from.
     """
     recipe, accelerator, console = run.recipe, run.accelerator, run.console

@@ -1,7 +1,7 @@
-"""What the model says of pairs of answers before it is trained: preference tuning compares with it in every step.
+"""The reference of preference tuning: the log-probabilities of all answers before training, which every step compares with.
 
 It is computed once, with the weights that training starts from, so no second model is ever in memory. It is kept in the
-cache under a name of all that decides it, and in the run folder, from which a run goes on that resumes.
+cache under a name made from all that decides it, and in the run folder, where a resumed run finds it.
 """
 
 import hashlib
@@ -52,16 +52,16 @@ def attach_reference(
     *,
     keeps: bool = False,
 ) -> None:
-    """Let loaders know what the model says of the pairs before training; nothing for other objectives. Every rank calls it.
+    """Give loaders the reference of all pairs; does nothing for other objectives. Every rank must call this.
 
     Args:
-        objective: As it starts, where it can run; as `source` left it, if there is one.
+        objective: Ready to run, with the weights that training starts from, or with those of `source`, if there is one.
         parts: All data of the run.
-        source: A checkpoint that the run goes on from: then nothing is computed that is known already.
-        keeps: Keep it in the run folder.
+        source: The checkpoint that the run goes on from, if there is one: the reference beside it is used.
+        keeps: Also keep the reference in the run folder.
 
     Raises:
-        UserError: the run goes on from a checkpoint, and what it had computed before is gone, as are the weights.
+        UserError: the run goes on from a checkpoint, and both the reference and the weights to compute it with are gone.
         DataError: a record is broken now, and the recipe says "error".
     """
     if not isinstance(objective, Preference):
@@ -85,7 +85,7 @@ def attach_reference(
 
 
 def _name(run: RunContext, loaded: LoadedModel, processing: Processing, part: Part) -> str:
-    """All that decides the numbers: the weights that training starts from, the records, and the type of computing."""
+    """A digest of all that decides the reference: the weights that training starts from, the records, and the precision."""
     recipe = run.recipe
     table, lora = recipe.model, recipe.model.lora
     changes_weights = table.train == "lora" and lora.variant in FROM_WEIGHTS
@@ -105,7 +105,7 @@ def _name(run: RunContext, loaded: LoadedModel, processing: Processing, part: Pa
 
 
 def _digests(name: str, key: str) -> list[str]:
-    """Of the files of weights that a key of the recipe names."""
+    """The SHA-256 of each file of weights that a key of the recipe names."""
     path = Path(os.path.expanduser(name))
     folder = path if path.is_file() else resolve_folder(name, key)
     files = [path] if path.is_file() else sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
@@ -117,7 +117,7 @@ def _digests(name: str, key: str) -> list[str]:
 
 
 def _known(run: RunContext, name: str, source: Path | None) -> _Found | None:
-    """What was computed before: by this run, if it goes on from a checkpoint, or else by another one."""
+    """The reference as computed before, by this run if it goes on from a checkpoint, or by another; else None."""
     places = [cache_folder(run.recipe.data.cache_dir) / "reference" / f"{name}.safetensors"]
     if source is not None:
         places = [Path(run.recipe.run.output_dir) / REFERENCE, source.parents[1] / REFERENCE, *places]
@@ -125,14 +125,14 @@ def _known(run: RunContext, name: str, source: Path | None) -> _Found | None:
 
 
 def _as_before(run: RunContext, objective: Preference, source: Path, key: str) -> AbstractContextManager[None]:
-    """In the block the model is what training started from, although it holds what was trained.
+    """In the block, the model computes as before training, although it holds trained weights.
 
     Args:
-        source: The checkpoint that was trained.
+        source: The checkpoint whose weights the model holds.
         key: Names the data.
 
     Raises:
-        UserError: it has no such weights any more.
+        UserError: the weights from before training are gone.
     """
     table, path = run.recipe.model, Path(run.recipe.run.output_dir) / REFERENCE
     lora = table.lora
@@ -146,8 +146,8 @@ def _as_before(run: RunContext, objective: Preference, source: Path, key: str) -
     }
     if reasons := [name for name, is_so in changed.items() if is_so]:
         raise UserError(
-            f"run.resume: {path} is missing, or holds nothing of {key} as it is now: what the model said of these pairs "
-            f"before training. {source} no longer has the weights for it, because of {some(reasons)}. "
+            f"run.resume: {path} is missing, or lacks {key} as it is now. It holds the log-probabilities of pairs before "
+            f"training. {source} no longer has the weights to compute them, because of {some(reasons)}. "
             f"Set {key} back, copy the file there from the folder of the run, or start a new run from its weights with "
             "model.adapter"
         )
@@ -161,7 +161,7 @@ def _read(name: str, path: Path) -> _Found | None:
 
 
 def _computed(run: RunContext, objective: Preference, part: Part, rows: Int[np.ndarray, "rows"], name: str) -> _Found:
-    """Every rank computes its share."""
+    """The reference of these rows of the corpus, NaN for its other rows. Every rank computes its share."""
     recipe, accelerator = run.recipe, run.accelerator
     own = own_batches(rows, part, recipe.train.per_device_batch_size, accelerator)
     log_probs = torch.zeros((len(part.corpus), 2), dtype=torch.float32, device=accelerator.device)

@@ -13,13 +13,13 @@ from llava_accel.storage.kept_files import store, stored
 
 
 def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: bool = True) -> None:
-    """Fetch into the cache what is not there; rows whose images cannot be had are told as any other that is broken.
+    """Fetch missing images into the cache; a row whose image cannot be fetched is reported as any other broken row.
 
     Args:
         refuses: Raise where the recipe says that a record that cannot be used is an error.
 
     Raises:
-        DataError: some could not be fetched; with the list.
+        DataError: some could not be fetched; it lists them.
     """
     folder = corpus.sources[0].downloads
     missing = [url for url in _urls(corpus, folder.with_name("urls")) if not place_of(url, folder).is_file()]
@@ -29,12 +29,12 @@ def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: 
         problems = fetch(missing, folder, bar.advance)
     if problems and refuses and data.on_bad_record == "error":
         raise refuse(problems)
-    failed = f"; {len(problems):,} could not be had" if problems else ""
+    failed = f"; {len(problems):,} could not be fetched" if problems else ""
     console.line(f"fetched {len(missing) - len(problems):,} images into {folder}{failed}")
 
 
 def _urls(corpus: Corpus, kept: Path) -> list[str]:
-    """Those that records name as images, kept for the next start: shards of the web have addresses in every row."""
+    """The URLs that records name as images. Kept for the next start: web data has URLs in every row, so all are parsed."""
     if not corpus.may_have_urls:
         return []
     path = kept / f"{corpus.fingerprint()}.json"
@@ -50,4 +50,4 @@ def _read_urls(corpus: Corpus) -> Iterator[str]:
         try:
             yield from filter(is_remote, corpus.record(row).images)
         except UserError:
-            pass  # of this record: it is told when all are read
+            pass  # a broken record: it is reported when all are read

@@ -1,4 +1,4 @@
-"""Which commit of a data set of the hub a run is about: written into its recipe, so that a repetition reads the same."""
+"""Finds the commit of each data set of the hub that a run reads: with it in the recipe, a repeated run reads the same."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ Sources = str | tuple[Source, ...]
 
 
 def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
-    """The recipe with the commit of every data set of the hub that it names: for a run that goes on, the run's own.
+    """The recipe with the commit of every data set of the hub that it names; a run that goes on keeps its commits.
 
     Every rank must call this.
 
@@ -49,7 +49,7 @@ def _with_commit(source: Source, splits: tuple[str, ...], before: dict[str, str]
 
 
 def _commits_of_run(recipe: Recipe) -> dict[str, str]:
-    """What the run in this folder has read, by what its sources were called."""
+    """The commits that the run in this folder has read, by the `_key` of each source as the user wrote it."""
     path = Path(recipe.run.output_dir) / "recipe.toml"
     if recipe.run.resume == "never" or not path.is_file():
         return {}
@@ -62,5 +62,5 @@ def _commits_of_run(recipe: Recipe) -> dict[str, str]:
 
 
 def _key(source: Source) -> str:
-    """What tells sources apart; empty revision: one that was not asked for by name."""
+    """A text that tells sources apart. The revision is empty where the recipe asks for none."""
     return repr((source.path, source.config, source.split, source.revision))

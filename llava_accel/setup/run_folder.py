@@ -1,4 +1,4 @@
-"""The run folder: whether it is a run's and free, the resolved recipe and the environment in it, and its checkpoints."""
+"""The run folder: checks that it is a run's, locks it, and writes the recipe, the environment and the end into it."""
 
 import json
 import os
@@ -31,10 +31,10 @@ _PACKAGES = (
     "llava-accel", "torch", "accelerate", "transformers", "peft", "bitsandbytes", "deepspeed", "tokenizers",
     "safetensors", "pillow", "numpy", "pyarrow",
 )  # fmt: skip
-_LOGS = (".log", ".out", ".err")  # which nothing of a run ends in
+_LOGS = (".log", ".out", ".err")  # suffixes that no file of a run has
 ENVIRONMENT = "environment.json"
 ENDED = "ended.json"
-"""How the run ended, as far as it could say so: not there while it runs, nor after a kill."""
+"""How the run ended; missing while it runs, and after a kill."""
 SKIPPED = "skipped.txt"
 """Records that are left out; `cache` and `evaluate` write it as well."""
 
@@ -43,12 +43,12 @@ Ending = Literal["finished", "patience", "signal", "error"]
 _locks: list[FolderLock] = []
 _before_release: list[Callable[[], None]] = []
 _opened: list[Path] = []
-"""Folders whose run has begun: one that is refused before leaves what an earlier run has noted."""
+"""Folders whose run has begun: a run that is refused earlier keeps what an earlier run has noted."""
 
 
 @contextmanager
 def folders_released() -> Iterator[None]:
-    """Around a run: however it ends, other processes may write its folder then, and an error is noted there."""
+    """Wrap a run: however it ends, its folder is unlocked then, and an error is noted in it."""
     try:
         yield
     except Interrupted:
@@ -68,7 +68,7 @@ def folders_released() -> Iterator[None]:
 
 
 def before_release(work: Callable[[], None]) -> None:
-    """Let `folders_released` do this first, however the run ends: it is what still writes to its folder."""
+    """Let `folders_released` do `work`, which still writes to the folder, before it unlocks it, however the run ends."""
     _before_release.append(work)
 
 
@@ -114,7 +114,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError if a run folder cannot be made and written, or holds what no run has written; leave nothing there."""
+    """Raise UserError if a run folder cannot be made and written, or holds what no run has written. It changes nothing."""
     try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_symlink() or place.exists())
         with tempfile.TemporaryFile(dir=there):
@@ -148,7 +148,8 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_incidental(path: Path) -> bool:
-    """Whether a file is of a lock, another verb or the system, or a log: what this process prints to, or what `tee` does."""
+    """Whether a file belongs to a lock, another verb or the system, or is a log, such as the one that this process prints
+    to."""
     if path.name.startswith((LOCK, ".")) or path.name in (SKIPPED, "lost+found") or path.suffix in _LOGS:
         return True
     printed: list[os.stat_result] = []

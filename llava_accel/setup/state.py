@@ -1,4 +1,4 @@
-"""Where a run stands. The step decides everything: data order and randomness are functions of it."""
+"""How far a run is. The step decides everything: data order and randomness are functions of it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ class TrainState:
     """Optimizer steps of the whole run."""
     steps_per_epoch: int
     data: str = ""
-    """What the data are: see `Order.fingerprint`, and `datasets.content` for the records and images."""
+    """Identifies the data: see `Order.fingerprint`, and `datasets.content` for the records and images."""
     step: int = 0
     """Optimizer steps taken."""
     best: float | None = None
@@ -30,23 +30,23 @@ class TrainState:
     best_step: int = 0
     evaluations_without_gain: int = 0
     evaluated_step: int = -1
-    """The step of the last evaluation that came to its end."""
+    """The step of the last evaluation that was completed."""
     num_lines: int = 0
     """Lines of metrics.jsonl."""
     logged_step: int = 0
-    """The step of the last of them that is about training."""
+    """The step of the last of these lines that is about training."""
     num_nonfinite: int = 0
     """Steps whose update was left out because a loss or gradient was not finite."""
     loss_scale: float = 2.0**16
     """What losses are multiplied by in fp16; no other type uses it."""
     steps_without_overflow: int = 0
-    """Since the scale was changed."""
+    """Steps since the scale was changed."""
     num_overflows: int = 0
     """How often a step was computed once more, as a gradient was larger than fp16 holds."""
     is_stopped: bool = False
     """Whether the run ends before its last step, because evaluations no longer improve."""
     recent_losses: list[float] = field(default_factory=list)
-    """Of the last steps, where spikes are looked for."""
+    """The losses of the last steps, which a spike is compared with."""
     unlogged: Tensor = field(default_factory=lambda: torch.zeros(NUM_SUMS, dtype=torch.float64))
     """This rank's sums since the last log line."""
 

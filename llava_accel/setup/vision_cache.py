@@ -33,14 +33,14 @@ def may_cache(recipe: Recipe) -> bool:
 
 
 def may_park(recipe: Recipe) -> bool:
-    """Whether the tower may leave the model: what is trained in full is saved with its tower."""
+    """Whether the tower may leave the model: a model that is trained in full is saved with its tower."""
     return may_cache(recipe) and recipe.model.train != "full"
 
 
 def attach_features(
     run: RunContext, processing: Processing, objective: Objective, parts: Sequence[Part | None]
 ) -> None:
-    """Let loaders read stored features, and the objective store those that it computes, as far as the recipe wants it.
+    """Let loaders read stored features, and the objective store those that it computes, if the recipe allows it.
 
     Args:
         parts: All data of the run.
@@ -71,7 +71,7 @@ def attach_features(
 
 
 def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str:
-    """Name of the store: the tower, and all that decides what an image file becomes before it."""
+    """The store's name: a digest of the tower, and of all that decides what an image file becomes before the tower."""
     settings = processing.processor.image_processor.to_dict()
     seen = [processing.image_aspect, recipe.data.exif, asdict(processing.tiling)]
     text = json.dumps([_FORMAT, tower_name, seen, settings], sort_keys=True, default=str)
@@ -79,12 +79,12 @@ def features_key(tower_name: str, processing: Processing, recipe: Recipe) -> str
 
 
 def count_images(parts: Sequence[Part]) -> int:
-    """Different images of the data, at most: images that stand alone and beside others count twice."""
+    """Upper bound on the number of different images: one that occurs both alone and beside others counts twice."""
     return _sum_of_different(parts, "num_images")
 
 
 def count_tiles(parts: Sequence[Part]) -> int:
-    """Squares that the tower sees of these images."""
+    """Squares (tiles) that the tower sees of these images."""
     return _sum_of_different(parts, "num_tiles")
 
 
@@ -113,10 +113,9 @@ def _fits(store: FeatureStore, processing: Processing, objective: Objective, par
 
 
 def name_tower(objective: Objective, cache_dir: Path, accelerator: Accelerator) -> str:
-    """A SHA-256 over the part of the tower that features depend on: every weight, the layer, and the type.
+    """A SHA-256 of the part of the tower that features depend on: every weight, the layer, and the type.
 
-    That of a tower on disk is kept, so that a start with files that did not change reads no weight. Every rank must call
-    this.
+    For a tower on disk it is cached, so that a start with unchanged files reads no weight. Every rank must call this.
     """
     parked = objective.parked
     if parked is None or not parked.stored:
@@ -147,7 +146,7 @@ def _read_through(objective: Objective) -> str:
 
 
 def _files_key(objective: Objective, parked: ParkedTower) -> str:
-    """Changes with every fact that the name depends on, and with every file as it was when it was opened."""
+    """A digest of every fact that the name depends on, and of every file's state when it was opened."""
     digest = hashlib.sha256(_facts(objective) + str(parked.module.dtype).encode())
     for name, tensor in sorted(parked.stored.items()):
         # Archives and copies may give two files one size and one mtime; the ctime is the system's.
@@ -157,7 +156,7 @@ def _files_key(objective: Objective, parked: ParkedTower) -> str:
 
 
 def _facts(objective: Objective) -> bytes:
-    """What besides the weights decides what the tower computes."""
+    """All that decides what the tower computes, besides the weights."""
     config = objective.llava.config
     facts = {
         "config": {key: value for key, value in objective.tower.config.to_dict().items() if key not in _NO_MATTER},
