@@ -1,6 +1,6 @@
 """What all verbs share on the command line: how they begin, recipe and overrides, and errors without a traceback.
 
-A verb's arguments and its recipe are read before its module is imported, because torch comes with that and takes seconds:
+A verb's arguments and its recipe are read before its module is imported, because that imports torch, which takes seconds:
 neither help nor a mistake waits for it.
 """
 
@@ -45,9 +45,10 @@ def _work(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _quick_imports() -> Iterator[None]:
-    """No garbage is collected: of modules there is none, and going through them all takes a fifth of their import.
+    """In the block no garbage is collected: imports leave none, and looking for it takes a fifth of their time.
 
-    Nor at any time after, which is a second of each process's end. And no library's function is compiled.
+    Later collections leave out what was imported, which saves a second when the process ends. Nor is any library's
+    function compiled.
     """
     added = {name: value for name, value in compat.uncompiled().items() if name not in os.environ}
     gc.disable()
@@ -63,9 +64,9 @@ def _quick_imports() -> Iterator[None]:
 
 
 def _read_recipe(arguments: argparse.Namespace) -> None:
-    """Put the recipe with its overrides into `arguments.loaded`; keys that have no effect are said on standard error.
+    """Put the recipe with its overrides into `arguments.loaded`, and name keys without effect on standard error.
 
-    `check` goes on with what is right in a recipe: there, what is wrong with it is said, and put into `arguments.wrong`.
+    `check` goes on with the valid part of a recipe: its problems are printed, and put into `arguments.wrong`.
 
     Raises:
         RecipeError: all problems at once.
@@ -92,14 +93,14 @@ def _read_recipe(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """End at once when asked to: nothing has been done yet."""
+    """In the block, a signal ends the process at once: nothing has been done yet."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         end_at_once(signal.Signals(number), "ended before anything was done")
 
     known = {one: signal.getsignal(one) for one in SIGNALS}
     for one, handler in known.items():
-        if handler != signal.SIG_IGN:  # nohup, and shells for what runs in the background
+        if handler != signal.SIG_IGN:  # nohup ignores some, and shells do for jobs in the background
             signal.signal(one, end)
     try:
         yield
@@ -118,12 +119,12 @@ def say_error(error: UserError | OSError) -> None:
 
 
 def run(verb: Callable[[], object]) -> None:
-    """Run a verb. What the user can mend ends with its message and exit code 2; defects of ours keep their traceback.
+    """Run a verb. An error that the user can correct ends it with a message and exit code 2; our defects keep a traceback.
 
     A run that saved and ended because it was asked to has exit code 75 (`exceptions.EX_TEMPFAIL`), after Ctrl-C 130.
     """
     sys.stdin = sys.stdin or open(os.devnull)
-    if isinstance(sys.stdin, io.TextIOWrapper):  # no letter of a question may end a command, nor one of an answer
+    if isinstance(sys.stdin, io.TextIOWrapper):  # no character of a question or of an answer may end a command
         sys.stdin.reconfigure(errors="replace")
     if sys.stdout is sys.__stdout__ and type(sys.stdout) is io.TextIOWrapper:
         sys.stdout = LastingOutput(sys.stdout)
@@ -132,7 +133,7 @@ def run(verb: Callable[[], object]) -> None:
     except (UserError, OSError) as error:
         _ended_by[:] = [error]
         if isinstance(error, OSError) and error.filename is None and error.errno not in DISK_IS_FULL:
-            raise  # of no file of the user's: a defect of ours, or of a connection
+            raise  # not about a file of the user's: a defect of ours, or of a connection
         _refuse(error)
     except Interrupted as interrupted:
         _ended_by[:] = [interrupted]
@@ -146,7 +147,7 @@ def run(verb: Callable[[], object]) -> None:
         if (end := compat.end_of_worker(error)) is not None:
             _refuse(
                 UserError(
-                    f"a data worker {end}. After a kill that nobody sent, the machine's memory was full; shared memory is "
+                    f"a data worker {end}. If nobody killed it, the machine's memory was full; shared memory is "
                     "/dev/shm, which containers keep small (docker run --shm-size=8g). Give it more, or set data.workers or "
                     "train.per_device_batch_size lower. The same command goes on from the last checkpoint"
                 )
@@ -162,7 +163,8 @@ def run(verb: Callable[[], object]) -> None:
 
 
 _ended_by: list[BaseException] = []
-"""Its frames hold the loaders, which would wait five seconds for each worker that hangs. At exit all are killed before."""
+"""What ended the verb. Its frames keep the loaders, which would wait five seconds for each worker that hangs, until the
+workers have been killed at exit."""
 
 
 def _refuse(error: UserError | OSError) -> NoReturn:
@@ -174,17 +176,17 @@ def _refuse(error: UserError | OSError) -> NoReturn:
 
 
 _KEY = "llava_accel/ended"
-_HEAD_START = 1.0  # seconds that the others leave the speaker, before the launcher sees them end and ends it too
+_HEAD_START = 1.0  # seconds in which the first rank can report, before the launcher sees another one end and ends all
 _LONGEST_START = 5.0  # seconds between the starts of two processes
 
 
 def is_reporting_rank() -> bool:
-    """Whether this rank, which ends with an error, is to say why. Call it once.
+    """Whether this rank, which ends with an error, is the one to report it. Call it once.
 
     The first rank to end reports; one that loses its connection to it comes later, and has nothing to add. Before ranks
     are connected all meet the same errors (a recipe's): then the first rank of each machine reports.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that it could wait for
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to wait for
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         try:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a verb that takes overrides, which may stand between its flags.
+    """The arguments of a verb that takes overrides, which may come between its flags.
 
     Raises:
-        SystemExit: a usage error; of a flag that there is not, it names the override to write instead.
+        SystemExit: a usage error; for a flag that does not exist, it names the override to write instead.
     """
     arguments, unknown = parser.parse_known_intermixed_args(words)
     flag = next((word for word in unknown if word.startswith("-")), None)
@@ -26,8 +26,8 @@ def advice(flag: str, words: Sequence[str], flags: Iterable[str]) -> str:
     """What is wrong with a flag, and what to write instead.
 
     Args:
-        words: The command line that it stands in.
-        flags: Those that there are.
+        words: The command line that it is in.
+        flags: The flags that the verb has.
     """
     # Here, because pydantic takes as long as all of a verb's help.
     from llava_accel.recipe import accepts

@@ -25,7 +25,7 @@ class Bar(Protocol):
     """One phase's progress."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Go on by `count`; the note stays until the next one."""
+        """Advance by `count`; the note stays until the next one."""
         ...
 
     def close(self) -> None:
@@ -134,8 +134,8 @@ class Console:
 
 
 class LastingOutput(io.TextIOWrapper):
-    """Standard output that no run ends by: letters that it lacks are escaped; where its disk is full or its reader gone,
-    that is said, and the rest goes nowhere."""
+    """Standard output that never ends a run: characters that its encoding lacks are escaped; if its disk is full or its
+    reader is gone, a note says so, and the rest is discarded."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         by_lines, encoding = stream.line_buffering, stream.encoding
@@ -168,14 +168,14 @@ _noted: set[str] = set()
 
 
 def note(text: str) -> None:
-    """Say something once on standard error, for code that has no console at hand."""
+    """Print a text once on standard error, for code that has no console at hand."""
     if os.environ.get("RANK", "0") == "0" and text not in _noted:
         _noted.add(text)
         print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: "1 step", "1,200 steps"."""
+    """A number with its noun: "1 step", "1,200 steps"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -24,7 +24,7 @@ def read_arguments(verb: str, words: Sequence[str]) -> argparse.Namespace:
     """The arguments of a verb, and in `module` the name of the module that does the work.
 
     Raises:
-        SystemExit: 0 after `--help`, 2 after a usage error; what is to be said has been printed.
+        SystemExit: 0 after `--help`, 2 after a usage error; the help or the message has been printed.
     """
     known = VERBS[verb]
     parser = argparse.ArgumentParser(
@@ -84,7 +84,7 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
     if arguments.score and not arguments.out:
         parser.error("--score needs --out FILE.jsonl for the scored lines")
     if arguments.metrics and not arguments.score:
-        parser.error("--metrics belongs to --score; of a recipe, set eval.metrics")
+        parser.error("--metrics belongs to --score; in a recipe, set eval.metrics")
     if not arguments.score and arguments.recipe is None:
         parser.error("name a recipe, or a file of predictions with --score")
     return arguments
@@ -93,7 +93,7 @@ def _evaluate(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse
 def _check(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     _add_recipe(parser, reads_data=False)
-    parser.set_defaults(wrong=None)  # a place for what is wrong with the recipe
+    parser.set_defaults(wrong=None)  # a place for the problems of the recipe
     add("--labels", metavar="FILE.jsonl", help="write ids and labels of every record")
     add("--fix", metavar="DIR", help="write a clean copy and the list of what it leaves out")
     add("--show", metavar="N", type=_count, default=3, help="examples to show (default 3)")
@@ -133,7 +133,7 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add = parser.add_argument
     _add_recipe(parser, nargs="?")
     parser.set_defaults(loaded=None)
-    add("--list", action="store_true", help="show what is in the cache, that of the recipe or by default the user's")
+    add("--list", action="store_true", help="show what is in the cache: the recipe's, or by default the user's")
     add("--clear", action="store_true", help="empty it; running trainings go on without it")
     arguments = parse(parser, words)
     if arguments.recipe is None and not (arguments.list or arguments.clear):
@@ -156,13 +156,13 @@ def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def _serve(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument("--key", help="what requests must bring; by default made anew, as others here see this one")
+    parser.add_argument("--key", help="what requests must send; by default a new one, as others here can see this line")
     parser.set_defaults(image=[])
     return _read_model(parser, words, port=8000)
 
 
 def _read_model(parser: argparse.ArgumentParser, words: Sequence[str], *, port: int) -> argparse.Namespace:
-    """With what names a model that answers."""
+    """The arguments of a verb, with those that name a model to answer and a port."""
     add = parser.add_argument
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; optional where the adapter names it")
     add("--adapter", default="", metavar="DIR", help="a run, a checkpoint, an export or another adapter")
@@ -201,7 +201,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
-    add("--out", metavar="FILE.html", type=Path, help="of a comparison; comparison.html next to the first run")
+    add("--out", metavar="FILE.html", type=Path, help="of a comparison (default comparison.html, by the first run)")
     arguments = parser.parse_args(words)
     if arguments.out and len(arguments.runs) == 1:
         parser.error("--out is for a comparison: the report of one run is RUN/report.html")
@@ -209,7 +209,7 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 
 
 def _watch(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one that is to come")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one not made yet")
     return _read_port(parser, words)
 
 
@@ -253,18 +253,18 @@ def _port(text: str) -> int:
 
 
 def _in_unicode(text: str) -> str:
-    """What the shell has handed on, with ? for bytes that are not UTF-8."""
+    """A word of the command line, with ? for bytes that are not UTF-8."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _gigabytes(text: str) -> float:
     if not re.fullmatch(r"\d{0,5}(\.\d*)?", text) or not float(f"0{text}"):
-        raise argparse.ArgumentTypeError(f"{text} is no memory of one GPU in GB. Name it as a number, such as 24")
+        raise argparse.ArgumentTypeError(f"{text} is not the memory of one GPU in GB. Write a number, such as 24")
     return float(text)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None, reads_data: bool = True) -> None:
-    """The recipe and its overrides; where a verb reads its data, they must be there before anything is loaded."""
+    """Add the recipe and its overrides. Where a verb reads the data, they must exist before anything is loaded."""
     add = parser.add_argument
     parser.set_defaults(reads_data=reads_data)
     add("recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml")
