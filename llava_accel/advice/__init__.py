@@ -1,1 +1,1 @@
-"""A first recipe: what data, base and card say about the keys that depend on them. Nothing is trained or loaded."""
+"""Proposes a first recipe: the keys that depend on data, base and GPU. Nothing is trained, and no weight is loaded."""

@@ -1,4 +1,4 @@
-"""What cards of usual sizes take of a recipe: the largest micro-batch, computed, on rows that hold the largest image."""
+"""The largest micro-batch of a recipe that cards of usual sizes hold: computed, for rows with the largest image."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ from llava_accel.setup.datasets import Part, open_data
 
 CARDS = (16, 24, 48, 80)
 """GB, of 10^9 bytes."""
-_ROWS = 2  # that are traced; memory grows evenly with them
+_ROWS = 2  # rows that are traced; memory grows linearly with them
 _QUESTION, _ANSWER = 96, 32
 """Tokens of the text beside the image."""
 _WORDS = "what is the colour of the shape on the left and how many are there".split()
@@ -32,17 +32,17 @@ _WORDS = "what is the colour of the shape on the left and how many are there".sp
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """What was computed, and for what."""
+    """The largest micro-batches, and the rows that they were computed for."""
 
     assumed: str
-    """Of the base; empty where its own configs are here."""
+    """What is assumed about the base; empty where its own configs are here."""
     dtype: str
     num_tokens: int
-    """Of a row."""
+    """Tokens of a row."""
     num_tiles: int
-    """Of its image."""
+    """Tiles of its image."""
     batches: dict[str, tuple[int, ...]]
-    """By the name of a layout: the largest micro-batch on each of `CARDS`, 0 where none fits, nor an evaluation."""
+    """Name of a layout -> the largest micro-batch on each of `CARDS`; 0 where none fits, or no evaluation does."""
 
 
 def largest_batches(recipe: Recipe, ranks: int) -> Cards:
@@ -82,7 +82,7 @@ def _plan(
 
 
 def _with_rows(recipe: Recipe, processing: Processing, folder: Path) -> Recipe:
-    """The recipe on records of one image, the largest that its rows hold, and of as much text as is usual."""
+    """The recipe with made-up records: each has the largest image that its rows hold, and a usual amount of text."""
     tiling, records = processing.tiling, list[dict[str, object]]()
     question, answer = (_text(processing.processor.tokenizer, number) for number in (_QUESTION, _ANSWER))
     turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
@@ -105,7 +105,7 @@ def _with_rows(recipe: Recipe, processing: Processing, folder: Path) -> Recipe:
 
 
 def largest_images(tiling: Tiling, room: int) -> list[tuple[int, int]]:
-    """Width and height of the image with most tokens that `room` takes, and of that with most tiles if it is another."""
+    """Width and height of the image with most tokens that fit into `room`, and of that with most tiles if it is another."""
     sizes = list(tiling.canvases) or [(tiling.side, tiling.side)]
     views = {size: tiling.views(["image"], lambda _, size=size: size)[0] for size in sizes}
     fitting = [size for size in sizes if views[size].num_tokens <= room] or [

@@ -1,4 +1,4 @@
-"""A recipe as a user would write it: few keys, each with its reason behind it."""
+"""Writes a recipe as a user would: few keys, each followed by its reason."""
 
 import re
 import textwrap
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from llava_accel.recipe.toml import toml_value
 
 _WIDTH = 118
-_COLUMN = 44  # where reasons begin, behind lines that are not longer
+_COLUMN = 44  # where reasons begin, unless the line is longer
 
 
 class Key(NamedTuple):
-    """A key, its value, and why it has it."""
+    """A key, its value, and the reason for it."""
 
     name: str
     value: object
@@ -32,7 +32,7 @@ def to_commented(head: Sequence[str], tables: Mapping[str, Sequence[Key]]) -> st
 
 
 def run_name(stem: str) -> str:
-    """A name for the run from that of the file."""
+    """A name for the run, made from the name of the file."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:100]
     return name or "run"
 
@@ -55,7 +55,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _value(value: object) -> str:
-    """On one line; a list of tables with a table a line."""
+    """The value as TOML, on one line; of a list of tables, each on its own line."""
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         return "[\n" + "".join(f"    {toml_value(item)},\n" for item in value) + "]"
     return toml_value(value)

@@ -1,4 +1,4 @@
-"""What is in the data: every row is read once without a tokenizer, and some of them with one."""
+"""Finds out what is in the data: reads rows once without a tokenizer, and some of them with one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,28 +16,28 @@ from llava_accel.recipe.paths import with_images
 from llava_accel.sources.problems import DataError
 
 _MOST_ROWS = 100_000
-"""That are read; of more rows, blocks that are spread over all of them."""
-_BLOCK = 1000  # neighbours: records of one image stand together
+"""Rows that are read; of a larger corpus, blocks that are spread over all of it."""
+_BLOCK = 1000  # rows in a block: records of one image are usually neighbours
 _LONGEST, _SPREAD = 192, 576  # rows that are tokenised
-_IMAGE_BYTES = 2000  # of text that makes as many tokens as an image
+_IMAGE_BYTES = 2000  # bytes of text that make as many tokens as an image
 _SHORT_WORDS = 5
 _FEW_QUESTIONS, _FEW_ANSWERS = 20, 100
 
 PREFERENCE = "preference"
 """The task of pairs of answers."""
-_IN_OUR_WORDS = {
+_AS_FLAGS = {
     "data.train and data.eval": "--data and --eval",
     "set data.images to a folder": "give --images a folder",
     "set data.images": "give its folder with --images DIR",
     "data.images": "--images",
     'train.objective = "dpo"': "--task preference",
 }
-"""What errors say of keys, and what the same is on the command line; the longer ones first."""
+"""Words of errors about keys -> the same for the command line of `init`; longer ones first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the rows of a corpus say. Arrays have one entry for each row that was read and can be used."""
+    """What was found in the rows of a corpus. Arrays have one entry for each row that was read and can be used."""
 
     num_records: int
     num_read: int
@@ -51,8 +51,9 @@ class Findings:
     num_sets: int
     """Different sets of images that records show."""
     num_questions: int
-    """Different ones."""
+    """Different questions."""
     num_answers: int
+    """Different answers."""
     num_pairs: int
     """Records with a rejected answer."""
     have_answers: bool
@@ -82,12 +83,12 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Of rows that were tokenised; each array has an entry for each of them."""
+    """Lengths of the rows that were tokenised; each array has an entry for each of them."""
 
     rows: Int[np.ndarray, "rows"]
     tokens: Int[np.ndarray, "rows"]
     answer_tokens: Int[np.ndarray, "rows"]
-    """Of the last answer and its end."""
+    """Tokens of the last answer, its end included."""
     tiles: Int[np.ndarray, "rows"]
     """Squares that the vision tower sees."""
     errors: tuple[DataError, ...]
@@ -147,7 +148,7 @@ def look(corpus: Corpus) -> Findings:
 
 
 def measure(corpus: Corpus, findings: Findings) -> Lengths:
-    """Tokenise the rows that are longest and some that are spread over the others; look at their images' headers.
+    """Tokenise the longest rows and some that are spread over the others; read their images' headers.
 
     Args:
         corpus: With an `Encoder`.
@@ -206,13 +207,13 @@ def guess_task(findings: Findings) -> tuple[str, str]:
 def of_init(error: DataError, images: str = "") -> DataError:
     """The error with the flags of `init` in the place of a recipe's keys, and with the folder that --images names."""
     problem, remedy = error.problem, error.remedy
-    for key, flag in _IN_OUR_WORDS.items():
+    for key, flag in _AS_FLAGS.items():
         problem, remedy = problem.replace(key, flag), remedy.replace(key, flag)
     return replace(error, problem=problem, remedy=with_images(remedy, images))
 
 
 def names_of_images(corpus: Corpus, most: int = 20) -> Iterator[str]:
-    """Image names of a few records that are spread over the data; records that cannot be read have none."""
+    """Image names of a few records that are spread over the data; records that cannot be read are left out."""
     for row in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)).tolist():
         try:
             yield from corpus.record(row).images
@@ -232,7 +233,7 @@ def _question(record: Record) -> str:
 
 
 def _last_run(is_target: np.ndarray) -> int:
-    """Length of the last stretch that is true."""
+    """Length of the last run of true values."""
     (targets,) = np.nonzero(is_target)
     (gaps,) = np.nonzero(np.diff(targets) > 1)
     return len(targets) - (int(gaps[-1]) + 1 if len(gaps) else 0)

@@ -1,4 +1,4 @@
-"""Where the images of a data file are, if nobody says so."""
+"""Finds the images of a data file where the user does not name their folder."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ def find_folder(names: Sequence[str], own: Path) -> Path | None:
     """The folder near `own` in which most of the images are; None if that is `own` itself, or none has any.
 
     Args:
-        names: Of some images, as records have them.
+        names: Names of some images, as records have them.
         own: The folder of the data file.
     """
     folders = (own, *islice(_near(names, own), _MOST))
@@ -29,7 +29,7 @@ def find_folder(names: Sequence[str], own: Path) -> Path | None:
 
 
 def folder_remarks(corpus: Corpus, survey: Survey) -> list[str]:
-    """Where images are that were not found."""
+    """A line that says where missing images are, if they were found near the data; else none."""
     rows = [row for row, error in survey.errors.items() if error.kind == "missing_image"][:_MOST]
     names = [name for row in rows for name in corpus.record(row).images]
     folder = find_folder(names, corpus.root(rows[0])) if names else None

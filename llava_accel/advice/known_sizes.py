@@ -41,10 +41,10 @@ _TEXTS = {
         "llava-onevision-qwen2-72b": _text("qwen2", 8192, 29568, 80, 64, 8, 152128, 32768),
     },
 }
-"""By family, then by how the name of a base on the hub begins after its owner's."""
+"""Family -> how the name of a base on the hub begins, without its owner -> the sizes of its language model."""
 _TIED = "llava-onevision-qwen2-0.5b"
 _PARTS = ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336")
-"""Of LLaVA-1.5-7B."""
+"""The parts of LLaVA-1.5-7B."""
 DEFAULT = "llava-1.5-7b-hf"
 
 

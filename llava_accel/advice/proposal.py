@@ -1,4 +1,4 @@
-"""From what was found to the keys of a recipe, each with its reason."""
+"""Turns what was found into the keys of a recipe, each with its reason."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,23 +11,23 @@ from llava_accel.advice.sizing import Card, Fit
 from llava_accel.exceptions import UserError
 
 _STEPS = 200
-"""Fewer teach little: small data are passed over several times until there are so many."""
+"""Optimizer steps to reach: fewer teach little, so small data are passed over several times."""
 _MOST_PASSES = 8
-_FEW = 10_000  # records: of fewer, two passes are of use however many steps there are
+_FEW = 10_000  # records: with fewer, two passes are useful however many steps they take
 _BATCHES = ((500, 8), (20_000, 16))
 """Global batch where there are fewer records than this; else LLaVA's 128."""
 _ALL_BATCH = 128
-_SHARING = 2.0  # records on an image from which on their prefix is shared
-_FEWEST_GROUPS = 20  # images, of which a share is held out
+_SHARING = 2.0  # records per image from which on their prefix is shared
+_FEWEST_GROUPS = 20  # images: with fewer, none is held out
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 6, 1000
 _LONGEST_ANSWER = 512
 _ROOM = 1.1  # above the longest record that was tokenised, as not all were
-_SHARED = "{:.1f} records an image: its tokens run once for all of them"
+_SHARED = "{:.1f} records per image: its tokens are computed once for all of them"
 _USUAL = "usual for DPO of LLaVA with LoRA, as in recipes/dpo_lora.toml"
 _OF_PAIRS = {
     "train": [Key("objective", "dpo", "all records are pairs: the chosen answer becomes likelier than the rejected one")],
     "preference": [Key("beta", 0.1, f"{_USUAL}: how strongly the model is held to what it was")],
-    "model": [Key("train_projector", False, "what is trained is the adapter alone")],
+    "model": [Key("train_projector", False, "only the adapter is trained")],
     "model.lora": [Key("rank", 128, _USUAL), Key("alpha", 256, "twice the rank"), Key("dropout", 0.0, _USUAL)],
     "optim": [
         Key("learning_rate", 5e-6, f"{_USUAL}: far below that of answers"),
@@ -42,7 +42,7 @@ class Named:
     """What the user names."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     base: str
     base_why: str
     train: str | list[dict[str, Any]]
@@ -58,12 +58,12 @@ class Seen:
     train: Findings
     lengths: Lengths
     evaluation: Findings | None
-    """Of --eval, as the next."""
+    """Findings and lengths of --eval; None without it."""
     evaluation_lengths: Lengths | None
     task: str
     template: tuple[str, str]
     window: int
-    """Tokens that the base takes."""
+    """Longest input of the base, in tokens."""
 
 
 def task_keys(task: str) -> dict[str, list[Key]]:
@@ -72,7 +72,7 @@ def task_keys(task: str) -> dict[str, list[Key]]:
 
 
 def shares_images(findings: Findings) -> bool:
-    """Whether the records of an image are worth to be computed together."""
+    """Whether it pays to compute the records of an image together."""
     return findings.per_image >= _SHARING and findings.num_with_images > 0
 
 
@@ -85,7 +85,7 @@ def global_batch(findings: Findings) -> tuple[int, str]:
     )
     if shares_images(findings) and batch < _ALL_BATCH:
         factor = 4 if findings.per_image >= 4 else 2
-        why = f"global batch {factor * batch}, as those of an image come together"
+        why = f"global batch {factor * batch}, as records of one image come together"
         batch *= factor
     return batch, why
 
@@ -102,10 +102,10 @@ def held_out_share(findings: Findings) -> tuple[float, str]:
 
 
 def largest(seen: Seen) -> list[np.ndarray]:
-    """The tokenised rows that the base takes, the longest first; and with most tiles first, where those are others.
+    """The tokenised rows that fit the base, the longest first; and those with most tiles first, if another row leads then.
 
     Raises:
-        UserError: it takes none of them.
+        UserError: none of them fits.
     """
     order = np.argsort(-seen.lengths.tokens, kind="stable")
     fitting = order[seen.lengths.tokens[order] <= seen.window]
@@ -148,11 +148,11 @@ def metric(seen: Seen) -> tuple[str, str]:
         return "loss", "answers are too long to be compared word for word"
     if judged.have_answers:
         return "vqa_accuracy", "all records have the answers of annotators"
-    return "exact_match", "short answers, one right one each"
+    return "exact_match", "short answers, one right answer each"
 
 
 def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Key]]:
-    """Tables of a recipe."""
+    """The tables of a recipe, with the reason for each key."""
     batch, batch_why = global_batch(seen.train)
     share, share_why = (0.0, "") if named.evaluation else held_out_share(seen.train)
     tables = {
@@ -216,6 +216,10 @@ def _evaluation(seen: Seen, share: float) -> list[Key]:
     return [
         Key("metric", name, why),
         Key("max_new_tokens", room, f"99 of 100 answers have at most {tokens:,} tokens, their end included"),
-        *([Key("blind_limit", 0, "what counts is how pairs stand")] if seen.task == PREFERENCE else []),
+        *(
+            [Key("blind_limit", 0, "what counts is which answer of a pair is preferred")]
+            if seen.task == PREFERENCE
+            else []
+        ),
         *([Key("limit", _MOST_HELD_OUT, f"of {number:,} records")] if number > _MOST_HELD_OUT else []),
     ]

@@ -19,15 +19,15 @@ from llava_accel.recipe import Recipe, make_recipe
 from llava_accel.runtime.devices import device_name, find_device, total_bytes
 from llava_accel.setup.datasets import build_image_reader
 
-_TRACED = 2  # rows; memory grows evenly with them
+_TRACED = 2  # rows; memory grows linearly with them
 _WANTED = 4
-"""Examples that a card should hold at least, before it is worth it to save memory in another way."""
+"""Examples that a card should hold at least: where fewer fit, 4 bits or checkpointing save memory."""
 _SHARE = 0.8  # of the largest batch: records to come may be longer, and evaluations need room
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a run is sized for."""
+    """The memory that a run is sized for."""
 
     gigabytes: float
     name: str
@@ -36,13 +36,13 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What fits."""
+    """The settings that fit a card."""
 
     bits: int
     checkpoints: bool
     batch: int
     gigabytes: float
-    """That the plan says."""
+    """What they take by the plan."""
 
 
 def find_card(gigabytes: float | None) -> Card:
@@ -64,13 +64,13 @@ def size(
     card: Card,
     most: int,
 ) -> Fit:
-    """What fits the card: 16 bits before 4, and no checkpointing where that holds enough.
+    """The settings that fit the card: 16 bits rather than 4, and no checkpointing, where enough examples fit with that.
 
     Args:
-        tables: Of a recipe; what is chosen here is not in it.
+        tables: Tables of a recipe, without the keys that are chosen here.
         corpus: With the recipe's encoder.
-        largest: The rows that may take most, those that do first: by tokens, and by tiles.
-        most: Largest micro-batch that is of use.
+        largest: Rows that may take most memory, the largest first: by tokens, and by tiles.
+        most: The largest micro-batch that is useful.
 
     Raises:
         UserError: nothing fits.
@@ -113,7 +113,7 @@ class _Planner:
         self._moments: dict[bool, Sequence[Moment]] = {}
 
     def plan(self, bits: int, checkpoints: bool) -> Plan:
-        """Without moments where weights, gradients and optimizer alone are too much."""
+        """The plan of a step; without moments where weights, gradients and optimizer alone do not fit."""
         recipe = self._recipe(bits, checkpoints)
         weights = count_weights(build_meta(recipe, self._processing, self._dtype), recipe)
         planned = plan_for(Layout("one GPU"), weights, recipe, (), self._card.is_gpu)
@@ -127,7 +127,7 @@ class _Planner:
         return replace(planned, moments=tuple(moments))
 
     def rows(self, planned: Plan) -> int:
-        """How many of the longest fit."""
+        """How many of the longest rows fit."""
         return planned.largest_batch(self._card.gigabytes * 1e9, _TRACED) if planned.moments else 0
 
     def _recipe(self, bits: int, checkpoints: bool) -> Recipe:
@@ -155,5 +155,5 @@ def _too_large(planned: Plan, card: Card) -> UserError:
     flag = "a larger one with --gpu GB" if card.is_gpu else "the GPU that is meant with --gpu GB, such as --gpu 24"
     return UserError(
         f"{card.name}: too small for this base, which takes {'' if planned.moments else 'more than '}{needed:g} GB with "
-        f"4 bits, checkpointing and one record of the longest. Name {flag}, or a smaller base with --base"
+        f"4 bits, checkpointing and one of the longest records. Name {flag}, or a smaller base with --base"
     )

@@ -1,4 +1,4 @@
-"""The base that a recipe is made for: its configs, or known shapes where the hub cannot be asked for them."""
+"""The base that a recipe is made for: its configs, or its published sizes where the hub cannot be asked for them."""
 
 import json
 import shutil
@@ -36,10 +36,10 @@ def find_configs(base: str, spare: Path) -> tuple[str, str]:
 
 
 def write_known(base: str, folder: Path) -> str:
-    """Write configs of a base's published sizes, with the tokenizer that ships here; what is assumed so.
+    """Write configs of a base's published sizes, with the tokenizer that ships here; returns what that assumes.
 
     Args:
-        base: The name of a model of the hub. Of one that is not known LLaVA-1.5-7B's sizes are taken.
+        base: The name of a model of the hub. For one that is not known, LLaVA-1.5-7B's sizes are taken.
     """
     config = published_config(base)
     _write(config or published_config(DEFAULT_BASE) or {}, folder)
@@ -52,7 +52,7 @@ def write_known(base: str, folder: Path) -> str:
 
 
 def with_known_base(recipe: Recipe, spare: Path, *, always: bool = False) -> tuple[Recipe, str]:
-    """The recipe on configs that are here, for a plan; and what is assumed, "" where they are the base's own.
+    """The recipe with configs that are on this machine, for a plan; and what is assumed, "" if they are the base's own.
 
     Args:
         spare: An empty folder, for configs of the published sizes.
@@ -77,7 +77,7 @@ def with_known_base(recipe: Recipe, spare: Path, *, always: bool = False) -> tup
             assumed = write_known(name, spare)
     if not assumed:
         return recipe, ""
-    template = model.template if model.template == "plain" else "v1"  # of the tokenizer that ships here
+    template = model.template if model.template == "plain" else "v1"  # for the tokenizer that ships here
     parts = {"base": str(spare), "language_model": "", "vision_tower": "", "projector": "", "template": template}
     return recipe.model_copy(update={"model": model.model_copy(update=parts)}), assumed
 
@@ -99,7 +99,7 @@ def choose_name(processing: Processing) -> tuple[str, str]:
 
 
 def known_template(processing: Processing) -> tuple[str, str]:
-    """As `choose_name`, for a base of which the sizes alone are known."""
+    """As `choose_name`, for a base of which only the sizes are known."""
     family = processing.base.family
     return family.template(processing.base.text), f"released {family.title} was trained so"
 
