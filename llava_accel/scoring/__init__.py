@@ -1,1 +1,1 @@
-"""How good answers are: metrics, one pass over held-out data, which evaluation is best. Nothing is saved here."""
+"""Scores answers: metrics, one pass over held-out data, which evaluation is best. No weight is saved here."""

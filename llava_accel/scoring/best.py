@@ -12,7 +12,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.storage.jsonl import read_json_lines
 
 Line = Mapping[str, Any]
-"""One line of metrics.jsonl: of training, or with "eval" of an evaluation."""
+"""One line of metrics.jsonl: about training, or about an evaluation if it has "eval"."""
 
 _DEFAULT_PATIENCE = 3
 """Evaluations that the note waits for in a run that never stops early: one or two may rise by chance."""
@@ -35,7 +35,7 @@ def is_better(metric: str, value: float, other: float | None) -> bool:
 
 
 def best_evaluation(lines: Sequence[Line], metric: str) -> Line | None:
-    """The evaluation that `best/` comes from: the first of the best, the base's own not among them."""
+    """The evaluation that `best/` comes from: the best one, the first of equals; the base's (step 0) does not count."""
     best: Line | None = None
     for line in lines:
         if line["step"] == 0 or metric not in line.get("eval", {}):
@@ -67,7 +67,7 @@ def overfitting(lines: Sequence[Line], patience: int) -> str | None:
     if len(later) < patience or later[-1][1] < later[-patience][1] or later[-1][1] <= lowest:
         return None
     steps = [step for step, _ in losses]
-    number = max(1, steps.index(lowest_step))  # the base has no training before it: the first interval stands for it
+    number = max(1, steps.index(lowest_step))  # no training comes before the base: the first interval is used
     then = _training_loss(lines, steps[number - 1], steps[number])
     now = _training_loss(lines, steps[-2], steps[-1])
     if then is None or now is None or not now < then:
@@ -81,7 +81,7 @@ def overfitting(lines: Sequence[Line], patience: int) -> str | None:
 
 
 def _training_loss(lines: Sequence[Line], after: int, until: int) -> float | None:
-    """Mean loss a target of the steps in (after, until]; None where no line falls into them."""
+    """Mean loss per target of the steps in (after, until]; None where no line falls into them."""
     pairs = [(line["loss"], line["num_targets"]) for line in lines if "loss" in line and after < line["step"] <= until]
     total = sum(count for _, count in pairs)
     return sum(loss * count for loss, count in pairs) / total if total else None

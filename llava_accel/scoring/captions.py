@@ -1,7 +1,7 @@
-"""Longer texts: ROUGE-L of one, BLEU and CIDEr-D of all that were written.
+"""Scores of longer texts: ROUGE-L of each one, BLEU and CIDEr-D of all of them together.
 
-Words are what is left when case and punctuation are dropped. The COCO server divides texts with a tokenizer in Java, whose
-scores differ in the third digit.
+Words are what is left when case and punctuation are dropped. The COCO server splits texts with a tokenizer in Java, and
+its scores differ in the third digit.
 """
 
 import math
@@ -18,7 +18,7 @@ from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.bleu import BLEU
 
 _LONGEST = 4  # words of an n-gram
-_SIGMA = 6.0  # words by which a caption may differ in length, of CIDEr-D
+_SIGMA = 6.0  # of CIDEr-D: the words by which a caption may differ in length
 NGram = tuple[str, ...]
 
 
@@ -49,8 +49,8 @@ def bleu_of(counts: Float[np.ndarray, "counts"]) -> float:
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """CIDEr-D of each text, from 0; 1 is a good caption, and the most is 10 (Vedantam et al. 2015, arXiv:1411.5726).
 
-    An n-gram counts the more, the fewer of the images have it in a reference: the score of a text depends on which others
-    are scored with it.
+    An n-gram counts more, the fewer images have it in a reference: the score of a text depends on the others that are
+    scored with it.
     """
     wanted = [[_n_grams(each) for each in texts] for texts in references]
     log_number = math.log(max(len(wanted), 1))

@@ -1,4 +1,4 @@
-"""Answers that name one of a few classes: F1 over classes, who is taken for whom, and POPE's yes and no."""
+"""Answers that name one of a few classes: F1 over classes, the confusion matrix, and POPE's yes and no."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def class_numbers(
 
 
 def macro_f1(given: Int[np.ndarray, "questions"], true: Int[np.ndarray, "questions"], weights: Weights) -> float:
-    """Mean of the F1 of the classes that are right for a question, each class counting alike; `class_numbers` gives them."""
+    """Mean F1 of the classes that are right for some question, each counting alike. `class_numbers` makes the arguments."""
     size, same = int(max(given.max(), true.max())) + 1, given == true
     named, are = (np.bincount(codes, weights, size) for codes in (given, true))
     both = np.bincount(true[same], weights[same], size)
@@ -36,10 +36,10 @@ def macro_f1(given: Int[np.ndarray, "questions"], true: Int[np.ndarray, "questio
 def confusion(
     predictions: Sequence[str], references: Sequence[str], most: int = 12
 ) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Who is taken for whom: the columns' names, then each class with how often it was answered by each of them.
+    """The confusion matrix: its columns' names, then each right class with how often each column's class was answered.
 
     Args:
-        most: Classes with a row of their own, those with most questions; the others are one, "other".
+        most: How many classes have a row of their own, the most frequent ones; all others share the row "other".
     """
     predicted, wanted = ([named_class(text) for text in texts] for texts in (predictions, references))
     kept = [name for name, _ in Counter(wanted).most_common(most)]

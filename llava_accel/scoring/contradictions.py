@@ -1,4 +1,4 @@
-"""Records that answer one question about one image differently, so that one of them teaches what is wrong.
+"""Finds records that answer one question about one image differently, so that one of them teaches something wrong.
 
 Only short answers can be compared: two captions of an image differ and may both be right.
 """
@@ -22,7 +22,7 @@ def contradictions(corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"]
     """Row -> the first other one that contradicts it, in the order of the data.
 
     Args:
-        rows: Those that are compared, all of them usable.
+        rows: The rows to compare, all of them usable.
     """
     contradicted: dict[int, int] = {}
     for alike in _alike(survey, rows):
@@ -37,8 +37,8 @@ def contradictions(corpus: Corpus, survey: Survey, rows: Int[np.ndarray, "rows"]
 def contradict(one: Record, other: Record) -> bool:
     """Whether two records that ask the same about the same image cannot both be right.
 
-    Records that name several right answers, as of several annotators, need one in common. Of pairs each has to prefer what
-    the other rejects.
+    Records that name several right answers, as of several annotators, contradict each other if they share none; pairs do
+    if each prefers what the other rejects.
     """
     if _system(one) != _system(other):
         return False
@@ -52,7 +52,7 @@ def contradict(one: Record, other: Record) -> bool:
 
 
 def _alike(survey: Survey, rows: Int[np.ndarray, "rows"]) -> Iterator[list[int]]:
-    """Rows of the same image and question, as far as there are several that are not the same."""
+    """Groups of rows with the same image and question, where not all of their records are equal."""
     shown = rows[survey.image_keys[rows] != 0]
     shown = shown[np.lexsort((shown, survey.question_keys[shown], survey.image_keys[shown]))]
     keys = np.stack([survey.image_keys[shown], survey.question_keys[shown]])
@@ -68,7 +68,7 @@ def _system(record: Record) -> str:
 
 
 def _answers(record: Record) -> list[set[str]]:
-    """What counts as right in each round."""
+    """The right answers of each round."""
     rounds = [{turn.text} for turn in record.turns if turn.role == "assistant"]
     rounds[-1] |= {text for text, _ in record.answers}
     return [{_plain(text, record.choices) for text in texts} for texts in rounds]

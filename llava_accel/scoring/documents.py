@@ -1,6 +1,6 @@
-"""Answers read off documents and charts: ANLS, relaxed accuracy, and F1 over words. Each lies in 0..1.
+"""Scores of answers read off documents and charts: ANLS, relaxed accuracy, and F1 over words, each in 0..1.
 
-Of several right answers the best counts.
+If there are several right answers, the best match counts.
 """
 
 import re
@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MOST_WRONG = 0.5
-"""Share of an answer's characters from which on it counts as another answer, not as a misread one."""
+"""Share of wrong characters from which on an answer counts as another answer, not as a misread one."""
 _RELATIVE_ERROR = 0.05
 
 
@@ -24,7 +24,7 @@ def anls(prediction: str, references: Sequence[str]) -> float:
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """ChartQA's: a number may be off by 5 %, a text may not, apart from its case (Masry et al. 2022, arXiv:2203.10244)."""
+    """ChartQA's: numbers may be off by 5 %, texts must be equal apart from case (Masry et al. 2022, arXiv:2203.10244)."""
     return float(any(_is_near(prediction.strip(), each.strip()) for each in references))
 
 

@@ -1,4 +1,4 @@
-"""Records that a run has shown to be worth a look: their labels may be wrong, or teach what others deny."""
+"""Finds records that a run has shown to be worth a look: their labels may be wrong, or contradict those of others."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +31,9 @@ _THREADS, _AT_ONCE = 16, 256  # on a network disk each file waits for an answer
 _MOST_SAME_ID = 100  # records that are looked through for the one that was answered
 
 Line = dict[str, Any]
-"""One record: why it is named, its file and row, what it asks and answers, and what tells against it."""
+"""One record: why it is named, its file and row, its question and answer, and what speaks against it."""
 Facts = tuple[str, str, str]
-"""Id, image and question: what a record is known by where rows may have moved."""
+"""Id, image and question: they identify a record where rows may have moved."""
 
 
 class Records(NamedTuple):
@@ -55,9 +55,9 @@ def harmful(
         trained: Its answers to training records after the last step.
 
     Returns:
-        Rows with their lines, and how many answers are of records that are gone, or whose answer is another now.
+        Rows with their lines, and how many answers belong to records that are gone, or that have another answer now.
     """
-    # Of a pair it counts how it stands: what is generated beside it is rarely one of its answers.
+    # For a pair, its preference counts: what the model generates is rarely one of its answers.
     wrong = [row for row in answered if row.get(PAIR[0], row.get("score")) == 0]
     hard = sorted(trained, key=_loss, reverse=True)[: max(_LEAST_HARD, round(_SHARE_HARD * len(trained)))]
     lines: list[tuple[int, Line]] = []
@@ -79,7 +79,7 @@ def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None
     their features are kept, and return them.
 
     Raises:
-        DataError: a record or an image was changed since the run has begun.
+        DataError: a record or an image was changed since the run began.
     """
     answered, trained = (_read(folder / "predictions" / name) for name in (f"step-{step:06d}.jsonl", TRAINING))
     sides = [Records(part.corpus, part.survey, part.rows) if part else None for part in (training, held_out)]
@@ -94,7 +94,7 @@ def write_harmful(folder: Path, step: int, training: Part, held_out: Part | None
 
 
 def facts(row: Mapping[str, Any]) -> Facts:
-    """What the record of a line or of a prediction is known by."""
+    """The facts that identify the record of a line or of a prediction."""
     return str(row["id"]), str(row["image"]), str(row["question"])
 
 
@@ -136,8 +136,8 @@ def _rows_of(predictions: Sequence[Prediction], records: Records) -> dict[int, i
 
 
 def _add_nearest(wrong: Mapping[int, Line], training: Part, held_out: Part, console: Console) -> None:
-    """Put the nearest images of the training data into lines on held-out records, each with a record that shows it: one
-    that asks the same where there is one."""
+    """Put the nearest images of the training data into lines on held-out records, each with a record that shows it, if
+    possible one that asks the same."""
     corpus, survey = training.corpus, training.survey
     asked = dict(_means(held_out, list(wrong)))
     shown = training.rows[survey.image_keys[training.rows] != 0]
@@ -157,8 +157,8 @@ def _add_nearest(wrong: Mapping[int, Line], training: Part, held_out: Part, cons
 def _means(
     part: Part, rows: Sequence[int], progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[tuple[int, Float[Tensor, " channels"]]]:
-    """Rows of which features are kept, each with the mean over all tokens of its images. Each image file is read once,
-    as features go by content."""
+    """Rows whose features are stored, each with the mean over all tokens of its images. Each image file is read once, as
+    features are stored by content."""
     reader, corpus = part.image_reader, part.corpus
     assert reader.store
     with ThreadPoolExecutor(_THREADS) as threads:

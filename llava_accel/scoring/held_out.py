@@ -40,7 +40,7 @@ class AtOnce:
 
     number: int
     halves: bool = True
-    """False where ranks run every module together: then none can go on in halves alone."""
+    """False where ranks run every module together: then no rank can go on with halves on its own."""
 
 
 def answer(
@@ -114,7 +114,7 @@ def in_parts(
     load: Callable[[list[int]], _Loaded],
     at_once: AtOnce,
 ) -> Iterator[_Found]:
-    """What `compute` makes of a batch; where memory does not hold it, of its halves one after the other.
+    """The results of `compute` for a batch, or, where memory does not hold it, for its halves one after the other.
 
     Raises:
         torch.OutOfMemoryError: memory does not hold a single row.
@@ -157,20 +157,20 @@ def _prediction(record: Record, text: str, loss: float) -> Prediction:
 
 @dataclass
 class Evaluation:
-    """The same on every rank."""
+    """What was measured, the same on every rank."""
 
     metrics: dict[str, float]
-    """"loss" ("answer_loss" too where the objective is another), "num_answers", and scores under their names, with those of
-    blanked images ("blind_..."), of the commonest answer ("common_..."), and between which they lie in 95 of 100 draws
-    ("low_...", "high_...")."""
+    """"loss" (also "answer_loss" where the objective is another), "num_answers", and scores under their names, with those of
+    blanked images ("blind_..."), of the commonest answer ("common_..."), and the ends of their 95 % intervals ("low_...",
+    "high_...")."""
     predictions: list[Prediction] = field(default_factory=list)
     """One for each row that was answered, in the order of the data."""
     seconds: float = 0.0
-    """What all of it took."""
+    """Wall-clock time of the whole evaluation."""
 
     @property
     def answers_per_s(self) -> float:
-        """Answers a second over all ranks, those without an image among them."""
+        """Answers a second over all ranks, those to blanked images included."""
         return (self.metrics["num_answers"] + self.metrics.get("blind_num_answers", 0.0)) / self.seconds
 
     @property
@@ -186,8 +186,8 @@ class Evaluation:
         return parts
 
     def line(self, step: int, metric: str, is_best: bool) -> str:
-        """What counts, in 80 columns: the loss, and the score that `metric` names or the records ask for. What that is
-        compared with is left out as far as it has no room.
+        """The main result, in 80 columns: the loss, and the `main_score`. The scores that it is compared with are left out
+        where there is no room.
 
         Args:
             is_best: Whether no earlier evaluation of the run was as good.
@@ -222,8 +222,8 @@ def evaluate(
 
     Args:
         model: The objective, prepared or not. Its mode is restored.
-        at_once: Is changed where memory does not hold so many questions.
-        at_most: Answer no more than so many of them; 0 answers all.
+        at_once: Is lowered where memory does not hold so many questions.
+        at_most: Answer at most this many of them; 0 = all.
 
     Raises:
         Interrupted: the process was asked to end meanwhile; on every rank.
@@ -258,8 +258,8 @@ def evaluate(
 
 
 def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool = True) -> dict[str, float]:
-    """How many answers there are, and their scores, see `measure`; each answer's own are put into its row, the one that
-    people look at first as "score" too."""
+    """The number of answers, and their scores, see `measure`. Each answer's own scores are put into its row, the main one
+    also as "score"."""
     measured = measure(predictions, recipe.eval.measured, compares=compares)
     main = main_score(recipe.eval.metric, measured)
     for row in predictions:

@@ -1,7 +1,7 @@
-"""The scores by name, of a set of answers: each answer's own, the whole, its 95 % interval, and what the commonest answer
-alone would score.
+"""The scores of a set of answers by name: each answer's own, that of the whole with its 95 % interval, and that of the
+commonest answer, always given.
 
-Works on texts; `held_out.py` makes the predictions. Higher is better, and but for CIDEr the most is 1.
+Works on texts; `held_out.py` makes the predictions. Higher is better, and 1 is the maximum, except for CIDEr.
 """
 
 import difflib
@@ -40,12 +40,12 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a metric makes of a set of answers."""
+    """The scores of a set of answers by one metric."""
 
     rows: Sequence[float | None]
-    """Of each answer alone; None where it does not apply."""
+    """The score of each answer alone; None where the metric does not apply."""
     whole: Callable[[Weights], Mapping[str, float]]
-    """Of all answers, each counted so often: "" names the metric itself, other names are more that it tells."""
+    """The score of all answers, given how often each counts: "" is the metric itself, other names are further figures."""
 
 
 class Metric(NamedTuple):
@@ -57,10 +57,10 @@ class Metric(NamedTuple):
 
 
 def average(score: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Judged]], Measured | None]:
-    """The metric that is the mean of a score of each answer.
+    """A metric that is the mean of a score of each answer.
 
     Args:
-        score: Of the answer and the references, see `Judged`; higher is better.
+        score: A function of the answer and the references, see `Judged`; higher is better.
     """
 
     def measure(answers: Sequence[Judged]) -> Measured | None:
@@ -130,14 +130,14 @@ METRICS = {
     "classification": Metric("macro F1", _classification),
     "pope": Metric("POPE F1", _pope),
 }
-"""Name in a recipe -> metric; the first ones are what people look at first."""
+"""Name in a recipe -> metric, in the order of `score_names`."""
 PAIR = ("pair_accuracy", "reward_margin")
-"""What is known of each pair by itself, whatever the model answers."""
+"""Scores of each pair, whatever the model answers."""
 SCORES = {"pair_accuracy": "pairs right", **{name: metric.title for name, metric in METRICS.items()}} | {
     "pope_accuracy": "POPE accuracy", "pope_precision": "POPE precision", "pope_recall": "POPE recall",
     "pope_yes_rate": "POPE answers that say yes",
 }  # fmt: skip
-"""Scores under the names that people read."""
+"""Name of a score -> its title."""
 
 
 def find_metric(name: str) -> Metric:
@@ -162,7 +162,7 @@ def find_metric(name: str) -> Metric:
 
 
 def score_title(key: str) -> str:
-    """What people call a score; one that is not known goes by its own name."""
+    """The title of a score; one that is not known has its own name."""
     return SCORES.get(key, key.rpartition(":")[2].replace("_", " "))
 
 
@@ -174,14 +174,14 @@ def score_names(measured: Collection[str]) -> list[str]:
 
 
 def main_score(metric: str, measured: Collection[str]) -> str | None:
-    """The score that people look at first: eval.metric, or where that is the loss the first of these; None where it was not
-    measured."""
+    """The main score: eval.metric, or if that is the loss, multiple_choice or else the first of `score_names`; None if it
+    was not measured."""
     candidates = ("multiple_choice", *score_names(measured)) if metric == "loss" else (metric,)
     return next((score for score in candidates if score in measured), None)
 
 
 def check_metric(name: str, place: str) -> None:
-    """UserError unless there is such a metric."""
+    """Raise UserError unless there is such a metric."""
     if not is_own(name) and name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
         raise UserError(f"{place}: there is no metric {name!r}. Did you mean {near}? There are {', '.join(METRICS)}")
@@ -198,11 +198,11 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
 
     Args:
         metrics: Names of metrics.
-        compares: Also tell the 95 % interval and what the commonest answer would score.
+        compares: Also compute the 95 % interval, and what the commonest answer would score.
 
     Returns:
         Each score of the whole; with `compares` beside it "low_..." and "high_...", between which it lies in 95 of 100
-        draws of as many images, and "common_...", what all would score with the answer that is most often right.
+        draws of as many images, and "common_...", the score of the answer that is most often right, always given.
     """
     if not rows:
         return {}
@@ -231,7 +231,7 @@ def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dic
     Images are drawn, not questions: what is asked of one image is right or wrong together. The draws are always the same.
 
     Returns:
-        Nothing where there is one image.
+        Nothing if there is only one image.
     """
     numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
     if len(numbers) < 2 or not measured:
@@ -250,7 +250,7 @@ def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dic
 
 
 def images_of(rows: Sequence[Mapping[str, Any]]) -> list[object]:
-    """What tells the questions on an image from others; a question without one stands alone."""
+    """A key for the image of each question; a question without an image has one of its own."""
     images = (row.get("image") for row in rows)
     return [(tuple(each) if isinstance(each, list) else each) or number for number, each in enumerate(images)]
 

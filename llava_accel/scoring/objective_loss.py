@@ -1,4 +1,4 @@
-"""What the objective itself makes of held-out data, where it is another than the cross-entropy of the answers."""
+"""The loss and measures of the objective itself on held-out data, where it is not the cross-entropy of the answers."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def objective_scores(
 
     Args:
         batches: Rows of the corpus that this rank computes; ranks have the same number of batches.
-        predictions: Of these rows on all ranks, in the order of the data. Of pairs each is told its `PAIR`.
+        predictions: One for each of these rows on all ranks, in the order of the data. Those of pairs get their `PAIR`.
     """
     accelerator, width = run.accelerator, len(objective.MEASURES)
     losses = counts = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -52,7 +52,7 @@ def objective_scores(
 
 
 def _into_rows(margins: Sequence[float], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Tell each prediction how its pair stands; the share of pairs that stand right with its 95 % interval."""
+    """Put the `PAIR` of each pair into its prediction; returns the 95 % interval of the share of pairs that are right."""
     accuracies = [float(np.sign(margin) + 1) / 2 for margin in margins]
     for row, accuracy, margin in zip(predictions, accuracies, margins, strict=True):
         row |= dict(zip(PAIR, (accuracy, margin), strict=True))

@@ -1,4 +1,4 @@
-"""A file of predictions, made anywhere: scored without a model."""
+"""Scores a file of predictions, wherever they were made, without a model."""
 
 import json
 from collections import Counter
@@ -18,14 +18,14 @@ def score_file(source: Path, out: Path, metrics: Sequence[str] = USUAL_METRICS) 
     """Score a file of predictions, and write it with the scores added.
 
     Args:
-        source: JSON lines with "prediction" and "answers" (any form that `answer_list` takes), and where there are some
-            "image" and "choices"; blank lines are left out.
+        source: JSON lines with "prediction" and "answers" (any form that `answer_list` takes), and optionally "image" and
+            "choices"; blank lines are left out.
         out: Each line again with its scores, and the first of them as "score". Written whole or not at all; may be
             `source` itself.
         metrics: Names of metrics.
 
     Returns:
-        What `metrics.measure` does, and "count", the number of lines.
+        What `metrics.measure` returns, and "count", the number of lines.
 
     Raises:
         UserError: for a file or line that cannot be scored, with file, line and remedy.
@@ -65,7 +65,7 @@ def _read(line: bytes) -> dict[str, Any]:
 
 
 def _judged(row: dict[str, Any]) -> Prediction:
-    """What metrics need of a line."""
+    """The parts of a line that metrics need."""
     choices = row.get("choices")
     return {
         "prediction": row["prediction"],
