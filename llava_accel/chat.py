@@ -1,6 +1,6 @@
 """Talk to a base or an adapter in the terminal, with images, in exactly the prompts that it was trained on.
 
-Commands such as /image FILE and /reset stand between the questions; /help shows them.
+Commands such as /image FILE and /reset come between the questions; /help shows them.
 """
 
 from llava_accel.console.command_line import start
@@ -43,7 +43,7 @@ def load_named(
     """Load what the command line names; UserError if it cannot be used.
 
     Args:
-        say: Told which weights these are, and what is odd about them.
+        say: Called with a line about which weights these are, and with notes about them.
         keep_base: See `load_trained`.
     """
     # Here, because libraries take seconds and weights minutes, in which a user can write the first question.
@@ -77,7 +77,7 @@ def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -
 
 
 def in_background(open_it: Callable[[], "Dialogue"]) -> "Future[Dialogue]":
-    """Open a dialogue beside the main thread."""
+    """Open a dialogue in another thread."""
     opening: Future[Dialogue] = Future()
 
     def work() -> None:
@@ -94,7 +94,7 @@ def talk(opening: "Future[Dialogue]", notes: list[str]) -> None:
     """Read questions and commands until the end of the input; the first one waits until the dialogue is open.
 
     Args:
-        notes: What there is to say of the dialogue once it is open; empty afterwards.
+        notes: Lines to print once the dialogue is open; empty afterwards.
 
     Raises:
         UserError: the dialogue could not be opened.
@@ -124,8 +124,8 @@ def talk(opening: "Future[Dialogue]", notes: list[str]) -> None:
 
 
 def _read(opening: "Future[Dialogue]", notes: list[str]) -> str:
-    """The next line from a terminal. Until the dialogue is open there is no line editing: what goes wrong must be said
-    before the user has written a line in vain."""
+    """The next line from a terminal. Until the dialogue is open there is no line editing: an error must be reported before
+    the user has written a line in vain."""
     if not opening.done():
         print(_PROMPT, end="", flush=True)
         while not opening.done():
@@ -156,7 +156,7 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
         print(f"(the {images} part of the next question)")
         if dialogue.sees_whole_squares:
             print(
-                "(beside others an image is seen as one small square, as in training; /reset lets it be seen in detail)"
+                "(each of several images is seen as one small square, as in training; alone, after /reset, in detail)"
             )
     elif command == "/system":
         dialogue.use_system(rest)
@@ -173,7 +173,7 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
 
 
 def open_page(arguments: argparse.Namespace) -> None:
-    """The page of `--web`, until Ctrl-C; UserError if it cannot be opened."""
+    """Serve the page of `--web` until Ctrl-C; UserError if it cannot be opened."""
     if find_spec("gradio") is None:
         raise UserError('--web needs gradio, which is not installed. Run: pip install "llava_accel[web]"')
     from llava_accel.console.door import open_door
@@ -191,7 +191,7 @@ def open_page(arguments: argparse.Namespace) -> None:
         dialogue.use_system(arguments.system)
     why = why_no_base(trained, loaded)
     if why and arguments.adapter:
-        show_line(f"There is no base beside it: {why}.")
+        show_line(f"The page has no answers of the base: {why}.")
     show(Columns(dialogue, loaded, has_base=not why), collection, door)
 
 
@@ -204,7 +204,7 @@ def main(arguments: argparse.Namespace) -> None:
         with kept_history():
             talk(in_background(lambda: open_dialogue(arguments, notes.append)), notes)
         return
-    # What libraries print must not stand among the answers.
+    # What libraries print must not be among the answers.
     with redirect_stdout(sys.stderr):
         dialogue = open_dialogue(arguments, print)
         answer = None if arguments.once is None else dialogue.ask(arguments.once)

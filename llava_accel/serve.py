@@ -31,7 +31,7 @@ _MOST_WAITING = 8
 
 
 class Server(LocalServer):
-    """One model behind a door: one answer at a time."""
+    """Serves one model: one answer at a time."""
 
     def __init__(self, door: socket.socket, dialogue: Dialogue, model: str, key: str) -> None:
         super().__init__(door, _Visit)
@@ -40,7 +40,7 @@ class Server(LocalServer):
 
 
 class _Visit(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]  it is made by no other
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]  no other server makes it
     protocol_version = "HTTP/1.1"  # else large bodies wait a second for the answer to "Expect: 100-continue"
     timeout = 30  # seconds, with a client that neither sends nor reads
     _has_begun = False
@@ -63,10 +63,10 @@ class _Visit(BaseHTTPRequestHandler):
                 self.server.waiting.release()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: only defects are said."""
+        """Print nothing: only defects are printed."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses, in the form of the other refusals."""
+        """Answer what the base class refuses in the form of the other refusals."""
         self._refuse(Refused(code, f"{message or self.responses[code][0]}. Send a plain HTTP request"))
 
     def _admit(self, path: str) -> None:
@@ -82,7 +82,7 @@ class _Visit(BaseHTTPRequestHandler):
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Say what is wrong with the request in OpenAI's form; a defect is said without its details, and goes on."""
+        """Answer an error of the request in OpenAI's form; a defect is answered without its details, and raised."""
         try:
             yield
         except Refused as refused:

@@ -1,7 +1,7 @@
-"""Serve the report of runs that go on, on 127.0.0.1. Nothing is written, into no run folder either.
+"""Serve the report of runs that go on, on 127.0.0.1. Nothing is written, not even into a run folder.
 
-Who asks gets the pages of `pages/live.py` by their addresses and nothing else, whatever the path says. A browser that a
-foreign page has sent here under another name of this machine is refused.
+Only the pages of `pages/live.py` are served, at their addresses, whatever the path of a request. A browser that a page of
+another site has sent here, under another name of this machine, is refused.
 """
 
 from llava_accel.console.command_line import start
@@ -29,7 +29,7 @@ _HEADERS = {
 
 
 class Server(LocalServer):
-    """Answers for some pages on a port of this machine; UserError if the port is taken."""
+    """Serves some pages on a port of this machine; UserError if the port is taken."""
 
     def __init__(self, pages: Mapping[str, LivePage], port: int) -> None:
         super().__init__(open_door(port), _Handler)
@@ -37,7 +37,7 @@ class Server(LocalServer):
 
     @property
     def url(self) -> str:
-        """Where the first page is."""
+        """The address of the first page."""
         return f"http://{HOST}:{self.server_port}/"
 
 
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are of no interest."""
+        """Print nothing for a request."""
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -187,7 +187,7 @@ def test_it_is_reached_by_this_machines_own_names(server: serve.Server, ask: Cal
         ({"model": "mine", "messages": [{"role": "system", "content": "Hi"}]}, 400, "Put them in this order"),
         ({"model": "mine", "messages": chat("a")["messages"] * 3}, 400, "Put them in this order"),
         ({"model": "mine", "messages": [{"role": "tool", "content": "Hi"}]}, 400, "messages.0.role"),
-        (chat("Is <image> it?"), 400, "<image> stands for no image"),
+        (chat("Is <image> it?"), 400, "<image> in a text has no image"),
         (chat("a", [shown(data_url(ONE))], "b"), 400, "an image comes from the assistant"),
         (chat([{"type": "input_audio"}]), 400, "messages.0.content"),
         (chat("why " * 2000), 400, "does not fit into the model's"),

@@ -1,1 +1,1 @@
-"""Answers from a model: generation, dialogue, loading what was trained. Nothing that trains."""
+"""Answers from a model: generation, dialogue, loading of trained weights. Nothing is trained here."""

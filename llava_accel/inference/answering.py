@@ -31,7 +31,7 @@ from llava_accel.model.objective import Objective, cross_entropy, place_features
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """One batch."""
+    """The losses and answers of one batch."""
 
     losses: Float[Tensor, "targets"]
     """Cross-entropy of each target, in nats, in the order of the batch."""
@@ -47,11 +47,11 @@ def question_batch(
     *,
     blind: bool = False,
 ) -> tuple[Loaded, Questions]:
-    """A batch with one example a row, on `device`, and what it asks: the last answer of each.
+    """A batch with one example per row, on `device`, and its questions: those of the last answers.
 
     Args:
         examples: Each with an index of its own.
-        images: Every image of theirs.
+        images: All images of the examples.
         blind: Leave the images out, for an `answer_batch` that blanks them.
     """
     rows = [chain(example) for example in examples]
@@ -79,9 +79,9 @@ def answer_batch(
         batch: Fields of `collate.Batch`.
         stop_ids: Tokens that end an answer.
         max_new_tokens: Longest answer.
-        blind: Blank the images: what the model answers from the words alone. The batch then holds none.
-        is_over: Whether all ranks have their answers, given that this one has. Ranks that share each weight go on
-            together.
+        blind: Blank the images, so that the model answers from the words alone. The batch then holds no images.
+        is_over: Takes whether this rank has its answers, and returns whether all ranks have. Ranks that share each weight
+            go on together.
         on_tokens: Gets the next token of every answer as soon as it is known, also after the end of an answer.
     """
     cache = DynamicCache()
@@ -129,7 +129,7 @@ def read_prompts(
 
 @dataclass(frozen=True, kw_only=True)
 class _Branches:
-    """The answers that grow at once, side by side in the rows that their questions stand in."""
+    """The answers that grow at the same time, side by side in the rows of their questions."""
 
     rows: Int[Tensor, "questions"]
     places: Int[Tensor, "questions"]
@@ -137,7 +137,7 @@ class _Branches:
     slots: Int[Tensor, "questions"]
     """Number of the question in its row."""
     seen: Bool[Tensor, "rows 1 width seq"]
-    """Which tokens of the row an answer sees; of a slot without a question those of the row's first token."""
+    """Which tokens of the row an answer sees; a slot without a question sees what the row's first token sees."""
     depths: Int[Tensor, "rows width"]
     """Position of the last token before the answer."""
 
@@ -146,9 +146,9 @@ class _Branches:
         cls, questions: Questions, position_ids: Int[Tensor, "rows seq"], subtree_end: Int[Tensor, "rows seq"]
     ) -> "_Branches":
         device = position_ids.device
-        # Counted here, where it is known, and copied at once: reading it from the device would wait for the prompts.
+        # Counted on the CPU, and copied at once: reading it from the device would wait for the prompts.
         counts = np.bincount(questions.rows, minlength=len(position_ids))
-        # Questions stand row by row; a rank without one still computes a slot, with the others.
+        # Questions come row by row; a rank without one still computes a slot, together with the others.
         numbers = np.arange(len(questions.rows)) - (counts.cumsum() - counts)[questions.rows]
         rows, places, slots = torch.from_numpy(np.stack([questions.rows, questions.places, numbers])).to(device)
         begin = torch.zeros((len(position_ids), max(1, int(counts.max()))), dtype=torch.int64, device=device)
@@ -171,7 +171,7 @@ class _Branches:
 
 @contextmanager
 def _masked_attention(objective: Objective) -> Iterator[None]:
-    """Kernels that take no mask for each pair of tokens give way to one that does, for the time of a block."""
+    """In the block, a kernel that takes no mask for each pair of tokens is replaced by one that does."""
     config = objective.llava.model.language_model.config
     kept = compat.attention_kernel(config)
     if kept not in ("sdpa", "eager"):

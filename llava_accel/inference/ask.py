@@ -17,7 +17,7 @@ _OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 class Answerer:
-    """A model, and what turns questions into its input. Each question stands alone."""
+    """A model that answers questions, each without the ones before."""
 
     def __init__(self, dialogue: Dialogue, notes: Sequence[str]) -> None:
         self._dialogue = dialogue
@@ -25,10 +25,10 @@ class Answerer:
         """Which weights these are, and what is odd about them."""
 
     def answer(self, image: ImageSource | Sequence[ImageSource] | None, question: str) -> str:
-        """What the model answers, the likeliest word at each place.
+        """The model's answer: the likeliest token at each place.
 
         Args:
-            image: A file, an image of PIL's, several of these, or None. They stand before the question.
+            image: A file, an image of PIL's, several of these, or None. They come before the question.
 
         Raises:
             DataError: there is no such image, or it cannot be read.
@@ -55,8 +55,8 @@ def load_trained(
 
     Args:
         folder: A run, a checkpoint, an export, or another folder or hub id of weights.
-        base: Folder or hub id that comes before the one of the folder's recipe. Adapters made elsewhere need it.
-        template: Comes before the recipe's.
+        base: Folder or hub id of the base, in place of the one in the folder's recipe. Adapters made elsewhere need it.
+        template: Conversation template, in place of the recipe's.
         bits: 4, 8 or 16 in place of the recipe's quantisation; 0 leaves it.
         max_new_tokens: Longest answer.
 

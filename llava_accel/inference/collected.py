@@ -1,4 +1,4 @@
-"""Answers that a person has chosen or written, as records that one can train on as they are."""
+"""Stores answers that a person has chosen or written, as records that can be trained on as they are."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ class Collection:
         self._system = system
 
     def add(self, question: str, image: str, answer: str, rejected: str) -> str:
-        """Write an answer, and return what has been written, for people.
+        """Write an answer, and return a line for the user about where it was saved.
 
         Args:
             image: An image that can be read, or empty.
-            rejected: What it is better than; empty, or the same answer, if it is not.
+            rejected: The answer that it is better than; empty, or the same answer, if there is none.
 
         Raises:
             UserError: no record can hold the answer, or the disk has no room for it.
@@ -59,7 +59,7 @@ class Collection:
         return f"Saved in {self.file} and, as a preference, in {self.pairs}"
 
     def _kept(self, image: Path) -> str:
-        """The name of a copy of it, from the folder of the file on."""
+        """Copy an image; returns the copy's name, relative to the folder of the file."""
         content = image.read_bytes()
         with Image.open(image) as opened:
             suffix = str(opened.format).lower()

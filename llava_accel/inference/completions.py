@@ -17,11 +17,11 @@ _HARMLESS = {
     "n": 1, "tools": [], "functions": [], "stop": [], "logprobs": False, "modalities": ["text"],
     "response_format": {"type": "text"},
 }  # fmt: skip
-"""What would change the form of an answer, and the value that does not."""
+"""Fields that would change the form of an answer, each with the value that does not."""
 
 
 class Refused(UserError):
-    """A request that is not answered, with its HTTP status and what OpenAI's form says of it besides."""
+    """A request that is not answered, with its HTTP status and its error in OpenAI's form."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class _Message(BaseModel):
 
 
 class Request(BaseModel):
-    """What is read of a request. Others of OpenAI's fields have no effect, or are refused."""
+    """The fields of a request that are read. OpenAI's other fields have no effect, or are refused."""
 
     model_config = ConfigDict(extra="allow")
     model: str
@@ -57,13 +57,13 @@ class Request(BaseModel):
 
 
 def read_request(body: bytes, model: str, folder: Path) -> tuple[Request, list[Turn], list[str]]:
-    """A request to the model of this name, its turns, and paths of their images.
+    """Read a request to the model of this name; returns it, its turns, and the paths of their images.
 
     Args:
         folder: Where images are written to.
 
     Raises:
-        Refused: it is malformed, or asks for what is not done here.
+        Refused: it is malformed, or asks for something that is not done here.
     """
     try:
         request = Request.model_validate_json(body)
@@ -92,7 +92,7 @@ def _turn(message: _Message, place: str, folder: Path, images: list[str]) -> Tur
     text = "".join(part.text for part in parts if part.type == "text")
     urls = [part.image_url.url for part in parts if part.type == "image_url"]
     if IMAGE in text or (urls and message.role != "user"):
-        problem = f"{IMAGE} stands for no image" if IMAGE in text else f"an image comes from the {message.role}"
+        problem = f"{IMAGE} in a text has no image" if IMAGE in text else f"an image comes from the {message.role}"
         raise Refused(400, f"{problem}. Give images as image_url parts of the user's messages", param=place)
     for url in urls:
         content, path = image_of_base64(url) if url.startswith("data:") else None, folder / uuid.uuid4().hex
@@ -113,7 +113,7 @@ def answer_form(same: dict[str, Any], reply: Reply | None = None, **said: dict[s
 
     Args:
         same: What all pieces have in common.
-        reply: The whole answer, for what ends it.
+        reply: The whole answer, where this form ends it.
         said: The `message` that it is, or the `delta` of a piece.
     """
     end = None if reply is None else "length" if reply.is_cut else "stop"

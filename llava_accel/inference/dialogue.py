@@ -1,4 +1,4 @@
-"""A conversation with a model, its prompts made by the code that makes the training's."""
+"""A conversation with a model, in prompts that the same code makes as in training."""
 
 import os
 import string
@@ -26,11 +26,11 @@ from llava_accel.recipe import Recipe
 from llava_accel.setup.datasets import build_encoder, build_image_reader
 from llava_accel.sources.problems import DataError, quoted
 
-_ANSWER = "-"  # stands where the model's answer will; the prompt ends before it, whatever it is
+_ANSWER = "-"  # in the place of the model's answer; the prompt ends before it, whatever it is
 
 
 class Reply(NamedTuple):
-    """An answer, with the tokens of the question before it and its own; and whether it is cut off at its longest."""
+    """An answer, the number of tokens of its prompt and its own, and whether its limit has cut it off."""
 
     text: str
     num_asked: int
@@ -39,7 +39,7 @@ class Reply(NamedTuple):
 
 
 class Dialogue:
-    """Turns so far, and images for the next one.
+    """A conversation: its turns so far, and images for the next one.
 
     Args:
         recipe: Template, placement and size of images.
@@ -73,14 +73,14 @@ class Dialogue:
 
     @property
     def sees_whole_squares(self) -> bool:
-        """Whether the base would cut an image into tiles, and sees its images as one square each, for there are several."""
+        """Whether the base cuts single images into tiles, but sees these as one square each, as there are several."""
         return self._cuts_images and len(self._images) + len(self._waiting) > 1
 
     def use_system(self, text: str) -> None:
         """Begin every conversation from the next one on with this system prompt, as a record with a system turn does.
 
         Args:
-            text: Blank stands for no system prompt, not even the template's own.
+            text: Blank means no system prompt, not even the template's own.
 
         Raises:
             UserError: it cannot be put into the template.
@@ -102,7 +102,7 @@ class Dialogue:
         self._system = system.text
 
     def show(self, path: Path) -> None:
-        """Give an image, which will stand at the start of the next turn.
+        """Add an image, which will be at the start of the next turn.
 
         Raises:
             DataError: there is no such image, or it cannot be read.
@@ -134,7 +134,7 @@ class Dialogue:
             UserError: see `prompt`.
         """
         example = self.prompt(text)
-        # Beside a second image the first is seen in another way than alone.
+        # The model sees the first image differently once there is a second one.
         self._shown |= {view: self._image_reader.load(view) for view in example.images if view not in self._shown}
         answer = self._answer(example, self._shown, on_text).text
         question = f"{IMAGE}\n" * len(self._waiting) + text
@@ -152,13 +152,13 @@ class Dialogue:
         longest: int | None = None,
         blind: bool = False,
     ) -> Reply:
-        """The model's answer to turns that stand alone: no part of the conversation, which does not change.
+        """The model's answer to turns that are not part of the conversation, which does not change.
 
         Args:
             turns: The last one is a question. Without a system turn they have the conversation's.
-            images: Whole paths, one for each mark.
-            on_text: As in `ask`; what it raises ends the answer.
-            longest: Tokens of the answer, if that is to be shorter than the dialogue's longest.
+            images: Absolute paths, one for each mark.
+            on_text: As in `ask`; an exception in it ends the answer.
+            longest: Longest answer, in tokens, if it is to be shorter than the dialogue's.
             blind: Blank the images.
 
         Raises:
@@ -202,7 +202,7 @@ class Dialogue:
         return Reply(pieces.end(), example.prompt_length(), num_written, num_written == most)
 
     def _begun(self) -> Sequence[Turn]:
-        """The turns so far, of which a new conversation may have one."""
+        """The turns so far; a new conversation has its system turn, if there is one."""
         return self._turns or ([] if self._system is None else [Turn("system", self._system)])
 
     def _example(self, turns: tuple[Turn, ...], images: tuple[str, ...]) -> Example:
@@ -211,7 +211,7 @@ class Dialogue:
 
 
 def _find(name: str) -> str:
-    """Images of a conversation are anywhere: their names are whole paths."""
+    """The file of an image. Images of a conversation may be anywhere: their names are absolute paths."""
     return str(find_image(Path(Path.cwd().anchor), name))
 
 
@@ -223,7 +223,7 @@ def stop_ids(recipe: Recipe, processing: Processing) -> list[int]:
 
 
 class _Pieces:
-    """Hands on an answer token by token: without the token that ends it, and never half of a character."""
+    """Passes an answer on token by token: without the token that ends it, and never half of a character."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], on_text: Callable[[str], None]
@@ -238,7 +238,7 @@ class _Pieces:
         self._say(self._text().rstrip(f"\ufffd{string.whitespace}"))
 
     def end(self) -> str:
-        """Hand on what is left, and return the whole answer."""
+        """Pass on what is left, and return the whole answer."""
         self._say(self._text())
         return self._text()
 

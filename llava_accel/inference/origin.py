@@ -1,4 +1,4 @@
-"""What a folder of trained weights holds, and the model that uses them: what export and chat start from."""
+"""Finds out what a folder of trained weights holds, and loads the model that uses them, for export and chat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from llava_accel.runtime.engines import resolve_precision
 from llava_accel.storage.run_weights import complete_checkpoints, find_weights, step_of
 
 Kind = Literal["lora", "projector", "model"]
-"""LoRA weights, the projector of stage 1, or all the weights that there are."""
+"""LoRA weights, the projector of stage 1, or all weights of a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A folder of weights and what it takes to load it.
+    """A folder of weights and all that is needed to load it.
 
-    `recipe` names the folder itself, as adapter or as base. `own` is the recipe that it was trained with, `facts` what
-    llava_accel.json says; a folder that was not written here has neither.
+    `recipe` names the folder itself, as adapter or as base. `own` is the recipe that it was trained with, `facts` the
+    content of llava_accel.json; a folder that was not written here has neither.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Trained:
 class Loaded:
     """A model that is ready to answer; `notes` are lines for the user.
 
-    `replaced` holds what the base had in the parameters that were trained: see `beside.py`.
+    `replaced` holds the base's values of the parameters that were trained: see `beside.py`.
     """
 
     objective: Objective
@@ -56,12 +56,12 @@ class Loaded:
 
 
 def find_trained(path: str = "", *, base: str = "", template: str = "", bits: int = 0) -> Trained:
-    """What a run, a checkpoint, an export, another adapter or a base alone holds.
+    """Find the weights of a run, a checkpoint, an export or another adapter, or of a base alone.
 
     Args:
         path: A folder or a hub id; empty for the base alone.
-        base: Folder or hub id that comes before the one of the folder's recipe. Adapters made elsewhere need it.
-        template: Comes before the recipe's, which is "v1" where there is none.
+        base: Folder or hub id of the base, in place of the one in the folder's recipe. Adapters made elsewhere need it.
+        template: Conversation template, in place of the recipe's; without both it is "v1".
         bits: 4, 8 or 16 in place of the recipe's quantisation; 0 leaves it.
 
     Raises:
@@ -76,7 +76,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
     model = {} if own else _settings(folder, kind, base)
     recipe = own or make_recipe({"run": {"name": "run"}, "model": model, "data": {"train": "none"}})
     changes: dict[str, object] = {"projector": ""}  # every folder holds the projector that belongs to it
-    if recipe.model.attention != "eager":  # of what trains: answers are written through sdpa, which every machine has
+    if recipe.model.attention != "eager":  # the others are for training: answers use sdpa, which every machine has
         changes["attention"] = "auto"
     if kind == "model":
         place = str(folder) if Path(name).is_dir() else name
@@ -86,7 +86,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
         if base:
             changes |= {"base": base, "language_model": ""}
             changes |= {"vision_tower": ""} if recipe.model.language_model else {}  # a part then; else an override
-    if kind == "lora" and recipe.model.lora.projector:  # whose LoRA layers an export for LLaVA has folded into it
+    if kind == "lora" and recipe.model.lora.projector:  # an export for LLaVA has folded its LoRA layers into it
         projector = lora_settings(folder)["projector"]
         changes["lora"] = recipe.model.lora.model_copy(update={"projector": projector})
     changes |= {"template": template} if template else {}
@@ -115,7 +115,7 @@ def describe(trained: Trained) -> str:
 
 
 def with_trained(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with what a run, a checkpoint, an export or another folder holds in the place of its own start.
+    """The recipe with the weights of a run, a checkpoint, an export or another folder, in place of those it starts from.
 
     Raises:
         UserError: nothing in it can be loaded, or it does not go with the recipe.
@@ -142,7 +142,7 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
 
 
 def load_here(trained: Trained, *, keep_base: bool = False) -> Loaded:
-    """`load_trained` on the device that is here, in the precision of its recipe."""
+    """`load_trained` on this machine's device, in the precision of its recipe."""
     device = find_device()
     dtype = resolve_precision(trained.recipe.run.precision, device)
     return load_trained(trained, dtype=dtype, device=device, keep_base=keep_base)
@@ -152,7 +152,7 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device, 
     """The trained model in evaluation mode.
 
     Args:
-        keep_base: Keep what the base had in the place of trained weights.
+        keep_base: Also keep the base's values of trained weights, in `replaced`.
 
     Raises:
         UserError: base or trained weights are damaged, missing, or do not belong together.
@@ -177,7 +177,7 @@ def load_trained(trained: Trained, *, dtype: torch.dtype, device: torch.device, 
 
 
 def notes_on_base(trained: Trained, fingerprint: str) -> list[str]:
-    """What to say where the base is not the one that it was trained on."""
+    """A note for the user if the base is not the one that the weights were trained on; else none."""
     base = trained.recipe.model.named_base
     note = other_base(trained.folder, base, fingerprint) if trained.kind != "model" else ""
     return [note] if note else []

@@ -1,6 +1,6 @@
-"""What a person types into a chat: commands, paths as terminals and file managers write them, and the lines of before.
+"""Reads what a person types into a chat: commands, paths as terminals and file managers write them, and earlier lines.
 
-Nothing here imports a library that takes long: the first prompt does not wait for it.
+Nothing here imports a slow library: the first prompt does not wait for one.
 """
 
 import difflib
@@ -35,7 +35,7 @@ def split_command(line: str) -> tuple[str, str]:
     """A command and the text after it; ("", line) where it is a question.
 
     Raises:
-        UserError: it begins as a command does, and is none.
+        UserError: it begins like a command, but is not one.
     """
     if not line.startswith("/"):
         return "", line
@@ -48,21 +48,21 @@ def split_command(line: str) -> tuple[str, str]:
 
 
 def typed_paths(text: str) -> list[Path]:
-    """The files that a text names: as it stands where there is such a file, else as a shell would read it.
+    """The files that a text names: the text itself if there is such a file, else its words as a shell would read them.
 
     Raises:
-        UserError: it is empty, or a quotation is not closed.
+        UserError: it is empty, or a quote is not closed.
     """
     if not text:
         raise UserError("/image names no file. Write /image FILE")
     whole = _path(text)
-    if os.path.isfile(whole):  # no error where the text is no name that a file can have
+    if os.path.isfile(whole):  # False, and no error, for a text that cannot be the name of a file
         return [whole]
     try:
         words = [_path(word) for word in shlex.split(text)]
     except ValueError as error:
         raise UserError(f"/image {text}: {str(error).lower()}. Close the quotes, or leave them out") from None
-    # Of several words that are no files, the whole text is the name that is wrong.
+    # If not all of several words are files, the whole text is the wrong name.
     return words if len(words) == 1 or all(map(os.path.isfile, words)) else [whole]
 
 
@@ -73,15 +73,15 @@ def _path(text: str) -> Path:
 
 @contextmanager
 def kept_history() -> Iterator[None]:
-    """Arrow keys bring back the lines of this session and of those before; nobody but the user can read the file.
+    """In the block, arrow keys bring back lines of this session and of earlier ones; only the user can read their file.
 
-    Where a system has no line editing, or the file cannot be written, lines are kept for no longer than Python does.
+    Where a system has no line editing, or the file cannot be written, no line is kept for later sessions.
     """
     readline, path = _line_editing(), _history_file()
     if readline is None or path is None:
         yield
         return
-    with suppress(OSError):  # none yet, or of another library
+    with suppress(OSError):  # there is none yet, or another library wrote it
         readline.read_history_file(path)
     readline.set_history_length(_KEPT_LINES)
     try:
@@ -110,7 +110,7 @@ def _line_editing() -> Any:
 
 
 def _history_file() -> Path | None:
-    """In XDG_STATE_HOME or `~/.local/state`; None for a user without a home."""
+    """The file, in XDG_STATE_HOME or `~/.local/state`; None for a user without a home."""
     named = os.environ.get("XDG_STATE_HOME", "")
     try:
         state = Path(named) if os.path.isabs(named) else Path.home() / ".local" / "state"

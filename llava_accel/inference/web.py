@@ -1,6 +1,7 @@
 """The page of `chat --web`: an image, a question, and answers side by side, streamed as they are written.
 
-What a model writes stands in text fields, which read no markup. Nobody comes in but with the key, from this machine.
+What a model writes is shown in text fields, which read no markup. Only requests from this machine, with the key, are
+answered.
 """
 
 import os
@@ -54,7 +55,7 @@ class Columns:
         self._is_over = Event()
 
     def answers(self, question: str, image: str) -> Iterator[list[str]]:
-        """All columns, again and again as they grow.
+        """The texts of all columns, again whenever one of them grows.
 
         Raises:
             UserError: there is no question, or one that cannot be asked.
@@ -75,7 +76,7 @@ class Columns:
         self._one.shutdown(wait=False, cancel_futures=True)
 
     def _written(self, title: str, question: str, image: str) -> Iterator[str]:
-        """The pieces of an answer as another thread writes them; it ends when nobody reads on."""
+        """The pieces of an answer as another thread writes them; that thread ends when nobody reads on."""
         pieces: SimpleQueue[str | None] = SimpleQueue()
         is_heard = [True]
 
@@ -99,7 +100,7 @@ class Columns:
 
 
 class Guard:
-    """Lets nobody in but with the key, which the first address holds and then a cookie, and nothing from elsewhere.
+    """Answers only requests from this machine that bring the key: first in the address, then in a cookie.
 
     Args:
         app: The page, as an ASGI application.
@@ -109,7 +110,7 @@ class Guard:
         self._app, self._key, self._cookie = app, key, f"llava_accel_{port}"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, or hand it on."""
+        """Refuse a request, or pass it on."""
         from starlette.requests import Request
         from starlette.responses import PlainTextResponse, RedirectResponse
 
@@ -137,7 +138,7 @@ class Guard:
 
 
 def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
-    """The page itself. Without a collection it has no buttons for what goes there."""
+    """The page itself. Without a collection it has no buttons that save answers."""
     import gradio
 
     def ask(dropped: object, question: object) -> Iterator[list[object]]:
@@ -153,7 +154,7 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
             yield [*answers, None, f"error: {error}".replace(image or "\0", "the image")]
 
     def save(place: int | None, asked: Asked | None, written: str = "") -> tuple[None, str] | tuple[Asked | None, str]:
-        """Of a column, or what was written in place of the first one's."""
+        """Save the answer of a column, or the text that was written in place of the first one's."""
         assert collection is not None
         if asked is None:
             return None, "Nothing to save. Ask a question first"
@@ -197,16 +198,16 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
             kept = gradio.Button("Save the correction", elem_id="save")
             worse.click(lambda asked: asked.answers[0] if asked else "", asked, written, **private)
             kept.click(partial(save, None), [asked, written], [asked, note], **private)
-    # Else, as only `launch` says so, gradio takes any file of the machine for one that was dropped.
+    # Only `launch` sets this; without it gradio takes any file of the machine for one that was dropped.
     blocks.has_launched = True
     return blocks.queue(max_size=16)
 
 
 def show(columns: Columns, collection: Collection | None, door: socket.socket) -> None:
-    """Serve the page until Ctrl-C, and print its address. Nothing is asked of other machines."""
+    """Serve the page until Ctrl-C, and print its address. No other machine is contacted."""
     key, port = secrets.token_urlsafe(24), door.getsockname()[1]
     with TemporaryDirectory(prefix="llava_accel_") as dropped:
-        # Read when gradio is imported, which else says home what starts here, and shows images to all users.
+        # Read when gradio is imported; without them it reports starts to its makers, and all users can read the images.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": dropped}
         import fastapi
         import gradio
@@ -237,7 +238,7 @@ def show(columns: Columns, collection: Collection | None, door: socket.socket) -
 
 
 def _path(dropped: object) -> str:
-    """The file of an image that was dropped; UserError if it is none of those that came in through the page."""
+    """The file of an image that was dropped; UserError if it did not come in through the page."""
     path = dropped.get("path") if isinstance(dropped, dict) else None
     if path is not None and not Path(str(path)).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
         raise UserError("this image was not dropped here. Drop it again")
