@@ -195,7 +195,7 @@ def test_a_run_that_another_process_holds_is_left_as_it_is(run: Path) -> None:
         page = text(ask(port))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     lock.release()
-    assert "this file loads nothing" not in page.lower() and "llava-accel report writes it anew" not in page
+    assert "this file loads nothing" not in page.lower() and "llava-accel report updates it" not in page
 
 
 def test_what_is_wrong_on_the_command_line_is_said(run: Path) -> None:

@@ -28,7 +28,7 @@ class ComparedCard(Question):
 
 
 def comparison(runs: Sequence[History]) -> dict[str, object]:
-    """What the page of several runs shows."""
+    """All that the page of several runs shows."""
     names = titles(runs)
     scores = {run.score for run in runs}
     metric = scores.pop() if len(scores) == 1 else None
@@ -48,16 +48,14 @@ def comparison(runs: Sequence[History]) -> dict[str, object]:
 
 
 def _sentence(runs: Sequence[History], names: Sequence[str], metric: str | None) -> str:
-    """Who is ahead, and by how much; those that are no further apart than chance would put them are equal."""
+    """Which run is ahead, and by how much; runs that chance alone could put so far apart are equal."""
     key = metric or "loss"
     known = [(run, name) for run, name in zip(runs, names, strict=True) if run.chosen and key in run.chosen["eval"]]
     if len(known) < 2:
         number = f"{len(runs)} runs" if len(runs) > 1 else "One run"
         return f"{number}, of which {len(known) or 'none'} has an evaluation to compare."
     if metric is None and not have_one_loss([run for run, _ in known]):
-        return (
-            f"{len(runs)} runs with losses of their own, which are not to be compared, and without a score in common."
-        )
+        return f"{len(runs)} runs without a score in common, and with different losses, which cannot be compared."
     ranked = sorted(known, key=lambda pair: _value(pair[0], key), reverse=metric is not None)
     (first, name), (second, other) = ranked[0], ranked[1]
     margins = [(run, title, _margin(first, run, key)) for run, title in ranked[1:]]
@@ -119,7 +117,7 @@ def _cards(runs: Sequence[History], metric: str) -> tuple[list[ComparedCard], in
         answered.append({facts(row): row for row in rows if metric in row})
     shared = [key for key in answered[0] if all(key in rows for rows in answered[1:])]
     differing = [key for key in shared if len({verdict(rows[key][metric]) for rows in answered}) > 1]
-    # Every so many of them, so that the whole of the data is seen.
+    # Evenly spaced, so that they come from all of the data.
     shown = differing[:: max(1, len(differing) // MOST_CARDS)][:MOST_CARDS]
     roots = list(dict.fromkeys(root for run in runs for root in image_roots(run.recipe.data)))
     exif = runs[0].recipe.data.exif

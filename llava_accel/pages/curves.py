@@ -1,4 +1,4 @@
-"""Which curves a page shows: of one run, or of several over one another. How they are drawn is plots.py's."""
+"""Chooses the curves of a page: of one run, or of several on top of each other. plots.py draws them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from llava_accel.scoring.metrics import score_names, score_title
 
 _LOSSES = {
     "answers": "Cross-entropy in nats a target, over all targets of all ranks.",
-    "dpo": "Of the preference, a mean over pairs; 0.693 is that of no preference, with the usual loss.",
+    "dpo": "Loss of the preference, a mean over pairs; with the usual loss, 0.693 means no preference.",
 }
 
 
@@ -26,7 +26,7 @@ def curves(run: History) -> list[Plot | Shares]:
     marks = {mark: chosen["step"]} if chosen and len(evaluations) > 2 else {}
     parts = sorted({key for line in steps for key in line if key.startswith("learning_rate/")}) or ["learning_rate"]
     rates = [
-        # Rates of several parts often lie over one another.
+        # Rates of several parts often coincide.
         _series(steps, key, key.rpartition("/")[2].replace("_", " "), n, is_exact=True, dashes=n)
         for n, key in enumerate(parts)
     ]
@@ -47,10 +47,10 @@ def curves(run: History) -> list[Plot | Shares]:
             steps=marks,
         ),
         *_measures(run),
-        Plot(title="Learning rate", note="Of each part that is trained.", series=rates),
+        Plot(title="Learning rate", note="The rate of each part that is trained.", series=rates),
         Plot(
             title="Gradient norm",
-            note=f"Of the whole gradient, before it is clipped to {limit:g}." if limit else "Of the whole gradient.",
+            note=f"Norm of the whole gradient{f', before it is clipped to {limit:g}' if limit else ''}.",
             series=[_series(steps, "grad_norm", "gradient norm")],
             is_log=True,
             level=limit or None,
@@ -76,7 +76,9 @@ def compared_curves(runs: Sequence[History], titles: Sequence[str]) -> list[Plot
         return [_series(run.evaluations, key, title, n) for n, (run, title) in enumerate(named)]
 
     note = (
-        _loss_note(runs[0]) if have_one_loss(runs) else "Each run's own: they learn different things, or weigh them so."
+        _loss_note(runs[0])
+        if have_one_loss(runs)
+        else "Each run's own loss: they learn different things, or weigh them differently."
     )
     scores = [
         Plot(title=capital(score_title(score)), note="On the held-out data.", series=evaluated(score), is_percent=True)
@@ -134,7 +136,7 @@ def _scores(run: History) -> list[Series]:
 
 
 def _measures(run: History) -> list[Plot]:
-    """What the objective measures besides its loss: in lines of training these keys stand right behind it."""
+    """Plots of what the objective measures besides its loss: in lines of training these keys come right after it."""
     keys = list(run.steps[0]) if run.steps else []
     own = keys[keys.index("loss") + 1 : keys.index("learning_rate")] if "learning_rate" in keys else []
     if run.recipe.train.objective != "dpo":
@@ -148,7 +150,7 @@ def _measures(run: History) -> list[Plot]:
         ),
         Plot(
             title="Log-probability",
-            note="Of whole answers, in training. Both may fall; their distance counts.",
+            note="Log-probability of whole answers, in training. Both may fall; their distance counts.",
             series=[_series(run.steps, f"{which}_log_prob", which, n) for n, which in enumerate(pairs)],
         ),
         Plot(

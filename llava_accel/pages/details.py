@@ -12,7 +12,7 @@ from llava_accel.recipe.toml import flatten, toml_value
 from llava_accel.scoring.metrics import TypeScore, by_type, score_names, score_title
 
 _HIDDEN = {"blind_num_answers"}
-_BESIDE = ("common_", "low_", "high_")  # stand in tiles, or beside the score
+_BESIDE = ("common_", "low_", "high_")  # shown in tiles, or beside the score
 _ONE_PROCESS = "NO"  # what Accelerate calls it
 _ENVIRONMENT = {
     "device": "device", "cpu_count": "CPU cores", "num_processes": "processes", "backend": "backend",
@@ -21,7 +21,7 @@ _ENVIRONMENT = {
 
 
 def evaluation_columns(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Key -> title of everything that evaluations measured, the well-known first. A tile holds what is always the same."""
+    """Key -> title of everything that evaluations measured, the well-known first. What never changes is in a tile."""
     keys = {key for line in lines for key in line["eval"] if not key.startswith(_BESIDE)} - _HIDDEN
     scores = [key for score in score_names(keys) for key in (score, f"blind_{score}")]
     first = [key for key in ("loss", *scores, "num_answers") if key in keys]
@@ -125,12 +125,12 @@ def environment_rows(run: History) -> list[tuple[str, str]]:
 
 
 def doubts_command(run: History) -> str:
-    """What lists the records to look at."""
+    """The command that lists the records to look at."""
     return shlex.join(["llava-accel", "check", str(run.folder / "recipe.toml"), "--against", str(run.folder)])
 
 
 def commands(run: History) -> list[tuple[str, str]]:
-    """What to type: (what it does, the command)."""
+    """Commands that go on from here: (what it does, the command)."""
     folder, recipe = shlex.quote(str(run.folder)), shlex.quote(str(run.folder / "recipe.toml"))
     again = shlex.quote(f"run.output_dir={run.folder}-again")
     ranks = run.environment.get("num_processes", 1)

@@ -1,4 +1,4 @@
-"""Which held-out answers a page shows, and their images, small enough to stand in the page itself."""
+"""Chooses the held-out answers that a page shows, and makes their images small enough to be part of the page."""
 
 import base64
 import functools
@@ -48,7 +48,7 @@ class Question:
     types: dict[str, str]
     """question_type and answer_type, where the annotations have them."""
     rejected: str
-    """Of a pair; empty where there is none."""
+    """The rejected answer of a pair; else empty."""
     images: list[GalleryImage]
     tags: list[str]
     """What filters ask for: "verdict:right", "answer_type:yes/no", and so on."""
@@ -101,10 +101,10 @@ class Doubt:
 
 
 def doubts(lines: Sequence[Mapping[str, Any]], why: str, data: DataTable) -> list[Doubt]:
-    """The first lines of one kind; of two records that contradict each other one."""
+    """The first lines of one kind; of two records that contradict each other, only the first."""
     roots, own = image_roots(data, "data.train"), image_roots(data, "data.eval" if why == WRONG else "data.train")
 
-    chosen = [line for line in lines if line["why"] == why and ("other" not in line or _stands_first(line))]
+    chosen = [line for line in lines if line["why"] == why and ("other" not in line or _comes_first(line))]
     return [
         Doubt(
             line=line,
@@ -115,7 +115,7 @@ def doubts(lines: Sequence[Mapping[str, Any]], why: str, data: DataTable) -> lis
     ]
 
 
-def _stands_first(line: Mapping[str, Any]) -> bool:
+def _comes_first(line: Mapping[str, Any]) -> bool:
     one, other = ((each["file"], each["row"]) for each in (line, line["other"]))
     return one < other
 
@@ -163,9 +163,9 @@ def verdict(score: float) -> str:
 
 
 def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
-    """Numbers of the answers to show: half of them right as far as there are, each image once as far as there are.
+    """Numbers of the answers to show: half of them right, and each image once, as far as there are enough.
 
-    The draw is by a hash of the id, so that the same questions stay from one evaluation to the next.
+    They are drawn by a hash of their `facts`, so that the same questions stay from one evaluation to the next.
     """
     seen: set[str] = set()
     fresh: list[int] = []
@@ -188,13 +188,13 @@ def _draw(row: Prediction) -> bytes:
 
 
 def hardest(predictions: Sequence[Prediction]) -> set[int]:
-    """Numbers of the answers with the highest loss; empty where the evaluation left no loss of each."""
+    """Numbers of the answers with the highest loss; empty where the evaluation stored no losses."""
     known = [number for number, row in enumerate(predictions) if row.get("loss") is not None]
     return set(sorted(known, key=lambda number: -predictions[number]["loss"])[:_MOST_HARD])
 
 
 def image_roots(data: DataTable, key: str = "data.eval") -> list[Path]:
-    """The folders that names of images of `data.eval` or `data.train` are relative to; a split is of the latter."""
+    """The folders that image names of `data.eval` or `data.train` are relative to. Without data.eval, data.train's."""
     sources = entries(data)
     named = sources.get(key, sources["data.train"])
     roots = [each.images or (each.path if Path(each.path).is_dir() else Path(each.path).parent) for each in named]
@@ -228,7 +228,7 @@ def image_file(name: str, roots: Iterable[Path]) -> str:
 
 
 def show_file(file: str, name: str, exif: Exif) -> GalleryImage:
-    """The thumbnail of a file that goes by a name, or why there is none."""
+    """The thumbnail of a file, under a name, or why there is none."""
     try:
         return GalleryImage(name=name, uri=_thumbnail(file, exif))
     except DataError as error:

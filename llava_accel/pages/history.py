@@ -1,4 +1,4 @@
-"""What a run folder says about its run, read once for everything that the page shows."""
+"""Reads a run folder, once for everything that the page shows."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _OF_SOURCE = "num_examples/"
 
 
 class Status(NamedTuple):
-    """What has become of a run: its kind (running, finished, stopped or failed), and in words."""
+    """The state of a run: its kind (running, finished, stopped or failed), and in words."""
 
     kind: str
     text: str
@@ -33,7 +33,7 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """One run, as far as it has come."""
+    """One run, from its start until now."""
 
     folder: Path
     recipe: Recipe
@@ -43,13 +43,13 @@ class History:
     num_steps: int | None
     """Steps of the whole run; None where no checkpoint says so."""
     is_stopped: bool
-    """Whether the run ended early, for want of improvement."""
+    """Whether the run ended early, because it no longer improved."""
     end: dict[str, Any]
-    """How it ended, as it noted itself; empty where it could not."""
+    """How it ended, as the run itself noted; empty if it could not."""
     is_held: bool
     """Whether a process writes its folder."""
     figures: dict[str, Any]
-    """Of its data, see `setup.figures`; empty where there are none."""
+    """The figures of its data, see `setup.figures`; empty where there are none."""
 
     @property
     def name(self) -> str:
@@ -72,12 +72,12 @@ class History:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has come to its end; without a checkpoint to say so, it is taken to have."""
+        """Whether the run is over; a run without a checkpoint counts as over."""
         return self.is_stopped or self.num_steps is None or self.step >= self.num_steps
 
     @property
     def status(self) -> Status | None:
-        """What has become of it, as far as its folder says; None where nothing does."""
+        """The state of the run, as its folder shows it; None where nothing does."""
         place = f"step {self.step:,}" + (f" of {self.num_steps:,}" if self.num_steps else "")
         how, detail = self.end.get("how"), self.end.get("detail", "")
         if how == "signal":
@@ -130,7 +130,7 @@ class History:
 
     @property
     def answer_score(self) -> str:
-        """The main score of what was generated: whether a pair stands right is none of it."""
+        """The main score of the generated answers, which those of pairs are not."""
         measured = {key for line in self.evaluations for key in line["eval"]} - set(PAIR)
         metric = self.recipe.eval.metric
         return main_score("loss" if metric in PAIR else metric, measured) or "exact_match"
@@ -162,7 +162,7 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
     """Read a run folder.
 
     Args:
-        state: Where the run stands, if it is this process that runs it; else its newest checkpoint tells.
+        state: The run's state, if this process runs it; else its newest checkpoint is read.
 
     Raises:
         UserError: it is not a run folder, or something in it cannot be read.
@@ -190,7 +190,7 @@ def read_run(folder: Path, state: TrainState | None = None) -> History:
 def _read_objects(path: Path) -> list[dict[str, Any]]:
     rows = read_json_lines(path)
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line is no object")
+        raise ValueError("a line is not an object")
     return rows
 
 
@@ -213,7 +213,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _undamaged(path: Path, read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a file that the report can do without; None where there is no such file."""
+    """The result of `read` for a file that the report can do without; None where there is no such file."""
     try:
         return read(path) if path.is_file() else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""One HTML file from what a page shows: templates, escaping, and a page that cannot reach any network.
+"""Makes one HTML file of what a page shows: templates, escaping, and a page that cannot reach any network.
 
 Every text that comes from a data set, a model or a recipe goes through `visible` and then through the escaping that is
 on for all templates. Besides, the page forbids the browser every script but its own, by hash, and every address.
@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from llava_accel.storage.atomic import atomic_file
 
-# Control characters, surrogates on their own, what has no width, and the marks that turn the direction of the text
+# Control characters, surrogates on their own, characters without width, and marks that turn the direction of the text
 # beside them. White space and the joiners that Persian, Hindi and emoji need stay.
 _HIDDEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
@@ -29,7 +29,7 @@ class Live(NamedTuple):
     """What is added to a page that is served while its runs go on."""
 
     version: str
-    """Another one where the page would be another."""
+    """Changes when the page would."""
     links: Sequence[tuple[str, str]]
     """Address and title of the pages beside it."""
     notes: Sequence[str]
@@ -47,7 +47,7 @@ def visible(value: object) -> object:
 
 
 def render(template: str, context: Mapping[str, object], live: Live | None = None) -> str:
-    """A page as HTML; with `live` one that loads itself anew from where it came."""
+    """A page as HTML; with `live`, one that reloads itself when there is more to show."""
     script = _source("page.js") + (_source("watch.js") if live else "")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     frame = {
@@ -61,7 +61,7 @@ def render(template: str, context: Mapping[str, object], live: Live | None = Non
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page in one go, so that a browser that watches it never meets half of it.
+    """Write a page in one go, so that a browser never reads half of it.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Reports of runs that go on: drawn when somebody asks and a run has written more, and kept in memory until then."""
+"""Reports of runs that go on: drawn when somebody asks and a run has written more, else taken from memory."""
 
 import hashlib
 import threading
@@ -15,18 +15,18 @@ from llava_accel.storage.folder_lock import is_held
 from llava_accel.storage.kept_files import file_status
 from llava_accel.storage.run_weights import complete_checkpoints
 
-_REST = 10.0  # times as long as its drawing a page stays as it is: a run may need the same cores
+_REST = 10.0  # a page stays as it is for this many times the time of drawing it: a run may need the same cores
 _LONGEST_REST_S = 60.0
 _READ = ("*.json", "*.jsonl", "recipe.toml", "*.txt", "predictions/*.jsonl")
-_PROCESS = uuid.uuid4().hex  # pages of an earlier one may be of another version
+_PROCESS = uuid.uuid4().hex  # pages of an earlier process may be of another version
 
 
 class LivePage:
     """One page. Any thread may ask for it.
 
     Args:
-        folders: The runs that it shows; none of them has to be there yet.
-        draw: Makes HTML of those that are.
+        folders: The runs that it shows; none of them has to exist yet.
+        draw: Makes HTML of those that exist.
         links: See `Live`.
     """
 
@@ -41,11 +41,11 @@ class LivePage:
         self._version, self._html, self._rests_until = "", b"", 0.0
 
     def version(self) -> str:
-        """Another one when the page has more to show; the same for a while after it was drawn."""
+        """Changes when the page has more to show, but not for a while after it was drawn."""
         return self._version if time.monotonic() < self._rests_until else _version(self._folders)
 
     def html(self) -> tuple[str, bytes]:
-        """The version and the page, which says so itself where a run is not there or cannot be read."""
+        """The version and the page, which itself says if a run does not exist yet or cannot be read."""
         with self._drawing:
             version = self.version()  # before the files are read: what changes meanwhile is seen the next time
             if version != self._version:
@@ -88,7 +88,7 @@ def _report(runs: list[History], live: Live) -> str:
 def _read(folder: Path, notes: list[str]) -> History | None:
     """The run, or None and a note why there is none."""
     if not (folder / "recipe.toml").is_file():
-        notes.append(f"{folder}: there is no run yet. It stands here as soon as there is one")
+        notes.append(f"{folder}: there is no run yet. It is shown here as soon as there is one")
         return None
     try:
         return read_run(folder)

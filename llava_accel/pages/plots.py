@@ -1,4 +1,4 @@
-"""How plots are drawn: values over steps, and shares of a whole, as SVG that takes its colours from the page."""
+"""Draws plots: values over steps, shares of a whole and histograms, as SVG that takes its colours from the page."""
 
 import io
 import re
@@ -27,7 +27,7 @@ _VARIABLES = {INK: "--ink-soft", _FAINT: "--rule", **{f"#0102{n:02x}": f"--serie
 SERIES = tuple(f"#0102{n:02x}" for n in range(8))
 """Colours of series: 0 training, 1 evaluation, 2 blind, and so on; on a page of several runs, one a run."""
 _MARK: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}
-"""Of lines at a step or a value."""
+"""Style of lines at a step or a value."""
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.5, "text.color": INK,
     "axes.edgecolor": _FAINT, "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
@@ -50,7 +50,7 @@ class Series:
     is_exact: bool = False
     """No noise in it: not smoothed."""
     dashes: int = 0
-    """0 solid, 1 dashed, 2 dotted: lines that may lie over one another."""
+    """0 solid, 1 dashed, 2 dotted: for lines that may coincide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def _scales(axes: Axes, plot: Plot) -> None:
         axes.axhline(plot.level, **_MARK)
     if plot.is_log and len(positive) and positive.max() > _WIDE_RANGE * positive.min():
         axes.set_yscale("log")
-        # Over many decades the steps between them would lie over one another.
+        # Over many decades the labels between them would overlap.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if positive.max() < 200 * positive.min() else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
@@ -211,7 +211,7 @@ def _scientific(value: float) -> str:
 def drawn(title: str, height: float, draw: Callable[[Axes], None]) -> Markup:
     """An `<svg>` element of `height` inches, filled by `draw`.
 
-    The same drawing gives the same text, and no id of it occurs under another title.
+    The same drawing gives the same text, and its ids differ from those of any other title.
     """
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": title}
     buffer = io.StringIO()

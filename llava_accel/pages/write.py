@@ -34,7 +34,7 @@ def write_report(folder: Path, state: TrainState | None = None) -> Path:
     """Write `report.html` into a run folder.
 
     Args:
-        state: Where the run stands, if it is this process that runs it.
+        state: The run's state, if this process runs it.
 
     Raises:
         UserError: the folder is not a run, or something in it is damaged.
@@ -66,13 +66,13 @@ def comparison_page(runs: Sequence[History], live: Live | None = None) -> str:
 
 
 def refuse_repeated(folders: Sequence[Path]) -> None:
-    """UserError if a run is named twice."""
+    """Raise UserError if a run is named twice."""
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice. Name each run once")
 
 
 def confused(predictions: Sequence[Prediction]) -> tuple[list[str], list[tuple[str, list[int]]]] | None:
-    """Who is taken for whom among the classes that answers name; None where nothing was answered."""
+    """The confusion matrix of the classes that answers name; None where nothing was answered."""
     answers = [judged(row) for row in predictions]
     if not answers:
         return None

@@ -122,7 +122,7 @@ def test_losses_are_named_and_compared_where_they_are_of_one_kind(
     for run in runs:
         for line in run.evaluations:
             line["eval"] = {"loss": line["eval"]["loss"]}
-    is_apart = "losses of their own" in str(comparison(runs)["sentence"])
+    is_apart = "with different losses" in str(comparison(runs)["sentence"])
     assert is_apart == (said == "Each run's own")
 
 

@@ -1,4 +1,4 @@
-// Looks whether there is more to show. A page is loaded anew, at the same place, unless the reader is in the midst of it.
+// Checks whether there is more to show. The page then reloads, at the same place, unless the reader is busy with it.
 (() => {
   const state = document.getElementById("live");
   const isBusy = () => document.querySelector(".zoom input:checked, #clear:not([hidden]), details[open]") !== null;
@@ -8,7 +8,7 @@
       const answer = await fetch(location.pathname, { method: "HEAD", cache: "no-store" });
       if (answer.headers.get("ETag") === `"${state.dataset.version}"`) return;
       if (!isBusy()) location.reload();
-      state.textContent = "There is more to show: as soon as no filter is set, nothing enlarged and nothing unfolded.";
+      state.textContent = "There is more to show: the page reloads once no filter is set, nothing is enlarged and nothing is unfolded.";
     } catch {
       state.textContent = "llava-accel watch has ended: this page stays as it is.";
     }
