@@ -46,8 +46,8 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
     Args:
         recipe: A recipe or its file; or the folder of a run, whose weights are evaluated as its recipe says.
         out: File for the predictions; None writes none.
-        adapter: What was trained with the recipe, see `--adapter`. Pairs of answers are compared with what the recipe itself
-            names, which training started from.
+        adapter: Weights that were trained with the recipe, see `--adapter`. The reference of pairs of answers is the model
+            that the recipe itself names, which training started from.
 
     Returns:
         Metrics by name, and every answer.
@@ -94,7 +94,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
 
 
 def _compare_with(run: RunContext, processing: Processing, part: Part) -> None:
-    """Let pairs be compared with the model that training started from, which is there for that time alone."""
+    """Compute the reference of pairs with the model that training started from, which is loaded for that alone."""
     with loading_explained(run, processing):
         objective, loaded = build_objective(run, processing)
     attach_features(run, processing, objective, (part,))

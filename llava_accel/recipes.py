@@ -44,7 +44,7 @@ def described(name: str, text: str) -> str:
 
 
 def _beside(root: Path) -> list[Path]:
-    """Of a clone. Elsewhere a folder of that name is not ours."""
+    """The recipes of a clone. Elsewhere a folder of that name is not ours."""
     return [*(root / "recipes").glob("*.toml")] if (root / "pyproject.toml").is_file() else []
 
 

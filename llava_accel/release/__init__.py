@@ -1,1 +1,1 @@
-"""What leaves a run: exports in three forms, their verification, the hub. No training."""
+"""Exports in three forms, their verification, and uploads to the hub. Nothing is trained here."""

@@ -64,7 +64,7 @@ class Job:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that loads what was trained on a base of 16 bits."""
+        """The recipe that loads the trained weights on a base of 16 bits."""
         return with_bits(self.trained.recipe, 16)
 
     def load(self, *, as_trained: bool = False) -> Loaded:
@@ -74,8 +74,8 @@ class Job:
         return load_trained(trained, dtype=dtype, device=self.device)
 
     def examples(self, processing: Processing) -> tuple[list[Example], dict[ImageView, Tensor]]:
-        """Examples to compare on, with their images' pixels: one that needs no data, and some of the recipe's if it is
-        still there, the held-out ones before those of training."""
+        """Examples to compare on, with their images' pixels: one that needs no data, and some of the recipe's data if they
+        are still there, held-out ones if there are any."""
         example, pixels = verification.probe_example(processing)
         if self.trained.own is None:
             return [example], pixels
@@ -94,7 +94,7 @@ class Job:
     def reference(
         self, objective: Objective, processing: Processing, examples: list[Example], pixels: dict[ImageView, Tensor]
     ) -> Reference:
-        """What a model makes of these examples."""
+        """The outputs of a model for these examples."""
         side = int(processing.base.vision.image_size)  # pyright: ignore[reportArgumentType]
         return verification.take_reference(objective, examples, pixels, (3, side, side), self.device)
 
@@ -103,7 +103,7 @@ def export(job: Job, form: Form, out: Path) -> None:
     """Make an export: complete and checked in its place, or not there at all.
 
     Args:
-        out: A folder that is not there yet, or an empty one.
+        out: A folder that does not exist yet, or an empty one.
 
     Raises:
         UserError: the place is taken, or the source cannot be put into this form, or the result differs from it.
@@ -297,7 +297,7 @@ def _is_own_tower(table: ModelTable, base: Base) -> bool:
 
 
 def _origin(job: Job) -> Base | None:
-    """What the model was trained on: itself if it was only converted, None where that is not here any more."""
+    """The base that the model was trained on: itself if it was only converted, None if it is not here any more."""
     trained = job.trained
     if trained.kind != "model" or trained.own is None:
         return find_base(trained.recipe.model, weights=False)
@@ -309,7 +309,7 @@ def _origin(job: Job) -> Base | None:
 
 
 def _facts(job: Job, fingerprint: str, processing: Processing, notes: list[str]) -> dict[str, Any]:
-    """What is known of a model that this package has not trained; prints what the user should know of it."""
+    """The known facts about a model that this package has not trained; prints the notes about it."""
     for note in notes:
         job.console.line(note)
     model, kind = job.recipe.model, job.trained.kind

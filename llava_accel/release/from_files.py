@@ -1,6 +1,6 @@
-"""What was trained, from its files: exports that only rename it need no weight of the base but those that belong to them.
+"""Reads trained weights from their files: exports that only rename them need no other weights of the base than their own.
 
-The model stands on the meta device, so names, shapes and settings are those of the loaded one.
+The model is on the meta device, so names, shapes and settings are those of the loaded one.
 """
 
 import re
@@ -30,8 +30,8 @@ from llava_accel.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class FromFiles:
-    """`state` has the model's own names; a weight that is only the base's is on the meta device. `notes` are lines for the
-    user, `stored` is the base on disk."""
+    """A trained model. `state` has the model's own names; a weight that is only the base's is on the meta device. `notes`
+    are lines for the user, `stored` is the base on disk."""
 
     model: Trainable
     processing: Processing
@@ -41,7 +41,7 @@ class FromFiles:
     notes: list[str]
 
     def tower(self) -> dict[str, Tensor]:
-        """The whole vision tower, by its own names: what was trained of it, else the base's."""
+        """All weights of the vision tower, by its own names: the trained ones if there are any, else the base's."""
         trained = {layouts.without_peft(name): tensor for name, tensor in self.state.items() if not tensor.is_meta}
         return {
             name: trained[layouts.TOWER + name] if layouts.TOWER + name in trained else tensor.read()
@@ -53,7 +53,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
     """Read an adapter, a projector or a whole model without loading a base.
 
     Args:
-        recipe: The one that loads it on a base of 16 bits.
+        recipe: The recipe that loads it on a base of 16 bits.
 
     Raises:
         UserError: base or trained weights are damaged, missing, or do not belong together.
@@ -70,7 +70,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
 
     model: Trainable = empty_model(base, final_config(processing)).requires_grad_(False)
     if trained.kind == "lora":
-        # What is read in the scope of the meta device has no numbers.
+        # Read here: what is read in the scope of the meta device has no values.
         adapter = read_adapter(str(trained.folder), recipe.model.lora)
         model = _adapted(model, adapter, recipe)
         load_adapter(model, adapter, keep)

@@ -30,7 +30,7 @@ def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], proce
     config = copy.copy(model.peft_config["default"])
     assert isinstance(config, LoraConfig)
     modules, wrapped = ["multi_modal_projector"], (LANGUAGE_MODEL,)
-    if adapts_projector(model):  # then its weights are the base's, but for biases that were trained
+    if adapts_projector(model):  # then its weights are the base's, except biases that were trained
         modules, wrapped = [], (LANGUAGE_MODEL, PROJECTOR)
         ending = ".weight" if config.bias != "none" else ""
         rest = {name: t for name, t in rest.items() if not (name.startswith(PROJECTOR) and name.endswith(ending))}
@@ -53,7 +53,7 @@ def save_merged(
     """Fold the adapter into the weights and write a model folder of transformers, with its processor.
 
     Args:
-        model: Is used up.
+        model: Changed in place; it cannot be used afterwards.
         dtype: Float type of the weights on disk.
         stop_ids: Tokens that end an answer of the recipe's template; generation ends there by itself.
 

@@ -54,7 +54,7 @@ _SAME_FOR_ALL = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an export comes from: the model's configs, the base that it was trained on if that is here, and how.
+    """What an export is made from: the model's configs, the base that it was trained on if that is here, and its recipe.
 
     `is_whole`: the export holds the whole model, so it must not point to a tower next to the base that it came from.
     """
@@ -68,7 +68,7 @@ class Source:
 def save_original_adapter(
     folder: Path, model: PeftModel, state: Mapping[str, Tensor], config: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Write what LLaVA's LoRA training leaves: adapter, non_lora_trainables.bin and `config` (`original_config`).
+    """Write the files of LLaVA's LoRA training: adapter, non_lora_trainables.bin and `config` (`original_config`).
 
     LLaVA puts no LoRA layers on the projector: what they have learnt is folded into its weights.
 
@@ -76,7 +76,7 @@ def save_original_adapter(
         state: The model's weights under its own names; those that only the base has are not read.
 
     Returns:
-        What was written, under in-memory names; so do the other two.
+        The tensors that were written, under in-memory names, as the next two functions do.
 
     Raises:
         UserError: the adapter starts from weights that LLaVA's peft would not compute.
@@ -102,7 +102,7 @@ def save_original_adapter(
 
 
 def save_original_projector(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Write what LLaVA's stage 1 leaves: mm_projector.bin and config.json."""
+    """Write the files of LLaVA's stage 1: mm_projector.bin and config.json."""
     kept = {name: stored_form(tensor) for name, tensor in state.items() if name.startswith(layouts.CONNECTION)}
     torch.save({layouts.to_original(name): tensor for name, tensor in kept.items()}, folder / "mm_projector.bin")
     _write_json(folder / "config.json", config)
@@ -202,7 +202,7 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
             f"data.image_aspect = {aspect!r}: LLaVA's own code pads or crops an image and does not stretch it. Use "
             "--to merged or --to peft"
         )
-    # LLaVA's own code reads the weights of a tower that lie in the model only if it was told that the tower was trained.
+    # LLaVA's own code reads the weights of a tower that are in the model only if it was told that the tower was trained.
     kept_inside = {} if isinstance(base.vision, CLIPVisionConfig) else {"unfreeze_mm_vision_tower": True}
     return (
         config
@@ -218,16 +218,16 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
 
 
 def place_tower(folder: Path, tower: Callable[[], Mapping[str, Tensor]], source: Source) -> str:
-    """Value of mm_vision_tower, and the tower itself in `folder` where no name leads to it.
+    """The value of mm_vision_tower; the tower itself is written into `folder` where no name leads to it.
 
     LLaVA's own code takes a CLIP from the place that mm_vision_tower names. It makes a SigLIP by its name alone, and then
-    takes the weights that lie in the model, if any.
+    takes the weights that are in the model, if any.
 
     Args:
-        tower: Gives its weights by their names in it.
+        tower: Returns the tower's weights by their names in it.
 
     Raises:
-        UserError: LLaVA's own code cannot have this tower.
+        UserError: LLaVA's own code cannot use this tower.
     """
     base, origin, recipe, vision = source.base, source.origin, source.recipe, source.base.vision
     named = recipe.model.vision_tower

@@ -9,14 +9,14 @@ from pathlib import Path
 from llava_accel import compat
 from llava_accel.release import plain_inference
 
-_LOOK_S = 0.2  # between two looks at whether this process was asked to end
+_LOOK_S = 0.2  # between two checks of whether this process was asked to end
 _OF_RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @contextmanager
 def other_process() -> Iterator[subprocess.Popen[str]]:
     """A process that imports its libraries and then waits for a job; ended with the block, whatever it does then."""
-    # This process's environment without what a launcher says of ranks: the other process is alone.
+    # This process's environment without the launcher's variables about ranks: the other process is alone.
     launched = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
     environment = {
         key: value
@@ -44,7 +44,7 @@ def other_process() -> Iterator[subprocess.Popen[str]]:
 def computed(
     job: Path, process: subprocess.Popen[str], is_asked: Callable[[], bool]
 ) -> subprocess.CompletedProcess[str] | None:
-    """How that process has ended after it was given a job; None if this one was asked to end before."""
+    """Give the process a job, and return how it ended; None if this process was asked to end before."""
     line: str | None = f"{job}\n"
     while not is_asked():
         with suppress(subprocess.TimeoutExpired):

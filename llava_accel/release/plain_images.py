@@ -1,4 +1,4 @@
-"""Images as transformers' own model of a family takes them, where it sees them as they are seen here."""
+"""Images as transformers' own model of a family takes them, where that model sees them as this package does."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,14 @@ from llava_accel.families.registry import FAMILIES
 def plain_images(
     views: Sequence[ImageView], pixels: Mapping[ImageView, Tensor], config: Any
 ) -> dict[str, Tensor] | None:
-    """What the forward pass of transformers' model takes for the images of an example, with their `pixels`.
+    """The arguments of the forward pass of transformers' model for the images of an example.
 
     Args:
-        config: Of the model.
+        config: The model's config.
 
     Returns:
-        None where that model would see them otherwise: most that were cut for LLaVA-NeXT or OneVision it sees alike, but
-        few that are seen as whole squares.
+        None where that model would see them differently: it sees most images that were cut into tiles alike, but few that
+        are seen as whole squares.
     """
     if not views:
         return {}

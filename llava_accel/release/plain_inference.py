@@ -1,8 +1,8 @@
 """Loads an export with transformers and peft alone and computes with it: run as a program that reads the job's path.
 
-It may be started before there is a job: the libraries take seconds. Where no path comes, it ends.
+It may be started before there is a job, as the libraries take seconds. If no path comes, it ends.
 
-Nothing of this package is imported here: whoever is given the export does not have it. `verification.py` compares.
+Nothing of this package is imported here: users of the export may not have it. `verification.py` compares.
 """
 
 import gc
@@ -67,7 +67,7 @@ def _load(job: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, int]]]:
 
 
 def _num_loaded(model: nn.Module, stored: dict[str, torch.Tensor]) -> int:
-    """Weights of the file that the model now holds: peft leaves out silently what it finds no place for."""
+    """How many weights of the file the model now holds: peft silently leaves out those that it finds no place for."""
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
     return sum(
         name in held and torch.equal(held[name].cpu().float(), tensor.to(held[name].dtype).float())

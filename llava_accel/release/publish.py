@@ -1,4 +1,4 @@
-"""A folder to the Hugging Face hub, without a question asked."""
+"""Sends a folder to the Hugging Face hub, without asking questions."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from llava_accel.exceptions import UserError
 
 
 def check_name(name: str) -> None:
-    """Raise UserError, before any work is done, where it is not ORG/NAME as the hub writes it."""
+    """Raise UserError, before any work is done, if `name` is not ORG/NAME as the hub allows it."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -23,13 +23,13 @@ def check_name(name: str) -> None:
 
 
 def check_login() -> None:
-    """Raise UserError where there is no token to begin with."""
+    """Raise UserError, before any work is done, if there is no token."""
     if get_token() is None:
         raise UserError("--push needs a token of the hub. Log in with `hf auth login`, or set HF_TOKEN")
 
 
 def show_files(folder: Path, name: str, console: Console) -> None:
-    """What a push would send."""
+    """Print the files that a push would send."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = [path.stat().st_size for path in files]
     rows = [[str(path.relative_to(folder)), f"{size:,}"] for path, size in zip(files, sizes, strict=True)]
@@ -37,7 +37,7 @@ def show_files(folder: Path, name: str, console: Console) -> None:
 
 
 def push(folder: Path, name: str, console: Console) -> None:
-    """Make the repository unless it is there, and send the folder. A new one is private.
+    """Make the repository unless it exists, and send the folder. A new one is private.
 
     Raises:
         UserError: the hub refused, or could not be reached.

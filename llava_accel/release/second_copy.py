@@ -17,14 +17,14 @@ from llava_accel.runtime.timing import duration, matrix_rate
 _READ_BYTES_S = 1e9
 _START_S = 15.0
 _TOKENS = 5_000  # computed for a handful of examples, with images and answers
-_LARGE = 2 * GIB  # below it nobody waits
+_LARGE = 2 * GIB  # below it the time is not worth a guess
 
 NO_PLACE = "neither the GPU nor main memory has room for a second copy of the model"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A device as PyTorch names it, the type that is computed in, and bytes: of the copy, and what is free."""
+    """A device as PyTorch names it, the type to compute in, and bytes: those that the copy needs, and those free."""
 
     device: str
     dtype: torch.dtype
@@ -43,12 +43,12 @@ class Place:
 def find_place(
     folder: Path, base: str, quantization: QuantizationTable, dtype: torch.dtype, device: torch.device
 ) -> Place | None:
-    """Where an export, on its base if it is an adapter, can be loaded beside what there is; None if nowhere.
+    """Where an export, on its base if it is an adapter, fits beside what is loaded already; None if nowhere.
 
     Args:
         folder: The export.
         base: Folder of the base; empty where the export is a whole model.
-        dtype: What was computed in on `device`. A CPU computes in fp32 if it can: it is slow in other types.
+        dtype: The type that `device` computed in. A CPU computes in fp32 if that fits: it is slow in other types.
     """
     candidates = [] if device.type == "cpu" else [(f"{device.type}:0", dtype, partial(free_bytes, device))]
     candidates += [("cpu", each, free_main_memory) for each in dict.fromkeys((torch.float32, dtype))]
@@ -60,11 +60,11 @@ def find_place(
 
 
 def copy_bytes(folder: Path, base: str, quantization: QuantizationTable, dtype: torch.dtype) -> int:
-    """What the weights take in memory: those of the language model's layers in the bits that they are loaded in."""
+    """Bytes of the weights in memory: those of the language model's layers in the bits that they are loaded in."""
     place = Path(base or folder)
     adapters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if base else 0
     if not place.is_dir():
-        return adapters  # of the hub's own cache: it is downloaded, and found out there
+        return adapters  # the base is a name of the hub: whether it fits is seen when it is loaded
     weights = 0
     for tensor in read_weights(place):
         is_layer = (
@@ -76,7 +76,7 @@ def copy_bytes(folder: Path, base: str, quantization: QuantizationTable, dtype: 
 
 
 def _seconds(needed: int, device: str, dtype: torch.dtype) -> float:
-    """To read the weights and to compute with each of them once a token."""
+    """The time to read the weights, and to compute with each of them once per token."""
     if needed <= _LARGE:
         return _START_S
     rate = matrix_rate(torch.device(device), dtype, 0.2)

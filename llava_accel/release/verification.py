@@ -1,4 +1,4 @@
-"""Whether an export is what was trained: both models' logits and answers for a few examples, one of them without data."""
+"""Checks that an export computes what was trained: both models' logits and answers on a few examples."""
 
 import json
 import signal
@@ -113,10 +113,10 @@ def compare(expected: Float[Tensor, "targets vocab"], actual: Float[Tensor, "tar
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A few examples, and what the trained model makes of them."""
+    """A few examples, and the trained model's outputs for them."""
 
     inputs: list[tuple[dict[str, Tensor], Tensor]]
-    """What transformers' forward pass takes, and at which places it is compared."""
+    """Arguments of transformers' forward pass, and the positions at which it is compared."""
     logits: Float[Tensor, "targets vocab"]
     """In fp32, on the CPU, of all examples one after the other."""
     answers: list[list[int]]
@@ -134,12 +134,12 @@ def take_reference(
     image_shape: tuple[int, ...],
     device: torch.device,
 ) -> Reference:
-    """What the model makes of those examples whose images transformers' model sees alike. Ranks that share each weight must
+    """The model's outputs for those examples whose images transformers' model sees alike. Ranks that share each weight must
     all call it, inside `whole_root`.
 
     Args:
         objective: In any mode, which is restored.
-        pixels: Of every image that the examples show.
+        pixels: The pixels of every image of the examples.
     """
     shown = [(example, plain_images(example.images, pixels, objective.llava.config)) for example in examples]
     alike = [(example, images) for example, images in shown if images is not None]
@@ -179,16 +179,16 @@ def plain_outputs(
     is_asked: Callable[[], bool] = bool,
     process: subprocess.Popen[str] | None = None,
 ) -> dict[str, Any] | None:
-    """What a process with transformers and peft alone makes of the examples: "logits", "answers" and "counts".
+    """The outputs of a process with transformers and peft alone for the examples: "logits", "answers" and "counts".
 
     Args:
         folder: The export.
-        base: Folder or hub id of what an adapter is loaded on; empty where the export is a whole model.
+        base: Folder or hub id of the base of an adapter; empty where the export is a whole model.
         is_asked: Whether this process has been asked to end.
         process: One of `other_process`; without it one is started.
 
     Returns:
-        None where that process was stopped because this one was asked to end, or was killed: for want of memory, mostly.
+        None if that process was stopped because this one was asked to end, or if it was killed, mostly for lack of memory.
 
     Raises:
         UserError: it cannot load the export, or not all of its weights.
@@ -240,7 +240,7 @@ def check_agreement(
 
 
 def _last_answer(example: Example, number: int) -> Example:
-    """The example with its last answer as its only one, or the beginning of that."""
+    """The example with its last answer, or the beginning of that, as its only target."""
     first = example.prompt_length()
     end = min(len(example.input_ids), first + _MOST_TARGETS)
     is_target = example.is_target[:end] & (np.arange(end) >= first)
@@ -253,7 +253,7 @@ def _inputs(example: Example, images: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelerator: Accelerator) -> Reference:
-    """What the trained model computes for a few examples of the data, the same in every run of a recipe.
+    """The trained model's outputs for a few examples of the data, the same ones in every run of a recipe.
 
     Every rank must call it, while its backend is still there.
     """
@@ -265,8 +265,8 @@ def reference_outputs(recipe: Recipe, objective: Objective, part: Part, accelera
 
 
 def standing_by(run: RunContext) -> AbstractContextManager[subprocess.Popen[str] | None]:
-    """Around the end of a run: the process that `verify` will need, which imports its libraries meanwhile; None where it
-    will need none. It takes nothing of a GPU before it has a job."""
+    """For the end of a run: the process that `verify` will need, which imports its libraries meanwhile, or None if it will
+    need none. The process uses no GPU before it has a job."""
     is_needed = run.recipe.checkpoint.verify and run.accelerator.is_main_process and not _not_plain(run.recipe)
     return other_process() if is_needed else nullcontext()
 
@@ -280,10 +280,10 @@ def verify(
 ) -> None:
     """Load the export in another process, and compare. For the main process, after `engines.release`.
 
-    Where the run is asked to end meanwhile, or memory holds no second copy, it is left out with a word: all else is done.
+    If the run is asked to end meanwhile, or memory holds no second copy, a line says that this was left out.
 
     Args:
-        process: What `standing_by` gave.
+        process: That of `standing_by`.
 
     Raises:
         UserError: it does not load, or does not compute the same.
@@ -291,9 +291,7 @@ def verify(
     recipe, console = run.recipe, run.console
     reason = _not_plain(recipe)
     if not reason and not reference.inputs:
-        reason = (
-            "transformers' model sees none of the images that it would be compared on as they were seen in training"
-        )
+        reason = "transformers' model sees all images that it would be compared on differently from the trained model"
     if reason:
         console.line(f"{export}: not verified in a process with transformers and peft alone, as {reason}")
         return
