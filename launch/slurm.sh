@@ -2,13 +2,13 @@
 # Several machines under SLURM, started again after a preemption:
 #   sbatch --nodes 2 --gpus-per-node 8 launch/slurm.sh recipes/finetune_full.toml [table.key=value ...]
 # PROFILE=launch/fsdp2.yaml sbatch ... takes another profile. run.output_dir must be on a shared file system.
-# As the queue shows it:
+# Its name in the queue:
 #SBATCH --job-name=llava-accel
 # One launcher a machine; it starts a process for each GPU:
 #SBATCH --ntasks-per-node=1
 # For the launcher, its processes, and their data.workers:
 #SBATCH --cpus-per-task=32
-# Of one start:
+# Time limit of one start:
 #SBATCH --time=24:00:00
 # The job may be queued again, by SLURM and by the last lines of this script:
 #SBATCH --requeue
@@ -26,8 +26,8 @@ gpus=${SLURM_GPUS_ON_NODE:?ask for GPUs with --gpus-per-node}
 
 # The contract with the training: SIGTERM makes every rank finish its step, write a checkpoint within 30 seconds, the
 # time that the launcher leaves its processes, and end with code 75 (EX_TEMPFAIL: start the same command again). What is
-# started again takes up the newest complete checkpoint (run.resume = "auto"). The launcher makes 1 of any code, so it is
-# remembered here who asked for the end: then the job is queued again, and after an error of its own it is not.
+# started again takes up the newest complete checkpoint (run.resume = "auto"). The launcher turns any code into 1, so this
+# script remembers that it asked for the end: then the job is queued again, and after an error of its own it is not.
 asked_to_end=false
 end() {
   asked_to_end=true

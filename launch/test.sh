@@ -3,7 +3,7 @@
 # `--fast` leaves out types and what is marked slow: two minutes on two cores.
 # `--floor` runs the same tests in .venv-floor, with the lowest versions that pyproject.toml allows, and one run of each
 # backend on two processes.
-# Anything else is handed to pytest: bash launch/test.sh tests/data -k labels (with `-n 0` in one process)
+# Anything else is passed to pytest: bash launch/test.sh tests/data -k labels (with `-n 0` in one process)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +31,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Two processes; tests that share a fixture stay in one of them (tests/conftest.py).
 pytest=(python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder)
 if [ "$mode" = floor ]; then
-  # Other versions have other warnings to give: that none is left unread is a rule for the versions of constraints.txt.
+  # Other versions give other warnings: only with the versions of constraints.txt must there be none.
   pytest+=(-W default)
   "${pytest[@]}" -m "not slow" "$@"
   "${pytest[@]}" tests/test_backends.py::test_plain_gradient_descent_hides_no_wrong_scale
@@ -44,7 +44,7 @@ if [ "$mode" = fast ]; then
 else
   command -v "${CXX:-g++}" >/dev/null || command -v c++ >/dev/null || echo "no C++ compiler here: the emulated GPU is not tested"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || echo "no Chromium here: the report's page is not tested in a browser"
-  # Types take one core, and the tests do not always fill two. What is wrong with them is said behind the tests.
+  # Types take one core, and the tests do not always fill two. Their errors are printed after the tests.
   types=$(mktemp)
   pyright >"$types" 2>&1 &
   checking=$!

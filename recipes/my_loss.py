@@ -13,10 +13,10 @@ from llava_accel.model.objective import Objective, cross_entropy
 
 
 class Focal(Objective):
-    """Cross-entropy that counts a token the less, the surer of it the model is: Lin et al. 2017, arXiv:1708.02002."""
+    """Cross-entropy in which a token counts less, the surer the model is of it: Lin et al. 2017, arXiv:1708.02002."""
 
     MEASURES = ("cross_entropy",)
-    """What log lines tell besides; `measured` holds the sums."""
+    """Further values in log lines; `measured` holds their sums."""
 
     def loss(self, hidden: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """The sum over a micro-batch.
