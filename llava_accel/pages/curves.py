@@ -104,7 +104,7 @@ def _loss_note(run: History) -> str:
 
 
 def length_plots(run: History) -> list[Histogram]:
-    """How long the records of the training and of the held-out data are."""
+    """Histograms of the lengths of the records of the training and of the held-out data."""
     limit, plots = float(run.recipe.data.max_length), list[Histogram]()
     for key, name in (("train", "training"), ("eval", "held-out")):
         if lengths := (run.figures.get(key) or {}).get("lengths"):
@@ -167,7 +167,7 @@ def _both(run: History, key: str) -> list[Series]:
 
 
 def _times(run: History) -> list[Shares]:
-    """Where the time went, if the run's lines say so; what is less than a fiftieth goes under "other"."""
+    """The shares of the time by phase, if the run's lines have them; phases below a fiftieth are part of "other"."""
     seconds = run.seconds
     whole = sum(seconds.values())
     named = [(name, part) for name, part in seconds.items() if name != "other" and part > 0.02 * whole]

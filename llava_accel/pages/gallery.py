@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ from llava_accel.sources.image_parts import part_of
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder
 
+_T = TypeVar("_T")
 MOST_CARDS = 60
 _MOST_HARD = 12
 _MOST_IMAGES = 4  # of one question
@@ -51,7 +52,7 @@ class Question:
     """The rejected answer of a pair; else empty."""
     images: list[GalleryImage]
     tags: list[str]
-    """What filters ask for: "verdict:right", "answer_type:yes/no", and so on."""
+    """The values that filters look for: "verdict:right", "answer_type:yes/no", and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Card(Question):
     verdict: str
     """right, partly or wrong."""
     before: str | None
-    """What the base answered; None where it was not asked."""
+    """The base's answer; None where it was not asked."""
     change: str
     """gained or lost against the base; empty where neither."""
     loss: float | None
@@ -181,6 +182,12 @@ def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
     room = MOST_CARDS - len(hardest(predictions))
     num_right = min(len(right), max(room // 2, room - len(other)))
     return {*right[:num_right], *other[: room - num_right]}
+
+
+def spread(items: Sequence[_T], most: int) -> list[_T]:
+    """At most `most` of the items, evenly spaced over all of them."""
+    number = min(most, len(items))
+    return [items[place * len(items) // number] for place in range(number)]
 
 
 def _draw(row: Prediction) -> bytes:

@@ -96,7 +96,7 @@ class History:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Where the time of training went, by `timing.PHASES`."""
+        """Seconds of training in each of `timing.PHASES`."""
         return {phase: sum(line.get(f"{phase}_s", 0.0) for line in self.steps) for phase in PHASES}
 
     @property

@@ -96,7 +96,7 @@ def tiles(run: History) -> list[Tile]:
 
 
 def notes(run: History) -> list[str]:
-    """What should be known before the numbers are believed."""
+    """Warnings that a reader should know before believing the numbers."""
     shown: list[str] = []
     chosen, key = run.chosen, run.score
     if warning := overfitting(run.lines, run.recipe.eval.patience):

@@ -113,7 +113,7 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """How often values fall between two edges."""
+    """Counts of the values between each two edges."""
 
     title: str
     note: str

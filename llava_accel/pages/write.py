@@ -13,7 +13,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
 from llava_accel.pages.curves import curves, length_plots
-from llava_accel.pages.gallery import cards, choose, doubts, image_file, image_roots, training_cards, verdict
+from llava_accel.pages.gallery import cards, choose, doubts, image_file, image_roots, spread, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import Live, render, write_page
 from llava_accel.pages.outcome import notes, sentence, tiles
@@ -182,7 +182,7 @@ def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: s
             shown.append(_tile(decode(image_file(name, roots), data.exif), row, metric))
         except DataError:  # the report says of each what is wrong with it
             continue
-    return shown[:: max(1, len(shown) // _MOST)][:_MOST]
+    return spread(shown, _MOST)
 
 
 def _tile(image: Image.Image, row: Prediction, metric: str) -> Image.Image:
