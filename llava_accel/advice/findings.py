@@ -205,7 +205,7 @@ def guess_task(findings: Findings) -> tuple[str, str]:
 
 
 def of_init(error: DataError, images: str = "") -> DataError:
-    """The error with the flags of `init` in the place of a recipe's keys, and with the folder that --images names."""
+    """The error with the flags of `init` in place of a recipe's keys, and with the folder that --images names."""
     problem, remedy = error.problem, error.remedy
     for key, flag in _AS_FLAGS.items():
         problem, remedy = problem.replace(key, flag), remedy.replace(key, flag)

@@ -1,4 +1,4 @@
-"""Sizes of published bases, for a machine that has none of them: what a plan needs of a config, and no more."""
+"""Sizes of published bases, for a machine that has none of them: only the keys of a config that a plan needs."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ DEFAULT = "llava-1.5-7b-hf"
 
 
 def published_config(name: str) -> dict[str, Any] | None:
-    """What a plan needs of the config of a base on the hub, as its config.json has it; None where it is not known."""
+    """The keys of config.json that a plan needs, for a base on the hub; None where its sizes are not known."""
     owner, _, short = name.partition("/")
     for family, texts in _TEXTS.items():
         for start, text in texts.items():

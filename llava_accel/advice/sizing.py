@@ -42,7 +42,7 @@ class Fit:
     checkpoints: bool
     batch: int
     gigabytes: float
-    """What they take by the plan."""
+    """The memory that they take, by the plan."""
 
 
 def find_card(gigabytes: float | None) -> Card:

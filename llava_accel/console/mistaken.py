@@ -1,4 +1,4 @@
-"""What a flag that a verb does not have may have meant: another flag, or a key of the recipe."""
+"""Guesses what was meant by a flag that a verb does not have: another flag, or a key of the recipe."""
 
 import argparse
 import difflib
@@ -23,7 +23,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def advice(flag: str, words: Sequence[str], flags: Iterable[str]) -> str:
-    """What is wrong with a flag, and what to write instead.
+    """A sentence that says what is wrong with a flag, and what to write instead.
 
     Args:
         words: The command line that it is in.

@@ -1,4 +1,4 @@
-"""What the user sees: rich on a terminal, plain lines elsewhere, nothing twice on several ranks."""
+"""Prints what the user sees: rich on a terminal, plain lines elsewhere, nothing twice on several ranks."""
 
 import atexit
 import io

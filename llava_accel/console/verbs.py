@@ -1,4 +1,4 @@
-"""What each verb takes on the command line. It imports no library, so that help and usage errors are quick."""
+"""The arguments of each verb. No library is imported here, so that help and usage errors are quick."""
 
 import argparse
 import os

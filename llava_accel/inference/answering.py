@@ -133,7 +133,7 @@ class _Branches:
 
     rows: Int[Tensor, "questions"]
     places: Int[Tensor, "questions"]
-    """Where in its row each answer begins to be predicted."""
+    """The position in its row that predicts the first token of each answer."""
     slots: Int[Tensor, "questions"]
     """Number of the question in its row."""
     seen: Bool[Tensor, "rows 1 width seq"]

@@ -97,7 +97,7 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
 
 
 def describe(trained: Trained) -> str:
-    """Which weights these are, in one line: folder and step, and of a run whether they are its best or its last."""
+    """A line that says which weights these are: folder and step, and for a run whether they are its best or its last."""
     folder, own = trained.folder, trained.own
     if own is None:
         base = trained.recipe.model.base or str(folder)

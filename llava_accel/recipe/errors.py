@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: each problem has key, value, what is expected, and a remedy."""
+"""Describes the problems of a recipe: each has a key, its value, what is expected, and a remedy."""
 
 import difflib
 import re

@@ -126,8 +126,8 @@ class ModelTable(Table):
     vision_tower: str = ""
     """Folder or hub id of a CLIP model: a part to assemble, or the tower used in place of the base's."""
     family: Literal["llava", "llava_next", "llava_onevision"] = "llava"
-    """What to assemble from parts, under transformers' names: a LLaVA-1.5, or a LLaVA-NeXT or OneVision, which cut images
-    into tiles."""
+    """The model to assemble from parts, under transformers' names: a LLaVA-1.5, or a LLaVA-NeXT or OneVision, which cut
+    images into tiles."""
     projector: str = ""
     """A trained projector: a file (mm_projector.bin or .safetensors), a folder with one, or a run of stage 1; empty = the
     base's, or a random one for parts."""

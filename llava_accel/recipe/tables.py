@@ -90,7 +90,7 @@ class OptimTable(Table):
     weight_decay: NotNegative = 0.0
     """Decoupled decay of the weights that decay names."""
     decay: Literal["weights", "original"] = "weights"
-    """What decays: weight matrices only, so neither biases nor norms; or "original": what LLaVA's own trainer takes, also
+    """What decays: weight matrices only, so neither biases nor norms; or, as in LLaVA's own trainer ("original"), also
     image_newline, class and position embeddings, and the norms of language models other than Llama."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up: to 0 on the last step, or not at all."""
@@ -121,8 +121,8 @@ class TrainTable(Table):
     """What is learned: the answers; which of two answers is preferred ("dpo", see [preference]); or "my_loss.py:Name", a
     class of yours that inherits from llava_accel.model.objective.Objective."""
     loss: Literal["tokens", "micro_batch_mean"] = "tokens"
-    """What a step's loss is the mean of: all target tokens (or pairs) of its global batch, however that is split; or the
-    means of its micro-batches, as in LLaVA's own training, where a micro-batch without a target does not count."""
+    """A step's loss is the mean over all target tokens (or pairs) of its global batch, however that is split; or the mean of
+    the means of its micro-batches, as in LLaVA's own training, where a micro-batch without a target does not count."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite stops the run, or makes no update and is reported."""
     max_nonfinite: Count = 10

@@ -44,7 +44,7 @@ _MOST_EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is exported and how.
+    """The source of an export, and its settings.
 
     `dtype` is the float type of a whole model on disk; None is the one that the base has on disk. `compares`: the export
     is loaded and compared with what was trained, which takes as much memory and time as using both.

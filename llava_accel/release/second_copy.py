@@ -1,4 +1,4 @@
-"""Where a second copy of a model can be loaded, for a comparison: on the GPU, else on the CPU, if memory holds it."""
+"""Finds a place for a second copy of a model, for a comparison: on the GPU, else on the CPU, if memory holds it."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +43,7 @@ class Place:
 def find_place(
     folder: Path, base: str, quantization: QuantizationTable, dtype: torch.dtype, device: torch.device
 ) -> Place | None:
-    """Where an export, on its base if it is an adapter, fits beside what is loaded already; None if nowhere.
+    """The place where an export, on its base if it is an adapter, fits beside what is loaded already; None if nowhere.
 
     Args:
         folder: The export.

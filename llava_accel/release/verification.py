@@ -101,7 +101,7 @@ def probe_example(processing: Processing) -> tuple[Example, dict[ImageView, Tens
 
 
 def compare(expected: Float[Tensor, "targets vocab"], actual: Float[Tensor, "targets vocab"]) -> Agreement:
-    """How far two models' logits are apart. A logit that is not finite on one side is an infinite difference."""
+    """Compare two models' logits. A logit that is not finite on one side is an infinite difference."""
     difference = (expected - actual).abs().max()
     return Agreement(
         difference=float(difference) if difference.isfinite() else float("inf"),
@@ -118,7 +118,7 @@ class Reference:
     inputs: list[tuple[dict[str, Tensor], Tensor]]
     """Arguments of transformers' forward pass, and the positions at which it is compared."""
     logits: Float[Tensor, "targets vocab"]
-    """In fp32, on the CPU, of all examples one after the other."""
+    """The trained model's logits in fp32, on the CPU, of all examples one after the other."""
     answers: list[list[int]]
     stop_ids: list[int]
     vocab_size: int

@@ -34,7 +34,7 @@ def _common(given: list[str], wanted: list[str]) -> float:
 
 
 def bleu_counts(prediction: str, references: Sequence[str]) -> Float[np.ndarray, "counts"]:
-    """What a text adds to the counts of BLEU: n-grams of 1 to 4 words that a reference has, n-grams in all, and the lengths
+    """The counts that a text adds for BLEU: n-grams of 1 to 4 words that a reference has, n-grams in all, and the lengths
     of the text and of the nearest reference."""
     statistics = BLEU(effective_order=True).sentence_score(prediction, list(references))
     return np.array([*statistics.counts, *statistics.totals, statistics.sys_len, statistics.ref_len], dtype=np.float64)
@@ -80,8 +80,8 @@ def _weighed(grams: Counter[NGram], rarity: Mapping[NGram, float]) -> _Weighed:
 
 
 def _similarity(given: _Weighed, wanted: _Weighed) -> float:
-    """Mean over the lengths of n-grams of the cosine of both, each n-gram clipped to how often the reference has it; less
-    where the texts differ in length."""
+    """Mean cosine of both, over the lengths of n-grams, each n-gram clipped to how often the reference has it; lower where
+    the texts differ in length."""
     cosines = [
         sum(min(value, other[gram]) * other[gram] for gram, value in one.items() if gram in other) / norm
         for one, other, norm in zip(

@@ -23,7 +23,7 @@ from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines
 
 HARMFUL = "harmful.jsonl"
-"""In the folder of predictions."""
+"""File in the folder of predictions."""
 WRONG, HARD, CONTRADICTED = "answered wrong", "highest loss", "contradicts another record"
 _MOST_WRONG, _MOST_NEAR = 100, 3
 _LEAST_HARD, _SHARE_HARD = 12, 0.05

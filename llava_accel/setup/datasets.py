@@ -79,7 +79,7 @@ def image_placement(data: DataTable, processing: Processing) -> Literal["start",
 
 
 def row_form(recipe: Recipe, console: Console | None = None) -> RowForm:
-    """How the recipe says that rows are to be read.
+    """The form in which the recipe has rows read.
 
     Args:
         console: Prints a line about the user's own reader, if there is one.

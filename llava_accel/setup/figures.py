@@ -1,4 +1,4 @@
-"""The data of a run in figures: for its first lines, its log and its report."""
+"""The figures of a run's data: for its first lines, its log and its report."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Mix(NamedTuple):
     """The sources of data.train, and to which of them every row belongs."""
 
     names: list[str]
-    """Of the entries of data.train: each once, without its folder where that leaves them distinct."""
+    """Names of the entries of data.train: each once, without its folder where that leaves them distinct."""
     starts: list[int]
     """The first row of every file."""
     of_file: list[int]

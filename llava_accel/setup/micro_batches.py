@@ -56,7 +56,7 @@ def load(
 
 
 def row_layout(recipe: Recipe) -> dict[str, Any]:
-    """How `load_windows` is to lay records out in rows, as the recipe says."""
+    """The arguments of `load_windows` that say how to lay records out in rows, as the recipe wants it."""
     share_up_to = recipe.data.max_length if recipe.data.share_prefix else 0
     return {"share_up_to": share_up_to, "pack": recipe.model.attention != "flash_attention_2"}
 

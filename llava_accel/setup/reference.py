@@ -37,7 +37,7 @@ from llava_accel.storage.atomic import atomic_file
 from llava_accel.storage.kept_files import cache_folder, store, stored
 
 REFERENCE = "reference.safetensors"
-"""In the run folder."""
+"""Its file in the run folder."""
 _FORMAT = 1
 _Found = Float[np.ndarray, "rows 2"]
 
