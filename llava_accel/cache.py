@@ -1,6 +1,6 @@
 """Write the vision tower's features of all images to disk, ahead of the run.
 
-Training and evaluation fill the same cache by themselves, in their first pass over the data. If it is done before, the
+Training and evaluation fill the same cache by themselves, in their first pass over the data. If it is filled before, the
 first epoch does not run the tower. On several ranks each takes its part of the images. `--list` shows what is in the cache,
 `--clear` empties it.
 """
@@ -39,7 +39,7 @@ from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder, contents, file_status
 
 _AT_ONCE = 32  # images
-_PATIENCE_S = 10.0  # with a process that writes features
+_PATIENCE_S = 10.0  # for a process that writes features
 
 
 def cache(recipe: Recipe) -> int:
@@ -57,7 +57,7 @@ def cache(recipe: Recipe) -> int:
             f"{str(recipe.model.train_vision).lower()}: this recipe stores no features. Set data.cache_features = true "
             "and model.train_vision = false"
         )
-    # As many as fit, even if not all of them do.
+    # "auto" keeps none if not all of them fit; here as many are kept as fit.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_features": True})})
     accelerator = build_accelerator(recipe)
     console = Console(accelerator.is_main_process)
@@ -68,7 +68,7 @@ def cache(recipe: Recipe) -> int:
     objective.to(accelerator.device)
     attach_features(run, processing, objective, parts)
     store, writer = parts[0].image_reader.store, objective.features
-    if store is None or writer is None:  # which was said
+    if store is None or writer is None:  # a note has said why
         raise UserError("data.cache_dir: features cannot be written there. Name a folder that can be written")
     _fill(run, objective, image_views(parts), parts[0].image_reader)
     objective.flush_features()
@@ -149,7 +149,7 @@ def show(folder: Path, console: Console) -> None:
 
 
 def _megabytes(sizes: Iterable[int]) -> float:
-    """Of files, some of which may have gone meanwhile."""
+    """Megabytes of files; the size of one that has gone meanwhile is given as -1, and counts as 0."""
     return sum(max(0, size) for size in sizes) / 1e6
 
 
@@ -157,7 +157,7 @@ def clear(folder: Path, console: Console) -> None:
     """Remove the files of a cache, and nothing else that may be in its folder.
 
     Raises:
-        UserError: another process keeps it locked.
+        UserError: another process holds its lock.
         OSError: a file cannot be removed.
     """
     features = folder / "features"

@@ -2,7 +2,7 @@
 
 Every record is tokenised and every image decoded, in parallel. Of the model, configs, tokenizer, and names, shapes and
 values of weights are checked. All problems are reported in one pass. In the examples that are shown, what the model is
-trained to write is coloured. `--probe` alone builds the model, and takes two steps.
+trained to write is coloured. Only `--probe` builds the model, and takes two steps.
 """
 
 from llava_accel.console.command_line import start
@@ -66,26 +66,26 @@ _MODEL = ("model.base", "model.language_model", "model.vision_tower", "model.pro
 
 @dataclass(kw_only=True)
 class Check:
-    """One call of `check`: what was asked, where to say what was found, and what was found."""
+    """One call of `check`: what was asked, the console to report to, and what was found."""
 
     recipe: Recipe
     arguments: argparse.Namespace
     console: Console
     processing: Processing | None
-    """None where the model cannot be used; then records and images are read, and nothing is tokenised."""
+    """None if the model cannot be used; then records and images are read, and nothing is tokenised."""
     source: Path | None
-    """The checkpoint that the run goes on from."""
+    """The checkpoint that the run resumes from."""
     problems: Problems = field(default_factory=Problems)
-    """Of cache, template and settings."""
+    """Problems of cache, template and settings."""
     unreadable: list[DataError] = field(default_factory=list)
     """Files that cannot be opened."""
     copy: CleanCopy | None = None
     parts: list[Checked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """On all of the data, and on the run."""
+    """Notes on all of the data, and on the run."""
     duration: str = ""
     has_bad_rows: bool = False
-    """Whether records are wrong, beyond what the recipe leaves out."""
+    """Whether records are wrong, besides those that the recipe leaves out."""
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def check(arguments: argparse.Namespace) -> int:
         if path := getattr(arguments, flag):
             check_out(Path(path), f"--{flag}", example)
     recipe: Recipe = arguments.loaded
-    wrong: RecipeError | None = arguments.wrong  # has been said
+    wrong: RecipeError | None = arguments.wrong  # was printed when the recipe was read
     is_unknown = wrong and wrong.is_about("run.name", "run.output_dir", "run.resume")
     source, problems = (None, []) if is_unknown else examine_run(recipe, console)
     processing = None
@@ -141,7 +141,7 @@ def command(verb: str, *words: str) -> str:
 
 
 def check_data(task: Check) -> None:
-    """Read all records, say what they are, and what is wrong with files, cache, template and settings."""
+    """Read all records and report on them, and print problems with files, cache, template and settings."""
     recipe, problems = task.recipe, task.problems
     task.copy = CleanCopy(Path(task.arguments.fix)) if task.arguments.fix else None
     processing = task.processing
@@ -159,7 +159,7 @@ def check_data(task: Check) -> None:
 
 
 def check_corpus(task: Check, name: str, corpus: Corpus, processing: Processing | None) -> None:
-    """Read the records of `data.train` or `data.eval`, and say what they are."""
+    """Read the records of `data.train` or `data.eval`, and report on them."""
     recipe, problems = task.recipe, task.problems
     fetch_images(corpus, recipe.data, task.console, refuses=False)
     survey = problems.attempt(lambda: read(task, name, corpus, processing))
@@ -201,7 +201,7 @@ def report(task: Check, checked: Checked) -> None:
 
 
 def read(task: Check, name: str, corpus: Corpus, processing: Processing | None) -> Survey:
-    """Every record and every image, with a bar."""
+    """Read every record and every image, with a progress bar."""
     with task.console.bar(f"reading {name}", len(corpus)) as bar:
         return survey_records(
             corpus,
@@ -213,7 +213,7 @@ def read(task: Check, name: str, corpus: Corpus, processing: Processing | None) 
 
 
 def check_run(task: Check, cache_dir: Path) -> None:
-    """Say what training and evaluation share, how long the run is, and which trackers it lacks.
+    """Say what training and evaluation share, how long the run is, and which trackers are not installed.
 
     Raises:
         UserError: data.eval_fraction leaves one side without a record; or the two steps of --probe cannot be taken.
@@ -245,7 +245,7 @@ def check_run(task: Check, cache_dir: Path) -> None:
 
 
 def say_harmful(task: Check, training: Checked, rows: np.ndarray, evaluation: Checked, eval_rows: np.ndarray) -> None:
-    """List the records that a run has shown to be worth a look; UserError if RUN is none, or its answers are damaged."""
+    """List the records that a run has shown to be worth a look; UserError if --against is not a run, or damaged."""
     sides = [Records(each.corpus, each.survey, some) for each, some in ((training, rows), (evaluation, eval_rows))]
     lines, remarks = lines_to_mend(task.arguments.against, *sides)
     for remark in remarks:

@@ -1,6 +1,6 @@
 """A first recipe for data, a base and a card: looks at the data, plans what fits, and writes each key with its reason.
 
-Most keys of a recipe have good defaults; what is written are those that depend on what the user has.
+Most keys of a recipe have good defaults; it writes only those that depend on what the user has.
 """
 
 from llava_accel.console.command_line import start
@@ -52,7 +52,7 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
     """Write the recipe, and say what was seen and what comes next.
 
     Raises:
-        UserError: the file is there, the data or the base cannot be used, or nothing fits the card.
+        UserError: the file exists already, the data or the base cannot be used, or nothing fits the card.
     """
     out = Path(arguments.out)
     check_out(out, "NEW.toml:", "recipe.toml")
@@ -99,7 +99,7 @@ def fit_base(
         folder, assumed = find_configs(named.base, Path(spare))
         processing = load_configs(folder)
         template = known_template(processing) if assumed else choose_name(processing)
-        tried = "v1" if assumed else template[0]  # the tokenizer that ships here has no other one's tokens
+        tried = "v1" if assumed else template[0]  # the tokenizer in this package has only the tokens of "v1"
         if tried != "v1":
             processing = load_configs(folder, tried)
         trial = _trial(named, folder, tried, [Key("max_length", _UNLIMITED, "")], task)
@@ -122,7 +122,7 @@ def fit_base(
 
 
 def name_data(arguments: argparse.Namespace, console: Console) -> Named:
-    """What the command line names, with the folders of images where they are obvious.
+    """The data and base that the command line names, with the folders of images if these are obvious.
 
     Raises:
         DataError: a file cannot be read.
@@ -132,7 +132,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         folders[path], own[path] = _images_of(path, arguments.images, console)
     is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
     train: Any = arguments.data[0]
-    # A data set on disk may bring a split to be scored on.
+    # A data set with splits may have one to evaluate on.
     evaluation = train if not arguments.eval and len(arguments.data) == 1 and held_out_split(train) else arguments.eval
     images = folders[train]
     if not is_one:
@@ -150,7 +150,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
 
 
 def saw(seen: Seen, card: Card, why: str) -> list[str]:
-    """What was found, a line each."""
+    """Lines on what was found."""
     findings, lengths = seen.train, seen.lengths
     lines = [
         f"data: {findings.num_records:,} records, {findings.num_images:,} images"
@@ -165,7 +165,7 @@ def saw(seen: Seen, card: Card, why: str) -> list[str]:
     if wrong:
         count = f"{len(wrong):,} records" if len(wrong) > 1 else "a record"
         lines.append(
-            f"note: {count} cannot be used, such as {of_init(wrong[0])}. `check` lists all, and --fix writes a copy without"
+            f"note: {count} cannot be used, such as {of_init(wrong[0])}. `check` lists all; --fix writes a copy without them"
         )
     return lines
 
@@ -178,7 +178,7 @@ def commands(out: Path, name: str, has_evaluation: bool) -> list[str]:
 
 
 def _images_of(path: str, given: str, console: Console) -> tuple[str, str]:
-    """What to say of the folder of a file's images, which is nothing where it is the file's own; and the folder."""
+    """The folder of a file's images as the recipe names it, "" if that is the file's own; and the folder itself."""
     sources = open_sources([NamedSource(path, given)], cache_folder())
     if given:
         return given, given
@@ -196,7 +196,7 @@ def _open(named: Named) -> dict[str, list[Source]]:
 
 
 def _trial(named: Named, folder: str, template: str, keys: Sequence[Key], task: str = "") -> dict[str, dict[str, Any]]:
-    """Tables of a recipe on the configs that were found, as far as examples and their lengths go."""
+    """Tables of a recipe on the configs that were found, as far as examples and their lengths depend on them."""
     data = {"train": named.train, "images": named.images, "eval": named.evaluation}
     asked = {name: {key.name: key.value for key in keys} for name, keys in task_keys(task).items()}
     lora = {"lora": asked.pop("model.lora")} if asked else {}

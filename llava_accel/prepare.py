@@ -12,11 +12,11 @@ from llava_accel.exceptions import UserError
 
 _COMMAND = "llava-accel prepare"
 _HELD_OUT = ("val", "minival", "testdev", "test-dev", "test")
-"""Splits to evaluate on, the first that there is: a test split is for the end."""
+"""Splits to evaluate on; the first of these that was written is proposed, as a test split is for the end."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the verb; what the user can mend ends it with a message and exit code 2."""
+    """Run the verb; an error that the user can mend ends it with a message and exit code 2."""
     arguments = _parser().parse_args(argv)
     run(lambda: _write(arguments))
 
@@ -28,7 +28,7 @@ def _write(given: argparse.Namespace) -> None:
     num_names = len(given.split_name)
     if num_names and num_names != (num_files := len(given.file or given.questions)):
         raise UserError(
-            f"--split-name gives {num_names} name(s) for {num_files} file(s). Give one a file or pair of files."
+            f"--split-name gives {num_names} name(s) for {num_files} file(s). Give one per file or pair of files."
         )
     written: list[Path] = []
     for part in given.parts(given):
@@ -41,7 +41,7 @@ def _write(given: argparse.Namespace) -> None:
 
 
 def _print_next(written: Sequence[Path], images: Path) -> None:
-    """The command that makes a recipe for the new files: "train", else the first, is trained on, another held out."""
+    """Print the command that makes a recipe for the new files: trained on "train", else the first, evaluated on another."""
     by_split = {path.stem: path for path in written}
     train = by_split.get("train", written[0])
     others = [path for path in written if path != train]
@@ -67,7 +67,7 @@ def _names(what: str, *default: str, metavar: str = "NAME") -> dict[str, Any]:
     return {"nargs": "+", "default": [*default], "metavar": metavar, "help": f"{what}{shown}"}
 
 
-_SPLIT_NAMES = "names of the splits, one a file or pair of files (default: as the files say)"
+_SPLIT_NAMES = "names of the splits, one per file or pair of files (default: taken from the files)"
 _FLAGS: dict[str, dict[str, Any]] = {
     "file": _files("the data set's own files, unpacked"),
     "table": {"type": Path, "metavar": "F.csv", "help": "the table, with a header"},
@@ -84,13 +84,13 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "split-name": _names(_SPLIT_NAMES) | {"action": "extend"},
     "multiple-choice": {"action": "store_true", "help": "list the options, and train on the letter of the right one"},
     "explain": {"action": "store_true", "help": "train on lecture, solution and answer"},
-    "one-per-image": {"action": "store_true", "help": "one record an image, in place of one a caption"},
-    "image-column": _names("one <image> each", "image"),
-    "question-column": {"default": "", "metavar": "NAME", "help": "(default: question)"},
+    "one-per-image": {"action": "store_true", "help": "one record per image instead of one per caption"},
+    "image-column": _names("columns of image names, each for one <image>", "image"),
+    "question-column": {"default": "", "metavar": "NAME", "help": "column of the question (default: question)"},
     "question": {"default": "", "metavar": "TEXT", "help": "the question of all records"},
-    "answer-column": _names("one annotator each", "answer"),
-    "encoding": {"default": "", "metavar": "NAME", "help": "of the file, such as cp1252 (default: found)"},
-    "delimiter": {"type": _delimiter, "metavar": "C", "help": "such as ; or tab (default: found)"},
+    "answer-column": _names("columns of answers, each of one annotator", "answer"),
+    "encoding": {"default": "", "metavar": "NAME", "help": "of the file, such as cp1252 (default: detected)"},
+    "delimiter": {"type": _delimiter, "metavar": "C", "help": "such as ; or tab (default: detected)"},
     "suffix": {"metavar": "TEXT", "help": "line below each question, '' for none (default: %(default)r)"},
 }
 
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "Turns public data sets and tables into the JSON lines that data.train reads."
     epilog = _example("okvqa", SOURCES["okvqa"])
     parser = argparse.ArgumentParser(_COMMAND, description=about, epilog=epilog, formatter_class=layout)
-    # What a source does not take is there all the same, so that no reader has to ask.
+    # Flags that a source does not take have a value all the same, so that the code that reads them need not ask.
     parser.set_defaults(file=[], questions=[], split_name=[], multiple_choice=False)
     group = parser.add_subparsers(title="sources", required=True, metavar="SOURCE", dest="source")
     for name, source in SOURCES.items():
@@ -119,7 +119,7 @@ def _add_flags(parser: argparse.ArgumentParser, name: str, source: Source) -> No
         needed: dict[str, Any] = {"required": True} if flag.endswith("!") else {}
         default = {"default": source.suffix} if plain == "suffix" else {}
         parser.add_argument(f"--{plain}", **{**settings, **needed, **default})
-    bad = "what to do with records that cannot be used: end with all of them named, or leave them out (default: error)"
+    bad = "what to do with records that cannot be used: stop and list all of them, or leave them out (default: error)"
     parser.add_argument("--on-bad-record", choices=("error", "skip"), default="error", help=bad)
     out = "F.jsonl" if name == "csv" else "DIR"
     parser.add_argument("--out", required=True, type=Path, metavar=out, help="where the JSON lines go")

@@ -146,7 +146,7 @@ def test_split_names_and_suffix_are_the_users_to_choose(folder: Path) -> None:
     ("more", "told"),
     [
         (["--questions", "{q}"], "Give one annotations file for each"),
-        (["--split-name", "a", "b"], "Give one a file or pair"),
+        (["--split-name", "a", "b"], "Give one per file or pair"),
         (["--questions", "{q}", "--annotations", "{a}"], "a second split 'train'"),
         (["--images", "nowhere"], "Check --images"),
     ],

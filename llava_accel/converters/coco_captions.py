@@ -17,15 +17,15 @@ _REMEDY = "Give the official file, such as captions_train2017.json, unpacked, wi
 
 
 def caption_parts(
-    files: Sequence[Path], names: Sequence[str], images: Path, question: str, an_image: bool, out: Path
+    files: Sequence[Path], names: Sequence[str], images: Path, question: str, per_image: bool, out: Path
 ) -> Iterator[Part]:
-    """One part a file.
+    """One part per file.
 
     Args:
-        names: Splits of the files, in their order; empty: as the files say.
+        names: Split names, one per file; empty: taken from the files.
         images: The folder of the images, or the one above it.
         question: Asks for a caption, in every record.
-        an_image: One record an image, with its first caption; else one a caption.
+        per_image: One record per image, with all its captions as answers; else one per caption.
 
     Raises:
         UserError: with file and remedy.
@@ -42,7 +42,7 @@ def caption_parts(
         source = f"http://images.cocodataset.org/zips/{image_set.group() if image_set else 'train2017'}.zip"
         lookup = ImageLookup(images, source)
         file_names = {str(image.get("id")): image for image in known}
-        rows = _rows(file, captions, file_names, lookup, question, an_image)
+        rows = _rows(file, captions, file_names, lookup, question, per_image)
         yield Part(out=out / f"{split}.jsonl", rows=rows, source=str(file), images=lookup)
 
 
@@ -62,7 +62,7 @@ def _rows(
     file_names: Mapping[str, Mapping[str, Any]],
     images: ImageLookup,
     question: str,
-    an_image: bool,
+    per_image: bool,
 ) -> Rows:
     of_image: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for caption in captions:
@@ -70,16 +70,16 @@ def _rows(
     for image_id, group in of_image.items():
         texts = [str(caption.get("caption") or "").strip() for caption in group]
         for caption, text in zip(group, texts, strict=True):
-            name = image_id if an_image else str(caption.get("id"))
+            name = image_id if per_image else str(caption.get("id"))
             try:
                 if image_id not in file_names:
                     raise DataError("fields", f"'images' has no image {quoted(image_id)}", AGAIN)
                 image = images.find(text_of(file_names[image_id], "file_name"))
-                if not an_image:
+                if not per_image:
                     text_of(caption, "caption")
-                answers = Counter(texts) if an_image else {text: 1}
+                answers = Counter(texts) if per_image else {text: 1}
                 yield make_record(record_id=name, images=[image], question=question, answers=answers)
             except DataError as error:
                 yield placed(error, file, name)
-            if an_image:
+            if per_image:
                 break

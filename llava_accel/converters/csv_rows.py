@@ -17,12 +17,12 @@ from llava_accel.sources.problems import DataError, quoted
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns hold what.
+    """The names of a table's columns, by what they hold.
 
     Args:
-        images: One `<image>` each, where the cell is not blank.
+        images: Each is one `<image>` of a row in which its cell is not blank.
         question: Empty: `asked` is the question of all rows.
-        answers: One annotator each, where the cell is not blank.
+        answers: Each is one annotator of a row in which its cell is not blank.
     """
 
     images: Sequence[str] = ("image",)
@@ -32,7 +32,7 @@ class Columns:
 
     @property
     def all(self) -> list[str]:
-        """The names of all."""
+        """All these names."""
         return [*self.images, *([self.question] if self.question else []), *self.answers]
 
 
@@ -51,8 +51,8 @@ def csv_part(
 
     Args:
         images: The folder that image names are relative to.
-        say: Told how the file is read.
-        encoding, delimiter: Empty: found.
+        say: Called with lines on how the file is read.
+        encoding, delimiter: Empty: they are detected.
         suffix: The line below each question; empty: none.
 
     Raises:
@@ -76,7 +76,7 @@ def csv_part(
 
 
 def _lines(file: Path, text: str, delimiter: str, num_before: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, with the line of the file in which each begins; DataError for what is no CSV."""
+    """Rows that are not blank, with the line of the file in which each begins; DataError if it is not CSV."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1 + num_before
     try:
@@ -85,7 +85,7 @@ def _lines(file: Path, text: str, delimiter: str, num_before: int) -> Iterator[t
                 yield start, row
             start = reader.line_num + 1 + num_before
     except csv.Error as error:
-        remedy = 'Check the quotes in this row: one that is not closed takes in all that follows; inside, write ""'
+        remedy = 'Check the quotes in this row: an unclosed one takes in all that follows; inside quotes, write ""'
         raise DataError("json", f"not well-formed CSV ({error})", remedy, file=str(file), row=start) from None
 
 

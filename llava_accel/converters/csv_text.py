@@ -1,4 +1,4 @@
-"""A table's file -> its text and its delimiter, both found where the user does not name them."""
+"""A table's file -> its text and its delimiter. Encoding and delimiter are detected if the user does not name them."""
 
 import codecs
 import csv
@@ -11,7 +11,7 @@ from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError, quoted
 
 _DELIMITERS = ",;\t|"
-_MARKS = {  # of byte order, the longer first
+_MARKS = {  # byte order marks, the longer first
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
@@ -19,7 +19,7 @@ _SAVE = 'Save it there as "CSV UTF-8", and give that file'
 _OTHER_CONTENT = {
     b"PK\x03\x04": ("a spreadsheet (.xlsx, .ods) or another archive", _SAVE),
     b"\xd0\xcf\x11\xe0": ("a spreadsheet of old Excel (.xls)", _SAVE),
-    b"\x1f\x8b": ("packed with gzip", "Unpack it with gunzip, and give what comes out"),
+    b"\x1f\x8b": ("packed with gzip", "Unpack it with gunzip, and give the unpacked file"),
     b"PAR1": ("Parquet", "Write it as CSV; data.train reads Parquet itself where it has LLaVA's columns"),
 }
 _EXCELS_LINE = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)
@@ -29,10 +29,10 @@ def read_text(file: Path, encoding: str) -> tuple[str, str, str]:
     """The text of a table.
 
     Args:
-        encoding: As Python calls it; empty: by the mark of byte order, else UTF-8, else Windows' Western European.
+        encoding: Python's name of it; empty: from the byte order mark, else UTF-8, else Windows' Western European.
 
     Returns:
-        The text, the encoding, and what is to be said about it, if anything.
+        The text, the encoding, and a note about it, which may be empty.
 
     Raises:
         UserError: with file and remedy.
@@ -88,10 +88,10 @@ def _marked(raw: bytes) -> str:
 def _western(raw: bytes) -> tuple[str, str, str]:
     try:
         name, text = "cp1252", raw.decode("cp1252")
-    except UnicodeDecodeError:  # five bytes have no meaning there
+    except UnicodeDecodeError:  # five bytes have no meaning in cp1252
         name, text = "latin-1", raw.decode("latin-1")
     example = re.search(r"\w*[^\x00-\x7f]+\w*", text)
-    assert example is not None  # else it were UTF-8
+    assert example is not None  # else it would be UTF-8
     shown = f"the file is not UTF-8; as {name} it reads for example {quoted(example.group())}"
     return text, name, f"{shown}. If that is wrong, name its encoding with --encoding"
 

@@ -1,4 +1,4 @@
-"""The data set easy-VQA, out of its installed package -> records and a copy of the images."""
+"""The data set easy-VQA, from its installed package -> records and a copy of the images."""
 
 import importlib.util
 import shutil
@@ -15,7 +15,7 @@ _SHAPES = frozenset({"circle", "rectangle", "triangle"})
 
 
 def easy_vqa_folder() -> Path:
-    """Where the installed package `easy_vqa` keeps its data; UserError if it is not installed."""
+    """The folder in which the installed package `easy_vqa` keeps its data; UserError if it is not installed."""
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("The package easy-vqa is not installed. Run: python -m pip install easy-vqa")

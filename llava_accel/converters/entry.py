@@ -1,4 +1,4 @@
-"""What all converters share: the fields of a published row, checked, and the record that is made of them."""
+"""Shared by all converters: they check the fields of a published row, and make a record of them."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ SHORT = "Answer the question using a single word or phrase."
 """LLaVA-1.5's line below a question with a short answer."""
 
 Rows = Iterable[dict[str, object] | DataError]
-"""Records in the order of their file; in place of one that cannot be used, what is wrong with it."""
+"""Records in the order of their file, with the error in place of one that cannot be used."""
 AGAIN = "Download the official file again, or correct this entry"
 
 
@@ -36,12 +36,12 @@ def make_record(
         answers: Answer -> number of annotators, in the order of the file. The most frequent one is trained on, the
             first of equals; blank ones are kept for scoring, but never trained on.
         suffix: A line put below the question, such as how to answer.
-        prompt: Stands in place of the question in the conversation.
-        target: Is trained on in place of the most frequent answer.
+        prompt: Replaces the question in the conversation.
+        target: Replaces the most frequent answer as the one that is trained on.
         more: `question_type`, `answer_type`, `choices`; empty ones are left out.
 
     Raises:
-        DataError: without its place, for a blank question or answer, or one that holds `<image>`.
+        DataError: question or answer is blank, or holds `<image>`. Without file and row.
     """
     if not question.strip():
         raise DataError("empty", "the question is blank", "Fill it in, or remove it from the file")
@@ -70,7 +70,7 @@ def make_record(
 
 
 def lettered(choices: Sequence[str], correct: object) -> str:
-    """The letter of the option with the number `correct`; DataError without its place if there is none."""
+    """The letter of the option with the number `correct`, from 0; DataError without file and row if there is none."""
     if not 2 <= len(choices) <= len(LETTERS):
         raise DataError("fields", f"there are {len(choices)} choices", "Write 2 to 26, or remove the question")
     if isinstance(correct, bool) or not isinstance(correct, int) or not 0 <= correct < len(choices):
@@ -79,7 +79,7 @@ def lettered(choices: Sequence[str], correct: object) -> str:
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
-    """A field that must be a text; DataError without its place if it is not."""
+    """A field that must be a text; DataError without file and row if it is not."""
     value = row.get(key)
     if not isinstance(value, str):
         raise DataError("fields", f"it needs a text {key!r}, but has {quoted(value)}", AGAIN)
@@ -87,7 +87,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def texts_of(row: Mapping[str, Any], key: str) -> list[str]:
-    """A field that must be a list of texts, or of objects with a text "answer"; DataError without its place."""
+    """A field that must be a list of texts, or of objects with a text "answer"; else DataError without file and row."""
     value = row.get(key)
     if not isinstance(value, list) or not value:
         raise DataError("fields", f"it needs a list {key!r}, but has {quoted(value)}", AGAIN)
@@ -95,7 +95,7 @@ def texts_of(row: Mapping[str, Any], key: str) -> list[str]:
     for entry in value:
         text = entry.get("answer") if isinstance(entry, dict) else entry
         if not isinstance(text, str):
-            raise DataError("fields", f"{key!r} holds {quoted(entry)}, which is no text", AGAIN)
+            raise DataError("fields", f"{key!r} holds {quoted(entry)}, which is not a text", AGAIN)
         texts.append(text)
     return texts
 
@@ -117,7 +117,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def without_repeats(rows: Rows, file: str) -> Iterator[dict[str, object] | DataError]:
-    """The rows, with a DataError in place of a record whose id was there before."""
+    """The rows, with a DataError in place of a record whose id has occurred before."""
     seen: set[object] = set()
     for row in rows:
         if isinstance(row, dict) and row["id"] in seen:
@@ -129,5 +129,5 @@ def without_repeats(rows: Rows, file: str) -> Iterator[dict[str, object] | DataE
 
 
 def placed(error: DataError, file: Path, record_id: str | None = None, row: int | None = None) -> DataError:
-    """The error with its place, as far as it does not name one."""
+    """The error with file, id and row, as far as it does not have them yet."""
     return replace(error, file=error.file or str(file), id=error.id or record_id, row=error.row or row)

@@ -1,4 +1,4 @@
-"""Writes the records of a split, and tells of all that cannot be used at once: in an error, or as left out."""
+"""Writes the records of a split, and reports together all that cannot be used: in an error, or as left out."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ class Part:
 
     Args:
         out: A file of JSON lines.
-        rows: What it is written from.
+        rows: Its records, and errors in place of those that cannot be used.
         source: The file that the rows come from, for messages.
-        images: Where their images are looked up; missing ones are then told as one fault.
-        notes: What is said once all rows are read.
+        images: Looks up their images; missing ones are then reported as one fault.
+        notes: Lines to print once all rows are read.
     """
 
     out: Path
@@ -41,7 +41,7 @@ def write_part(part: Part, skips: bool, say: Callable[[str], None]) -> None:
         skips: Leave out what cannot be used.
 
     Raises:
-        UserError: with all faults, or as nothing is left.
+        UserError: with all faults; or because no record is left.
     """
     faults: list[DataError] = []
     names: set[str] = set()
@@ -51,7 +51,7 @@ def write_part(part: Part, skips: bool, say: Callable[[str], None]) -> None:
         say(note)
     if faults:
         lines = [f"left out {len(faults):,} of {count + len(faults):,} records of {part.source}:"]
-        say("\n  ".join([*lines, *_told(faults, part.images)]))
+        say("\n  ".join([*lines, *_fault_lines(faults, part.images)]))
 
 
 def _usable(part: Part, skips: bool, faults: list[DataError], names: set[str]) -> Iterator[dict[str, object]]:
@@ -81,11 +81,11 @@ def _refusal(part: Part, faults: list[DataError], count: int) -> UserError:
     total = count + len(faults)
     first = f"{part.source}: {len(faults):,} of {total:,} records cannot be used:"
     last = f"Correct them, or leave them out with {_SKIP}" if count else "Correct them: there is no other record"
-    return UserError("\n  ".join([first, *_told(faults, part.images)]) + f"\n{last}")
+    return UserError("\n  ".join([first, *_fault_lines(faults, part.images)]) + f"\n{last}")
 
 
-def _told(faults: list[DataError], images: ImageLookup | None) -> list[str]:
-    """A line for each fault, for the first of many; missing images share one."""
+def _fault_lines(faults: list[DataError], images: ImageLookup | None) -> list[str]:
+    """A line for each of the first faults, and one for the others; missing images share one."""
     missing, others = _parted(faults, images)
     lines = [". ".join(images.shortage())] if images and missing else []
     lines += [str(fault) for fault in others[:_MOST_SHOWN]]
@@ -96,6 +96,6 @@ def _told(faults: list[DataError], images: ImageLookup | None) -> list[str]:
 
 
 def _parted(faults: list[DataError], images: ImageLookup | None) -> tuple[list[DataError], list[DataError]]:
-    """The faults that `images` keeps account of, and the others."""
+    """The missing images that `images` counts, and the other faults."""
     missing = {fault: None for fault in faults if images and fault.kind == "missing_image"}
     return list(missing), [fault for fault in faults if fault not in missing]

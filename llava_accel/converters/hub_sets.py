@@ -28,10 +28,10 @@ def hub_parts(name: str, config: str, splits: Sequence[str], form: RowForm, out:
 
     Args:
         name: org/name, or a file or folder.
-        form: How rows are read. Of pairs the rejected answers are kept, too.
+        form: How rows are read. The rejected answers of pairs are kept, too.
 
     Raises:
-        DataError: it cannot be had, or has no such split.
+        DataError: it cannot be loaded, or has no such split.
     """
     for split in splits:
         sources = open_sources([Named(name, config=config, splits=(split,))], cache_folder())
@@ -65,8 +65,8 @@ def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:
 
 
 def _copy(address: str, folder: Path, written: dict[str, str]) -> str:
-    """The name of an image's file, made where `written` (address -> name) has none: by its content, as files of several
-    folders may have one name."""
+    """The name of an image's copy, which is made if `written` (address -> name) has none. The name is a hash of the
+    content, as files of several folders may share a name."""
     if address not in written:
         content = content_of(address)
         name = f"{hashlib.sha256(content).hexdigest()[:32]}.{_SUFFIXES.get(content[:2], 'img')}"

@@ -1,4 +1,4 @@
-"""Where a published data set's images lie below the folder that the user names, and which are missing."""
+"""Finds a published data set's images below the folder that the user names, and records which are missing."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from llava_accel.sources.problems import DataError, quoted, some
 
 
 class ImageLookup:
-    """Finds images in a folder, or one folder below, and keeps account of those that are missing.
+    """Finds images in a folder, or one folder below, and records those that are missing.
 
     Args:
-        folder: What --images names.
+        folder: The folder that --images names.
         source: Where the images can be downloaded, for the message about missing ones.
 
     Raises:
@@ -32,10 +32,10 @@ class ImageLookup:
         """The name of an image relative to the folder, the same whenever the same image is asked for.
 
         Args:
-            names: How it may be called, the best first.
+            names: Names that it may have, the best first.
 
         Raises:
-            DataError: without its place; it is missing, or lies outside the folder.
+            DataError: it is missing, or lies outside the folder. Without file and row.
         """
         image = self._found.get(names[0])
         if image is None:

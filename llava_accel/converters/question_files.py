@@ -27,12 +27,12 @@ class Form:
     Args:
         unpack: Content of a file -> its questions; none for content of another form.
         fields: Question, name of its file -> `question`, `answers` and what else a record gets.
-        image: Question, split -> how its image may be called below the folder, the best first.
+        image: Question, split -> names that its image may have below the folder, the best first.
         answer: The field that files without answers lack.
-        file: What the data set calls its files, for messages.
+        file: The names of the data set's files, for messages.
         images_from: Where the images can be downloaded.
         asked: The field that holds the question.
-        unwanted: A field that is true where the question is of no use, and what is said of these questions.
+        unwanted: A field that is true for questions that are left out, and the words for these in the note about it.
     """
 
     unpack: Callable[[Any], _Questions]
@@ -48,10 +48,10 @@ class Form:
 def question_parts(
     form: Form, files: Sequence[Path], names: Sequence[str], images: Path, suffix: str, out: Path
 ) -> Iterator[Part]:
-    """One part a split; files of the same split become one.
+    """One part per split; files of the same split become one.
 
     Args:
-        names: Splits of the files, in their order; empty: as the files say.
+        names: Split names, one per file; empty: taken from the files.
         images: The folder of the images, or the one above it.
         suffix: The line below each question; empty: none.
 
@@ -72,18 +72,18 @@ def question_parts(
         )
 
 
-def split_of(file: Path, told: str = "") -> str:
+def split_of(file: Path, hint: str = "") -> str:
     """The split of a file, "train" for "TextVQA_0.5.1_train.json".
 
     Args:
-        told: What the file itself says of it, such as "train2014".
+        hint: The split in the file's own words, such as "train2014".
 
     Raises:
-        DataError: neither this nor its name tells.
+        DataError: neither this nor the file's name tells.
     """
-    match = _SPLIT.search(told.lower()) or _SPLIT.search(file.name.lower())
+    match = _SPLIT.search(hint.lower()) or _SPLIT.search(file.name.lower())
     if match is None:
-        problem = "neither the file's name nor what is in it tells the split"
+        problem = "neither the file's name nor its content tells the split"
         raise DataError("fields", problem, "Give its name with --split-name", file=str(file))
     return match.group()
 
@@ -92,7 +92,7 @@ def _read(form: Form, file: Path) -> _Questions:
     remedy = f"Give the official {form.file}, unpacked, with --file"
     questions = form.unpack(read_json(file, remedy))
     if not any(question_id is not None and form.asked in row for question_id, row in questions):
-        raise DataError("fields", "it has not the form of the official file", remedy, file=str(file))
+        raise DataError("fields", "it does not have the form of the official file", remedy, file=str(file))
     if all(row.get(form.answer) is None for _, row in questions):
         problem = f"none of its {len(questions):,} questions has {form.answer!r}, as in a test split without answers"
         raise DataError("fields", problem, "Leave it out: nothing can be learned or scored with it", file=str(file))
@@ -251,4 +251,4 @@ FORMS: dict[str, Form] = {
         images_from="https://github.com/vis-nlp/ChartQA (ChartQA Dataset/*/png)",
     ),
 }
-"""By the name of their source; A-OKVQA has a second form."""
+"""Name of the source -> its form; A-OKVQA has a second form."""

@@ -17,12 +17,12 @@ _IMAGES_FROM = "https://scienceqa.s3.us-west-1.amazonaws.com/images/ (train.zip,
 def science_parts(
     problems: Path, splits: Path, names: Sequence[str], images: Path, explains: bool, out: Path
 ) -> Iterator[Part]:
-    """One part a split.
+    """One part per split.
 
     Args:
         problems: problems.json.
         splits: pid_splits.json.
-        names: Splits that are written.
+        names: The splits to write.
         images: The folder of train/, val/ and test/, or the one above it.
         explains: Train on lecture, solution and "The answer is B.", as LLaVA did, in place of LLaVA-1.5's letter.
 
@@ -34,7 +34,7 @@ def science_parts(
     for file, content in ((problems, known), (splits, numbers)):
         if not isinstance(content, dict):
             raise DataError(
-                "fields", f"it is no JSON object, but {quoted(content)}", "Give the official file", file=str(file)
+                "fields", f"it is not a JSON object, but {quoted(content)}", "Give the official file", file=str(file)
             )
     for name in names:
         chosen = numbers.get(name)

@@ -1,6 +1,6 @@
-"""The sources of `llava-accel prepare`: what each is called, which flags it takes, an example, and what converts it.
+"""The sources of `llava-accel prepare`: for each its name, its flags, an example, and the function that converts it.
 
-A new one is a row of `SOURCES`. This module is light, for `--help`: the converters bring torch, and are imported where
+A new one is a row of `SOURCES`. This module is light, for `--help`: the converters import torch, and are imported only when
 they run.
 """
 
@@ -28,10 +28,10 @@ class Source:
     Args:
         about: What it is, the first line short; the help shows all of it.
         given: What the example needs.
-        example: The arguments of a command, one line each.
-        flags: The flags it takes, a "!" behind those that must be given.
-        parts: What is to be written.
-        suffix: The line below each question, where --suffix names no other.
+        example: The arguments of a command, in lines.
+        flags: The flags it takes, with a "!" after those that must be given.
+        parts: Gives the parts to be written.
+        suffix: The line below each question, unless --suffix names another.
         metric: The recipe's eval.metric that scores its answers, where it is not VQA accuracy.
     """
 
@@ -134,7 +134,7 @@ SOURCES: dict[str, Source] = {
         _pairs,
     ),
     "vqav2": _VQAV2,
-    "vqa": replace(_VQAV2, about="Another name of vqav2."),
+    "vqa": replace(_VQAV2, about="Another name for vqav2."),
     "aokvqa": Source(
         "The official files of A-OKVQA: direct answers, or with --multiple-choice the letters of options.\n\n"
         "Questions that are marked difficult_direct_answer are left out where direct answers are trained.",
@@ -203,8 +203,8 @@ SOURCES: dict[str, Source] = {
     ),
     "coco-captions": Source(
         "The official caption files of COCO.\n\n"
-        "One record a caption, so that all five captions of an image are trained on, and none of them sees another. For\n"
-        "evaluation --one-per-image asks once an image, and keeps its captions as answers.",
+        "One record per caption, so that all five captions of an image are trained on, and none of them sees another. For\n"
+        "evaluation --one-per-image asks once per image, and keeps its captions as answers.",
         "with the files of annotations_trainval2017.zip, and train2017/ and val2017/ in coco/",
         ("--file captions_train2017.json captions_val2017.json", "--images coco --out data/coco-captions"),
         "file! images! split-name question one-per-image",
@@ -227,9 +227,9 @@ SOURCES: dict[str, Source] = {
         _hub,
     ),
     "csv": Source(
-        "A table: an image, a question and an answer a row.\n\n"
-        "The encoding and the character between the cells are found, and said. With several image columns a record has\n"
-        "several images, with several answer columns each is an annotator's answer.",
+        "A table with an image, a question and an answer in each row.\n\n"
+        "The encoding and the character between the cells are detected, and printed. With several image columns a record\n"
+        "has several images; with several answer columns each holds one annotator's answer.",
         "for a table with the columns photo, question and label",
         ("--file labels.csv --images photos --out data/labels.jsonl", "--image-column photo --answer-column label"),
         "table! images! image-column question-column question answer-column encoding delimiter suffix",

@@ -29,10 +29,10 @@ class _Pair(NamedTuple):
 def vqa_parts(
     questions: Sequence[Path], annotations: Sequence[Path], names: Sequence[str], images: Path, suffix: str, out: Path
 ) -> Iterator[Part]:
-    """One part a pair of files, which are checked against each other.
+    """One part per pair of files, which are checked against each other.
 
     Args:
-        names: Splits of the pairs, in their order; empty: as the files say.
+        names: Split names, one per pair; empty: taken from the files.
         images: The folder of the images, or the one above: COCO_train2014_000000000009.jpg or 000000000009.jpg.
         suffix: The line below each question; empty: none.
 
@@ -64,9 +64,9 @@ def vqa_parts(
 
 def _subtype(content: Mapping[str, Any], questions: Path) -> str:
     """COCO's name of the image set, such as "train2014"; empty if neither the file nor its name tells."""
-    told = content.get("data_subtype")
+    subtype = content.get("data_subtype")
     image_set = re.search(r"(?:train|val|test)\d{4}", questions.name)
-    return told if isinstance(told, str) else image_set.group() if image_set else ""
+    return subtype if isinstance(subtype, str) else image_set.group() if image_set else ""
 
 
 def _rows(pair: _Pair, images: ImageLookup, suffix: str) -> Rows:

@@ -10,7 +10,7 @@ from llava_accel.sources.problems import DataError, quoted, some
 
 Columns = tuple[tuple[str, str], ...]
 """data.columns: our name of a field, and the user's."""
-_MOST_COLUMNS = 1000  # that a message chooses from
+_MOST_COLUMNS = 1000  # names that a message chooses from
 _LIKELY = {
     "image": ("image", "img", "photo", "picture", "file", "path", "url"),
     "question": ("question", "prompt", "query", "instruction", "ask", "user", "problem", "input"),

@@ -32,7 +32,7 @@ from llava_accel.storage.atomic import atomic_file
 DIGEST_BYTES = 16
 _MEAN = b"mean"
 """Suffix of a record's name under which its mean over all tokens is kept: it is read faster than the whole record."""
-_SHARD_BYTES = 64 << 20  # what a writer holds in memory at most, and a kill can lose
+_SHARD_BYTES = 64 << 20  # the most that a writer holds in memory, and a kill can lose
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _HEADER_BYTES = 220  # of a record and its checksum in a file's header, at most
 _PATIENCE_S, _PATIENCE_AT_END_S = 30.0, 2.0  # for a process that holds the lock; writing a file takes about a second
@@ -122,7 +122,7 @@ class FeatureStore:
                 self._forget(file)
             except SafetensorError as error:
                 self._give_up(file, str(error), remove=True)
-            except OSError as error:  # of the disk, or too many open files: it may be whole
+            except OSError as error:  # an error of the disk, or too many open files: the file may be whole
                 self._give_up(file, error.strerror or str(error), remove=False)
         return self._files.get(file)
 

@@ -18,13 +18,13 @@ from llava_accel.sources.json_rows import GIT_POINTER
 from llava_accel.sources.problems import DataError, quoted
 
 Exif = Literal["ignore", "apply"]
-_MAX_RATIO = 1000  # of the sides: the enlarged form of a longer strip would fill the memory
+_MAX_RATIO = 1000  # longer side / shorter side: a longer strip, once enlarged, would fill the memory
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 """The formats that are opened. Pillow knows more, but for EPS it starts Ghostscript, for others any registered program."""
 _OTHER_CONTENT = {
     b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML",
     b"<!doctype html": "a web page", b"<html": "a web page", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIF",
-    b"ftypmsf1": "HEIF", b"ftyp": "a film", GIT_POINTER: "a pointer of git: run git lfs pull",
+    b"ftypmsf1": "HEIF", b"ftyp": "a film", GIT_POINTER: "a Git LFS pointer: run git lfs pull",
 }  # fmt: skip
 """First bytes, after white space or the length of a box, of files that people take for images."""
 _ORIENTATION = 0x0112  # the number of the EXIF field; 1 or no field: as stored
@@ -34,7 +34,7 @@ _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow's readers raise for files that are cut off or damaged; it differs between formats."""
+"""The exceptions of Pillow's readers for files that are cut off or damaged; they differ between formats."""
 
 
 def find_image(root: Path, name: str) -> Path:

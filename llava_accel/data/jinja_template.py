@@ -15,13 +15,13 @@ from llava_accel.data.labels import adds_bos
 from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError, quoted
 
-_MARK = "\ue000{}.{}\ue001"  # of the private use area: no template and no tokenizer gives it a meaning
+_MARK = "\ue000{}.{}\ue001"  # characters for private use: no template and no tokenizer gives them a meaning
 _MARKS = re.compile("\ue000(\\d+)\\.(\\d+)\ue001")
 _REMEDY = f"Name one of LLaVA's templates: {', '.join(TEMPLATES)}"
 _PROBE = [Turn("user", "q"), Turn("assistant", "a")]
 
 REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What a template raises on a conversation that it was not written for, or in jinja2's sandbox."""
+"""The exceptions of a template on a conversation that it was not written for, or in jinja2's sandbox."""
 
 _ENDED = """
 {%- set ended = namespace(messages=[]) -%}

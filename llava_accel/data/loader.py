@@ -138,7 +138,7 @@ def load_windows(
 def _waited(items: Iterator[_T], is_asked: Callable[[], bool]) -> Iterator[_T]:
     """The items, as they are asked for; ends early if `is_asked` becomes true while one is waited for.
 
-    A thread waits for them. Python runs signal handlers in the main thread, and one that only takes note does not end a
+    A thread waits for them. Python runs signal handlers in the main thread, and one that only sets a flag does not end a
     wait there.
     """
     wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()

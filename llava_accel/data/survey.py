@@ -212,7 +212,7 @@ def _read_images(
     (shown,) = np.nonzero(columns["num_images"])
     keys = columns["image_keys"]
     _, first, counts = np.unique(keys[shown], return_index=True, return_counts=True)
-    order = np.argsort(first)  # that of the data, in which neighbouring images are neighbours on the disk
+    order = np.argsort(first)  # the order of the data, in which neighbouring images are neighbours on the disk
     rows, counts = shown[first][order].tolist(), counts[order]
     chunks = [rows[start : start + _CHUNK // 8] for start in range(0, len(rows), _CHUNK // 8)]
     broken: dict[int, DataError] = {}

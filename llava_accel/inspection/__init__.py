@@ -1,1 +1,1 @@
-"""What is wrong with a recipe's data and model, found before a weight is read."""
+"""Checks of a recipe's data and model, made before training: what `check` finds and shows."""

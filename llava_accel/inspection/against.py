@@ -1,4 +1,4 @@
-"""What a run says of the records that a recipe names today: which of them are worth a look, and what to do with them."""
+"""Lists the records of a recipe that an earlier run shows to be worth a look, and says what to do with them."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ _ADVICE = (
 
 
 def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list[Line], list[str]]:
-    """The lines of `scoring.harmful` as the data are now, and remarks on them.
+    """The lines of `scoring.harmful` for the data as they are now, and remarks on them.
 
     Raises:
-        UserError: there is no run, or its answers are damaged.
+        UserError: `run` is not a run, or its answers are damaged.
     """
     history = read_run(run)
     chosen = history.chosen or history.before
@@ -44,5 +44,5 @@ def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list
 def _checked(row: Prediction, run: Path) -> Prediction:
     """UserError if a line was not written by a run."""
     if not {"id", "image", "question"} <= row.keys() or not isinstance(row.get("loss", 0.0), int | float):
-        raise UserError(f"{run}/predictions: a line is of no run. Name the folder of a run that nobody has edited")
+        raise UserError(f"{run}/predictions: a line was not written by a run. Name a run folder that nobody has edited")
     return row

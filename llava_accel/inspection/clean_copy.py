@@ -31,7 +31,7 @@ class CleanCopy:
         folder: A new one, or one of an earlier copy, which is overwritten.
 
     Raises:
-        UserError: there is something else in it.
+        UserError: the folder holds something else.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,12 +46,12 @@ class CleanCopy:
         """Copy data.train or data.eval.
 
         Raises:
-            UserError: none of its records can be used, so that the copy would be empty; or the copy would overwrite it.
+            UserError: none of its records can be used, so that the copy would be empty; or it would overwrite the data.
         """
         name, corpus, survey = checked.name, checked.corpus, checked.survey
         if not len(survey.usable):
             raise UserError(
-                f"--fix {self._folder}: no record of {name} can be used. Correct the first ones, and see if others go"
+                f"--fix {self._folder}: no record of {name} can be used. Correct the first ones, and check again"
             )
         folder = self._folder / "eval" if name == "data.eval" else self._folder
         written = self._written[name] = _write(folder, corpus, survey, set(checked.repeated))
@@ -65,7 +65,7 @@ class CleanCopy:
         console.line(f"clean copy of {name}: {files} ({len(survey.usable):,} records; {left_out})")
 
     def overrides(self, data: DataTable) -> list[str]:
-        """What makes a recipe with this [data] use the copy, its images where they are."""
+        """The overrides that make a recipe with this [data] use the copy, with images where they are."""
         if not self._written:
             return []
         first = next(iter(self._written.values()))[0][1]
@@ -75,7 +75,7 @@ class CleanCopy:
 
 
 def _value(written: list[tuple[Path, Source]], images: Path) -> str:
-    """What data.train or data.eval becomes."""
+    """The new value of data.train or data.eval."""
     path, source = written[0]
     if len(written) == 1 and source.images == images and source.weight == 1:
         return str(path)
@@ -83,7 +83,7 @@ def _value(written: list[tuple[Path, Source]], images: Path) -> str:
 
 
 def _write(folder: Path, corpus: Corpus, survey: Survey, repeated: set[int]) -> list[tuple[Path, Source]]:
-    """A file for each source that has something left, in the order of the sources."""
+    """Write a file for each source that has records left, in the order of the sources."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = set[str]()
     written: list[tuple[Path, Source]] = []

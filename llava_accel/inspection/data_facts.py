@@ -1,4 +1,4 @@
-"""What `check` has read of data.train or data.eval, and what can be told from it without reading again."""
+"""The records that `check` has read of data.train or data.eval, and facts that follow without reading them again."""
 
 from dataclasses import dataclass, field
 
@@ -13,27 +13,27 @@ from llava_accel.setup.datasets import common_answers
 _MOST_ANSWERS = 5
 _LONG_ANSWER = 1 << 10  # characters that are kept of one
 _MOST_BINS = 10
-_WIDE = 8  # times: of a wider range each bin is twice as wide as the one before
+_WIDE = 8  # highest / lowest length from which on each bin is twice as wide as the one before
 _EXAMPLES = 3  # of each kind of error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The records of one of the two keys."""
+    """The records of data.train or data.eval."""
 
     name: str
     """data.train or data.eval."""
     corpus: Corpus
     survey: Survey
     processing: Processing | None
-    """None where nothing could be tokenised: then lengths and targets mean nothing."""
+    """None if nothing could be tokenised: then lengths and targets mean nothing."""
     repeated: dict[int, int]
     """Usable row -> the first usable one of the same file and id."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def num_different(self) -> int:
-        """Different images, by what their files hold."""
+        """Different images, by the content of their files."""
         return len(np.unique(self.survey.contents[:, 1]))
 
 
@@ -47,7 +47,7 @@ class Share:
 
 
 def numbers(checked: Checked) -> dict[str, str]:
-    """What there is, by name; without the errors."""
+    """Counts and lengths by name, without the errors."""
     survey = checked.survey
     shown, tiles = int(survey.num_images.sum()), int(survey.num_tiles.sum())
     rows = {
@@ -69,14 +69,14 @@ def numbers(checked: Checked) -> dict[str, str]:
 
 
 def examples_of_errors(checked: Checked) -> dict[str, tuple[int, list[str]]]:
-    """Kind of error -> how many records have it, and what is said of the first few; the most frequent kind first."""
+    """Kind of error -> how many records have it, and the messages of the first few; the most frequent kind first."""
     kinds: dict[str, tuple[int, list[str]]] = {
         kind: (n, []) for kind, n in checked.survey.errors_by_kind().most_common()
     }
     for error in checked.survey.errors.values():
-        said = kinds[error.kind][1]
-        if len(said) < _EXAMPLES:
-            said.append(str(error))
+        messages = kinds[error.kind][1]
+        if len(messages) < _EXAMPLES:
+            messages.append(str(error))
     return kinds
 
 
@@ -88,7 +88,7 @@ def answer_shares(checked: Checked) -> tuple[int, list[Share]]:
 
 
 def length_shares(lengths: Int[np.ndarray, "usable"]) -> list[Share]:
-    """A histogram: "12 to 63" and how many records have so many tokens."""
+    """A histogram: "12 to 63" and how many records have that many tokens."""
     if not len(lengths):
         return []
     low, high = int(lengths.min()), int(lengths.max())
@@ -102,7 +102,7 @@ def length_shares(lengths: Int[np.ndarray, "usable"]) -> list[Share]:
 
 
 def _even(low: int, high: int) -> list[int]:
-    """Where bins of one round width begin."""
+    """The starts of bins of one round width."""
     width = next(w for power in range(10) for w in (10**power, 2 * 10**power, 5 * 10**power) if high - low < 9 * w)
     return [low, *range((low // width + 1) * width, high + 1, width)]
 

@@ -1,4 +1,4 @@
-"""The page of `check --html`: counts, lengths, answers, what is wrong, and images with the text that is learned."""
+"""The page of `check --html`: counts, lengths, answers, errors, and images with the text that is learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from llava_accel.pages.gallery import GalleryImage, show_file
 from llava_accel.pages.html import render, write_page
 from llava_accel.recipe import Recipe
 
-_MOST_CARDS = 36  # of each key
+_MOST_CARDS = 36  # of data.train, and of data.eval
 _MOST_IMAGES = 4  # of one record
 
 
@@ -47,8 +47,8 @@ def write_data_page(
     """Write the page.
 
     Args:
-        duration: Of the run; empty where it is not known.
-        notes: On all data.
+        duration: Length of the run; empty if it is not known.
+        notes: Notes on all data.
         following: The command that comes next.
 
     Raises:

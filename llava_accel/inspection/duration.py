@@ -1,4 +1,4 @@
-"""How long the run of a recipe is: its steps and epochs, and, where two steps were taken to see, its hours."""
+"""How long the run of a recipe is: its steps and epochs, and, if two steps are taken to measure it, its hours."""
 
 import tempfile
 from pathlib import Path
@@ -27,11 +27,11 @@ def length(recipe: Recipe, part: Part) -> str:
 
 
 def hours(recipe: Recipe, processing: Processing, part: Part) -> tuple[float, float]:
-    """Take two steps of the run, as train.py takes them, in an own folder.
+    """Take two steps of the run, as train.py takes them, in a temporary folder.
 
     Returns:
-        Seconds of a step, and hours of all steps on this machine by their tokens: without evaluations and saving. Where
-        features are kept, later epochs are faster than the first, and are counted so.
+        Seconds of a step, and hours of all steps on this machine by their tokens: without evaluations and saving. If
+        features are cached, later epochs are counted at their own, faster rate.
     """
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))
@@ -41,7 +41,7 @@ def hours(recipe: Recipe, processing: Processing, part: Part) -> tuple[float, fl
         objective, _ = build_objective(run, processing)
         job = Job(run, processing, objective, part, windows)
         job.forget_features(0)
-        job.loop()  # kernels, and the allocator
+        job.loop()  # warms up kernels and the allocator
         job.forget_features(1)
         first = job.loop()
         later = job.loop() if job.has_cache else first

@@ -1,4 +1,4 @@
-"""What of an example is learned: in colour on the console, and as ids and labels in a file."""
+"""Shows which parts of an example are learned: in colour on the console, and as ids and labels in a file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ Run = tuple[str, Literal["image", "given", "learned"]]
 
 
 def coloured(example: Example, processing: Processing) -> Text:
-    """The example as text, what is learned in bold green between ⟦ and ⟧; after one of several answers comes its weight."""
+    """The example as text, learned parts in bold green between ⟦ and ⟧; the weight of one of several answers follows."""
     text = Text("  ")
     for shown, kind in runs(example, processing):
         shown = shown if kind == "image" else printable(shown).replace("\n", "\\n")
@@ -28,7 +28,7 @@ def coloured(example: Example, processing: Processing) -> Text:
 
 
 def runs(example: Example, processing: Processing) -> Iterator[Run]:
-    """Stretches of the example that are all learned or all not, decoded; of an image, its place."""
+    """Stretches of the example, each all learned or all not, decoded; an image as the number of its tokens."""
     _check_labels(example, processing.image_token_id)
     ids, start = example.input_ids, 0
     kinds = np.where(ids == processing.image_token_id, 2, example.is_target.astype(int))
@@ -50,15 +50,15 @@ def _check_labels(example: Example, image_token_id: int) -> None:
 
 
 def spread(rows: Int[np.ndarray, "rows"], count: int) -> list[int]:
-    """So many of the rows, or all, at equal distances."""
+    """`count` of the rows at equal distances; all rows if there are fewer."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int) if len(rows) else []
     return [int(rows[place]) for place in places]
 
 
 def write_labels(path: Path, corpus: Corpus, usable: Int[np.ndarray, "usable"]) -> None:
-    """One line a usable record: {"id", "input_ids", "labels"}; image tokens expanded, -100 elsewhere, not shifted.
+    """One line per usable record: {"id", "input_ids", "labels"}; image tokens expanded, labels unshifted, -100: no target.
 
-    With data.answers = "weighted" a line for each answer, with its "weight".
+    With data.answers = "weighted" one line per answer, with its "weight".
     """
     write_json_lines(
         (

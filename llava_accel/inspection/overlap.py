@@ -9,10 +9,10 @@ from llava_accel.inspection.data_facts import Checked
 def overlap(
     training: Checked, rows: Int[np.ndarray, "train"], evaluation: Checked, eval_rows: Int[np.ndarray, "eval"]
 ) -> list[str]:
-    """Lines on what evaluation and training share; none where they share nothing.
+    """Lines on what evaluation and training share; none if they share nothing.
 
     Args:
-        rows, eval_rows: Usable rows of the one and of the other; both may be of one corpus.
+        rows, eval_rows: Usable rows of training and of evaluation; both may be of one corpus.
     """
     if not len(rows) or not len(eval_rows):
         return []
@@ -29,20 +29,20 @@ def overlap(
         match = int(rows[places[contents == eval_contents[known][0]][0]])
         said.append(
             f"{len(of_images):,} of {len(eval_rows):,} evaluation records show an image that training shows too, "
-            f"under whatever name ({len(of_both):,} with the same question), such as {evaluation.corpus.place(row)}, whose "
+            f"whatever its name ({len(of_both):,} with the same question), such as {evaluation.corpus.place(row)}, whose "
             f"image is that of {training.corpus.place(match)}. Remove them from one of the two: scores on them tell "
             "nothing of new images"
         )
     if asked.any():
         said.append(
-            f"{int(asked.sum()):,} of {len(eval_rows):,} evaluation records ask in the words of a training record, about "
-            "an image or not"
+            f"{int(asked.sum()):,} of {len(eval_rows):,} evaluation records ask in the words of a training record, "
+            "whatever the image"
         )
     return said
 
 
 def _paired(one: Int[np.ndarray, "n"], other: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """A key for each pair of keys; numbers that are too large begin again."""
+    """A key for each pair of keys; numbers that are too large wrap around."""
     return one * np.int64(0x9E3779B97F4A7C1) + other
 
 

@@ -1,6 +1,6 @@
-"""What is wrong with the model and the run folder that a recipe names, found without building or loading a model.
+"""Finds problems of the model and the run folder that a recipe names, without building or loading a model.
 
-Every part is looked at even if others are wrong, so that the user learns of all problems at once.
+Every part is checked even if others are wrong, so that the user learns of all problems at once.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ from llava_accel.setup.datasets import Part, build_order, content_here
 from llava_accel.setup.run_folder import check_folder
 from llava_accel.setup.state import TrainState
 
-_MANY = 200  # tensors: of a model that takes more than a moment to read
+_MANY = 200  # tensors; a model with more takes more than a moment to read
 
 Result = TypeVar("Result")
 
@@ -44,7 +44,7 @@ class Problems:
         self.messages: list[str] = []
 
     def attempt(self, action: Callable[[], Result]) -> Result | None:
-        """The action's result; None where it failed, and then its message is kept."""
+        """The action's result; None if it raised a UserError, whose message is then kept."""
         try:
             return action()
         except UserError as error:
@@ -54,15 +54,15 @@ class Problems:
 
 
 def examine_model(recipe: Recipe, console: Console, source: Path | None = None) -> tuple[Processing | None, list[str]]:
-    """Configs, tokenizer, image processor, names and shapes of all weights, their values, the adapter.
+    """Check configs, tokenizer, image processor, names, shapes and values of all weights, and the adapter.
 
-    Weights are looked at where the recipe names folders; of a model of the hub only its configs are downloaded.
+    Weights are checked if the recipe names folders; for a model of the hub only its configs are downloaded.
 
     Args:
-        source: The checkpoint that the run goes on from.
+        source: The checkpoint that the run resumes from.
 
     Returns:
-        What turns records into inputs, None where it cannot be had; and the messages, empty if the model can be used.
+        The processing, None if it cannot be loaded; and the messages, empty if the model can be used.
     """
     problems = Problems()
     base = problems.attempt(lambda: find_base(recipe.model, weights=False))
@@ -89,10 +89,10 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
 
 
 def examine_run(recipe: Recipe, console: Console) -> tuple[Path | None, list[str]]:
-    """Whether this machine has what the run needs, its folder can be written, and the run in it resumed.
+    """Check that this machine has what the run needs, that its folder can be written, and a run in it resumed.
 
     Returns:
-        The checkpoint that it goes on from, and the messages.
+        The checkpoint that the run resumes from, None for a new run; and the messages.
     """
     problems, source = Problems(), None
     problems.attempt(lambda: check_folder(Path(recipe.run.output_dir)))
@@ -103,7 +103,7 @@ def examine_run(recipe: Recipe, console: Console) -> tuple[Path | None, list[str
 
 
 def examine_position(recipe: Recipe, source: Path, part: Part) -> None:
-    """UserError if the steps of a checkpoint are not those of this recipe on these data, by as many ranks as wrote it."""
+    """UserError if a checkpoint's steps are not those of this recipe on these data, with as many ranks as wrote it."""
     data = TrainState.of(recipe.train, build_order(recipe, part, 1), content_here(recipe, part)).data
     check_position(source / "engine", recipe, find_device(wants_cpu=read_profile().wants_cpu), data)
 
@@ -115,7 +115,7 @@ def missing_trackers(names: Sequence[str]) -> list[str]:
     if not missing:
         return []
     listed = ", ".join(missing)
-    return [f"log.trackers: not installed, and given nothing: {listed}. Run: pip install {' '.join(missing)}"]
+    return [f"log.trackers: not installed, so not used: {listed}. Run: pip install {' '.join(missing)}"]
 
 
 def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:
@@ -136,5 +136,5 @@ def _check_trainable(recipe: Recipe, processing: Processing) -> None:
         table = plain.model_copy(update={"adapter": ""})
     model = empty_model(processing.base, final_config(processing))
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is a no-op")  # so it is: only names and shapes count here
+        warnings.filterwarnings("ignore", message=".*is a no-op")  # true, but only names and shapes count here
         prepare_trainable(model, recipe.model_copy(update={"model": table}))

@@ -1,4 +1,4 @@
-"""Records with the id of another of the same file: no error, but reports and predictions name records by their ids."""
+"""Records with the id of another of the same file: not an error, but reports and predictions name records by their ids."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def repeated_ids(corpus: Corpus, survey: Survey) -> dict[int, int]:
 
 
 def repeated_id(corpus: Corpus, row: int, first: int) -> DataError:
-    """What is to be said of such a record."""
+    """The message about such a record, as an error with file and row."""
     error = DataError(
         "duplicate_id",
         f"row {corpus.file_and_row(first)[1]} has the same id",

@@ -11,14 +11,14 @@ from llava_accel.inspection.repeated_ids import repeated_id
 from llava_accel.recipe import DataTable
 from llava_accel.sources.problems import quoted
 
-_SHOWN_REPEATS = 3  # of ids: no error, as LLaVA's own mixture has many
+_SHOWN_REPEATS = 3  # records with a repeated id: not an error, as LLaVA's own mixture has many
 _BAR = 28  # columns
 _ANSWER = 26
-_FEW = 2  # records: of fewer, no share says anything
+_FEW = 2  # records; with fewer no share says anything
 
 
 def summarise(console: Console, checked: Checked) -> None:
-    """Print counts, lengths and answers, and of each kind of error the first few."""
+    """Print counts, lengths and answers, and the first few errors of each kind."""
     errors, repeated = examples_of_errors(checked), list(checked.repeated.items())
     rows = [[name, value] for name, value in numbers(checked).items()]
     rows += [[f"unusable: {kind}", f"{count:,}"] for kind, (count, _) in errors.items()]
@@ -26,23 +26,23 @@ def summarise(console: Console, checked: Checked) -> None:
     if checked.processing:
         _show_shares(console, "tokens of a record", length_shares(checked.survey.lengths[checked.survey.usable]))
     _show_answers(console, checked)
-    for kind, (count, said) in errors.items():
-        _show_some(console, kind, said, count)
+    for kind, (count, messages) in errors.items():
+        _show_some(console, kind, messages, count)
     if too_long := [error.tokens for error in checked.survey.errors.values() if error.tokens]:
         console.line(f"  too_long: data.max_length = {max(too_long)} takes all of them")
     first = [str(repeated_id(checked.corpus, row, known)) for row, known in repeated[:_SHOWN_REPEATS]]
     _show_some(console, "duplicate_id", first, len(repeated))
 
 
-def _show_some(console: Console, kind: str, said: Sequence[str], count: int) -> None:
-    for line in said:
+def _show_some(console: Console, kind: str, messages: Sequence[str], count: int) -> None:
+    for line in messages:
         console.line(f"  {line}")
-    if count > len(said):
-        console.line(f"  {kind}: and {count - len(said):,} more, all listed by --fix DIR")
+    if count > len(messages):
+        console.line(f"  {kind}: and {count - len(messages):,} more, all listed by --fix DIR")
 
 
 def _show_shares(console: Console, title: str, shares: list[Share]) -> None:
-    """A line of less than 80 columns for each."""
+    """Print a line of less than 80 columns for each."""
     if sum(share.count for share in shares) < _FEW:
         return
     most, width = max(share.share for share in shares), max(len(share.name) for share in shares)
@@ -65,7 +65,7 @@ def _short(text: str) -> str:
 
 
 def image_remarks(survey: Survey, data: DataTable) -> list[str]:
-    """What the model sees of images that other programs show otherwise."""
+    """Remarks on images that the model sees otherwise than other programs show them."""
     said: list[str] = []
     if count := survey.traits["turned"]:
         how = {
@@ -73,11 +73,11 @@ def image_remarks(survey: Survey, data: DataTable) -> list[str]:
             'turn them. To train on what those show, set data.exif = "apply"',
             "apply": 'They are turned, as data.exif = "apply" says; LLaVA does not turn them',
         }[data.exif]
-        said.append(f"{count:,} images are to be turned, by their EXIF. {how}")
+        said.append(f"{count:,} images have an EXIF orientation by which they are to be turned. {how}")
     if count := survey.traits["transparent"]:
         said.append(
             f"{count:,} images are transparent in parts, and are read with the colours that are hidden there, as LLaVA "
-            'does. Processors of transformers lay them on white: give them image.convert("RGBA").convert("RGB")'
+            'does. Processors of transformers put them on white: give them image.convert("RGBA").convert("RGB")'
         )
     return said
 

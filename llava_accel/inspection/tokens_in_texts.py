@@ -1,4 +1,4 @@
-"""Texts of the data that hold what the tokenizer also has as a token, and what becomes of it there."""
+"""Finds added tokens of the tokenizer in the texts of the data, and says how they are read there."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ def watched(processing: Processing) -> list[str]:
 
 
 def tokens_in_texts(mentions: Counter[str], processing: Processing) -> list[str]:
-    """Lines for the console on texts that were found: what the tokenizer makes of them.
+    """Lines for the console on the tokens that were found in texts: how they are read there.
 
     Args:
         mentions: How many records hold each of the `watched` tokens.

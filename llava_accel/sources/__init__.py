@@ -1,1 +1,1 @@
-"""Files as people have them, as rows and images' bytes: JSON, Parquet, Arrow, tar, the hub. Nothing of what a row means."""
+"""Reads users' files as rows and image bytes: JSON, Parquet, Arrow, tar, the hub. Nothing here knows what a row means."""

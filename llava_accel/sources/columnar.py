@@ -11,7 +11,7 @@ from llava_accel.sources.extraction import Extraction, has_bytes, rows_of
 from llava_accel.sources.json_rows import FETCH, GIT_POINTER
 from llava_accel.sources.problems import DataError
 
-_ROWS, _ROWS_WITH_IMAGES = 4096, 32  # that are in memory at once
+_ROWS, _ROWS_WITH_IMAGES = 4096, 32  # in memory at once
 
 
 def parquet_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
@@ -47,7 +47,7 @@ def arrow_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
 
 
 def _batches(whole: pa.Buffer) -> Iterator[pa.RecordBatch]:
-    """Of either form of Arrow's files; `datasets` writes streams."""
+    """The batches of a file in either of Arrow's forms; `datasets` writes streams."""
     try:
         reader = pa.ipc.open_stream(whole)
     except pa.ArrowInvalid:
@@ -69,7 +69,7 @@ def _readable(path: Path, form: str) -> Iterator[None]:
 
 
 def _values(batch: pa.RecordBatch, before: int, path: Path) -> list[dict[str, object]]:
-    """The rows of a batch, which comes after so many others; DataError for a date that Python has no value for."""
+    """The rows of a batch that follows `before` other rows; DataError for a value, such as a date, that Python lacks."""
     try:
         return list(rows_of(batch))
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """Images whose names are URLs: fetched once into the cache, a few at a time, before anything is trained.
 
-Data come from others: what a URL gives must be an image, and small; addresses of this machine's own network that clouds give
-their secrets at are not asked.
+Data sets come from others: the content of a URL must be an image, and not too large; link-local addresses, where clouds hand
+out credentials, are not requested.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from llava_accel.sources.problems import DataError, quoted
 from llava_accel.storage.atomic import atomic_file
 
 DOWNLOADS = "downloads"
-"""Folder of the cache that they are kept in."""
+"""Folder of the cache that fetched images are kept in."""
 _AT_ONCE = 16
 _TIMEOUT_S = 20.0
 _LARGEST = 32 << 20  # bytes
 _TRIES = 2
 _OF_URLS = "!#$%&'()*+,/:;=?@[]~"
-"""What has a meaning in a URL; spaces and letters of other alphabets are not sent as they are."""
+"""Characters with a meaning in a URL, sent as they are; others, such as spaces and other alphabets' letters, are escaped."""
 _AGENT = "llava_accel (fetches the images of a training set)"
 
 
@@ -39,7 +39,7 @@ def may_hold(row: bytes) -> bool:
 
 
 def place_of(url: str, folder: Path) -> Path:
-    """The file that a URL is kept in."""
+    """The file that the content of a URL is kept in."""
     return folder / hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -47,7 +47,7 @@ def fetched(url: str, folder: Path) -> Path:
     """The file of a URL that was fetched.
 
     Raises:
-        DataError: it was not, or its file is gone.
+        DataError: it was not fetched, or its file is gone.
     """
     path = place_of(url, folder)
     if not path.is_file():
@@ -57,10 +57,10 @@ def fetched(url: str, folder: Path) -> Path:
 
 
 def fetch(urls: Sequence[str], folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, str]:
-    """Fetch each into its file.
+    """Fetch each URL into its file.
 
     Returns:
-        URL -> what is wrong with those that could not be fetched.
+        URL -> the problem, for URLs that could not be fetched.
     """
     problems: dict[str, str] = {}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -72,7 +72,7 @@ def fetch(urls: Sequence[str], folder: Path, progress: Callable[[int], None] = l
 
 
 def refuse(problems: dict[str, str], shown: int = 20) -> DataError:
-    """The error of URLs that could not be fetched, with the list."""
+    """The error for URLs that could not be fetched, which lists the first `shown` of them."""
     lines = [f"\n  {quoted(url, 200)}: {problem}" for url, problem in list(problems.items())[:shown]]
     more = f"\n  and {len(problems) - shown:,} more" if len(problems) > shown else ""
     return DataError(
@@ -83,16 +83,16 @@ def refuse(problems: dict[str, str], shown: int = 20) -> DataError:
 
 
 def _attempt(url: str, folder: Path) -> str:
-    """Fetch one; what is wrong, or nothing."""
+    """Fetch one URL and return the problem, "" if there is none."""
     problem = ""
     for _ in range(_TRIES):
         try:
             content = _read(url)
-        except (OSError, ValueError, http.client.HTTPException) as error:  # of HTTP, of the name, of the connection
+        except (OSError, ValueError, http.client.HTTPException) as error:  # the name is wrong, or HTTP fails
             problem = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
             continue
         if not looks_like_image(content[:16]):
-            return "what it gives is no image of a format that is read"
+            return "its content is not an image of a format that is read"
         with atomic_file(place_of(url, folder), is_private=True) as unfinished:
             unfinished.write_bytes(content)
         return ""
@@ -105,13 +105,13 @@ def _read(url: str) -> bytes:
         content = answer.read(_LARGEST + 1)
         if len(content) > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
-        if answer.length:  # that are still to come: `read` takes the end of a connection for that of the image
+        if answer.length:  # bytes that are still to come: `read` takes the end of a connection for that of the image
             raise ConnectionError("the connection ended in the middle of it")
     return content
 
 
 class _Guarded(urllib.request.HTTPRedirectHandler):
-    """Asks nothing of addresses of the link itself, such as 169.254.169.254, neither at once nor after a redirection."""
+    """Refuses link-local addresses, such as 169.254.169.254, also after a redirection."""
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         host = urllib.parse.urlsplit(request.full_url).hostname or ""
@@ -120,14 +120,14 @@ class _Guarded(urllib.request.HTTPRedirectHandler):
         except ValueError:
             is_forbidden = host == "metadata.google.internal"
         if is_forbidden:
-            raise ValueError(f"{host} is not asked: it is no address of images")
+            raise ValueError(f"{host} is not requested: such addresses do not serve images")
         return request
 
     https_request = http_request
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """It knows HTTP alone: neither files nor FTP, which the usual one reads as well."""
+    """An opener for HTTP and HTTPS only: the usual one also reads files and FTP."""
     opener = urllib.request.OpenerDirector()
     handlers = (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Guarded,

@@ -1,5 +1,5 @@
-"""Takes images out of rows: what stands there as bytes or base64 becomes `{"llava_accel.part": [file, start, size, key,
-name]}`, where the file is the row's own (an Arrow file, a tar shard) or one of the cache, which the bytes are copied to.
+"""Takes images out of rows: bytes and base64 become `{"llava_accel.part": [file, start, size, key, name]}`, where the file
+is the row's own (an Arrow file, a tar shard) or one of the cache, which the bytes are copied to.
 """
 
 import base64
@@ -23,19 +23,19 @@ from llava_accel.storage.atomic import atomic_file
 
 PART = "llava_accel.part"
 OWN, COPIED = 0, 1
-"""Which file a part lies in: the one that the row comes from, or that of the cache."""
-_TEXTS = ("value", "content", "text")  # of these, what looks like base64 is still a text
+"""The file that a part is in: the one that the row comes from, or that of the cache."""
+_TEXTS = ("value", "content", "text")  # fields whose value is a text even if it looks like base64
 _BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?(?P<data>[A-Za-z0-9+/\s_-]{40,}(?:={1,2}\s*)?)")
 _MAY_HOLD = re.compile(rb'"(?:data:image\\?/|[A-Za-z0-9+/\\_-]{40})')  # some writers escape each slash
 _REMEMBERED = 1 << 16  # images: neighbouring rows often show the same one
 
 
 class Extraction(ExitStack):
-    """Takes the images out of the rows of one file; rows that show the same image share one place of it.
+    """Takes the images out of the rows of one file; rows that show the same image share one copy of it.
 
     Args:
         source: The file that the rows come from.
-        copies: Where the cache keeps images that are not read there. Made when the first one comes.
+        copies: File of the cache for images that cannot be read in `source`. Made when the first one comes.
     """
 
     def __init__(self, source: Path, copies: Path) -> None:
@@ -44,7 +44,7 @@ class Extraction(ExitStack):
         self._files: dict[int, IO[bytes]] = {}
         self._known: OrderedDict[str, tuple[list[int], str]] = OrderedDict()
         self.num_bytes = 0
-        """Copied so far."""
+        """Bytes copied so far."""
 
     def row(self, row: object, own: pa.Buffer | None = None) -> bytes:
         """The row as JSON, its images taken out.
@@ -95,12 +95,12 @@ class Extraction(ExitStack):
     def part(
         self, key: str, name: str, read: Callable[[], bytes | memoryview], find: Callable[[], list[int]]
     ) -> dict[str, object]:
-        """What stands for an image in its row.
+        """The value that stands for an image in its row.
 
         Args:
             key: `digest_of_ends` of its content.
             read: Gives its content.
-            find: Gives the number of its file, its start and its size, where no other row has shown it lately.
+            find: Gives the number of its file, its start and its size; called if no recent row has shown it.
         """
         if key in self._known and self._content(*self._known[key][0]) != (content := read()):
             key = hashlib.sha256(content).hexdigest()[:32]  # another image, whose ends are the same
@@ -112,7 +112,7 @@ class Extraction(ExitStack):
         return {PART: [*place, key, name]}
 
     def _content(self, number: int, start: int, size: int) -> bytes:
-        """What is at a place of one of the two files."""
+        """The bytes at a place in one of the two files."""
         if number not in self._files:
             self._files[number] = self.enter_context(self._source.open("rb"))
         file = self._files[number]
@@ -131,7 +131,7 @@ class Extraction(ExitStack):
 
 
 def _bytes_of(value: object) -> pa.Buffer | None:
-    """The bytes that a value is, or is the base64 of; None where it is neither."""
+    """The bytes of a value that is bytes or the base64 of an image; None if it is neither."""
     if isinstance(value, str):
         value = image_of_base64(value)
     return pa.py_buffer(value) if isinstance(value, bytes) else value if isinstance(value, pa.Buffer) else None
@@ -182,7 +182,7 @@ def _replaced(value: object, files: Sequence[str], stand_in: Callable[[Part], ob
 
 
 def check_parts(images: Sequence[str], files: Sequence[str]) -> None:
-    """DataError if an image is a part of another file than those of its row: a text of the user's named it so."""
+    """DataError if an image is a part of a file that is not one of its row's: then a text of the data wrote its address."""
     for image in images:
         part = part_of(image)
         if part and part.file not in files:
@@ -191,7 +191,7 @@ def check_parts(images: Sequence[str], files: Sequence[str]) -> None:
 
 
 def with_images(raw: bytes, files: Sequence[str]) -> bytes:
-    """The row with its images in base64 in the place of parts, for a file of its own; OSError if one is gone."""
+    """The row with its images in base64 in place of parts, to be written into another file; OSError if one is gone."""
     if PART.encode() not in raw:
         return raw
 
@@ -203,7 +203,7 @@ def with_images(raw: bytes, files: Sequence[str]) -> bytes:
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
-    """The rows of a batch as Python values; those of bytes as Arrow's buffers, so that nothing is copied."""
+    """The rows of a batch as Python values, but bytes as Arrow's buffers, so that they are not copied."""
     held = [_has_bytes(field.type) for field in batch.schema]
     plain = [None if has else column.to_pylist() for column, has in zip(batch.columns, held, strict=True)]
     for place in range(batch.num_rows):
@@ -214,7 +214,7 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
 
 
 def has_bytes(schema: pa.Schema) -> bool:
-    """Whether a column holds bytes, on whatever level."""
+    """Whether a column holds bytes, on any level of nesting."""
     return any(_has_bytes(field.type) for field in schema)
 
 

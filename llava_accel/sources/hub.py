@@ -33,12 +33,12 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
 
     Args:
         name: org/name, or a folder that is a copy of a data set of the hub.
-        splits: The first of these that there is.
+        splits: The first of these that exists is taken.
 
     Raises:
-        DataError: it cannot be had; says what the hub has instead, where that is known.
+        DataError: it cannot be loaded; says what the hub has instead, where that is known.
     """
-    import datasets  # which takes a second, and is needed here alone
+    import datasets  # which takes a second, and is needed only here
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 
     if not sys.stderr.isatty():
@@ -46,7 +46,7 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
     try:
         present = datasets.get_dataset_split_names(name, config or None, revision=revision or None)
         split = choose_split(present, splits, name)
-        # Whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: of a data set in memory there are no files.
+        # Whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: a data set in memory has no files.
         dataset = datasets.load_dataset(
             name, config or None, split=split, revision=revision or None, keep_in_memory=False
         )
@@ -57,20 +57,20 @@ def files(name: str, config: str, splits: Sequence[str], revision: str) -> list[
         problem = f"the data set {name} cannot be read by datasets ({in_short(error)})"
         raise DataError("json", problem, "Download its files, and name these") from None
     except (DatasetsError, ValueError, RuntimeError, OSError, HfHubHTTPError, compat.hub_http_error()) as error:
-        problem = f"there is no file or folder {quoted(name)}, and no such data set can be had ({in_short(error)})"
-        remedy = "Check the path; of a data set its name, config, split and revision, and the network"
+        problem = f"there is no file or folder {quoted(name)}, and no such data set can be loaded ({in_short(error)})"
+        remedy = "Check the path; for a data set check its name, config, split and revision, and the network"
         raise DataError("json", problem, remedy) from None
     assert isinstance(dataset, datasets.Dataset)
     paths = [str(each["filename"]) for each in dataset.cache_files]
     others = [made[1] for path in paths if (made := _MADE_OF.search(path)) and made[1] != revision]
     if _COMMIT.fullmatch(revision) and others:  # offline, datasets takes what it has
-        problem = f"of the data set {name} the cache has commit {others[0]}, and not {revision}"
+        problem = f"for the data set {name} the cache has commit {others[0]}, and not {revision}"
         raise DataError("json", problem, "Repeat this with a network, or set that revision")
     return list(map(Path, paths))
 
 
 def splits(name: str) -> list[str]:
-    """The splits of a data set, or of a folder that is a copy of one; none where it is neither."""
+    """The splits of a data set, or of a folder that is a copy of one; empty if it is neither."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -81,9 +81,9 @@ def splits(name: str) -> list[str]:
 
 
 def pinned(name: str, config: str, splits: Sequence[str], revision: str) -> str:
-    """The commit that a revision of a data set is at this moment; a commit is itself.
+    """The commit that a revision of a data set points to at this moment; a commit is returned as it is.
 
-    Offline it is that of what was downloaded last.
+    Offline, it is the commit that was downloaded last.
 
     Raises:
         DataError: there is no such data set or revision, or offline nothing was downloaded.
@@ -108,7 +108,7 @@ def cache_root() -> Path:
 
 
 def choose_split(present: Sequence[str], wanted: Sequence[str], what: str) -> str:
-    """The first wanted split that is there; the only one that is there, where nothing was asked for by name."""
+    """The first wanted split that is present; or the only one that is present, if the default "train" is wanted."""
     for name in wanted:
         if name in present:
             return name

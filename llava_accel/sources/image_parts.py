@@ -1,8 +1,8 @@
 """Images that lie inside other files: a shard of a tar archive, an Arrow file, or a file of the cache.
 
-An image has an address, a text: the path of its file; or, of an image inside another file, that file, the bytes of it that
-the image takes, a digest of its content, and its name. Whoever opens an image opens it here, so that nothing else needs to
-know the difference.
+An image has an address, a text: the path of its file; or, for an image inside another file, the path of that file, the range
+of bytes, a digest of the content, and a name. All images are opened here, so that no other code needs to know the
+difference.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _END_BYTES = 8 << 10
-"""Of an image's two ends, what counts for `digest_of_ends`."""
+"""Bytes at each end of an image that `digest_of_ends` reads."""
 LARGEST = 256 << 20
 """Bytes of an image: no camera makes larger files, and all of it is held in memory."""
 _MARK = "#bytes="
@@ -27,7 +27,7 @@ SUFFIXES = ("jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "
 
 
 class Part(NamedTuple):
-    """The bytes of a file that are an image. `key` is equal where the content is, wherever the image lies."""
+    """The bytes of a file that are an image. `key` is equal for equal content, wherever the image is."""
 
     file: str
     start: int
@@ -42,13 +42,13 @@ class Part(NamedTuple):
 
 
 def part_of(address: str) -> Part | None:
-    """What an address says; None for that of a file of its own."""
+    """The part that an address names; None if the address is the path of an image file."""
     match = _ADDRESS.fullmatch(address) if _MARK in address else None
     return Part(match["file"], int(match["start"]), int(match["size"]), match["key"], match["name"]) if match else None
 
 
 def shown(address: str) -> str:
-    """An address for people."""
+    """An address as messages show it."""
     part = part_of(address)
     if part is None:
         return address
@@ -57,7 +57,7 @@ def shown(address: str) -> str:
 
 
 def open_image(address: str) -> io.BufferedIOBase:
-    """The image's bytes as a file that can be read and sought; of a part nothing is read before it is asked for.
+    """The image's bytes as a file that can be read and sought; a part is read only as far as it is asked for.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -76,9 +76,9 @@ def read_image(address: str) -> bytes:
 
 
 def digest_of_ends(file: io.BufferedIOBase) -> bytes:
-    """Sixteen bytes that nearly always change with the content: of size, first and last 8 KiB.
+    """Sixteen bytes that nearly always change with the content: a hash of its size, first and last 8 KiB.
 
-    A PNG ends in checksums of all of it. JPEGs that differ in their middle alone may be of one size and end alike.
+    A PNG ends in checksums of all of it. JPEGs that differ only in their middle may have the same size and ends.
     """
     digest = hashlib.sha256()
     size = file.seek(0, io.SEEK_END)
@@ -90,12 +90,12 @@ def digest_of_ends(file: io.BufferedIOBase) -> bytes:
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that begins so may be an image of a format that is read."""
+    """Whether a file with these first bytes may be an image of a format that is read."""
     return head.startswith(_SIGNATURES) or head[8:12] == b"WEBP" or head[4:12] in (b"ftypavif", b"ftypavis")
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name ends as those of images do."""
+    """Whether a name has the suffix of an image file."""
     return name.rpartition(".")[2].lower() in SUFFIXES
 
 

@@ -10,8 +10,8 @@ from llava_accel.sources.problems import DataError
 
 MAX_BYTES = 16 << 20
 """Longest row that is read: a line of hundreds of megabytes is not a conversation, and would fill the memory."""
-GIT_POINTER, FETCH = b"version https://git-lfs", "It is a pointer of git to the file: run git lfs pull"
-"""How a file begins that stands in the place of a large one, and what to do."""
+GIT_POINTER, FETCH = b"version https://git-lfs", "It is a Git LFS pointer to the file: run git lfs pull"
+"""First bytes of a pointer that Git LFS puts in place of a large file, and the remedy."""
 _BLOCK = 1 << 22  # characters read at once from a JSON array
 _SPACE, _SEPARATOR = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 
@@ -28,7 +28,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long for a record only as much as shows that, never all of it."""
+    """The lines of a file; a line that is too long for a record is cut where that is certain, and never held whole."""
     while line := file.readline(MAX_BYTES + 4):
         end = line
         while len(end) == MAX_BYTES + 4 and not end.endswith(b"\n"):
@@ -37,7 +37,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def json_array(path: Path) -> Iterator[bytes]:
-    """Objects of a top-level array, each on one line; DataError where the file breaks off."""
+    """Objects of a top-level array, each on one line; DataError where the file breaks off or is malformed."""
     decoder, number = json.JSONDecoder(), 1
 
     def refused(problem: str, remedy: str, row: int | None = None) -> DataError:
@@ -78,7 +78,7 @@ def json_array(path: Path) -> Iterator[bytes]:
 
 
 def _remedy(text: str) -> str:
-    """What to do with a file that begins so, and not with a list."""
+    """The remedy for a file that begins with this text and not with an array."""
     if text.startswith(GIT_POINTER.decode()):
         return FETCH
     if text.startswith("{") and re.search(r'"(questions|annotations)"\s*:\s*\[', text):
@@ -91,7 +91,7 @@ def _remedy(text: str) -> str:
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:
-    """Whether the rest of the file could mend the error; what is wrong far from the end of `text` is simply wrong."""
+    """Whether the rest of the file could mend the error; more text cannot mend one far from the end of `text`."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(text) - 16  # longer than any escape or word

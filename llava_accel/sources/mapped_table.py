@@ -1,8 +1,8 @@
 """One file of the user's as a memory-mapped table of raw rows, so that ten million records cost no memory.
 
 Each file is read once into an Arrow file of the cache, keyed by path, inode, size and times of change; every later start and
-every rank maps the same file. The time that counts is the ctime: archives and copies may give two files one size and one
-mtime, the ctime is the system's. Images inside a row are not in the table: see `extraction.py`.
+every rank maps the same file. The time that counts is the ctime: archives and copies may give two files the same size and
+mtime, but only the system sets the ctime. Images inside a row are not in the table: see `extraction.py`.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ class Table:
     Args:
         path: A file with one of `SUFFIXES`; .json is an array, .tar a WebDataset shard.
         cache_dir: Folder for the Arrow file, and for images that are copied out of the rows.
-        identity: Of a table that was opened before: a worker must read the rows that the run does, even if the file has
-            changed meanwhile.
+        identity: That of a table that was opened before: a worker must read the rows that the run does, even if the file
+            has changed meanwhile.
 
     `fingerprint` is a hash of all rows and their numbers, wherever the file is.
-    `files` are those that parts of rows lie in: see `extraction.part_in`.
-    `may_have_urls` is false where no text of any row begins as a URL.
+    `files` are the paths of the files that parts of rows are in: see `extraction.part_in`.
+    `may_have_urls` is false if no text of any row begins as a URL.
 
     Raises:
         DataError: the file is missing or cannot be read; names file and remedy.
@@ -68,7 +68,7 @@ class Table:
         return self._rows.chunk(chunk)[place].as_py()
 
     def number(self, index: int) -> int:
-        """Where the row is in the file: its line, blank ones counted, or its place in the array, from 1."""
+        """The number of the row in the file: its line, blank ones counted, or its place in the array, from 1."""
         chunk, place = divmod(index, _ROWS_PER_CHUNK)
         return self._numbers.chunk(chunk)[place].as_py()
 
@@ -85,7 +85,7 @@ class _Kept(NamedTuple):
     rows: pa.ChunkedArray
     numbers: pa.ChunkedArray
     digest: str
-    """Of both."""
+    """A hash of both."""
     copies: Path
     """The file of images that were copied."""
     may_have_urls: bool

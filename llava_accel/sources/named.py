@@ -1,4 +1,4 @@
-"""What data.train and data.eval may name, as the files that it consists of: files, folders, globs, data sets of the hub."""
+"""Finds the files of all that data.train and data.eval may name: files, folders, globs, data sets of the hub."""
 
 import glob
 import json
@@ -14,7 +14,7 @@ from llava_accel.sources.problems import DataError, quoted, some
 _GLOB = re.compile(r"[*?\[]")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "eval", "test")
-"""What data sets call the part that they are scored on, in the order in which one is chosen."""
+"""Names that data sets give the split to evaluate on; the first of these that a data set has is chosen."""
 
 
 class Named(NamedTuple):
@@ -27,12 +27,12 @@ class Named(NamedTuple):
     limit: int = 0
     config: str = ""
     splits: tuple[str, ...] = ("train",)
-    """Of a data set that has splits, the first of these that it has."""
+    """For a data set with splits: the first of these that it has is read."""
     revision: str = ""
 
     @property
     def name(self) -> str:
-        """What tells it from other sources of a recipe."""
+        """A name that tells it from the recipe's other sources."""
         split = self.splits[0] if self.splits != ("train",) and len(self.splits) == 1 else ""
         return " ".join(filter(None, [self.path, self.config, split]))
 
@@ -41,13 +41,13 @@ def files_of(named: Named) -> list[Path]:
     """The files of a source, in the order of their names.
 
     Raises:
-        DataError: there is no such thing, or no data in it; names what was looked for.
+        DataError: it does not exist, or has no data file; names what was looked for.
     """
     path = Path(named.path)
     if path.is_dir():
         return _of_folder(path, named)
     if path.exists() or not (hub.is_name(named.path) or _GLOB.search(named.path)):
-        return [path]  # its table says what is wrong with it
+        return [path]  # if something is wrong with it, `Table` says what
     if hub.is_name(named.path):
         return hub.files(named.path, named.config, named.splits, named.revision)
     paths = sorted(Path(name) for name in glob.glob(named.path, recursive=True))
@@ -58,7 +58,7 @@ def files_of(named: Named) -> list[Path]:
 
 
 def held_out_split(path: str) -> str:
-    """The split that a data set has for evaluation; "" where it has none, or is something else."""
+    """The split that a data set has for evaluation; "" if it has none, or if `path` is not a data set with splits."""
     folder = Path(path)
     present: list[str] = []
     if (folder / "dataset_dict.json").is_file():
@@ -92,7 +92,7 @@ def _is_of_files(folder: Path) -> bool:
 
 
 def _plain_files(folder: Path) -> list[Path]:
-    """The data files of a folder that is no copy of a data set of the hub."""
+    """The data files of a folder; none if it is a copy of a data set of the hub."""
     files = sorted(
         file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     )
@@ -106,7 +106,7 @@ def _is_repository(folder: Path) -> bool:
 
 
 def _saved(path: Path, read: Callable[[Any], list[str]]) -> list[str]:
-    """What a file of `save_to_disk` of datasets names; DataError where it is no such file, or names nothing."""
+    """The names in a file that `save_to_disk` of datasets wrote; DataError if it is not such a file, or names nothing."""
     try:
         names = list(map(str, read(json.loads(path.read_bytes()))))
     except (ValueError, KeyError, TypeError) as error:

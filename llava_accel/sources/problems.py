@@ -21,7 +21,7 @@ class DataError(UserError):
         problem: What is wrong, with the offending value.
         remedy: What the user can do.
         file, row, id: Where it is; `row` counts from 1, as editors do. Filled in by `at`.
-        tokens: Of a record that is too long.
+        tokens: Length of a record that is too long, else 0.
     """
 
     kind: Kind
@@ -33,11 +33,11 @@ class DataError(UserError):
     tokens: int = 0
 
     def at(self, file: str, row: int, record_id: str | None) -> "DataError":
-        """The same error with its place, for code that works on a record without knowing where it came from."""
+        """The same error with file, row and id, which code that works on a single record does not know."""
         return replace(self, file=file, row=row, id=record_id)
 
     def with_note(self, note: str) -> "DataError":
-        """The same error with something to add about the others."""
+        """The same error with one more sentence after its remedy."""
         return replace(self, remedy=f"{self.remedy}. {note}")
 
     def __str__(self) -> str:

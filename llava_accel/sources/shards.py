@@ -1,4 +1,4 @@
-"""WebDataset shards: tar archives whose neighbouring members of one name, but for the suffix, are a sample.
+"""WebDataset shards: tar archives in which neighbouring members with the same name but for the suffix are one sample.
 
 The rows and the places of the images are read once into the table of each shard. Then any sample is reached in any order, as
 the data order of a resumed run demands; streaming readers replay a shard to find their place, and MDS needs a copy of all
@@ -19,7 +19,7 @@ from llava_accel.sources.json_rows import MAX_BYTES
 from llava_accel.sources.problems import DataError
 
 _TEXTS = {"txt": "caption", "text": "caption", "caption": "caption", "cls": "label"}
-"""What members of these suffixes are in the row."""
+"""Suffix of a text member -> the field of the row that it becomes."""
 _IMAGES = ("image", "images")
 
 
@@ -45,7 +45,7 @@ def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
 
 
 def _is_part(member: tarfile.TarInfo, path: Path) -> bool:
-    """Whether it is a file; DataError where it is a link, without which a sample would be another one."""
+    """Whether a member is a file; DataError for a link, as its sample would lack the content."""
     if member.islnk() or member.issym():
         problem = f"{member.name} is a link to {member.linkname}, which holds nothing"
         raise DataError("json", problem, "Write files in its place: tar --hard-dereference -h", file=str(path))
@@ -53,7 +53,7 @@ def _is_part(member: tarfile.TarInfo, path: Path) -> bool:
 
 
 def _key(member: tarfile.TarInfo) -> str:
-    """What the files of a sample have in common: all up to the first dot of the last part."""
+    """The part of the name that all files of a sample share: up to the first dot of the file name."""
     folder, _, name = member.name.rpartition("/")
     return f"{folder}/{name.partition('.')[0]}"
 
@@ -79,7 +79,7 @@ def _row(
             fields |= _object(_short(archive, member), member.name)
         elif suffix in _TEXTS:
             fields[_TEXTS[suffix]] = _text(_short(archive, member), member.name)
-    if images:  # names in the .json are those that the images had before
+    if images:  # names in the .json are those that the images had before they were packed
         fields = {name: value for name, value in fields.items() if name not in _IMAGES}
         fields["image"] = images
     return fields

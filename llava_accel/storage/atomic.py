@@ -27,19 +27,19 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPAN = re.compile(r"(\d+)-(\d+)")
 _LEFT = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.(?P<state>tmp|old)")
 _AT_ONCE = 8  # files, or pieces of them, that are hashed at the same time
-_BLOCK_BYTES = 1 << 20  # that is read at once
+_BLOCK_BYTES = 1 << 20  # read at once
 Piece = tuple[int, int, str]
-"""First byte of a piece of a file, the byte behind its last one, and its SHA-256."""
+"""Start and end of a piece of a file, in bytes, the end exclusive; and its SHA-256."""
 _Place = tuple[Path, int, int | None]
-"""A file, the first byte of a piece, and the byte behind its last one, None for the end of the file."""
+"""A file, and start and exclusive end of a piece of it, in bytes; None for the end of the file."""
 
 
 @contextmanager
 def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
-    """A place beside `path` to write to. What is there takes the name `path` at the end, and is gone after an error.
+    """A temporary path beside `path` to write to. It is renamed to `path` at the end, and removed after an error.
 
     Args:
-        is_private: Nobody but the user may read it, as everything in the cache.
+        is_private: Only the user may read the file, as all files of the cache.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
@@ -50,7 +50,7 @@ def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
         flush(unfinished)  # else a power cut could leave the name without the content
         os.replace(unfinished, path)
     except OSError as error:
-        if error.errno in DISK_IS_FULL:  # which names no file
+        if error.errno in DISK_IS_FULL:  # this error names no file
             error.filename = error.filename or str(path)
         raise
     finally:
@@ -58,10 +58,10 @@ def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
 
 
 def check_out(path: Path, flag: str, example: str) -> None:
-    """UserError if a file cannot be written at `path`, before the work that it is to hold; nothing is left there.
+    """UserError if no file can be written at `path`; for use before the work whose result goes there. Leaves nothing there.
 
     Args:
-        flag: What the user named it with.
+        flag: The flag that the user named it with.
         example: A name for such a file.
     """
     try:
@@ -92,15 +92,15 @@ def beside(target: Path) -> Path:
 def commit(
     unfinished: Path, target: Path, *, manifest: bool = True, known: Mapping[str, Sequence[Piece]] | None = None
 ) -> None:
-    """Flush the folder to disk, and give it the name `target`, which it may take from another folder of ours.
+    """Flush the folder to disk, and give it the name `target`; it replaces a folder of that name that was written here.
 
     Args:
         manifest: Seal it with a manifest of hashes, and read all of it back before the old folder goes.
         known: Files that were hashed and flushed as they were written, piece by piece.
 
     Raises:
-        OSError: it could not be written, the disk does not give back what was written, or the name is taken by what was
-            not written here.
+        OSError: it could not be written, the disk does not give back what was written, or the name is taken by something
+            that was not written here.
     """
     is_taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if is_taken and not is_ours(target):
@@ -133,9 +133,9 @@ def commit(
 
 
 def recover(folder: Path) -> None:
-    """Tidy up what a killed run left in the middle of `commit`: unfinished folders, and folders without their name.
+    """Tidy up after runs that were killed in the middle of `commit`: remove unfinished folders, give others their name back.
 
-    What was not written here stays as it is, whatever its name.
+    Folders that were not written here stay as they are, whatever their name.
     """
     for path in sorted(folder.glob("*.*")):
         match = _LEFT.fullmatch(path.name)
@@ -158,7 +158,7 @@ def is_complete(folder: Path, *, from_disk: bool = False) -> bool:
     """Whether every file of the manifest is there and unchanged; files and pieces of them are read side by side.
 
     Args:
-        from_disk: Read what is on the disk, not what the system remembers of it.
+        from_disk: Read what is on the disk, not the system's copy in memory.
     """
     hashes = _manifest(folder)
     if not _is_manifest(hashes) or not all((folder / name).is_file() for name in hashes):
@@ -183,7 +183,7 @@ def known_pieces(folder: Path) -> dict[str, list[Piece]]:
 
 
 def is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed. What tokenizers raises then is a bare Exception with the words of Rust's standard library."""
+    """Whether an error says that writing failed. `tokenizers` then raises a bare Exception with a text of Rust's library."""
     return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "(os error " in str(error))
 
 
@@ -194,12 +194,12 @@ def flush(path: Path) -> None:
 
 
 def _named_beside(target: Path, state: str) -> Path:
-    """A name that nobody else has."""
+    """A path beside `target` that nobody else uses."""
     return target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.{state}")
 
 
 def _manifest(folder: Path) -> Any:
-    """What a folder's manifest holds: None where there is none, {} where it is empty or damaged."""
+    """The content of a folder's manifest: None if there is none, {} if it is empty or damaged."""
     try:
         return json.loads((folder / MANIFEST).read_bytes()) or {} if (folder / MANIFEST).is_file() else None
     except (ValueError, RecursionError):
@@ -207,12 +207,12 @@ def _manifest(folder: Path) -> Any:
 
 
 def _is_manifest(manifest: object) -> bool:
-    """Whether it is file name -> SHA-256, or -> "first byte-byte behind the last" -> SHA-256, of at least one file."""
+    """Whether it is file name -> SHA-256, or file name -> "START-END" (END exclusive) -> SHA-256, of at least one file."""
     return isinstance(manifest, dict) and bool(manifest) and all(_is_sealed(value) for value in manifest.values())
 
 
 def _is_sealed(value: object) -> bool:
-    """Whether it is a hash, or those of pieces that make up a file without a gap."""
+    """Whether it is a hash, or the hashes of pieces that make up a file without a gap."""
     if not isinstance(value, dict):
         return isinstance(value, str) and bool(_SHA256.fullmatch(value))
     spans = [_SPAN.fullmatch(span) for span in value]
@@ -229,7 +229,7 @@ def _spans(pieces: Sequence[Piece]) -> dict[str, str]:
 
 
 def _pieces(value: str | dict[str, str]) -> list[tuple[int, int | None, str]]:
-    """(first byte, byte behind the last or None for the end, SHA-256) of what a manifest says of a file."""
+    """(start, exclusive end or None for the end of the file, SHA-256) of each piece, from a manifest's entry of a file."""
     if isinstance(value, str):
         return [(0, None, value)]
     spans = [(*span.split("-"), digest) for span, digest in value.items()]
@@ -237,7 +237,7 @@ def _pieces(value: str | dict[str, str]) -> list[tuple[int, int | None, str]]:
 
 
 def _hashes(places: Sequence[_Place], from_disk: bool = False) -> list[str]:
-    with ThreadPoolExecutor(_AT_ONCE) as threads:  # hashing and reading leave other threads the interpreter
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # hashing and reading release the interpreter's lock
         return list(threads.map(lambda place: _hash(*place, from_disk=from_disk), places))
 
 

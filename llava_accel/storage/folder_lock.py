@@ -1,8 +1,8 @@
 """A lock of a folder: a file in it that says which process writes there, on any machine that shares the folder.
 
-It asks no lock server. The file comes by a hard link, which is made by one process alone, over NFS too, and its time is
-that of the file server. A process that was killed leaves it behind: on the same machine its number is looked up, of another
-machine the file is watched, whose holder touches it again and again.
+It needs no lock server. The file is made by a hard link, which only one process can make, over NFS too, and its time is
+that of the file server. A process that was killed leaves the file: on the same machine its process number is looked up; on
+another machine the file is watched, as a living holder touches it again and again.
 """
 
 import errno
@@ -38,9 +38,9 @@ class Holder:
     pid: int
     since: str
     machine: str
-    """Equal where process numbers mean the same processes: one start of one machine, one container."""
+    """Equal where process numbers mean the same processes: one boot of one machine, one container."""
     started: str
-    """When the process began, on the clock of that start; numbers are given out again."""
+    """When the process began, on the clock of that boot: process numbers are used again."""
     token: str
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class FolderLock:
         """Take the lock, also one whose holder is dead.
 
         Args:
-            say: Told when it has to wait until the silence of another machine is long enough.
+            say: Called if it has to wait for a sign of life from another machine.
 
         Raises:
             UserError: another process has it.
@@ -135,19 +135,19 @@ class FolderLock:
         return _read(self._path)[0] == self._own
 
     def _shows_life(self, holder: Holder | None, touched: float, say: Callable[[str], None]) -> bool:
-        """Whether the lock is touched or changes before its age is that of a dead holder's."""
+        """Whether the lock is touched or changes before it is so old that its holder counts as dead."""
         has_said, since = False, touched
         while True:
             with self._written() as mine:
                 now = mine.stat().st_mtime
-            since = min(since, now)  # a time that is still to come tells nothing
+            since = min(since, now)  # a time in the future tells nothing
             age = now - since
             if age > _SILENCE_S:
                 return False
             if not has_said:
                 has_said = True
                 left, whose = max(0.0, _SILENCE_S - age), holder or "another process"
-                say(f"{self._path} is of {whose}: waiting up to {left:.0f} s for a sign of life")
+                say(f"{self._path} belongs to {whose}: waiting up to {left:.0f} s for a sign of life")
             time.sleep(_SETTLE_S)
             holder_now, touched_now = _read(self._path)
             if touched_now is None:
@@ -177,7 +177,7 @@ class FolderLock:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process writes the folder, this one or another, as far as its lock tells."""
+    """Whether a process, this one or another, writes the folder, judged by its lock."""
     holder, touched = _read(folder / LOCK)
     if touched is None:
         return False
@@ -221,7 +221,7 @@ def _is_alive(holder: Holder) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Ticks since the machine's start at which a process began; "dead" once it has ended, "" where nothing tells."""
+    """Ticks from the machine's boot to the start of a process; "dead" once it has ended, "" if that is not known."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:

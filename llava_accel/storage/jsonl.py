@@ -1,4 +1,4 @@
-"""JSON lines on disk: written whole or line by line, and read by their line feeds alone."""
+"""JSON lines on disk: written whole or line by line, and split only at line feeds when they are read."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def read_json_lines(path: Path, *, may_be_damaged: bool = False) -> list[Any]:
 
 
 def append_whole(path: Path, text: str) -> None:
-    """Write lines behind those of a file, the last of which may lack its end, or none of them; OSError without room."""
+    """Append all lines to a file, whose last line may lack its end; or none of them, and OSError, if there is no room."""
     end = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a+b") as file:
@@ -96,10 +96,10 @@ def keep_lines_until(path: Path, step: int, say: Callable[[str], None] = lambda 
     A run that starts at step 0 keeps none: it evaluates the base again, too.
 
     Args:
-        say: Told of lines that are damaged or that no run has written, which are dropped as well.
+        say: Called if lines are damaged or were not written by a run; these are dropped as well.
 
     Returns:
-        Lines that are left.
+        Number of lines that are left.
     """
     if not path.exists():
         return 0
@@ -111,7 +111,7 @@ def keep_lines_until(path: Path, step: int, say: Callable[[str], None] = lambda 
         elif line["step"] <= step:
             kept.append(line)
     if dropped:
-        say(f"{path}: {dropped} lines are damaged or of no run, and were dropped")
+        say(f"{path}: {dropped} lines were damaged or not written by a run, and were dropped")
     write_json_lines(kept, path)
     return len(kept)
 

@@ -1,6 +1,6 @@
-"""The cache: where it is, and files in it that are read where they are whole, and made anew where they are not.
+"""The cache: where it is, and files in it that are read if they are whole, and made anew if they are not.
 
-A cache that cannot be written is said once, and is no reason to end.
+If the cache cannot be written, a note says so, and the run goes on.
 """
 
 import atexit
@@ -34,11 +34,11 @@ _T = TypeVar("_T")
 
 
 def cache_folder(cache_dir: str = "") -> Path:
-    """The cache: `data.cache_dir`, or where it is empty `llava_accel` in XDG_CACHE_HOME or `~/.cache`, or else, where
-    the user has no home, a folder of the user's among the temporary files. A new one is the user's alone.
+    """The folder of the cache, which is made if it is not there, for the user alone: `cache_dir`; if that is empty,
+    `llava_accel` in XDG_CACHE_HOME or `~/.cache`; if that cannot be made, a folder among the temporary files.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: `cache_dir`, or else the last of these, cannot be used.
     """
     if cache_dir:
         folder = Path(cache_dir)
@@ -57,7 +57,7 @@ def cache_folder(cache_dir: str = "") -> Path:
 
 
 def contents(folder: Path) -> dict[str, list[Path]]:
-    """The files of a cache by what they are; what has another name than ours is left out."""
+    """The files of a cache by what they are; files with other names than ours are left out."""
     by_kind: dict[str, list[Path]] = {}
     for place, (name, what) in _KINDS.items():
         for file in sorted((folder / place).glob("*/*" if place == "features" else "*")):
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, list[Path]]:
 
 
 def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:
-    """What `read` makes of a file of the cache; None where there is none, or where it is damaged, which is said."""
+    """The result of `read` on a file of the cache; None if there is none, or if it is damaged, which a note says."""
     try:
         if not path.stat().st_size:  # which cannot be mapped
             raise ValueError("it is empty")
@@ -81,7 +81,7 @@ def stored(path: Path, read: Callable[[Path], _T]) -> _T | None:
 
 
 def file_status(path: Path | str) -> tuple[int, int, int]:
-    """Size, mtime and ctime of a file, which a changed one does not share; -1 each where there is none."""
+    """Size, mtime and ctime of a file, of which some differ once it has changed; -1 each if there is none."""
     try:
         status = os.stat(path)
     except OSError:
@@ -90,7 +90,7 @@ def file_status(path: Path | str) -> tuple[int, int, int]:
 
 
 def store(path: Path, write: Callable[[Path], object]) -> bool:
-    """Let `write` make a file of the cache; False where the disk does not take it, which is said."""
+    """Let `write` make a file of the cache; False if it cannot be written, which a note says."""
     try:
         with atomic_file(path, is_private=True) as unfinished:
             write(unfinished)
@@ -104,7 +104,7 @@ def store(path: Path, write: Callable[[Path], object]) -> bool:
 
 @cache
 def spare_folder() -> Path:
-    """A folder for this process alone, removed at its end, for what cannot be kept and has to be a file.
+    """A folder for this process alone, removed at its end, for files that are needed but cannot be kept.
 
     Raises:
         UserError: there is no room for temporary files either.
@@ -122,7 +122,7 @@ def spare_folder() -> Path:
 
 def _user_cache() -> Path | None:
     named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):  # others do not count, says its specification
+    if os.path.isabs(named):  # its specification says to ignore a relative path
         return Path(named) / "llava_accel"
     try:
         return Path.home() / ".cache" / "llava_accel"

@@ -1,6 +1,6 @@
 """Which folder of a run holds its weights: the same for every verb, key and page.
 
-The best checkpoint where the run keeps one, else its export, else its newest checkpoint.
+The best checkpoint if the run keeps one, else its export, else its newest checkpoint.
 """
 
 import json
@@ -13,12 +13,12 @@ from llava_accel.storage.atomic import is_ours
 
 _MARKS = ("adapter_config.json", "non_lora_trainables.safetensors", "config.json", "non_lora_trainables.bin")
 PROGRESS = "progress.json"
-"""In the engine folder of a checkpoint: where its run stood, and what its steps are made of."""
+"""File in the engine folder of a checkpoint: the position of its run, and the settings that its steps depend on."""
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 def find_weights(path: Path) -> Path:
-    """The folder with the weights: `path` itself, or of a run its best checkpoint, its export, or its newest checkpoint.
+    """The folder with the weights: `path` itself, or for a run its best checkpoint, its export, or its newest checkpoint.
 
     Raises:
         UserError: nothing in it can be loaded.
@@ -33,12 +33,12 @@ def find_weights(path: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run, and holds no weights itself."""
+    """Whether a folder is that of a run, rather than one that holds weights itself."""
     return (path / "recipe.toml").is_file() and not any((path / mark).is_file() for mark in _MARKS)
 
 
 def named_checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint, complete or not."""
+    """Folders with the name of a checkpoint, complete or not."""
     return [path for path in folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
 
 
@@ -53,6 +53,6 @@ def step_of(folder: Path) -> int:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """Where a checkpoint's run stood, and what its steps are made of; empty if the folder holds weights alone."""
+    """The content of a checkpoint's `progress.json`; empty if the checkpoint holds only weights."""
     file = checkpoint / "engine" / PROGRESS
     return json.loads(file.read_bytes()) if file.is_file() else {}

@@ -26,24 +26,24 @@ _SEVERAL_MACHINES_FLAG = getattr(os, "O_DSYNC", 0)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What this process has of a tensor."""
+    """The piece of a tensor that this process has."""
 
     dtype: torch.dtype
     shape: torch.Size
-    """Of the whole."""
+    """Shape of the whole tensor."""
     start: int
-    """Where the piece begins in the whole, flattened."""
+    """Where the piece begins in the whole tensor, flattened."""
     piece: Tensor
-    """Flat; empty where this process has nothing of it."""
+    """Flat; empty if this process has nothing of the tensor."""
 
     @property
     def nbytes(self) -> int:
-        """Of the whole."""
+        """Bytes of the whole tensor."""
         return self.shape.numel() * self.dtype.itemsize
 
 
 def divided(tensor: Tensor, rank: int = 0, ranks: int = 1) -> Share:
-    """The share of one of several processes that all have the whole tensor; of a single one all of it."""
+    """The share of one of several processes that all have the whole tensor; for a single process, all of it."""
     start, end = (tensor.numel() * number // ranks for number in (rank, rank + 1))
     return Share(tensor.dtype, tensor.shape, start, tensor.detach().flatten()[start:end])
 
@@ -62,7 +62,7 @@ class Chunk:
 
 
 Pieces = dict[str, list[tuple[int, int, str]]]
-"""File -> (first byte, byte behind the last, SHA-256) of the pieces that were written."""
+"""File -> (start, exclusive end, SHA-256) of the pieces that were written."""
 Files = dict[str, dict[str, Share]]
 """File -> name -> tensor in it."""
 
@@ -71,11 +71,11 @@ def into_files(tensors: Mapping[str, Share], pattern: str, most_bytes: int) -> t
     """Divide tensors among files as the hub does.
 
     Args:
-        pattern: Of their names, with "{suffix}".
-        most_bytes: Of a file, unless a single tensor has more.
+        pattern: Pattern of the files' names, with "{suffix}".
+        most_bytes: Limit on the bytes of a file, unless a single tensor has more.
 
     Returns:
-        The files, and what transformers looks for in `model.safetensors.index.json`, None if there is one file alone.
+        The files, and the content of `model.safetensors.index.json` for transformers, None if there is only one file.
     """
     shapes = {name: torch.empty(share.shape, dtype=share.dtype, device="meta") for name, share in tensors.items()}
     split = split_torch_state_dict_into_shards(shapes, filename_pattern=pattern, max_shard_size=most_bytes)
@@ -85,10 +85,10 @@ def into_files(tensors: Mapping[str, Share], pattern: str, most_bytes: int) -> t
 
 
 def chunks(files: Files, *, with_headers: bool) -> Iterator[Chunk]:
-    """What this process writes. All of them call it with the same files, names, types and shapes.
+    """The chunks that this process writes. All processes call it with the same files, names, types and shapes.
 
     Args:
-        with_headers: For one of them.
+        with_headers: Write the headers, too; true on one process only.
     """
     for file, tensors in files.items():
         header = _header(tensors)
@@ -115,7 +115,7 @@ def write(folder: Path, parts: Iterable[Chunk], threads: int, *, is_shared_by_ma
     """Write chunks to their places, flush them to the disk, and return their hashes.
 
     Args:
-        threads: That hash and write side by side; both leave other threads the interpreter.
+        threads: Number of threads that hash and write side by side; both release the interpreter's lock.
         is_shared_by_machines: Other machines write to the same files. Their file system must then not be sent whole pages,
             in which others may have written.
 
@@ -163,7 +163,7 @@ def _write(handle: int, part: Chunk) -> str:
 
 
 def _ordered(tensors: Mapping[str, Share]) -> dict[str, Share]:
-    """As safetensors does: wide types first, so that each tensor begins at a multiple of its type's width."""
+    """Tensors in safetensors' order: wide types first, so that each begins at a multiple of its type's width."""
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
@@ -181,7 +181,7 @@ def _header(tensors: Mapping[str, Share]) -> bytes:
 
 @cache
 def _type_name(dtype: torch.dtype) -> str:
-    """What safetensors calls it."""
+    """The name that safetensors gives a type."""
     content = save({"x": torch.empty(0, dtype=dtype)})
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     return json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])["x"]["dtype"]

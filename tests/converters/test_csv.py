@@ -189,7 +189,7 @@ def test_a_quote_that_is_not_closed_ends_it_with_the_line_where_it_begins(line: 
     file = _table(tmp_path, "a.png,q,a", line)
     with pytest.raises(DataError) as raised:
         list(_part(file).rows)
-    assert str(raised.value).startswith(f"{file}, row {row}: not well-formed CSV") and "not closed" in str(raised.value)
+    assert str(raised.value).startswith(f"{file}, row {row}: not well-formed CSV") and "unclosed" in str(raised.value)
 
 
 def test_a_missing_column_is_told_with_the_nearest_that_there_is(tmp_path: Path) -> None:

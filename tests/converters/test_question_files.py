@@ -270,7 +270,7 @@ def test_a_file_of_another_form_or_data_set_is_refused_with_the_name_of_the_righ
     for content in [*others, *(json.dumps(CONTENTS[other]) for other in CONTENTS.keys() - {source})]:
         (tmp_path / "train.json").write_text(content)
         with pytest.raises(
-            DataError, match=r"train\.json: it has not the form of the official file\. Give the official "
+            DataError, match=r"train\.json: it does not have the form of the official file\. Give the official "
         ):
             parts(source, tmp_path / "train.json")
 

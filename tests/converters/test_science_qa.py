@@ -112,5 +112,5 @@ def test_files_of_two_versions_are_told(tmp_path: Path) -> None:
     (fault,) = part.rows
     assert "(id '7')" in str(fault) and "Give both of one version" in str(fault)
     splits.write_text("[]")
-    with pytest.raises(DataError, match=r"pid_splits\.json: it is no JSON object"):
+    with pytest.raises(DataError, match=r"pid_splits\.json: it is not a JSON object"):
         list(science_parts(problems, splits, ["train"], tmp_path / "images", False, tmp_path))

@@ -184,7 +184,7 @@ def test_files_that_do_not_belong_together_are_refused(
         (_first("questions", image_id="9"), id, "q.json (id '91')", "a number 'image_id'"),
         (id, _first("annotations", image_id=26), "a.json (id '250')", "the image is 26, but 25"),
         (id, _first("annotations", answers=[]), "a.json (id '250')", "needs a list 'answers'"),
-        (id, _first("annotations", answers=[2]), "a.json (id '250')", "'answers' holds '2', which is no text"),
+        (id, _first("annotations", answers=[2]), "a.json (id '250')", "'answers' holds '2', which is not a text"),
         (id, _first("annotations", answers=_answers(" ")), "q.json (id '250')", "every answer is blank"),
         (_first("questions", question="\n"), id, "q.json (id '91')", "the question is blank"),
         (_first("questions", question="<image>?"), id, "q.json (id '91')", "every image gets one <image>"),

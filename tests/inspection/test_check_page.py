@@ -105,7 +105,7 @@ def test_a_page_in_no_folder_is_refused_before_anything_is_read(data: Path) -> N
 def test_a_tracker_that_is_not_installed_is_said_with_its_command(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "swanlab" else name)
     ended = start("check", recipe(data), 'log.trackers=["tensorboard", "swanlab"]')
-    assert "note: log.trackers: not installed, and given nothing: swanlab. Run: pip install swanlab" in ended.out
+    assert "note: log.trackers: not installed, so not used: swanlab. Run: pip install swanlab" in ended.out
 
 
 def test_a_share_that_leaves_no_evaluation_is_refused(data: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_run_without_features_says_so_and_names_the_wrong_answers_nevertheless
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("row", "says"), [("[1]\n", "is damaged"), ('{"id": 1, "image": 2, "question": 3, "loss": "x"}\n', "of no run"),
+    ("row", "says"), [("[1]\n", "is damaged"), ('{"id": 1, "image": 2, "question": 3, "loss": "x"}\n', "not written by"),
                       ("{", "is damaged")]
 )  # fmt: skip
 def test_a_run_that_was_edited_is_refused(folder: Path, row: str, says: str) -> None:

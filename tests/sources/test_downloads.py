@@ -117,7 +117,7 @@ def test_what_cannot_be_had_is_listed_with_its_reason(
         fetch_images(named, data(), Console())
     text = str(caught.value)
     assert "7 images could not be fetched" in text
-    reasons = ("Not Found", "no image", "more than", "ended in the middle", "IncompleteRead", "", "is not asked")
+    reasons = ("Not Found", "not an image", "more than", "ended in the middle", "IncompleteRead", "", "not requested")
     for url, reason in zip(urls[1:], reasons, strict=True):
         line = next(line for line in text.splitlines() if url in line)
         assert reason in line
