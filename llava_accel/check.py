@@ -265,7 +265,7 @@ def say_duration(task: Check, processing: Processing, part: Part) -> None:
         seconds, whole = hours(task.recipe, processing, part)
         time = f"{whole:.1f} hours" if whole >= 1 else f"{60 * whole:.1f} minutes"
         task.console.line(
-            f"probe: {seconds:.3g} seconds a step, {time} in all on this machine, without evaluations and saving"
+            f"probe: {seconds:.3g} seconds per step, {time} in all on this machine, without evaluations and saving"
         )
 
 

@@ -34,7 +34,7 @@ def caption_parts(
     for number, file in enumerate(files):
         split = names[number] if names else split_of(file)
         if split in written:
-            raise UserError(f"{file}: a second split {split!r}. Give --split-name, one name a file.")
+            raise UserError(f"{file}: a second split {split!r}. Give --split-name, one name per file.")
         written.add(split)
         content = read_json(file, _REMEDY)
         captions, known = (_list(content, key, file) for key in ("annotations", "images"))

@@ -53,7 +53,7 @@ def vqa_parts(
         subtype = _subtype(content, asked_in)
         split = names[number] if names else split_of(asked_in, subtype)
         if split in written:
-            raise UserError(f"{asked_in}: a second split {split!r}. Give --split-name, one name a pair.")
+            raise UserError(f"{asked_in}: a second split {split!r}. Give --split-name, one name per pair.")
         written.add(split)
         lookup = ImageLookup(images, f"http://images.cocodataset.org/zips/{subtype or 'train2014'}.zip")
         types = noted.get("question_types")  # OK-VQA says there what "one", "two", ... mean

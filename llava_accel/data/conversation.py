@@ -119,7 +119,7 @@ def whole_rounds(turns: Sequence[Turn], images: Sequence[str]) -> tuple[Sequence
 
 
 def marked(turns: Sequence[Turn], num_images: int) -> Sequence[Turn]:
-    """The turns with a mark for each image before the first question, one a line; as they are if they have marks."""
+    """The turns with a mark per image before the first question, each on a line; unchanged if they have marks already."""
     start = _start(turns)
     if start == len(turns) or any(IMAGE in turn.text for turn in turns[start::2]):
         return turns
@@ -146,7 +146,7 @@ def split_images(text: str, has_images: bool, original: Original = "") -> list[P
 
 
 def move_images_to_start(text: str) -> str:
-    """LLaVA-1.5's placement: the images of a turn come before its text, one a line, and the text is stripped."""
+    """LLaVA-1.5's placement: the images of a turn come before its text, one per line, and the text is stripped."""
     count = text.count(IMAGE)
     if not count:
         return text

@@ -60,7 +60,7 @@ def open_reader(name: str) -> Reader | None:
 
 @functools.lru_cache(maxsize=4)
 def _function(name: str, content: str) -> Callable[[dict[str, Any]], Any]:
-    """Load it, once a process. A worker that starts later must not read rows in another way than the run does."""
+    """Load it, once per process. A worker that starts later must not read rows in another way than the run does."""
     function = load_own(_KEY, name)
     if digest(name) != content:
         raise _wrong(f"{name} has changed since the data was opened", "Start the command again")

@@ -25,7 +25,7 @@ USUAL_LENGTH = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """The questions of a batch; arrays have one entry a question, in the order in which the batch holds the targets."""
+    """The questions of a batch; arrays have one entry per question, in the order in which the batch holds the targets."""
 
     indices: Int[np.ndarray, "questions"]
     """Places in the data."""

@@ -148,14 +148,14 @@ def _fields(raw: bytes, files: Sequence[str]) -> dict[str, object]:
 def _object(raw: bytes) -> dict[str, object]:
     if len(raw) > MAX_BYTES:
         problem = f"the row is longer than {MAX_BYTES >> 20} MiB and was not read"
-        raise DataError("json", problem, "Write one conversation a row; images are files, named in 'image'")
+        raise DataError("json", problem, "Write one conversation per row; images are files, named in 'image'")
     try:
         fields = json.loads(raw.decode())
     except UnicodeDecodeError as error:
         raise DataError("json", f"not UTF-8 ({error})", "Save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise DataError(
-            "json", f"not valid JSON ({error})", _of_another_kind(raw) or "Write one JSON object a row"
+            "json", f"not valid JSON ({error})", _of_another_kind(raw) or "Write one JSON object per row"
         ) from None
     if not isinstance(fields, dict):
         problem = f"the row is {quoted(fields)}, not a JSON object"

@@ -1,7 +1,7 @@
 """The order of the data: a pure function of (seed, epoch), so resume needs neither replay nor luck.
 
-The global batch is the unit: its examples are the same whatever the number of ranks and micro-batches, and only then
-dealt out. Lengths are real tokens, image tokens included.
+The global batch is the unit: its examples do not depend on the number of ranks and micro-batches, among which they are
+dealt out afterwards. Lengths are real tokens, image tokens included.
 """
 
 import hashlib

@@ -162,7 +162,7 @@ def _grown(keys: list[np.ndarray]) -> _Tree:
 
 
 def pack_rows(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, short ones side by side in one where fewer rows of the longest one's length then hold them all."""
+    """The same rows, with short ones side by side in one row if that makes fewer rows, none longer than the longest."""
     room: list[int] = []
     packs: list[list[int]] = []
     longest = max(map(len, rows), default=0)

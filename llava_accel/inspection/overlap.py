@@ -30,8 +30,8 @@ def overlap(
         said.append(
             f"{len(of_images):,} of {len(eval_rows):,} evaluation records show an image that training shows too, "
             f"whatever its name ({len(of_both):,} with the same question), such as {evaluation.corpus.place(row)}, whose "
-            f"image is that of {training.corpus.place(match)}. Remove them from one of the two: scores on them tell "
-            "nothing of new images"
+            f"image is that of {training.corpus.place(match)}. Remove them from one of the two: scores on them say "
+            "nothing about new images"
         )
     if asked.any():
         said.append(

@@ -58,7 +58,7 @@ def json_array(path: Path) -> Iterator[bytes]:
                     left, cut = text[place:], _may_be_cut(error, text)
                     if cut and len(left) > MAX_BYTES:
                         problem = f"the record is longer than {MAX_BYTES >> 20} MiB, or a text in it is not closed"
-                        remedy = "Write one conversation a record; images are files, named in 'image'"
+                        remedy = "Write one conversation per record; images are files, named in 'image'"
                         raise refused(problem, remedy, number) from None
                     # Doubling keeps the work on a huge record linear.
                     block = file.read(max(_BLOCK, len(left))) if cut else ""
@@ -72,7 +72,7 @@ def json_array(path: Path) -> Iterator[bytes]:
                 yield text[place:end].replace("\n", " ").replace("\r", " ").encode()
                 place, number = end, number + 1
             if (text[place + 1 :] + file.read(_BLOCK)).strip():
-                raise refused("there is more text after the end of the array", "Write one array a file")
+                raise refused("there is more text after the end of the array", "Write one array per file")
     except UnicodeDecodeError as error:
         raise refused(f"not UTF-8 ({error})", "Save it as UTF-8") from None
 
@@ -86,8 +86,8 @@ def _remedy(text: str) -> str:
             "It seems to be of a public data set: `llava-accel prepare --help` lists those that are made into records"
         )
     if text.startswith("{") and "}\n{" in text.replace("\r", ""):
-        return "It seems to have one record a line: name it .jsonl"
-    return "Write [record, ...], or one record a line in .jsonl"
+        return "It seems to have one record per line: name it .jsonl"
+    return "Write [record, ...], or one record per line in .jsonl"
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:

@@ -88,7 +88,7 @@ def _row(
 def _short(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if member.size > MAX_BYTES:
         problem = f"{member.name} is longer than {MAX_BYTES >> 20} MiB"
-        raise DataError("json", problem, "Write one conversation a sample")
+        raise DataError("json", problem, "Write one conversation per sample")
     return _content(archive, member)
 
 

@@ -12,7 +12,7 @@ from llava_accel.storage.atomic import atomic_file
 
 
 def write_json_lines(rows: Iterable[Mapping[str, object]], out: Path) -> int:
-    """Write one JSON object a line, in UTF-8, and return how many.
+    """Write one JSON object per line, in UTF-8, and return how many.
 
     `rows` may be a generator that raises half-way: the new file takes its place at the end.
     """

@@ -117,7 +117,7 @@ def test_a_share_that_leaves_no_evaluation_is_refused(data: Path) -> None:
 def test_the_probe_says_seconds_and_time_of_the_whole_run(data: Path) -> None:
     ended = start("check", recipe(data), "--probe", "train.max_steps=1000", 'log.trackers=["tensorboard"]')
     (line,) = [line for line in ended.out.splitlines() if line.startswith("probe: ")]
-    found = re.fullmatch(r"probe: ([\d.e-]+) seconds a step, ([\d.]+) (minutes|hours) in all on this machine, .*", line)
+    found = re.fullmatch(r"probe: ([\d.e-]+) seconds per step, ([\d.]+) (minutes|hours) in all on this .*", line)
     assert found and ended.code == 0, line + ended.err
     whole = float(found[2]) * (60 if found[3] == "minutes" else 3600)
     assert whole <= 1000 * float(found[1]) * 1.2  # later epochs find the features of their images kept
