@@ -100,11 +100,11 @@ def test_a_kill_while_a_folder_takes_anothers_place_leaves_one_of_them(tmp_path:
     assert (target / "inner" / "a.txt").read_text() == ("old" if place == "between the two renames" else "new")
 
 
-def test_a_line_may_be_cut_off_only_where_a_run_may_have_been_killed(tmp_path: Path) -> None:
+def test_a_line_may_be_damaged_only_where_a_run_may_have_been_killed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_json_lines([{"text": "one\u2028line"}], path)
     assert read_json_lines(path) == [{"text": "one\u2028line"}]
     path.write_text(path.read_text() + '{"text": "ha')
-    assert read_json_lines(path, may_be_cut=True) == [{"text": "one\u2028line"}]
+    assert read_json_lines(path, may_be_damaged=True) == [{"text": "one\u2028line"}]
     with pytest.raises(ValueError, match="Unterminated"):
         read_json_lines(path)
