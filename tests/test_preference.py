@@ -122,7 +122,7 @@ def test_held_out_pairs_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     trained_projector = tables(tmp_path / "other", data, **changes | {"model": {"adapter": ""}})
     train_until(trained_projector, 2)
     write_records(held_out, pairs(13)[8:])
-    with pytest.raises(UserError, match=r"nothing of data\.eval as it is now.*because of model\.train_projector"):
+    with pytest.raises(UserError, match=r"lacks data\.eval as it is now.*because of model\.train_projector"):
         train(trained_projector)
 
 
