@@ -13,6 +13,7 @@ import copy
 import gc
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,6 +32,10 @@ from helpers.kinds import ALL_KINDS
 # Tiny models lose time to threads, and runs that are compared bit by bit must sum in the same order in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A script's background jobs ignore Ctrl-C, and so would all that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Accelerate reads it from a file at each save.
 importlib.metadata.metadata = cache(importlib.metadata.metadata)

@@ -49,6 +49,8 @@ class Launch:
         """Wait for the exit code."""
         try:
             return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.text) from None
         finally:
             for process in (*self._children(), self.process):
                 process.kill()

@@ -4,6 +4,7 @@ What a model writes is shown in text fields, which read no markup. Only requests
 answered.
 """
 
+import asyncio
 import os
 import secrets
 import socket
@@ -230,9 +231,14 @@ def show(columns: Columns, collection: Collection | None, door: socket.socket) -
             theme=Base(font=["sans-serif"], font_mono=["monospace"]),  # the default's are fetched
         )
         settings = uvicorn.Config(Guard(app, key, port), log_level="critical", timeout_graceful_shutdown=1)
-        print(f"page: http://{HOST}:{port}/?key={key}\nCtrl-C ends it.", flush=True)
+
+        async def serve() -> None:  # which ends in order from its first line on
+            print(f"page: http://{HOST}:{port}/?key={key}\nCtrl-C ends it.", flush=True)
+            await uvicorn.Server(settings).serve(sockets=[door])
+
         try:
-            uvicorn.Server(settings).run(sockets=[door])
+            asyncio.run(serve())
+            raise KeyboardInterrupt  # nothing else ends it, and not every version of uvicorn hands it on
         finally:
             columns.close()
 

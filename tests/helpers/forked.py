@@ -9,6 +9,7 @@ every verb and way of launching has a test that starts the real command, too.
 
 import atexit
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -29,6 +30,7 @@ from subprocess import Popen
 from typing import Any
 
 _SET_CHILD_SUBREAPER = 36  # of prctl
+_LONGEST = 150.0  # seconds that a command takes on a busy machine
 _MODULES = (
     "llava_accel.train",
     "llava_accel.runtime.launcher",
@@ -152,6 +154,7 @@ def _take_on(job: dict[str, Any], streams: list[int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    faulthandler.dump_traceback_later(_LONGEST)  # on standard error: what hangs says where
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
