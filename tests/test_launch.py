@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from helpers.forked import Forked
+from helpers.forked import SAY_WHERE, Forked
 from helpers.jobs import (
     TOLERANCE,
     Lab,
@@ -50,6 +50,9 @@ class Launch:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
+            for process in self._children():
+                process.send_signal(SAY_WHERE)
+            time.sleep(1)
             raise AssertionError(self.text) from None
         finally:
             for process in (*self._children(), self.process):

@@ -29,8 +29,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+SAY_WHERE = signal.SIGRTMIN + 5
+"""Such a process, asked so, writes where each of its threads is on its standard error."""
 _SET_CHILD_SUBREAPER = 36  # of prctl
-_LONGEST = 150.0  # seconds that a command takes on a busy machine
 _MODULES = (
     "llava_accel.train",
     "llava_accel.runtime.launcher",
@@ -154,7 +155,7 @@ def _take_on(job: dict[str, Any], streams: list[int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    faulthandler.dump_traceback_later(_LONGEST)  # on standard error: what hangs says where
+    faulthandler.register(SAY_WHERE)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
