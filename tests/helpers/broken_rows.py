@@ -109,7 +109,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
     "blank lines": ("a.jsonl", lambda: b"\n \n\t\n", ["no record", "Check the file"]),
     "an empty array": ("a.json", lambda: b"[]", ["no record", "Check the file"]),
     "one object": ("a.json", lambda: json.dumps(TEXT_ONLY).encode(), ["not a JSON array", ".jsonl"]),
-    "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["not a JSON array", "a line: name it .jsonl"]),
+    "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["not a JSON array", "per line: name it .jsonl"]),
     "a public data set's questions": (
         "a.json", lambda: b'{"info": {}, "questions": [{"question_id": 1}]}', ["not a JSON array", "prepare --help"]
     ),
