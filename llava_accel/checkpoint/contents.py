@@ -56,7 +56,7 @@ class Contents:
         return Taken(weights, [(name, key, divided(value)) for name, key, value in moments])
 
     def lay_out(self, folder: Path, taken: Taken, step: int) -> dict[str, str]:
-        """Write all but the tensors, and create the files for those. Only the main process must call it.
+        """Write all but the tensors, and create the files for those. Call it on the main process only.
 
         Args:
             folder: That of a checkpoint or an export.
