@@ -129,7 +129,7 @@ def check_file(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {_REMEDY}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not a file but a folder, a pipe or a device, or a link to one. {_REMEDY}")
+        raise UserError(f"{path} is a folder, a pipe or a device, or a link to one, and not a file. {_REMEDY}")
     if status.st_size > most:
         raise UserError(f"{path} has {status.st_size:,} bytes, and such a file has at most {most:,}. {_REMEDY}")
 
@@ -197,7 +197,7 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, and unpickling it could run any program ({first_line(error)}). "
-            "If you trust it, convert it to safetensors, and use that file"
+            "Convert it to safetensors if you trust it, and use that file"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or not a PyTorch file ({first_line(error)}). {_REMEDY}") from error
