@@ -29,6 +29,8 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 assert {"load_recipe", "train", "evaluate", "load_trained", "answer"} <= set(dir(llava_accel))
 recipe = llava_accel.load_recipe(json.loads(sys.argv[1]), ["train.max_steps=2"])
 assert "torch" not in sys.modules
+from llava_accel import train
+assert train.__name__ == "train" and train is llava_accel.train and "llava_accel.loop.step" in sys.modules
 lines = []
 state = llava_accel.train(recipe, on_log=lines.append)
 assert [line["step"] for line in lines if "loss" in line] == [1, 2] and state.step == 2

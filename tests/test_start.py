@@ -140,14 +140,6 @@ def test_chat_prompts_before_a_library_is_imported() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-@pytest.mark.slow
-def test_the_python_interface_is_light_until_it_trains() -> None:
-    script = "import sys; from llava_accel import load_recipe; assert 'torch' not in sys.modules"
-    script += "; from llava_accel import train; assert train.__name__ == 'train' and callable(train)"
-    script += "; assert 'llava_accel.loop.step' in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
-
-
 TO_THE_FIRST_STEP = """
 import gc, importlib, sys
 from llava_accel.console import command_line

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.broken_models import weights
+from helpers.exported import prove_here
 from helpers.forked import Forked, run
 from helpers.runs import PARITY
 from helpers.verbs import assert_refused, good_record, start, write_recipe
@@ -99,7 +100,10 @@ def test_broken_input_a_half_written_run(
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, lora_run: Path, verb: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(
+    tmp_path: Path, lora_run: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove_here(monkeypatch)
     words = _resumed(tmp_path, lora_run)
     newest = next((tmp_path / "run" / "checkpoints").iterdir())
     older = Path(shutil.copytree(newest, newest.with_name("step-000001")))
@@ -128,6 +132,7 @@ def _resumed(folder: Path, lora_run: Path, *overrides: str) -> list[str]:
 def test_a_run_goes_on_with_its_base_wherever_that_is_and_with_no_other(
     tmp_path: Path, lora_run: Path, llava_folder: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    prove_here(monkeypatch)
     base = Path(shutil.copytree(llava_folder, tmp_path / "base"))
     words = _resumed(tmp_path, lora_run, f"model.base={base}")
     ended = start(verb, *words, fresh=True)

@@ -55,7 +55,9 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
     return folder
 
 
-def test_an_export_is_what_was_trained(reference: Reference, lora_run: Path, llava_folder: Path, here: None) -> None:
+def test_an_export_is_what_was_trained_as_another_process_finds(
+    reference: Reference, lora_run: Path, llava_folder: Path
+) -> None:
     found = plain_outputs(reference, lora_run / "export", HERE, base=str(llava_folder))
     assert found is not None
     assert check_agreement(reference, found, "export", torch.float32, Console(False)).difference < 1e-5
@@ -164,9 +166,11 @@ def test_the_other_process_starts_before_the_last_answers_are_made(
 
 
 def test_the_other_process_ends_without_a_job_and_with_the_block() -> None:
-    with other_process() as waiting, other_process() as unneeded:
+    with other_process() as waiting:
         waiting.communicate("")
         assert waiting.returncode == 0
+    with other_process() as unneeded:
+        assert unneeded.poll() is None
     assert unneeded.returncode == -signal.SIGKILL
 
 
