@@ -16,10 +16,11 @@ from gpu.seven_billion import make_base, make_data
 from helpers.kinds import ALL_KINDS
 from helpers.runs import PARITY, mixed_records, recipe, talk, write_records
 from helpers.tiled import KIT
+from helpers.traces import planned_alone
 from helpers.verbs import start
 from llava_accel import plan as plan_file
 from llava_accel.console.output import Console
-from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights, plan_for
+from llava_accel.estimate.peak_memory import CONTEXT_BYTES, GIB, USABLE, Layout, Plan, count_weights
 from llava_accel.estimate.trace import Moment, build_meta, trace_step
 from llava_accel.estimate.worst_case import worst_batch
 from llava_accel.model import objective as objective_file
@@ -107,15 +108,6 @@ def _big(base: Path, data: Path, folder: Path, batch: int, **model: Any) -> Reci
     return recipe(folder, data, model=changes, data={"images": ""}, train={"per_device_batch_size": batch})
 
 
-def _planned(table: Recipe) -> Plan:
-    """As `plan` does it, for one GPU."""
-    processing = load_processing(table.model, "pad")
-    training, _ = open_data(RunContext(table, Accelerator(cpu=True), Console(False)), processing)
-    weights = count_weights(build_meta(table, processing, torch.bfloat16), table)
-    kept = trace_step(table, processing, worst_batch(table, training), torch.bfloat16, False)
-    return plan_for(Layout("one GPU"), weights, table, kept)
-
-
 FITTING: dict[str, tuple[dict[str, Any], float]] = {
     "checkpointed": ({"quantization": {"bits": 4}, "gradient_checkpointing": True}, 8.0),
     "not": ({"quantization": {"bits": 4}}, 12.0),
@@ -133,18 +125,18 @@ def test_the_largest_batch_of_a_large_model_is_the_largest_that_fits(
     config["text_config"]["num_hidden_layers"], config["vision_config"]["num_hidden_layers"] = 8, 6
     (base / "config.json").write_text(json.dumps(config))
     table = _big(base, seven_billion[1], tmp_path, 2, **model)
-    found = _planned(table)
+    found = planned_alone(table)
     largest = found.largest_batch(gigabytes * 1e9, 2)
     assert largest > 2
     assert verdict(found, gigabytes, table) == f"one GPU: fits {gigabytes:g} GB with batch 2; largest batch {largest}"
     for batch, expected in ((largest, True), (largest + 1, False)):
-        again = _planned(_big(base, seven_billion[1], tmp_path, batch, **model))
+        again = planned_alone(_big(base, seven_billion[1], tmp_path, batch, **model))
         assert (again.total + CONTEXT_BYTES <= USABLE * gigabytes * 1e9) == expected, batch
 
 
 def test_a_7b_model_in_full_fits_no_gpu(seven_billion: tuple[Path, Path], tmp_path: Path) -> None:
     table = _big(*seven_billion, tmp_path, 1, train="full")
-    found = _planned(table)
+    found = planned_alone(table)
     assert found.total > 16 * 6.7e9, "weights, gradients and two moments, in fp32"
     assert verdict(found, 80.0, table).endswith(
         'no batch fits: set model.gradient_checkpointing = true or optim.optimizer = "adamw_8bit", or use more GPUs'

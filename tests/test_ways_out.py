@@ -66,7 +66,7 @@ def recipe_of(folder: Path, data: Path) -> Path:
         folder,
         data,
         data={"workers": 3, "cache_features": False, "eval": str(data.parent / "eval.json")},
-        train={"max_steps": 9, "per_device_batch_size": 1},
+        train={"max_steps": 5, "per_device_batch_size": 1},
         eval={"every": 4, "at_start": False, "blind_limit": 0, "max_new_tokens": 2},
         checkpoint={"every": 2},
     )

@@ -16,7 +16,7 @@ from gpu.measures import FIGURES, Figure, Measured, Setting, losses, recipe_for
 from gpu.seven_billion import llava_config, make_base
 from gpu.wheels import closure, names_in
 from helpers.forked import Forked
-from llava_accel.plan import plan
+from helpers.traces import planned_alone
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_the_peak_of_qlora_is_planned_below_its_limit(tmp_path: Path, fresh_acce
     base = make_base(tmp_path / "base", tiny=False, weights=False)
     four = {"gradient_checkpointing": True, "quantization": {"bits": 4}}
     table = recipe_for(Setting(tmp_path, False, 1), 2, base=base, **four)
-    found = plan(table, None, 8, probe=False)[0]
+    found = planned_alone(table)
     assert 4e9 < found.quantised + found.weights < found.total < 12e9
 
 

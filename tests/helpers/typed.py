@@ -37,14 +37,22 @@ def _names_shapes(annotation: object) -> bool:
 
 
 def _either(function: Any, typechecker: Any) -> Any:
-    """With and without checks of its types. jaxtyping does so too, and binds every argument before."""
+    """With and without checks of its types, which are made at its first call: most are never called, or never checked.
+
+    jaxtyping has both, too, and binds every argument before.
+    """
     if not inspect.isfunction(function) or any(map(_names_shapes, inspect.get_annotations(function).values())):
         return None
-    checked = typechecker(function)
+    checked = None
 
     @wraps(function)
     def either(*arguments: Any, **named: Any) -> Any:
-        return (function if jaxtyping.config.jaxtyping_disable else checked)(*arguments, **named)
+        nonlocal checked
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*arguments, **named)
+        if checked is None:
+            checked = typechecker(function)
+        return checked(*arguments, **named)
 
     return either
 
