@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.runs import PARITY, metrics, talk, write_records
 from helpers.tiled import KIT
-from helpers.traces import trace_once
+from helpers.traces import trace_any_rows
 from helpers.verbs import Ended, assert_refused, start
 from llava_accel.advice import sizing
 from llava_accel.recipe import Recipe, load_recipe
@@ -24,10 +24,10 @@ LONG = "a red square stands on the left of two blue circles"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a user: a folder of one's own, and a cache. Records of the same lengths are traced once."""
+    """As a user: a folder of one's own, and a cache. A step of each base is traced once; see advice/test_sizing.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sizing, "trace_step", trace_once)
+    monkeypatch.setattr(sizing, "trace_step", trace_any_rows)
 
 
 def write_images(folder: str, count: int) -> None:
