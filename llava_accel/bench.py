@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from llava_accel.console.output import Console
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
-from llava_accel.loop.machine import check_machine, say_own_code
+from llava_accel.loop.machine import check_machine, print_own_code
 from llava_accel.measurement.probe import Job, Timed, first_windows, with_own_folders
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
@@ -58,7 +58,7 @@ def bench(recipe: Recipe, steps: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         own = with_own_folders(recipe, Path(folder))
         run = RunContext(own, accelerator, console)
-        say_own_code(recipe, console, scores=False)
+        print_own_code(recipe, console, scores=False)
         training, _ = open_data(run, processing)
         windows = first_windows(run, training, steps)
         objective, _ = build_objective(run, processing)

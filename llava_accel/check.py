@@ -40,7 +40,7 @@ from llava_accel.inspection.preflight import Problems, examine_model, examine_po
 from llava_accel.inspection.repeated_ids import repeated_ids
 from llava_accel.inspection.summary import image_remarks, show_examples, summarise
 from llava_accel.inspection.tokens_in_texts import tokens_in_texts, watched
-from llava_accel.loop.machine import say_own_code
+from llava_accel.loop.machine import print_own_code
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import Recipe, RecipeError
 from llava_accel.scoring.harmful import Records
@@ -219,7 +219,7 @@ def check_run(task: Check, cache_dir: Path) -> None:
         UserError: data.eval_fraction leaves one side without a record; or the two steps of --probe cannot be taken.
     """
     recipe = task.recipe
-    task.problems.attempt(lambda: say_own_code(recipe, task.console))
+    task.problems.attempt(lambda: print_own_code(recipe, task.console))
     task.notes += missing_trackers(recipe.log.trackers)
     training = next((part for part in task.parts if part.name == "data.train"), None)
     evaluation = next((part for part in task.parts if part.name == "data.eval"), None)

@@ -17,7 +17,7 @@ from llava_accel.console.output import Console
 from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import UserError
 from llava_accel.inference.origin import with_trained
-from llava_accel.loop.machine import say_own_code
+from llava_accel.loop.machine import print_own_code
 from llava_accel.loop.memory_guard import evaluation_explained, loading_explained
 from llava_accel.model.processing import Processing, load_processing
 from llava_accel.model.weights import check_values
@@ -63,7 +63,7 @@ def evaluate(recipe: Recipe | Path | str, out: Path | str | None = None, adapter
     console = Console(accelerator.is_main_process)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     run = RunContext(recipe, accelerator, console)
-    say_own_code(recipe, console, trains=False)
+    print_own_code(recipe, console, trains=False)
     _, part = open_data(run, processing)
     if part is None:
         raise UserError(

@@ -12,11 +12,11 @@ if __name__ == "__main__":
 
 import argparse
 
-from llava_accel.checkpoint.resume import agreed_checkpoint, starting_state
+from llava_accel.checkpoint.resume import agree_on_checkpoint, starting_state
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
 from llava_accel.loop.finish import finish
-from llava_accel.loop.machine import check_machine, say_own_code
+from llava_accel.loop.machine import check_machine, print_own_code
 from llava_accel.loop.memory_guard import loading_explained, out_of_memory_explained
 from llava_accel.loop.meter import Meter
 from llava_accel.loop.optimizer import build_optimizer, build_scheduler
@@ -33,17 +33,17 @@ from llava_accel.runtime.restored import settings_restored
 from llava_accel.runtime.signals import NEVER, Interruption
 from llava_accel.setup.assembly import build_objective
 from llava_accel.setup.datasets import build_order, open_data
-from llava_accel.setup.figures import mix_of
-from llava_accel.setup.opening import say_opening
+from llava_accel.setup.figures import source_mix
+from llava_accel.setup.header import print_header
 from llava_accel.setup.reference import attach_reference
-from llava_accel.setup.revisions import with_commits
-from llava_accel.setup.run_folder import folders_released, hold_run, open_run
+from llava_accel.setup.revisions import pin_revisions
+from llava_accel.setup.run_folder import lock_run_folder, run_folders_unlocked, write_run_files
 from llava_accel.setup.state import TrainState, is_due
 from llava_accel.setup.vision_cache import attach_features
 
 
 @settings_restored()
-@folders_released()
+@run_folders_unlocked()
 @determinism_explained()
 def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog | None = None) -> TrainState:
     """Run one fine-tuning job, from a recipe to an adapter in recipe.run.output_dir; returns its last state.
@@ -58,16 +58,16 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     # Build. The accelerator comes first: what divides the weights among ranks must be there before they are read.
     accelerator = build_accelerator(recipe)
     check_machine(recipe, accelerator.device)
-    recipe = with_commits(recipe, accelerator)
+    recipe = pin_revisions(recipe, accelerator)
     run = RunContext(recipe, accelerator, Console(accelerator.is_main_process), on_log)
-    hold_run(run)
-    source = agreed_checkpoint(run)
-    open_run(recipe, accelerator)
+    lock_run_folder(run)
+    source = agree_on_checkpoint(run)
+    write_run_files(recipe, accelerator)
     processing = load_processing(recipe.model, recipe.data.image_aspect)
     training, held_out = open_data(run, processing)
-    say_own_code(recipe, run.console)
+    print_own_code(recipe, run.console)
     order = build_order(recipe, training, accelerator.num_processes)
-    say_opening(run, order, training, held_out, source)
+    print_header(run, order, training, held_out, source)
     state = starting_state(run, order, training, source)
     with loading_explained(run, processing):
         objective, loaded = build_objective(run, processing, source)
@@ -78,16 +78,16 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     attach_reference(run, prepared.objective, loaded, processing, (training, held_out), source, keeps=True)
     checkpoints = Checkpoints(run, prepared, loaded, processing, state)
     checkpoints.resume(source)
-    interruption.built()
+    interruption.saves_from_now_on()
     validation = Validation(run, prepared.model, checkpoints, held_out, interruption)
-    meter = Meter(run, state, mix_of(training), objective.MEASURES)
+    meter = Meter(run, state, source_mix(training), objective.MEASURES)
     guard = UpdateGuard(run, prepared.model, training.corpus, state)
     validation.before_training(state, meter)
 
     # Train.
     prepared.model.train()
     windows = train_windows(run, training, order, state, meter.enter, lambda: interruption.is_asked)
-    for window in meter.waited(windows):
+    for window in meter.timed(windows):
         if state.is_stopped or interruption.ends_before_the_next_step(accelerator):
             break
         with out_of_memory_explained(run, window, training.corpus, processing, meter.phase):

@@ -144,7 +144,7 @@ def test_a_signal_ends_the_wait_for_data(
 
 
 def test_ctrl_c_twice_ends_at_once() -> None:
-    Interruption().listen().built()
+    Interruption().listen().saves_from_now_on()
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)  # a launcher passes on what the terminal has sent already
     time.sleep(0.6)

@@ -34,7 +34,7 @@ _BOUND = {"eval.metric"}  # in a free table, but the best value so far is one of
 _LENGTH = {"train.epochs", "train.max_steps"}
 
 
-def agreed_checkpoint(run: RunContext) -> Path | None:
+def agree_on_checkpoint(run: RunContext) -> Path | None:
     """The result of `find_checkpoint`. Only the main process reads and hashes; every rank must call it."""
     chosen = [find_checkpoint(run.recipe, run.console.line) if run.accelerator.is_main_process else None]
     return broadcast_object_list(chosen)[0]

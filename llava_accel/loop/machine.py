@@ -50,7 +50,7 @@ def check_machine(recipe: Recipe, device: torch.device) -> None:
         raise UserError("\n".join(problems))
 
 
-def say_own_code(recipe: Recipe, console: Console, *, trains: bool = True, scores: bool = True) -> None:
+def print_own_code(recipe: Recipe, console: Console, *, trains: bool = True, scores: bool = True) -> None:
     """Say which code of the user's makes the loss, the updates and the scores; whoever calls data.reader says so there.
 
     Raises:

@@ -66,7 +66,7 @@ class Meter:
         """The phase that began last."""
         return self._phases.now
 
-    def waited(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
+    def timed(self, windows: Iterable[list[Loaded]]) -> Iterator[list[Loaded]]:
         """The windows, with the time that the loop waits for each of them counted.
 
         The time after that counts as communication: a step first counts its targets over all ranks.

@@ -162,7 +162,7 @@ class Job:
         guard = UpdateGuard(self.run, self.prepared.model, self.part.corpus, state)
         wait_for(device)
         begun = time.perf_counter()
-        for window in meter.waited(load_with(meter.enter)):
+        for window in meter.timed(load_with(meter.enter)):
             step = train_step(self.run, self.prepared, window, state.step, guard, meter.enter)
             assert step is not None, "nothing asks a bench to end"
             state.step += 1

@@ -36,7 +36,7 @@ from llava_accel.storage.tensor_files import Share
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """ "auto" is bf16 where an accelerator computes in it and fp16 where it does not; on a CPU fp32, which is exact.
 
-    Some CPUs are faster in bf16, and most are far slower: `setup/opening.py` tells the user which this one is.
+    Some CPUs are faster in bf16, and most are far slower: `setup/header.py` tells the user which this one is.
     """
     if precision != "auto":
         return PRECISIONS[precision]

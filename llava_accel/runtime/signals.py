@@ -42,7 +42,7 @@ class Interruption:
                 signal.signal(wanted, self._note)
         return self
 
-    def built(self) -> "Interruption":
+    def saves_from_now_on(self) -> "Interruption":
         """From now on the run saves before it ends: signals are taken note of."""
         self._is_built = True
         return self

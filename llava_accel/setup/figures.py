@@ -40,7 +40,7 @@ class Mix(NamedTuple):
         return np.bincount(self.of_file, weights=counts, minlength=len(self.names))
 
 
-def mix_of(part: Part) -> Mix:
+def source_mix(part: Part) -> Mix:
     """The sources of the training data."""
     owners = [source.name for source in part.corpus.sources]
     known = list(dict.fromkeys(owners))
@@ -52,7 +52,7 @@ def mix_of(part: Part) -> Mix:
 
 def figures_of(recipe: Recipe, training: Part, held_out: Part | None, order: Order) -> dict[str, Any]:
     """Records, images, turns, lengths and commonest answers of both parts, and what an epoch takes of each source."""
-    mix, rows = mix_of(training), training.rows
+    mix, rows = source_mix(training), training.rows
     records = mix.share_out(rows)
     examples = mix.share_out(rows, [source.weight for source in training.corpus.sources])
     return {

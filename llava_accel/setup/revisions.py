@@ -13,7 +13,7 @@ from llava_accel.sources.named import EVAL_SPLITS
 Sources = str | tuple[Source, ...]
 
 
-def with_commits(recipe: Recipe, accelerator: Accelerator) -> Recipe:
+def pin_revisions(recipe: Recipe, accelerator: Accelerator) -> Recipe:
     """The recipe with the commit of every data set of the hub that it names; a run that goes on keeps its commits.
 
     Every rank must call this.

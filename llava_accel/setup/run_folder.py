@@ -47,7 +47,7 @@ _opened: list[Path] = []
 
 
 @contextmanager
-def folders_released() -> Iterator[None]:
+def run_folders_unlocked() -> Iterator[None]:
     """Wrap a run: however it ends, its folder is unlocked then, and an error is noted in it."""
     try:
         yield
@@ -68,7 +68,7 @@ def folders_released() -> Iterator[None]:
 
 
 def before_release(work: Callable[[], None]) -> None:
-    """Let `folders_released` do `work`, which still writes to the folder, before it unlocks it, however the run ends."""
+    """Let `run_folders_unlocked` do `work`, which still writes to the folder, before it unlocks it, however the run ends."""
     _before_release.append(work)
 
 
@@ -78,7 +78,7 @@ def write_end(folder: Path, how: Ending, detail: str = "") -> None:
         unfinished.write_text(json.dumps({"how": how, "detail": detail}) + "\n")
 
 
-def hold_run(run: RunContext) -> None:
+def lock_run_folder(run: RunContext) -> None:
     """Make the run folder, and keep other processes from writing it. Every rank must call it.
 
     Raises:
@@ -97,7 +97,7 @@ def hold_run(run: RunContext) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def open_run(recipe: Recipe, accelerator: Accelerator) -> None:
+def write_run_files(recipe: Recipe, accelerator: Accelerator) -> None:
     """Write recipe.toml and environment.json into the run folder; UserError if it cannot be written."""
     folder = Path(recipe.run.output_dir)
     if accelerator.is_main_process:

@@ -39,7 +39,7 @@ from llava_accel.model.processing import Processing, load_processing
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import build_order, content, open_corpora, open_data, read_through, survey_key
-from llava_accel.setup.opening import say_opening
+from llava_accel.setup.header import print_header
 from llava_accel.sources.named import Named
 from llava_accel.storage.kept_files import cache_folder
 
@@ -110,7 +110,7 @@ def start(folder: Path, fraction: float = 0.0) -> None:
     run = RunContext(recipe, Accelerator(cpu=True), Console(False))
     (part, _), opening = timed("open", lambda: open_data(run, processing))
     order, ordering = timed("order", lambda: build_order(recipe, part, 1))
-    _, saying = timed("figures of the report", lambda: say_opening(run, order, part, None, None))
+    _, saying = timed("figures of the report", lambda: print_header(run, order, part, None, None))
     _, digest = timed("what a resumed run compares", lambda: (content(run, part), order.fingerprint()))
     first = int(fraction * order.steps_per_epoch)
 

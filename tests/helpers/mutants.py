@@ -77,13 +77,13 @@ def sync_left_off(patch: pytest.MonkeyPatch) -> None:
 
 def _run_folder(patch: pytest.MonkeyPatch) -> list[Path]:
     """What holds the folder of the run once that is opened."""
-    opened, folder = train_module.open_run, list[Path]()
+    opened, folder = train_module.write_run_files, list[Path]()
 
     def noting(recipe: Recipe, accelerator: Accelerator) -> None:
         opened(recipe, accelerator)
         folder.append(Path(recipe.run.output_dir))
 
-    patch.setattr(train_module, "open_run", noting)
+    patch.setattr(train_module, "write_run_files", noting)
     return folder
 
 

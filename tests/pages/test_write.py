@@ -23,7 +23,7 @@ from llava_accel.pages.write import write_comparison, write_report
 from llava_accel.recipe import DataTable
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.scoring.held_out import Evaluation
-from llava_accel.setup.run_folder import open_run
+from llava_accel.setup.run_folder import write_run_files
 
 
 def run_verb(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -234,7 +234,7 @@ def test_a_run_writes_its_report_at_evaluations_and_at_its_end(
 def test_a_report_that_fails_is_said_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, evaluation = {"eval": str(PARITY / "traj_lora.json")}, {"every": 1, "limit": 2}
     settings = recipe(tmp_path, data=data, eval=evaluation, train={"max_steps": 2, "epochs": 2})
-    open_run(settings, build_accelerator(settings))  # else the folder would not be a run's
+    write_run_files(settings, build_accelerator(settings))  # else the folder would not be a run's
     (tmp_path / "run" / "report.html").mkdir()
     state = verb.train(settings)
     assert state.step == 2 and (tmp_path / "run" / "export" / "adapter_model.safetensors").is_file()

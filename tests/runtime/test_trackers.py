@@ -14,7 +14,7 @@ from llava_accel.console.output import Console
 from llava_accel.recipe import Recipe
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.runtime.trackers import Trackers
-from llava_accel.setup.run_folder import open_run
+from llava_accel.setup.run_folder import write_run_files
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ def test_a_tracker_that_cannot_start_is_said_once_and_the_run_ends_well(
     pytest.importorskip("tensorboard")
     settings = tracked(tmp_path, "tensorboard", train={"max_steps": 2, "epochs": 2})
     (tmp_path / "run").mkdir()
-    open_run(settings, build_accelerator(settings))  # else the folder would not be a run's
+    write_run_files(settings, build_accelerator(settings))  # else the folder would not be a run's
     (tmp_path / "run" / "tensorboard").write_text("a file where the tracker wants a folder")
     state = verb.train(settings)
     assert state.step == 2 and len(metrics(tmp_path / "run")) == 2

@@ -9,7 +9,7 @@ import pytest
 from helpers.runs import recipe
 from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
-from llava_accel.loop.machine import say_own_code
+from llava_accel.loop.machine import print_own_code
 from llava_accel.own_code import load_own
 from llava_accel.recipe import RecipeError, make_recipe
 from llava_accel.scoring.metrics import cell, main_score, measure, score_names, score_title
@@ -34,7 +34,7 @@ def test_the_shipped_example_is_a_score_like_others() -> None:
 def test_a_recipe_names_it_as_a_score_and_as_what_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = recipe(tmp_path, data={"eval_fraction": 0.5}, eval={"metrics": ["anls"], "metric": EXAMPLE})
     assert made.eval.measured == ("anls", EXAMPLE)
-    say_own_code(made, Console(True))
+    print_own_code(made, Console(True))
     assert f"{EXAMPLE} is code of yours, which this process runs (sha256 " in " ".join(capsys.readouterr().out.split())
     with pytest.raises(RecipeError, match="a function in a file such as"):
         make_recipe(
@@ -64,7 +64,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line_before_a_weight_is_read
         (tmp_path / "mine.py").write_text(text)
     made = recipe(tmp_path, eval={"metrics": [f"{tmp_path / 'mine.py'}:f"]})
     with pytest.raises(UserError, match=r"eval\.metrics: ") as raised:
-        say_own_code(made, Console(False))
+        print_own_code(made, Console(False))
     assert says in str(raised.value)
 
 

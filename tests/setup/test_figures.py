@@ -12,7 +12,7 @@ from llava_accel.model.processing import load_processing
 from llava_accel.runtime.context import RunContext
 from llava_accel.runtime.engines import build_accelerator
 from llava_accel.setup.datasets import Part, build_order, open_data
-from llava_accel.setup.figures import Mix, figures_of, mix_of
+from llava_accel.setup.figures import Mix, figures_of, source_mix
 
 
 def opened(folder: Path, **data: Any) -> tuple[dict[str, Any], Mix, Part]:
@@ -21,7 +21,7 @@ def opened(folder: Path, **data: Any) -> tuple[dict[str, Any], Mix, Part]:
     run = RunContext(settings, build_accelerator(settings), Console(False))
     training, held_out = open_data(run, processing)
     figures = figures_of(settings, training, held_out, build_order(settings, training, 1))
-    return figures, mix_of(training), training
+    return figures, source_mix(training), training
 
 
 def test_records_images_turns_and_lengths_are_those_of_the_data(tmp_path: Path) -> None:

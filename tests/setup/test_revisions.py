@@ -15,7 +15,7 @@ from helpers.runs import PARITY, recipe, talk
 from llava_accel.recipe import dump_recipe
 from llava_accel.recipe.inputs import Source
 from llava_accel.runtime.engines import build_accelerator
-from llava_accel.setup.revisions import with_commits
+from llava_accel.setup.revisions import pin_revisions
 from llava_accel.sources import hub
 
 NEWER = "f" * 40
@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_each_data_set_gets_its_commit_and_files_stay_as_they_are(tmp_path: Path, asked: list[str]) -> None:
     sources = [{"path": "org/name", "split": "dev", "weight": 2.0}, {"path": str(PARITY / "traj_lora.json")}]
     before = recipe(tmp_path, data={"train": sources, "eval": "org/other"})
-    data = with_commits(before, build_accelerator(before)).data
+    data = pin_revisions(before, build_accelerator(before)).data
     assert not isinstance(data.train, str)
     assert [(each.path, each.weight, each.revision) for each in data.train] == [
         ("org/name", 2.0, NEWER),
@@ -45,7 +45,7 @@ def test_each_data_set_gets_its_commit_and_files_stay_as_they_are(tmp_path: Path
     assert data.eval == (Source(path="org/other", revision=NEWER),)
     assert asked == ["org/name  dev ", "org/other  validation "]
     plain = recipe(tmp_path)
-    assert with_commits(plain, build_accelerator(plain)) == plain
+    assert pin_revisions(plain, build_accelerator(plain)) == plain
 
 
 def test_a_run_that_goes_on_reads_the_commit_that_it_has_begun_with(tmp_path: Path, asked: list[str]) -> None:
@@ -54,11 +54,11 @@ def test_a_run_that_goes_on_reads_the_commit_that_it_has_begun_with(tmp_path: Pa
     (tmp_path / "run" / "recipe.toml").write_text(dump_recipe(begun))
     for changes, commit in (({}, COMMIT), ({"resume": "never"}, NEWER)):
         now = recipe(tmp_path, data={"train": "org/name"}, run=changes)
-        data = with_commits(now, build_accelerator(now)).data
+        data = pin_revisions(now, build_accelerator(now)).data
         assert data.train == (Source(path="org/name", revision=commit),)
     (tmp_path / "run" / "recipe.toml").write_text("5")  # damaged
     now = recipe(tmp_path, data={"train": "org/name"})
-    assert with_commits(now, build_accelerator(now)).data.train == (Source(path="org/name", revision=NEWER),)
+    assert pin_revisions(now, build_accelerator(now)).data.train == (Source(path="org/name", revision=NEWER),)
 
 
 _SCRIPT = """

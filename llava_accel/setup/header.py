@@ -22,7 +22,7 @@ from llava_accel.setup.state import count_steps
 _SHOWN_SOURCES = 6
 
 
-def say_opening(run: RunContext, order: Order, training: Part, held_out: Part | None, source: Path | None) -> None:
+def print_header(run: RunContext, order: Order, training: Part, held_out: Part | None, source: Path | None) -> None:
     """Print what a person should see before a run takes hours, and write the figures of its data into its folder."""
     recipe = run.recipe
     if not run.accelerator.is_main_process:

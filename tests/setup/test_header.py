@@ -13,7 +13,7 @@ from llava_accel.console.output import Console
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
 from llava_accel.runtime import launch_profile
-from llava_accel.setup import opening
+from llava_accel.setup import header
 
 
 def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> None:
@@ -65,10 +65,10 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
 
 
 def test_a_gpu_and_several_ranks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(header, "device_name", lambda _: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr(opening, "read_profile", lambda: launch_profile.Profile("ddp", {}))
-    assert opening.describe_device(recipe(tmp_path), torch.device("cuda"), 2) == "2 x NVIDIA H100 80GB HBM3, bf16, DDP"
+    monkeypatch.setattr(header, "read_profile", lambda: launch_profile.Profile("ddp", {}))
+    assert header.describe_device(recipe(tmp_path), torch.device("cuda"), 2) == "2 x NVIDIA H100 80GB HBM3, bf16, DDP"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_gpu_and_several_ranks_are_named(tmp_path: Path, monkeypatch: pytest.M
     ],
 )  # fmt: skip
 def test_what_is_trained_is_said_in_words(tmp_path: Path, model: dict[str, Any], said: str) -> None:
-    assert opening._trains(make_recipe(tables(tmp_path, model=model)).model) == said
+    assert header._trains(make_recipe(tables(tmp_path, model=model)).model) == said
 
 
 def test_facts_are_wrapped_under_their_names_and_paths_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
