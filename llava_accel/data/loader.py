@@ -7,11 +7,13 @@ import resource
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from multiprocessing import resource_sharer
 from typing import TypeVar
 
 import torch
@@ -117,7 +119,8 @@ def load_windows(
         pin_memory=device.type != "cpu",
     )
     window: list[Loaded] = []
-    for micro_batch, errors in _waited(iter(loader), is_asked) if is_asked else loader:
+    arrived = received(iter(loader))
+    for micro_batch, errors in _waited(arrived, is_asked) if is_asked else arrived:
         for error in errors:
             if on_error is None:
                 raise error
@@ -133,6 +136,20 @@ def load_windows(
             window = []
     if is_asked and is_asked():
         yield []
+
+
+def received(items: Iterator[_T]) -> Iterator[_T]:
+    """The items of a loader. A worker that ends while what it has sent is on its way is torch's error of a lost worker.
+
+    Tensors come through a socket of the worker, and are fetched after their message: without the worker nobody answers.
+    """
+    try:
+        yield from items
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if all(frame.f_code.co_filename != resource_sharer.__file__ for frame, _ in frames):
+            raise
+        raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly") from error
 
 
 def _waited(items: Iterator[_T], is_asked: Callable[[], bool]) -> Iterator[_T]:

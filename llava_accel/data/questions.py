@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from llava_accel.data.collate import collate
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.labels import Example
-from llava_accel.data.loader import Loaded, in_shared_memory, moved, worker_start
+from llava_accel.data.loader import Loaded, in_shared_memory, moved, received, worker_start
 from llava_accel.data.pixels import ImageReader, LoadedImage
 from llava_accel.data.records import Record
 from llava_accel.data.sampler import image_groups
@@ -99,7 +99,7 @@ def load_questions(
         pin_memory=device.type != "cpu",
         worker_init_fn=worker_start(workers),
     )
-    for loaded, questions in loader:
+    for loaded, questions in received(iter(loader)):
         if isinstance(questions, DataError):
             raise questions
         yield moved(loaded, device), questions

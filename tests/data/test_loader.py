@@ -2,7 +2,9 @@
 
 import resource
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_sharer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +145,28 @@ def test_a_worker_without_shared_memory_ends_the_run_and_does_not_let_it_wait(
     with pytest.raises(RuntimeError) as caught:
         list(load(data, [[[0]]], workers=1))
     assert end_of_worker(caught.value) == "was unable to allocate shared memory"
+
+
+class Late:
+    """What a worker has sent by a socket that is gone when it is fetched, or what cannot be made of what it has sent."""
+
+    def __init__(self, is_sent: bool) -> None:
+        self.is_sent = is_sent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sent: Any = resource_sharer.DupFd(0)
+        sent._id = ("/nowhere/socket", 1)
+        return (sent.detach, ()) if self.is_sent else (Path("/nowhere/file").read_text, ())
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_a_worker_that_ends_while_its_tensors_are_on_the_way_is_an_error_of_its_end(
+    data: Corpus, monkeypatch: pytest.MonkeyPatch, is_sent: bool
+) -> None:
+    monkeypatch.setattr("llava_accel.data.loader.in_shared_memory", lambda each: (each, Late(is_sent)))
+    with pytest.raises(RuntimeError if is_sent else FileNotFoundError) as caught:
+        list(load(data, [[[0]]], workers=1))
+    assert end_of_worker(caught.value) == ("exited unexpectedly" if is_sent else None)
 
 
 def test_workers_may_have_as_many_files_open_as_the_system_lets_them(data: Corpus) -> None:
