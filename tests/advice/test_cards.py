@@ -16,15 +16,11 @@ TABLE = (RECIPES / "README.md").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["okvqa_qlora", "next_qlora_24gb"] if ALL_KINDS else ["next_qlora_24gb"])
+@pytest.mark.parametrize("name", [path.stem for path in planned_recipes()] if ALL_KINDS else ["pretrain_projector"])
 def test_the_table_says_what_plan_computes(name: str, fresh_accelerator: None) -> None:
     rows = TABLE.partition(line(HEAD))[2].splitlines()
     shown = next(text for text in rows if text.startswith(f"| [{name}.toml]"))
-    numbers = [
-        [int(cell.replace(",", "")) for cell in text.split("|")[4:-1]]
-        for text in (shown, row(RECIPES / f"{name}.toml"))
-    ]
-    assert numbers[0] == numbers[1], "python tests/helpers/cards.py prints the table"
+    assert shown == row(RECIPES / f"{name}.toml"), "python tests/helpers/cards.py prints the table"
 
 
 def test_the_table_has_every_recipe_whose_base_is_published() -> None:
