@@ -28,8 +28,9 @@ fi
 # Few threads: multi-process tests on a small machine slow each other down about tenfold otherwise.
 unset PYTHONDONTWRITEBYTECODE  # else each process that a test starts compiles the package again
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# Two processes; tests that share a fixture stay in one of them (tests/conftest.py).
-pytest=(python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder)
+# Three processes for two cores: now and then one waits for what it has started. Tests that share a fixture stay in one of
+# them (tests/conftest.py).
+pytest=(python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder)
 if [ "$mode" = floor ]; then
   # Other versions give other warnings: only with the versions of constraints.txt must there be none.
   pytest+=(-W default)
@@ -44,9 +45,9 @@ if [ "$mode" = fast ]; then
 else
   command -v "${CXX:-g++}" >/dev/null || command -v c++ >/dev/null || echo "no C++ compiler here: the emulated GPU is not tested"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || echo "no Chromium here: the report's page is not tested in a browser"
-  # Types take one core, and the tests do not always fill two. Their errors are printed after the tests.
+  # Types take what the tests leave of the cores. Their errors are printed after the tests.
   types=$(mktemp)
-  pyright >"$types" 2>&1 &
+  nice pyright >"$types" 2>&1 &
   checking=$!
   code=0
   "${pytest[@]}" "$@" || code=$?

@@ -4,7 +4,8 @@
 has imported what a run needs, and started no thread; for each command a copy of it (fork) takes on arguments, variables,
 folder, output and default signals, and runs the module as the interpreter would. Processes that the launchers of torch and
 Accelerate start are copies in the same way, of the launcher. What comes before a module's first line stays unproved here:
-every verb and way of launching has a test that starts the real command, too.
+every verb and way of launching has a test that starts the real command, too. Reports have frames in place of their plots,
+as in conftest.py.
 """
 
 import atexit
@@ -34,6 +35,7 @@ SAY_WHERE = signal.SIGRTMIN + 5
 _SET_CHILD_SUBREAPER = 36  # of prctl
 _MODULES = (
     "llava_accel.train",
+    "llava_accel.pages.write",
     "llava_accel.runtime.launcher",
     "deepspeed",
     "torch.distributed.fsdp",
@@ -192,8 +194,12 @@ def _import_all() -> None:
     with command_line._quick_imports():
         for module in _MODULES:
             importlib.import_module(module)
+    from markupsafe import Markup
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+    from llava_accel.pages import plots
+
+    plots.drawn = lambda title, height, draw: Markup("<svg></svg>")
     subprocess_handler.Popen = _Rank  # pyright: ignore[reportPrivateImportUsage]
     gc.collect()
     gc.freeze()
