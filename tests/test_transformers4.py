@@ -1,4 +1,4 @@
-"""Exports in transformers 4.57, where many serve models: the same ids and the same pixels as in training.
+"""Exports in transformers 4.57, where many serve models: the same ids, pixels and logits as in training.
 
 `launch/test.sh` installs that version into .transformers4, or TRANSFORMERS_4 names another folder with it.
 """
@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from helpers import version_4
+from helpers.bases import Kind, make_base
+from helpers.exported import assert_same, export, fine_tune, logits, probe_inputs
 from helpers.vocabularies import base_of, texts
 from llava_accel.model.processing import load_processing
 from llava_accel.model.saved_processor import save_processor, save_tokenizer
@@ -73,3 +76,35 @@ def test_a_processor_gives_the_same_ids_and_pixels(
         processor.apply_chat_template([version_4.MESSAGE], add_generation_prompt=True), ours["input_ids"].tolist()
     ]  # fmt: skip
     np.testing.assert_allclose(np.array(theirs[2]), ours["pixel_values"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trains"),
+    [
+        (Kind("clip", "original", "llama3", "sentencepiece"), False),  # scaled positions
+        (Kind("siglip", "hub", "mistral", "unigram"), False),
+        (Kind("clip", "hub", "qwen", "byte"), True),
+    ],
+    ids=str,
+)
+def test_a_whole_model_gives_the_same_logits(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, trains: bool
+) -> None:
+    keys = make_base(tmp_path / "made", kind)
+    with_theta(Path(keys["base"]), 3e5)
+    folder = fine_tune(tmp_path, model={**keys, "train": "full"}, checkpoint={"verify": False}) if trains else None
+    saved = folder / "export" if folder else export(monkeypatch, keys["base"], "merged", tmp_path / "saved")
+    processing = load_processing(ModelTable(base=str(saved)), "pad")
+    torch.save(probe_inputs(processing), tmp_path / "inputs.pt")
+    theirs = ask("answer", saved, tmp_path / "inputs.pt")
+    assert isinstance(theirs, list)
+    assert_same(logits(saved), torch.tensor(theirs[0])[:, : processing.vocab_size], 1e-4)
+
+
+def with_theta(base: Path, theta: float) -> None:
+    """Give a base another wavelength of positions than the default, where its config has it."""
+    path = base / "config.json"
+    config = json.loads(path.read_text())
+    text = config.get("text_config", config)
+    text.get("rope_parameters", text)["rope_theta"] = theta
+    path.write_text(json.dumps(config))

@@ -23,7 +23,7 @@ from llava_accel.model.files import read_json
 from llava_accel.model.lora import load_trainables, split_state
 from llava_accel.model.objective import Objective
 from llava_accel.model.processing import Processing
-from llava_accel.model.saved_processor import save_processor
+from llava_accel.model.saved_processor import mend_config, save_processor
 from llava_accel.recipe import Recipe
 
 ADAPTER = "adapter_model.safetensors"
@@ -70,6 +70,7 @@ def save_model_config(folder: Path, objective: Objective, names: Iterable[str]) 
     places = dict(enumerate(names))
     numbers = {name.removeprefix(_PREFIX): torch.tensor([number]) for number, name in places.items()}
     objective.llava.save_pretrained(folder, state_dict=numbers)
+    mend_config(folder)
     stored = load_file(folder / MODEL)
     (folder / MODEL).unlink()
     return {name: places[int(number)] for name, number in stored.items()}

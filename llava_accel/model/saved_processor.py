@@ -1,4 +1,4 @@
-"""Processor and tokenizer as files that transformers 4 and 5 read alike: the same ids, the same pixels."""
+"""Processor, tokenizer and config as files that transformers 4 and 5 read alike: the same ids, pixels and positions."""
 
 import json
 from pathlib import Path
@@ -37,6 +37,22 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     _mend_tokenizer(folder, tokenizer)
 
 
+def mend_config(folder: Path) -> None:
+    """Write the rope settings of a saved model where version 4 looks for them, too: else it takes its default, unsaid.
+
+    Args:
+        folder: Of a LLaVA that transformers saved.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    rope: Any = dict(config["text_config"].get("rope_parameters") or {})
+    if isinstance(rope.get("rope_theta"), (int, float)):  # else it has a table for each kind of layer
+        both = {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        if rope.get("rope_type", "default") != "default":
+            both["rope_scaling"] = rope
+        _write(path, {**config, "text_config": {**config["text_config"], **both}})
+
+
 def _mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Name a class that both versions know and that takes tokenizer.json as it is: classes of single models rebuild the
     tokenizer. Lists and names of special tokens go where both look for them."""
@@ -47,6 +63,8 @@ def _mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     # Every token that is named here becomes special, so those that a text may hold are not.
     written |= {**named, "additional_special_tokens": [str(token) for token in extra if str(token) in special] or None}
+    # Else version 4 makes `token_type_ids`, which the model's `generate` refuses.
+    written.setdefault("model_input_names", ["input_ids", "attention_mask"])
     written["legacy"] = getattr(tokenizer, "legacy", written.get("legacy"))
     if pre_tokenizer := parts_of(tokenizer)["pre_tokenizer"]:
         written["add_prefix_space"] = pre_tokenizer.get("add_prefix_space")  # version 4 sets it as written here

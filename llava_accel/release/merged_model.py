@@ -14,7 +14,7 @@ from llava_accel.model.layouts import LANGUAGE_MODEL, NEWLINE, PEFT_PREFIX, PROJ
 from llava_accel.model.lora import Trainable, adapts_projector, split_state
 from llava_accel.model.processing import Processing
 from llava_accel.model.save import ADAPTER
-from llava_accel.model.saved_processor import save_processor
+from llava_accel.model.saved_processor import mend_config, save_processor
 
 
 def save_peft(folder: Path, model: PeftModel, state: Mapping[str, Tensor], processing: Processing) -> None:
@@ -66,6 +66,7 @@ def save_merged(
         half.name_or_path = ""  # a folder of this machine
     merged.generation_config.eos_token_id = sorted(set(stop_ids))
     merged.save_pretrained(folder)
+    mend_config(folder)
     save_processor(folder, processing)
 
 

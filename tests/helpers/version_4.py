@@ -5,8 +5,10 @@ A line is a job: its kind, a folder of `save_pretrained`, and a file. Starting t
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
+import torch
 import transformers
 from PIL import Image
 
@@ -20,15 +22,28 @@ def tokenize(folder: str, texts: str) -> list[list[int]]:
 
 
 def process(folder: str, image: str) -> list[Any]:
-    """The prompt of a message, and ids and pixels of a text with an image."""
+    """The prompt of a message, and ids and pixels of a text with an image: all that a processor makes."""
     processor: Any = transformers.AutoProcessor.from_pretrained(folder)
     batch = processor(images=Image.open(image), text="USER: <image>\nWhat  is it?</s>USER: x", return_tensors="np")
     prompt = processor.apply_chat_template([MESSAGE], add_generation_prompt=True)
+    assert set(batch) == {"input_ids", "attention_mask", "pixel_values"}, list(batch)
     return [prompt, batch["input_ids"].tolist(), batch["pixel_values"].astype("float64").tolist()]
 
+
+def answer(folder: str, inputs: str) -> list[Any]:
+    """The logits of a prompt with an image, and the ids that are generated after it."""
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    model, info = cast(Any, loaded)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    batch = torch.load(inputs)
+    written = model.generate(**batch, do_sample=False, max_new_tokens=3)
+    return [model(**batch).logits[0].tolist(), written[0].tolist()]
+
+
+JOBS: dict[str, Callable[[str, str], list[Any]]] = {"tokenize": tokenize, "process": process, "answer": answer}
 
 if __name__ == "__main__":
     assert transformers.__version__.startswith("4.57"), transformers.__version__
     for line in sys.stdin:
         kind, folder, file = json.loads(line)
-        print(json.dumps({"tokenize": tokenize, "process": process}[kind](folder, file)), flush=True)
+        print(json.dumps(JOBS[kind](folder, file)), flush=True)
