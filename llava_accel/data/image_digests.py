@@ -1,8 +1,8 @@
 """One digest of all image files that a corpus shows: a run that is resumed must find the same images, wherever they are.
 
-Of each file it covers the size and the first and last 8 KiB, so that no file is read whole. Digests are kept together with
-size and times of the files, so a later start opens only files that have changed. Images inside other files need none: the
-rows themselves hold a digest of each.
+Of each file it covers the size and the first and last 8 KiB, so that no compressed file is read whole. Digests are kept
+together with size and times of the files, so a later start opens only files that have changed. Images inside other files
+need none: the rows themselves hold a digest of each.
 """
 
 import hashlib

@@ -277,6 +277,24 @@ def test_images_that_differ_in_their_middle_alone_are_not_taken_for_one(tmp_path
     assert len({*names}) == len({*addresses}) == 3 == len({content_key(address) for address in addresses})
 
 
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
+def test_pages_without_compression_are_told_apart_in_different_files(tmp_path: Path, kind: str) -> None:
+    def page(number: int) -> bytes:
+        values = np.full((100, 100, 3), 255, np.uint8)
+        values[50, 50] = number
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, kind)
+        return buffer.getvalue()
+
+    names: set[str] = set()
+    for number in range(2):
+        (folder := tmp_path / str(number)).mkdir()
+        content = page(number)
+        data = corpus(_parquet(folder, _STRUCT, lambda _, content=content: {"bytes": content, "path": None}))
+        names |= {data.image_name(row, data.image_files(row)[0]) for row in range(NUM_ROWS)}
+    assert len(names) == 2
+
+
 def test_the_memory_that_copies_are_remembered_in_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "_REMEMBERED", 1)
     data = corpus(FORMS["parquet of structs"](tmp_path))
