@@ -45,12 +45,12 @@ def read_optimizer_state(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def own_code(recipe: Recipe) -> dict[str, str]:
-    """Key -> hash of the user's file, for each that decides a run's steps, or which of them is best."""
+    """Key -> hash of the user's file, for each that decides a run's steps, which of them is best, or what a score means."""
     named = {
         "train.objective": recipe.train.objective,
         "optim.optimizer": recipe.optim.optimizer,
         "eval.metric": recipe.eval.metric,
-    }
+    } | {f"eval.metrics = {name!r}": name for name in recipe.eval.measured if name != recipe.eval.metric}
     return {key: digest(name) for key, name in named.items() if is_own(name)}
 
 
@@ -126,8 +126,9 @@ def check_position(folder: Path, recipe: Recipe, device: torch.device, data: str
             f"{run} was computed in {facts['precision']}, and run.precision = {recipe.run.precision!r} means {precision} "
             "here. Set it to the former"
         )
-    now = own_code(recipe)
-    if changed := [key for key, content in now.items() if content != facts["own_code"].get(key)]:
+    now, known = own_code(recipe), facts["own_code"]
+    new_scores = {key for key in now.keys() - known.keys() if key.startswith("eval.metrics")}
+    if changed := [key for key, content in now.items() if content != known.get(key) and key not in new_scores]:
         raise _another_run(
             f"the file of {changed[0]} has changed since {run}, so the steps before and after would not belong to one run. "
             "Set it back"

@@ -1,5 +1,6 @@
 """Which keys make another run of a recipe."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,4 +64,27 @@ def test_a_score_that_chose_the_best_checkpoint_may_not_change(tmp_path: Path) -
     assert found.step == 1
     (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
     with pytest.raises(UserError, match=r"the file of eval\.metric has changed since"):
+        read_position(engine, now, accelerator, found)
+
+
+def test_a_score_that_was_measured_may_not_change_and_another_may_be_added(tmp_path: Path) -> None:
+    for name in ("mine", "new"):
+        (tmp_path / f"{name}.py").write_text("def f(prediction, references):\n    return 1.0\n")
+    (tmp_path / "r.toml").write_text(SMALLEST)
+    before, now = (
+        load_recipe(
+            tmp_path / "r.toml",
+            [f"eval.metrics={json.dumps([f'{tmp_path / name}.py:f' for name in names])}"],
+            warns=False,
+        )
+        for names in (["mine"], ["mine", "new"])
+    )
+    accelerator, state = Accelerator(cpu=True), TrainState(num_steps=4, steps_per_epoch=2, step=1)
+    (engine := tmp_path / "engine").mkdir()
+    write_position(engine, before, accelerator, state, own_code(before), state.unlogged[None])
+    found = TrainState(num_steps=4, steps_per_epoch=2)
+    read_position(engine, now, accelerator, found)
+    assert found.step == 1
+    (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
+    with pytest.raises(UserError, match=r"the file of eval\.metrics = '.*mine\.py:f' has changed since"):
         read_position(engine, now, accelerator, found)
