@@ -147,6 +147,10 @@ def test_preferences_are_learned_and_held_out_pairs_come_right(tmp_path: Path) -
     assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert found[-1]["pair_accuracy"] >= 0.95 and found[-1]["reward_margin"] > 0.1
     assert found[-1]["loss"] < found[0]["loss"]
+    assert metrics(tmp_path / "run")[-2]["pair_accuracy"] > 0.9
+    page = (tmp_path / "run" / "report.html").read_text()
+    for shown in ("pairs right", "Reward margin", "Log-probability", "Distance to the reference", "kl"):
+        assert shown in page
     harmful = tmp_path / "run" / "predictions" / "harmful.jsonl"
     named = [json.loads(line)["why"] for line in harmful.read_text().splitlines()] if harmful.exists() else []
     assert "answered wrong" not in named, "a pair that stands right is none, whatever is generated"
