@@ -28,6 +28,7 @@ from llava_accel.storage.jsonl import read_json_lines
 
 _SHOWN_ANSWERS = 6
 _SHOWN_EVALUATIONS = 5
+_MOST_COLUMNS = 6  # of a table of scores; more of them have a row each
 _SHOWN_SHARE = 0.0005
 
 
@@ -148,7 +149,11 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
         rows.append([name, *(cell(line["eval"], column) for column in columns)])
-    console.table("evaluations", ["", *columns.values()], rows, is_narrow=True)
+    if len(columns) <= _MOST_COLUMNS:
+        return console.table("evaluations", ["", *columns.values()], rows, is_narrow=True)
+    named = zip(columns.values(), zip(*(values for _, *values in rows), strict=True), strict=True)
+    turned = [[title, *values] for title, values in named]
+    console.table("evaluations", ["", *(name for name, *_ in rows)], turned, is_narrow=True)
 
 
 def _columns(measured: Collection[str]) -> dict[str, str]:

@@ -131,7 +131,7 @@ def _scores(run: History) -> list[Series]:
     for number, other in enumerate((key for key in names if key != main), start=3):
         pairs = [(line["eval"][main], line["eval"][other]) for line in lines if {main, other} <= line["eval"].keys()]
         if any(abs(one - another) > 5e-4 for one, another in pairs):
-            series.append(_series(lines, other, score_title(other), number))
+            series.append(_series(lines, other, score_title(other), number, dashes=number // len(SERIES)))
     return series
 
 

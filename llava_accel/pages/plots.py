@@ -1,6 +1,7 @@
 """Draws plots: values over steps, shares of a whole and histograms, as SVG that takes its colours from the page."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from llava_accel.pages.html import visible
 
 _WIDTH, _HEIGHT = 4.8, 2.9  # inches, of 72 px
+_LINE = 0.22  # inches of a legend's line; what it has more than two of makes the plot higher
 _MOST_POINTS = 600
 _LEGEND = 52  # characters side by side
 _WIDE_RANGE = 8.0  # highest by lowest, from which on a logarithmic scale shows more
@@ -82,7 +84,9 @@ class Plot:
             if len(self.series) > 1 or self.steps:
                 _legend(axes, 1.07 if self.steps else 1.01, 3)
 
-        return drawn(self.title, _HEIGHT, draw)
+        labels = _labels([series.label for series in self.series])
+        lines = math.ceil(len(labels) / _columns(labels, 3))
+        return drawn(self.title, _HEIGHT + _LINE * max(0, lines - 2), draw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +146,22 @@ class Histogram:
 
 def _legend(axes: Axes, height: float, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    # A legend that is wider than its plot leaves no room for the curves.
-    labels = [
-        label if len(label) <= _LEGEND else f"…{label[1 - _LEGEND :]}" for label in map(str, map(visible, labels))
-    ]
-    columns = max(1, min(columns, _LEGEND // (6 + max(map(len, labels), default=0))))
+    labels = _labels(labels)
+    columns = _columns(labels, columns)
     axes.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0, height), ncols=columns, frameon=False, borderaxespad=0,
         handlelength=1.6, columnspacing=1.4, labelcolor=INK,
     )  # fmt: skip
+
+
+def _labels(labels: Sequence[str]) -> list[str]:
+    """Labels without what cannot be seen, and cut: a legend that is wider than its plot leaves no room for the curves."""
+    shown = map(str, map(visible, labels))
+    return [label if len(label) <= _LEGEND else f"…{label[1 - _LEGEND :]}" for label in shown]
+
+
+def _columns(labels: Sequence[str], most: int) -> int:
+    return max(1, min(most, _LEGEND // (6 + max(map(len, labels), default=0))))
 
 
 def smoothed(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
