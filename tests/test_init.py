@@ -59,7 +59,8 @@ def test_a_small_table_becomes_a_run_that_is_checked() -> None:
     assert (ended.code, ended.err) == (0, ""), ended.err
     recipe = load_recipe("mine.toml")
     assert recipe.data.images == "data/images" and "the images of data/train.json are in data/images" in ended.out
-    assert "no --images: they were found there" in Path("mine.toml").read_text()
+    assert "no --images: they were found there" in (written := Path("mine.toml").read_text())
+    assert "180 records to train on: about 184 steps" in written, "8 passes, whose last step is not a full one"
     assert recipe.train.epochs == 8 and recipe.train.per_device_batch_size == 8 == recipe.train.per_device_batch_size
     assert (recipe.eval.metric, recipe.model.template, recipe.model.quantization.bits) == ("exact_match", "v1", 16)
     assert recipe.data.eval_fraction == 0.1 and not recipe.data.share_prefix

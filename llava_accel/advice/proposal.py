@@ -195,7 +195,7 @@ def _checkpointing(fit: Fit, card: Card) -> str:
 
 def _training(findings: Findings, share: float, fit: Fit, batch: int, batch_why: str, card: Card) -> list[Key]:
     number = round(findings.num_records * (1 - share))
-    pass_steps = max(1, number // batch)
+    pass_steps = -(-number // batch)
     passes = max(2 if findings.num_records < _FEW else 1, min(_MOST_PASSES, -(-_STEPS // pass_steps)))
     accumulated = batch // fit.batch
     taken = f"about {fit.gigabytes:.1f}" if fit.gigabytes >= 0.1 else "less than 0.1"

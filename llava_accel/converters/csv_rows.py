@@ -78,15 +78,18 @@ def csv_part(
 def _lines(file: Path, text: str, delimiter: str, num_before: int) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with the line of the file in which each begins; DataError if it is not CSV."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    start = 1 + num_before
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield start, row
-            start = reader.line_num + 1 + num_before
-    except csv.Error as error:
-        remedy = 'Check the quotes in this row: an unclosed one takes in all that follows; inside quotes, write ""'
-        raise DataError("json", f"not well-formed CSV ({error})", remedy, file=str(file), row=start) from None
+    while True:
+        start = reader.line_num + 1 + num_before
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            remedy = 'Check the quotes in this row: an unclosed one takes in all that follows; inside quotes, write ""'
+            raise DataError("json", f"not well-formed CSV ({error})", remedy, file=str(file), row=start) from None
+        if row is None:
+            return
+        # Outside of `try`: where a wrong header ends the program here, modules may be gone when `except` is looked at.
+        if any(cell.strip() for cell in row):
+            yield start, row
 
 
 def _check_header(file: Path, header: Sequence[str], columns: Columns, delimiter: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from llava_accel.recipe.paths import SUFFIXES
 from llava_accel.sources import hub
+from llava_accel.sources.image_parts import is_image_name
 from llava_accel.sources.problems import DataError, quoted, some
 
 _GLOB = re.compile(r"[*?\[]")
@@ -82,6 +83,9 @@ def _of_folder(folder: Path, named: Named) -> list[Path]:
         if compressed and not _is_repository(folder):
             problem = f"the folder {folder} holds only compressed files: {some(sorted(compressed))}"
             raise DataError("json", problem, "Unpack them")
+        if all(is_image_name(file.name) for file in folder.iterdir()):
+            problem = f"the folder {folder} holds images alone, and no records"
+            raise DataError("json", problem, "Name the file of the records, and this folder in data.images")
         return hub.files(str(folder), named.config, named.splits, "")
     raise DataError("json", f"the folder {folder} holds no data file", f"Expected one of {', '.join(SUFFIXES)}")
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from helpers.converted import faults, records
+from llava_accel.converters import csv_rows
 from llava_accel.converters.csv_rows import Columns, csv_part
 from llava_accel.converters.csv_text import find_delimiter, read_text
 from llava_accel.converters.faults import Part, write_part
@@ -203,6 +204,15 @@ def test_a_missing_column_is_told_with_the_nearest_that_there_is(tmp_path: Path)
         _part(_table(tmp_path, header="image,answer"))
     with pytest.raises(DataError, match="'image' is there twice"):
         _part(_table(tmp_path, header="image,image,question,answer"))
+
+
+def test_what_is_left_of_a_table_says_nothing_when_the_program_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = csv_rows._lines(tmp_path / "t.csv", "image,question\na.png,q", ",", 0)
+    assert next(lines) == (1, ["image", "question"])
+    monkeypatch.setattr(csv_rows, "csv", None)  # as Python leaves a module at its end
+    lines.close()  # pyright: ignore[reportAttributeAccessIssue]  a generator
 
 
 def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

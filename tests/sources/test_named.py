@@ -86,6 +86,10 @@ def test_folders_without_data_are_said(tmp_path: Path) -> None:
     (tmp_path / "packed" / "a.jsonl.gz").write_bytes(b"x")
     with pytest.raises(DataError, match=r"only compressed files: a\.jsonl\.gz\. Unpack"):
         files_of(Named(str(tmp_path / "packed")))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.JPG").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"images alone, and no records\. Name the file of the records.*data\.images"):
+        files_of(Named(str(tmp_path / "images")))
 
 
 @pytest.mark.parametrize("name", ["org/name", "a/b.c-d_e", "0/1"])
