@@ -28,6 +28,7 @@ from llava_accel.model.objective import Objective
 from llava_accel.model.processing import load_processing
 from llava_accel.plan import plan, verdict
 from llava_accel.recipe import Recipe
+from llava_accel.runtime import devices
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import open_data
 
@@ -94,6 +95,15 @@ def test_a_plan_says_that_it_does_not_know_compiled_layers(tmp_path: Path, capsy
     assert "layers that are not compiled" in " ".join(capsys.readouterr().out.split())
     plan(recipe(tmp_path, model={"kernels": "liger"}), None, 8, probe=False)
     assert '"native", which keeps fewer' in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_plan_says_what_bf16_means_on_this_cpu_and_not_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "bf16_on_cpu", lambda: True)
+    for gpu_gb, is_said in ((None, True), (24.0, False)):
+        plan(recipe(tmp_path), gpu_gb, 1, probe=False)
+        assert ('with run.precision = "bf16"' in " ".join(capsys.readouterr().out.split())) == is_said
 
 
 @pytest.fixture(scope="module")

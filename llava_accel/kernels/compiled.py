@@ -19,6 +19,9 @@ Backend = str | Callable[..., Any]
 MOST_GRAPHS = 4
 """Per model: with and without a mask, each for one row and for several. Twice as many if the first layer's input has no
 gradient while the others' have one."""
+MOST_KINDS = 64
+"""Of calls that FlexAttention may have a kernel for: with branches and without, one row and several, lengths up to a block
+and longer ones, with gradients and without, and each of them once more for the sizes that come first."""
 _ROWS, _LENGTH, _MASK_LENGTH = 3, 331, 336
 """Sizes that each graph is first made for. They differ from each other and from any width of a model, since torch.compile
 takes sizes that are equal then for always equal; and a mask's rows are longer than the part of them that is read."""
@@ -46,6 +49,14 @@ def _does_not_work(device: torch.device, reason: str) -> UserError:
         f"model.compile: torch.compile does not work here ({reason}). It needs {needed} and Python's headers: install them "
         "(Debian and Ubuntu: apt-get install g++ python3-dev), or set model.compile = false"
     )
+
+
+def keep_flex_compiled() -> None:
+    """Let FlexAttention, which transformers compiles, have a kernel for each kind of call of a run with evaluations.
+
+    torch.compile stops at 8, and from then on all scores of a new kind would be made and kept, without an error.
+    """
+    torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, MOST_KINDS)
 
 
 def compile_layers(language_model: nn.Module, backend: Backend = "inductor") -> None:

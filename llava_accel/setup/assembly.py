@@ -10,7 +10,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from llava_accel import compat
-from llava_accel.kernels.compiled import compile_layers
+from llava_accel.kernels.compiled import compile_layers, keep_flex_compiled
 from llava_accel.kernels.liger import liger_problem, require_liger_decoder, use_liger
 from llava_accel.model.adapters import has_tower
 from llava_accel.model.build import LoadedModel, load_model
@@ -74,6 +74,8 @@ def build_objective(
         use_liger(objective.llava.model.language_model)
     if recipe.model.compile:
         compile_layers(objective.llava.model.language_model)
+    if recipe.model.attention == "flex_attention":
+        keep_flex_compiled()
     if source:
         load_saved(source, objective)
     if may_park(recipe):

@@ -20,7 +20,7 @@ RUNS: dict[str, Keys] = {
     "lora, shared": {"data": {"share_prefix": True}, "model": {"lora": {"bias": "lora_only"}}},
     "lora, no cache": {"data": {"cache_features": False}, "model": {"tower_batch": 1, "lora": {"variant": "rslora"}}},
     "lora, dropout, checkpointing": {"model": {"gradient_checkpointing": True, "lora": {"dropout": 0.3}}},
-    "lora, logits in parts": {"model": {"lora": {"dropout": 0.3}}, "data": {"workers": 1}},
+    "lora, logits in parts": {"model": {"lora": {"dropout": 0.3, "variant": "olora"}}, "data": {"workers": 1}},
     "lora on the projector": {"model": {"lora": {"projector": True}, "attention": "sdpa"}},
     "lora and the tower": {"model": {"train_vision": True, "train_projector": False}, "log": {"every": 2}},
     "dora": {"model": {"lora": {"variant": "dora"}, "gradient_checkpointing": 2}},

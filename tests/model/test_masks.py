@@ -1,15 +1,20 @@
 """A token attends to its own path in a row of branches, whatever kernel computes it."""
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from helpers.toys import MIXED, VOCABULARY, about_one_image, assert_same, batch_of, full_logits_loss, make_llava, talk
 from llava_accel.data.trie import build_row, chain, pack_rows
+from llava_accel.kernels.compiled import MOST_KINDS, keep_flex_compiled
 from llava_accel.model.build import attention
 from llava_accel.model.masks import attention_mask, forest_blocks, forest_mask
 from llava_accel.model.objective import Objective
@@ -107,6 +112,36 @@ def test_flex_attention_equals_separate_rows() -> None:
     ours = Objective(model, VOCABULARY)(**batch_of([row, chain(MIXED[0])]))
     model.set_attn_implementation("sdpa")
     assert_same(model, ours, full_logits_loss(model, [*examples, MIXED[0]], [*weights, 1.0]))
+
+
+@pytest.mark.slow
+def test_every_kind_of_call_of_flex_attention_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch.compile's own limit the last kinds would be computed as one matrix of all scores."""
+    config, graphs = torch.compiler.config, []
+    monkeypatch.setattr(config, "recompile_limit", config.recompile_limit)
+    monkeypatch.setattr(config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compute = torch.compile(flex_attention.flex_attention, backend=note)
+    keep_flex_compiled()
+    for has_gradient in (True, False):
+        for length, rows in itertools.product((140, 300), (2, 1, 3)):
+            states = torch.ones(rows, 1, length, 16, requires_grad=has_gradient)
+            ends = torch.full((rows, length), length)
+            with torch.set_grad_enabled(has_gradient):
+                for mask in (forest_blocks(ends), create_block_mask(causal, rows, None, length, length, "cpu")):
+                    compute(states, states, states, block_mask=mask)
+    assert 8 < len(graphs) < MOST_KINDS / 2
+    torch.compiler.reset()
+
+
+def causal(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """What transformers lets rows without branches see."""
+    return key <= query
 
 
 def test_flex_attention_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from llava_accel.console.output import Console
 from llava_accel.estimate.peak_memory import Layout as Profile
 from llava_accel.estimate.peak_memory import count_weights, plan_for
 from llava_accel.estimate.trace import build_meta
+from llava_accel.kernels.compiled import MOST_KINDS
 from llava_accel.loop.optimizer import build_optimizer
 from llava_accel.measurement.probe import living_bytes
+from llava_accel.model import build
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import OptimTable
 from llava_accel.runtime.context import RunContext
@@ -51,6 +53,17 @@ def test_every_weight_is_there_once_and_frozen_ones_in_the_type_of_storage_alone
     buffers = sum(buffer.nbytes for module in (objective, objective.tower) for buffer in module.buffers())
     # Each quantised layer has a table of 1 KiB besides, which is much beside layers as small as these.
     assert kept == pytest.approx(planned.weights + planned.quantised + buffers, rel=0.04)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_run_with_flex_attention_keeps_it_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "attention", lambda _: {"text_config": "flex_attention", "vision_config": "sdpa"})
+    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 8)
+    for kernel, expected in (("auto", 8), ("flex_attention", MOST_KINDS)):
+        settings = recipe(tmp_path, model={"attention": kernel})
+        run = RunContext(settings, build_accelerator(settings), Console(False))
+        build_objective(run, load_processing(settings.model, "pad"))
+        assert torch.compiler.config.recompile_limit == expected
 
 
 @pytest.mark.parametrize("size", [4095, 4096, 100_000])

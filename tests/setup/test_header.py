@@ -12,11 +12,12 @@ from helpers.verbs import start
 from llava_accel.console.output import Console
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml
-from llava_accel.runtime import launch_profile
+from llava_accel.runtime import devices, launch_profile
 from llava_accel.setup import header
 
 
-def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> None:
+def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bf16_on_cpu", lambda: True)
     records = json.loads((PARITY / "traj_lora.json").read_text())
     files = [tmp_path / name for name in ("one.json", "two.json")]
     for file, some in zip(files, (records[:6], records[6:]), strict=True):
@@ -49,6 +50,7 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path) -> Non
     ):
         assert part in text and ended.out.count(f"\n  {part.split()[0]} ") == 1, part
     assert ended.out.count("\ntraining on the CPU because ") == 1
+    assert " ".join(ended.out.split()).count('with run.precision = "bf16" a step of LoRA') == 1
     figures = json.loads((tmp_path / "run" / "data.json").read_text())
     assert [(each["name"], each["records"], each["examples"]) for each in figures["sources"]] == [
         ("one.json", 6, 6.0), ("two.json", 2, 6.0)
