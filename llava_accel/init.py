@@ -35,6 +35,7 @@ from llava_accel.advice.stand_in import DEFAULT_BASE, choose_name, find_configs,
 from llava_accel.console.output import Console
 from llava_accel.data.corpus import Corpus, Source, open_sources
 from llava_accel.data.examples import find_images
+from llava_accel.data.row_forms import RowForm, named_columns
 from llava_accel.exceptions import UserError
 from llava_accel.model.processing import Processing
 from llava_accel.recipe import make_recipe
@@ -61,8 +62,9 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
     card = find_card(arguments.gpu)
     named = name_data(arguments, console)
     sources = _open(named)
-    findings = look(Corpus(sources["data.train"], find_images))
-    evaluation = look(Corpus(sources["data.eval"], find_images)) if named.evaluation else None
+    form = RowForm(tuple(named.columns.items()))
+    findings = look(Corpus(sources["data.train"], find_images, form))
+    evaluation = look(Corpus(sources["data.eval"], find_images, form)) if named.evaluation else None
     task, why = (arguments.task, "as --task says") if arguments.task else guess_task(findings)
     seen, fit, assumed = fit_base(named, sources, findings, evaluation, task, card)
     head = [
@@ -126,10 +128,13 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
 
     Raises:
         DataError: a file cannot be read.
+        UserError: a word of --columns is not OURS=THEIRS.
     """
     folders, own = {}, {}
+    columns = named_columns(arguments.columns)
+    form = RowForm(tuple(columns.items()))
     for path in filter(None, [*arguments.data, arguments.eval]):
-        folders[path], own[path] = _images_of(path, arguments.images, console)
+        folders[path], own[path] = _images_of(path, arguments.images, form, console)
     is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
     train: Any = arguments.data[0]
     # A data set with splits may have one to evaluate on.
@@ -146,6 +151,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         images=images,
         images_why="as --images says" if arguments.images else "no --images: they were found there",
         evaluation=evaluation,
+        columns=columns,
     )
 
 
@@ -177,12 +183,12 @@ def commands(out: Path, name: str, has_evaluation: bool) -> list[str]:
     return [shlex.join(["llava-accel", *words]) for words in (["check", str(out)], ["train", str(out)], last)]
 
 
-def _images_of(path: str, given: str, console: Console) -> tuple[str, str]:
+def _images_of(path: str, given: str, form: RowForm, console: Console) -> tuple[str, str]:
     """The folder of a file's images as the recipe names it, "" if that is the file's own; and the folder itself."""
     sources = open_sources([NamedSource(path, given)], cache_folder())
     if given:
         return given, given
-    names = list(names_of_images(Corpus(sources, find_images)))
+    names = list(names_of_images(Corpus(sources, find_images, form)))
     folder = find_folder(names, sources[0].images) if names else None
     if folder is None:
         return "", str(sources[0].images)
@@ -197,7 +203,7 @@ def _open(named: Named) -> dict[str, list[Source]]:
 
 def _trial(named: Named, folder: str, template: str, keys: Sequence[Key], task: str = "") -> dict[str, dict[str, Any]]:
     """Tables of a recipe on the configs that were found, as far as examples and their lengths depend on them."""
-    data = {"train": named.train, "images": named.images, "eval": named.evaluation}
+    data = {"train": named.train, "images": named.images, "columns": named.columns, "eval": named.evaluation}
     asked = {name: {key.name: key.value for key in keys} for name, keys in task_keys(task).items()}
     lora = {"lora": asked.pop("model.lora")} if asked else {}
     return asked | {

@@ -202,6 +202,20 @@ def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.Monke
     assert recipe.model.gradient_checkpointing is True and recipe.train.accumulation_steps >= 1
 
 
+def test_columns_of_other_names_are_proposed_given_and_written() -> None:
+    write_images("data/images", 30)
+    rows = [{"photo": f"{n}.png", "q": f"What is {n}?", "label": "red"} for n in range(30)]
+    data = str(write_records(Path("data/train.json"), rows))
+    assert_refused(init("--data", data), ["Name the columns, --columns image=photo question=q answer=label, "])
+    assert_refused(init("--data", data, "--columns", "question"), ["--columns question: it is not OURS=THEIRS"])
+    assert_refused(
+        init("--data", data, "--columns", "question=qq"), ["--columns question is 'qq'", "Did you mean 'q'?"]
+    )
+    recipe = made("--data", data, "--columns", "question=q", "answer=label", "image=photo")
+    assert recipe.data.columns == {"question": "q", "answer": "label", "image": "photo"}
+    assert recipe.data.images == "data/images" and start("check", "mine.toml").code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

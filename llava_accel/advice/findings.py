@@ -1,5 +1,8 @@
 """Finds out what is in the data: reads rows once without a tokenizer, and some of them with one."""
 
+import re
+import shlex
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +34,10 @@ _AS_FLAGS = {
     "set data.images": "give its folder with --images DIR",
     "data.images": "--images",
     'train.objective = "dpo"': "--task preference",
+    "data.columns.": "--columns ",
 }
 """Words of errors about keys -> the same for the command line of `init`; longer ones first."""
+_COLUMNS = re.compile(r"data\.columns = (\{.*?\})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +211,7 @@ def guess_task(findings: Findings) -> tuple[str, str]:
 
 def of_init(error: DataError, images: str = "") -> DataError:
     """The error with the flags of `init` in place of a recipe's keys, and with the folder that --images names."""
-    problem, remedy = error.problem, error.remedy
+    problem, remedy = error.problem, _COLUMNS.sub(_as_flag, error.remedy)
     for key, flag in _AS_FLAGS.items():
         problem, remedy = problem.replace(key, flag), remedy.replace(key, flag)
     return replace(error, problem=problem, remedy=with_images(remedy, images))
@@ -226,6 +231,11 @@ def _rows_to_read(number: int) -> Int[np.ndarray, "rows"]:
         return np.arange(number)
     starts = np.linspace(0, number - _BLOCK, _MOST_ROWS // _BLOCK).astype(int)
     return np.unique((starts[:, None] + np.arange(_BLOCK)).ravel())
+
+
+def _as_flag(columns: re.Match[str]) -> str:
+    named = tomllib.loads(f"columns = {columns[1]}")["columns"]
+    return f"--columns {shlex.join(f'{ours}={theirs}' for ours, theirs in named.items())}"
 
 
 def _question(record: Record) -> str:

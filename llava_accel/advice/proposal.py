@@ -49,6 +49,8 @@ class Named:
     images: str
     images_why: str
     evaluation: str
+    columns: dict[str, str]
+    """As `data.columns`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,7 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
         "data": [
             Key("train", named.train, f"{seen.train.num_records:,} records"),
             *([Key("images", named.images, named.images_why)] if named.images else []),
+            *([Key("columns", named.columns, "as --columns says")] if named.columns else []),
             *([Key("eval", named.evaluation, "scored during the run")] if named.evaluation else []),
             *([Key("eval_fraction", share, share_why)] if share_why else []),
             *length_keys(seen),

@@ -56,9 +56,10 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("out", metavar="NEW.toml", nargs="?", help="the recipe to write")
-    add("--data", nargs="+", required=True, metavar="PATH", help="LLaVA JSON, JSON lines or Parquet: files or folders")
+    add("--data", nargs="+", required=True, metavar="PATH", help="what data.train takes: files, folders, org/name")
     add("--eval", default="", metavar="PATH", help="held-out data; without it a share of the images is held out")
     add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="their names, such as question=q answer=label")
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; by default llava-hf/llava-1.5-7b-hf")
     add("--gpu", type=_gigabytes, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
     tasks = ("vqa", "caption", "classify", "chat", "preference")

@@ -98,13 +98,10 @@ def _table(given: Namespace) -> Iterable["Part"]:
 
 def _hub(given: Namespace) -> Iterable["Part"]:
     from llava_accel.converters.hub_sets import hub_parts
-    from llava_accel.data.row_forms import RowForm
+    from llava_accel.data.row_forms import RowForm, named_columns
 
     given.images = given.out / "images"
-    pairs = [text.partition("=") for text in given.columns]
-    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
-        raise UserError(f"--columns {wrong[0]}: write OURS=THEIRS, such as question=prompt")
-    form = RowForm(tuple((ours, theirs) for ours, _, theirs in pairs))
+    form = RowForm(tuple(named_columns(given.columns).items()))
     return hub_parts(given.set, given.config, given.split, form, given.out)
 
 

@@ -5,7 +5,7 @@ A row is read by the first form whose fields it has. Columns that the user has n
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from llava_accel.data.annotations import LETTER_REQUEST, LETTERS, option, parse_
 from llava_accel.data.columns import Columns, unknown, value_at
 from llava_accel.data.messages import IMAGE_FIELDS, Fields, present, role_of
 from llava_accel.data.own_rows import Reader
+from llava_accel.exceptions import UserError
 from llava_accel.sources.problems import DataError, quoted
 
 
@@ -65,6 +66,14 @@ def in_llavas_form(fields: Fields, form: RowForm) -> Row:
             messages = read["conversations"] if are_messages else [*_history(fields), *read["conversations"]]
             return Row(fields, _with_system(fields, messages), each.has_marks and are_messages)
     raise unknown(fields, form.columns, (each.names for each in _FORMS))
+
+
+def named_columns(words: Sequence[str]) -> dict[str, str]:
+    """data.columns as --columns OURS=THEIRS gives it; UserError for a word of another form."""
+    pairs = [word.partition("=") for word in words]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise UserError(f"--columns {wrong[0]}: it is not OURS=THEIRS. Write for example question=prompt")
+    return {ours: theirs for ours, _, theirs in pairs}
 
 
 def with_columns(fields: Fields, form: RowForm) -> Fields:

@@ -325,7 +325,7 @@ def test_prepare_hf_reads_other_columns(tmp_path: Path, capsys: pytest.CaptureFi
     assert [turn["value"] for turn in first["conversations"]] == ["<image>\nWhat 0?", "red"]
     with pytest.raises(SystemExit, match="2"):
         main(["hf", "--set", str(tmp_path / "a.jsonl"), "--columns", "photo", "--out", str(tmp_path / "out")])
-    assert "write OURS=THEIRS" in capsys.readouterr().err
+    assert "it is not OURS=THEIRS" in capsys.readouterr().err
 
 
 def test_prepare_hf_keeps_both_answers_of_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
