@@ -14,6 +14,8 @@ from llava_accel.data.survey import survey
 from llava_accel.inspection.data_facts import Checked, answer_shares, examples_of_errors, length_shares, numbers
 from llava_accel.inspection.overlap import overlap
 from llava_accel.inspection.repeated_ids import repeated_id, repeated_ids
+from llava_accel.inspection.summary import image_remarks
+from llava_accel.recipe import make_recipe
 
 
 @pytest.fixture
@@ -39,6 +41,21 @@ def asked(image: str, question: str = "Q", answer: str = "A") -> dict[str, objec
 def test_a_copy_under_another_name_is_no_different_image(images: Path) -> None:
     rows = [asked("a.png"), asked("copy of a.png"), asked("b.png"), asked("a.png", "another"), record("Q", "A")]
     assert numbers(checked(images, "data.train", rows))["images"] == "4 shown, 2 different"
+
+
+@pytest.mark.parametrize(("exif", "says"), [("ignore", "read as they are stored"), ("apply", "They are turned")])
+def test_images_that_are_turned_or_transparent_are_counted(images: Path, exif: str, says: str) -> None:
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    for number in range(2):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(images / f"{number}.jpg", exif=orientation)
+    Image.new("RGB", (8, 6), (9, 9, 9)).save(images / "clear.png", transparency=(9, 9, 9))
+    shown = ("a.png", "0.jpg", "1.jpg", "1.jpg", "clear.png")
+    found = checked(images, "data.train", [asked(name) for name in shown]).survey
+    tables = {"run": {"name": "t"}, "model": {"base": "b"}, "data": {"train": "t.json", "exif": exif}}
+    turned, transparent = image_remarks(found, make_recipe(tables).data)
+    assert turned.startswith("2 images have an EXIF orientation") and says in turned
+    assert transparent.startswith("1 images are transparent")
 
 
 def test_tiles_are_told_where_images_are_cut(images: Path) -> None:
