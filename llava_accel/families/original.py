@@ -8,10 +8,11 @@ from llava_accel.exceptions import UserError
 from llava_accel.families.family import Family
 from llava_accel.families.registry import FAMILIES, TITLES
 
-LANGUAGE_MODELS = {
+_LANGUAGE_MODELS = {
     "llava_llama": "llama", "llava": "llama", "llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2",
+    "share4v": "llama",
 }  # fmt: skip
-"""The original's model_type -> transformers' of its language model."""
+"""The original's model_type -> transformers' of its language model; "share4v" is ShareGPT4V."""
 CLASSES = {
     "llama": ("llava_llama", "LlavaLlamaForCausalLM"), "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
     "qwen2": ("llava_qwen", "LlavaQwenForCausalLM"),
@@ -27,6 +28,24 @@ _MERGES = {False: "flat", True: "spatial_unpad"}
 def is_original(raw: dict[str, Any]) -> bool:
     """Whether a config is that of a model of LLaVA's own code."""
     return "mm_vision_tower" in raw or raw.get("model_type") in ("llava_llama", "llava_mistral", "llava_qwen")
+
+
+def language_model_type(raw: dict[str, Any], place: str) -> str:
+    """transformers' model_type of the language model in such a config; UserError if no model here is made on it.
+
+    "llava" is the model_type of models on Vicuna and of the released LLaVA-OneVision on Qwen2: their class tells them apart.
+
+    Args:
+        place: The file, for errors.
+    """
+    kind, classes = str(raw.get("model_type")), raw.get("architectures")
+    if kind == "llava" and isinstance(classes, list):
+        kind = next((kind for kind, name in CLASSES.values() if name in classes), kind)
+    if kind not in _LANGUAGE_MODELS:
+        raise UserError(
+            f"{place}: model_type {kind!r} is not a LLaVA on Llama, Mistral or Qwen. Use a {TITLES} that is"
+        )
+    return _LANGUAGE_MODELS[kind]
 
 
 def language_model(raw: dict[str, Any]) -> dict[str, Any]:

@@ -180,12 +180,7 @@ def generation_settings(base: Base) -> dict[str, Any]:
 def _original(model: ModelTable, folder: Path, raw: dict[str, Any], weights: bool) -> Base:
     file = folder / "config.json"
     family = original.check(raw, str(file))
-    kind = original.LANGUAGE_MODELS.get(str(raw.get("model_type")))
-    if kind is None:
-        raise UserError(
-            f"{file}: model_type {raw.get('model_type')!r} is not a LLaVA on Llama, Mistral or Qwen. Use one that is"
-        )
-    kept = original.language_model(raw)
+    kind, kept = original.language_model_type(raw, str(file)), original.language_model(raw)
     text = _read_config(folder, raw, lambda: AutoConfig.for_model(kind, **kept))
     if model.vision_tower:
         tower = _tower_folder(model.vision_tower, None, weights)

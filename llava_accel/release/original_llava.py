@@ -185,7 +185,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def original_config(source: Source, tower: str) -> dict[str, Any]:
-    """The config for a model of LLaVA's own code; the origin's config.json is kept if it is already one.
+    """The config for a model of LLaVA's own code; the origin's config.json is kept if it is already one, but for the
+    model's names: LLaVA's code does not know ShareGPT4V's, and "llava" is transformers' name too.
 
     Args:
         tower: Value of mm_vision_tower.
@@ -204,11 +205,14 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
         )
     # LLaVA's own code reads the weights of a tower that are in the model only if it was told that the tower was trained.
     kept_inside = {} if isinstance(base.vision, CLIPVisionConfig) else {"unfreeze_mm_vision_tower": True}
+    model_type, architecture = CLASSES[base.text.model_type]
     return (
         config
         | base.family.original_keys(base.config, ASPECTS[aspect])
         | kept_inside
         | {
+            "model_type": model_type,
+            "architectures": [architecture],
             "mm_vision_tower": tower,
             "tokenizer_model_max_length": recipe.data.max_length,
             "tune_mm_mlp_adapter": recipe.model.train == "projector",
@@ -274,13 +278,10 @@ def _from_transformers(base: Base) -> dict[str, Any]:
     known = text.to_dict()
     rope = dict(known.get("rope_parameters") or {})
     theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
-    model_type, architecture = CLASSES[text.model_type]
     return {
         **{key: known[key] for key in _TEXT_KEYS if key in known},
         "rope_theta": theta,
         "rope_scaling": None if kind == "default" else {"type": kind, **rope},
-        "model_type": model_type,
-        "architectures": [architecture],
         "torch_dtype": str(text.dtype or torch.float16).removeprefix("torch."),
         "mm_hidden_size": base.vision.hidden_size,
         "mm_vision_select_layer": config.vision_feature_layer if isinstance(base.vision, CLIPVisionConfig) else -2,

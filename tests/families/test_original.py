@@ -24,6 +24,29 @@ def test_the_family_follows_from_how_images_are_seen(keys: dict[str, Any], famil
 
 
 @pytest.mark.parametrize(
+    ("kind", "architecture", "language_model"),
+    [
+        ("llava", "LlavaLlamaForCausalLM", "llama"),
+        ("llava", "LlavaQwenForCausalLM", "qwen2"),
+        ("llava", None, "llama"),
+        ("llava_qwen", "LlavaQwenForCausalLM", "qwen2"),
+        ("llava_mistral", "LlavaMistralForCausalLM", "mistral"),
+        ("share4v", "Share4VLlamaForCausalLM", "llama"),
+    ],
+)
+def test_the_language_model_follows_from_the_model_type_and_class(
+    kind: str, architecture: str | None, language_model: str
+) -> None:
+    raw = {"model_type": kind, "architectures": architecture and [architecture]}
+    assert original.language_model_type(raw, "x") == language_model
+
+
+def test_a_language_model_that_no_family_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^x: model_type 'bunny-phi' is not a LLaVA on Llama.*Use a LLaVA-1\.5"):
+        original.language_model_type({"model_type": "bunny-phi"}, "x")
+
+
+@pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({"image_aspect_ratio": "anyres", "mm_patch_merge_type": "flat"}, "'flat' with image_aspect_ratio 'anyres'"),

@@ -91,6 +91,21 @@ def test_a_tower_inside_an_original_is_taken(tmp_path: Path, hub: tuple[str, Pat
         assert torch.equal(after[name], tensor + 1.0 if name.startswith(layouts.TOWER) else tensor), name
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "architecture"),
+    [("llava_onevision", "llava", "LlavaQwenForCausalLM"), ("llava_next", "share4v", "Share4VLlamaForCausalLM")],
+)
+def test_originals_of_other_names_are_the_same_models(
+    tmp_path: Path, family: str, kind: str, architecture: str
+) -> None:
+    """Released LLaVA-OneVision calls itself "llava", and ShareGPT4V "share4v"."""
+    base = edit_config(copy_original(family, tmp_path), model_type=kind, architectures=[architecture])
+    (found, _), (expected, _) = load(recipe_of(base=base)), load(recipe_of(base=KIT / ORIGINALS[family][0]))
+    state = expected.model.state_dict()
+    assert found.model.config.model_type == family and found.model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.model.state_dict().items())
+
+
 def test_names_of_weights_map_both_ways(hub: tuple[str, Path]) -> None:
     family, folder = hub
     for name in load(recipe_of(base=folder))[0].model.state_dict():

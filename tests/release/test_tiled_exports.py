@@ -11,9 +11,10 @@ from transformers import LlavaNextProcessor
 
 from helpers.exported import CPU, export, prove_here
 from helpers.runs import PARITY, recipe, talk, write_records
-from helpers.tiled import KIT, copy_original, make_hub
+from helpers.tiled import KIT, copy_original, edit_config, make_hub
 from llava_accel.data.tiling import Tiling
 from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.model.bases import find_base
 from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
 from llava_accel.recipe import ModelTable
@@ -122,6 +123,15 @@ def test_a_onevision_in_full_leads_through_every_form_and_back(
     assert tiling == of_run and back.keys() == trained.keys()
     for name, tensor in back.items():
         assert torch.equal(tensor, trained[name][: len(tensor)]), name
+
+
+def test_an_export_has_names_that_the_originals_own_code_knows(tmp_path: Path) -> None:
+    base = edit_config(copy_original("llava_next", tmp_path), model_type="share4v", architectures=["Share4VLlama"])
+    table = recipe(tmp_path, model={"base": str(base), "vision_tower": "", "adapter": ""})
+    found = find_base(table.model)
+    config = original_llava.original_config(original_llava.Source(found, found, table, True), "tower")
+    assert (config["model_type"], config["architectures"]) == ("llava_llama", ["LlavaLlamaForCausalLM"])
+    assert json.loads((base / "config.json").read_text()).keys() <= config.keys()
 
 
 def test_which_images_transformers_sees_alike() -> None:
