@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers.runs import recipe, talk
+from helpers.tiled import KIT
 from helpers.verbs import start, write_recipe
 from llava_accel.model.processing import load_processing
 from llava_accel.setup.datasets import list_skipped, survey_key
@@ -82,6 +83,17 @@ def test_turns_without_a_partner_are_noted(folder: Path) -> None:
     turns.insert(1, {"from": "gpt", "value": "A"})
     (note,) = notes(folder, write(folder / "1.jsonl", {"conversations": turns}, talk(1, "P", "B")))
     assert note == "1 turns dropped: a leading answer or a trailing question has no partner"
+
+
+def test_strips_whose_tiles_leave_no_token_are_counted(folder: Path) -> None:
+    Image.new("RGB", (1, 40)).save(folder / "strip.png")
+    Image.new("RGB", (40, 1)).save(folder / "flat.png")
+    rows = [talk(number, f"{number}?", name, name) for number, name in enumerate(("strip.png", "flat.png", "a.png"))]
+    model = {"base": str(KIT / "next-vicuna"), "vision_tower": str(KIT / "clip"), "adapter": ""}
+    file = write(folder / "1.jsonl", *rows, talk(9, "Both?", "B", "strip.png", "flat.png"))
+    ended = start("check", str(write_recipe(folder, file, model=model, data={"images": str(folder)})))
+    assert ended.code == 0, ended.err
+    assert "2 images are strips so thin that their tiles leave no token" in ended.out
 
 
 def test_train_and_check_read_rows_as_the_recipe_says(folder: Path) -> None:
