@@ -13,11 +13,12 @@ import argparse
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llava_accel.advice.commented import Key, run_name, to_commented
-from llava_accel.advice.findings import Findings, guess_task, look, measure, names_of_images, of_init
+from llava_accel.advice.findings import Findings, guess_task, lacks_marks, look, measure, names_of_images, of_init
 from llava_accel.advice.folders import find_folder
 from llava_accel.advice.proposal import (
     Named,
@@ -62,7 +63,7 @@ def init(arguments: argparse.Namespace, console: Console) -> None:
     card = find_card(arguments.gpu)
     named = name_data(arguments, console)
     sources = _open(named)
-    form = RowForm(tuple(named.columns.items()))
+    form = RowForm(tuple(named.columns.items()), named.missing_image_mark)
     findings = look(Corpus(sources["data.train"], find_images, form))
     evaluation = look(Corpus(sources["data.eval"], find_images, form)) if named.evaluation else None
     task, why = (arguments.task, "as --task says") if arguments.task else guess_task(findings)
@@ -132,9 +133,13 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
     """
     folders, own = {}, {}
     columns = named_columns(arguments.columns)
-    form = RowForm(tuple(columns.items()))
+    form, lacking = RowForm(tuple(columns.items())), False
     for path in filter(None, [*arguments.data, arguments.eval]):
-        folders[path], own[path] = _images_of(path, arguments.images, form, console)
+        sources = open_sources([NamedSource(path, arguments.images)], cache_folder())
+        lacking |= lacks_marks(Corpus(sources, find_images, form))
+        folders[path], own[path] = _images_of(path, sources, arguments.images, form, console)
+    if lacking:
+        console.line("no text has <image>: images come before the first question (data.missing_image_mark)")
     is_one = len(arguments.data) == 1 and len({*own.values()}) == 1
     train: Any = arguments.data[0]
     # A data set with splits may have one to evaluate on.
@@ -152,6 +157,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
         images_why="as --images says" if arguments.images else "no --images: they were found there",
         evaluation=evaluation,
         columns=columns,
+        missing_image_mark="start" if lacking else "error",
     )
 
 
@@ -183,12 +189,11 @@ def commands(out: Path, name: str, has_evaluation: bool) -> list[str]:
     return [shlex.join(["llava-accel", *words]) for words in (["check", str(out)], ["train", str(out)], last)]
 
 
-def _images_of(path: str, given: str, form: RowForm, console: Console) -> tuple[str, str]:
+def _images_of(path: str, sources: list[Source], given: str, form: RowForm, console: Console) -> tuple[str, str]:
     """The folder of a file's images as the recipe names it, "" if that is the file's own; and the folder itself."""
-    sources = open_sources([NamedSource(path, given)], cache_folder())
     if given:
         return given, given
-    names = list(names_of_images(Corpus(sources, find_images, form)))
+    names = list(names_of_images(Corpus(sources, find_images, replace(form, missing_image_mark="start"))))
     folder = find_folder(names, sources[0].images) if names else None
     if folder is None:
         return "", str(sources[0].images)
@@ -203,7 +208,13 @@ def _open(named: Named) -> dict[str, list[Source]]:
 
 def _trial(named: Named, folder: str, template: str, keys: Sequence[Key], task: str = "") -> dict[str, dict[str, Any]]:
     """Tables of a recipe on the configs that were found, as far as examples and their lengths depend on them."""
-    data = {"train": named.train, "images": named.images, "columns": named.columns, "eval": named.evaluation}
+    data = {
+        "train": named.train,
+        "images": named.images,
+        "columns": named.columns,
+        "missing_image_mark": named.missing_image_mark,
+        "eval": named.evaluation,
+    }
     asked = {name: {key.name: key.value for key in keys} for name, keys in task_keys(task).items()}
     lora = {"lora": asked.pop("model.lora")} if asked else {}
     return asked | {

@@ -202,6 +202,23 @@ def test_a_base_that_cannot_be_had_is_assumed_and_said(monkeypatch: pytest.Monke
     assert recipe.model.gradient_checkpointing is True and recipe.train.accumulation_steps >= 1
 
 
+def test_images_that_no_text_places_come_before_the_first_question() -> None:
+    data = write_data(40)
+    rows = json.loads(Path(data).read_text())
+    for row in rows:
+        row["conversations"][0]["value"] = row["conversations"][0]["value"].removeprefix("<image>\n")
+    write_records(Path(data), rows)
+    ended = init("--data", data)
+    assert (ended.code, ended.err) == (0, "") and "no text has <image>: images come before" in ended.out
+    recipe = load_recipe("mine.toml")
+    assert recipe.data.missing_image_mark == "start" and recipe.data.images == "data/images"
+    assert "40 images" in ended.out and start("check", "mine.toml").code == 0
+    rows[0]["conversations"][0]["value"] = "<image>\nWhat is it?"  # those without a place may be mistakes now
+    write_records(Path(data), rows)
+    init("--data", data, "--force")
+    assert "missing_image_mark" not in Path("mine.toml").read_text()
+
+
 def test_columns_of_other_names_are_proposed_given_and_written() -> None:
     write_images("data/images", 30)
     rows = [{"photo": f"{n}.png", "q": f"What is {n}?", "label": "red"} for n in range(30)]

@@ -24,6 +24,7 @@ _BLOCK = 1000  # rows in a block: records of one image are usually neighbours
 _LONGEST, _SPREAD = 192, 576  # rows that are tokenised
 _IMAGE_BYTES = 2000  # bytes of text that make as many tokens as an image
 _SHORT_WORDS = 5
+_FEW_ROWS = 20  # enough to see how all name their images
 _FEW_QUESTIONS, _FEW_ANSWERS = 20, 100
 
 PREFERENCE = "preference"
@@ -217,13 +218,30 @@ def of_init(error: DataError, images: str = "") -> DataError:
     return replace(error, problem=problem, remedy=with_images(remedy, images))
 
 
-def names_of_images(corpus: Corpus, most: int = 20) -> Iterator[str]:
+def lacks_marks(corpus: Corpus) -> bool:
+    """Whether some records name images, and none of them says in its text where they belong."""
+    num_unmarked = 0
+    for row in _spread(len(corpus), _FEW_ROWS):
+        try:
+            if corpus.record(row).images:
+                return False
+        except DataError as error:
+            num_unmarked += "data.missing_image_mark" in error.remedy
+    return num_unmarked > 0
+
+
+def names_of_images(corpus: Corpus, most: int = _FEW_ROWS) -> Iterator[str]:
     """Image names of a few records that are spread over the data; records that cannot be read are left out."""
-    for row in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)).tolist():
+    for row in _spread(len(corpus), most):
         try:
             yield from corpus.record(row).images
         except DataError:
             continue
+
+
+def _spread(number: int, most: int) -> list[int]:
+    """At most so many rows, spread evenly over all."""
+    return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int)).tolist()
 
 
 def _rows_to_read(number: int) -> Int[np.ndarray, "rows"]:

@@ -1,7 +1,7 @@
 """Turns what was found into the keys of a recipe, each with its reason."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ _FEWEST_HELD_OUT, _MOST_HELD_OUT = 6, 1000
 _LONGEST_ANSWER = 512
 _ROOM = 1.1  # above the longest record that was tokenised, as not all were
 _SHARED = "{:.1f} records per image: its tokens are computed once for all of them"
+_UNMARKED = "no text has <image>: images come before the first question"
 _USUAL = "usual for DPO of LLaVA with LoRA, as in recipes/dpo_lora.toml"
 _OF_PAIRS = {
     "train": [Key("objective", "dpo", "all records are pairs: the chosen answer becomes likelier than the rejected one")],
@@ -51,6 +52,8 @@ class Named:
     evaluation: str
     columns: dict[str, str]
     """As `data.columns`."""
+    missing_image_mark: Literal["error", "start"]
+    """As `data.missing_image_mark`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +175,7 @@ def propose(named: Named, seen: Seen, fit: Fit, card: Card) -> dict[str, list[Ke
             Key("train", named.train, f"{seen.train.num_records:,} records"),
             *([Key("images", named.images, named.images_why)] if named.images else []),
             *([Key("columns", named.columns, "as --columns says")] if named.columns else []),
+            *([Key("missing_image_mark", "start", _UNMARKED)] if named.missing_image_mark == "start" else []),
             *([Key("eval", named.evaluation, "scored during the run")] if named.evaluation else []),
             *([Key("eval_fraction", share, share_why)] if share_why else []),
             *length_keys(seen),

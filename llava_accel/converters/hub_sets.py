@@ -4,6 +4,7 @@ A recipe reads such a set as it is; this is for those who want to look at it, ch
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder
 
+_NAMED_SPLIT = re.compile(r'Name one: \{path = ".*", split = "(.*)"\}')
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"RI": "webp", b"BM": "bmp", b"II": "tif", b"MM": "tif"}
 
@@ -34,9 +36,18 @@ def hub_parts(name: str, config: str, splits: Sequence[str], form: RowForm, out:
         DataError: it cannot be loaded, or has no such split.
     """
     for split in splits:
-        sources = open_sources([Named(name, config=config, splits=(split,))], cache_folder())
+        try:
+            sources = open_sources([Named(name, config=config, splits=(split,))], cache_folder())
+        except DataError as error:
+            raise _of_prepare(error) from None
         rows = _rows(Corpus(sources, find_images, replace(form, pairs=True)), out / "images")
         yield Part(out=out / f"{split}.jsonl", rows=rows, source=f"{name}, split {split}")
+
+
+def _of_prepare(error: DataError) -> DataError:
+    """The error with flags of `prepare hf` in place of a recipe's keys."""
+    remedy = error.remedy.replace("data.train and data.eval", "--set")
+    return replace(error, remedy=_NAMED_SPLIT.sub(r"Name one with --split \1", remedy))
 
 
 def _rows(corpus: Corpus, folder: Path) -> Rows:

@@ -5,6 +5,7 @@ from pathlib import Path
 from llava_accel.exceptions import UserError
 from llava_accel.pages.history import Prediction, read_run
 from llava_accel.scoring.harmful import WRONG, Line, Records, counts_of, facts, harmful
+from llava_accel.scoring.metrics import PAIR
 
 _ADVICE = (
     "look at each image beside its answer. Where the answer is wrong, correct it in that file and row, or remove the "
@@ -43,6 +44,8 @@ def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list
 
 def _checked(row: Prediction, run: Path) -> Prediction:
     """UserError if a line was not written by a run."""
-    if not {"id", "image", "question"} <= row.keys() or not isinstance(row.get("loss", 0.0), int | float):
+    if not {"id", "image", "question"} <= row.keys() or not all(
+        isinstance(row.get(key, 0.0), int | float) for key in ("loss", PAIR[1])
+    ):
         raise UserError(f"{run}/predictions: a line was not written by a run. Name a run folder that nobody has edited")
     return row

@@ -15,6 +15,7 @@ from llava_accel.data.images import Exif, decode, find_image
 from llava_accel.pages.history import Prediction
 from llava_accel.recipe import DataTable
 from llava_accel.scoring.harmful import WRONG, facts
+from llava_accel.scoring.metrics import hardness
 from llava_accel.setup.datasets import entries
 from llava_accel.sources.downloads import DOWNLOADS, is_remote, place_of
 from llava_accel.sources.image_parts import part_of
@@ -76,7 +77,7 @@ def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data:
     """At most `MOST_CARDS` cards, right and wrong mixed, in the order of the data."""
     base = {facts(row): row for row in before}
     hard = hardest(predictions)
-    shown = choose(predictions, metric) | hard
+    shown = choose(predictions, metric) | {*hard}
     roots = image_roots(data)
     return [
         _card(row, base.get(facts(row)), number in hard, roots, metric, data.exif)
@@ -88,8 +89,7 @@ def cards(predictions: Sequence[Prediction], before: Sequence[Prediction], data:
 def training_cards(predictions: Sequence[Prediction], data: DataTable, metric: str) -> list[Card]:
     """The training examples with the highest loss, the highest first."""
     roots = image_roots(data, "data.train")
-    ranked = sorted(hardest(predictions), key=lambda number: -predictions[number]["loss"])
-    return [_card(predictions[number], None, True, roots, metric, data.exif) for number in ranked]
+    return [_card(predictions[number], None, True, roots, metric, data.exif) for number in hardest(predictions)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +194,10 @@ def _draw(row: Prediction) -> bytes:
     return hashlib.sha256(" ".join(facts(row)).encode("utf-8", "replace")).digest()
 
 
-def hardest(predictions: Sequence[Prediction]) -> set[int]:
-    """Numbers of the answers with the highest loss; empty where the evaluation stored no losses."""
-    known = [number for number, row in enumerate(predictions) if row.get("loss") is not None]
-    return set(sorted(known, key=lambda number: -predictions[number]["loss"])[:_MOST_HARD])
+def hardest(predictions: Sequence[Prediction]) -> list[int]:
+    """Numbers of the answers with the highest loss, the highest first; empty where the evaluation stored no losses."""
+    known = {number: value for number, row in enumerate(predictions) if (value := hardness(row)) is not None}
+    return sorted(known, key=known.__getitem__, reverse=True)[:_MOST_HARD]
 
 
 def image_roots(data: DataTable, key: str = "data.eval") -> list[Path]:

@@ -12,15 +12,18 @@ from rapidfuzz.distance import Levenshtein
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MOST_WRONG = 0.5
-"""Share of wrong characters from which on an answer counts as another answer, not as a misread one."""
+"""Share of wrong characters above which an answer counts as another answer, not as a misread one."""
 _RELATIVE_ERROR = 0.05
 
 
 def anls(prediction: str, references: Sequence[str]) -> float:
-    """DocVQA's average normalised Levenshtein similarity, of one answer (Biten et al. 2019, arXiv:1905.13648)."""
+    """DocVQA's average normalised Levenshtein similarity, of one answer (Biten et al. 2019, arXiv:1905.13648).
+
+    An answer of which exactly half is wrong scores 0.5, as in the official evaluation; by the paper's formula it scores 0.
+    """
     given = " ".join(prediction.lower().split())
     wrong = (Levenshtein.normalized_distance(given, " ".join(each.lower().split())) for each in references)
-    return max((1 - share if share < _MOST_WRONG else 0.0) for share in wrong)
+    return max((1 - share if share <= _MOST_WRONG else 0.0) for share in wrong)
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:

@@ -18,7 +18,7 @@ from llava_accel.data.records import described
 from llava_accel.data.survey import Survey, text_key
 from llava_accel.scoring.contradictions import contradictions
 from llava_accel.scoring.held_out import FILE as TRAINING
-from llava_accel.scoring.metrics import PAIR, Prediction
+from llava_accel.scoring.metrics import PAIR, Prediction, hardness
 from llava_accel.setup.datasets import Part
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines
 
@@ -59,15 +59,17 @@ def harmful(
     """
     # For a pair, its preference counts: what the model generates is rarely one of its answers.
     wrong = [row for row in answered if row.get(PAIR[0], row.get("score")) == 0]
-    hard = sorted(trained, key=_loss, reverse=True)[: max(_LEAST_HARD, round(_SHARE_HARD * len(trained)))]
+    hard = sorted(trained, key=_hardness, reverse=True)[: max(_LEAST_HARD, round(_SHARE_HARD * len(trained)))]
     lines: list[tuple[int, Line]] = []
     num_lost = 0
-    chosen = [(sorted(wrong, key=_loss, reverse=True)[:_MOST_WRONG], WRONG, held_out), (hard, HARD, training)]
+    chosen = [(sorted(wrong, key=_hardness, reverse=True)[:_MOST_WRONG], WRONG, held_out), (hard, HARD, training)]
     for predictions, why, records in chosen:
         places = _rows_of(predictions, records) if records else {}
         num_lost += len(predictions) - len(places)
         for number, row in places.items():
-            shown = {key: predictions[number][key] for key in ("prediction", "loss") if key in predictions[number]}
+            shown = {
+                key: predictions[number][key] for key in ("prediction", "loss", PAIR[1]) if key in predictions[number]
+            }
             lines.append((row, _line(records.corpus, row, why) | shown))  # pyright: ignore[reportOptionalMemberAccess]
     for row, other in contradictions(*training).items():
         lines.append((row, _line(training.corpus, row, CONTRADICTED) | {"other": _line(training.corpus, other)}))
@@ -103,8 +105,8 @@ def counts_of(lines: Sequence[Line]) -> str:
     return ", ".join(f"{number:,} {why}" for why, number in Counter(line["why"] for line in lines).items())
 
 
-def _loss(row: Prediction) -> float:
-    return row.get("loss", 0.0)
+def _hardness(row: Prediction) -> float:
+    return hardness(row) or 0.0
 
 
 def _read(path: Path) -> list[Prediction]:

@@ -133,6 +133,17 @@ METRICS = {
 """Name in a recipe -> metric, in the order of `score_names`."""
 PAIR = ("pair_accuracy", "reward_margin")
 """Scores of each pair, whatever the model answers."""
+
+
+def hardness(prediction: Prediction) -> float | None:
+    """How far an answer is from being learned: its loss; of a pair, the reward margin times -1. None where neither is known.
+
+    Each loss of a pair is the higher the lower its margin, while the loss of its chosen answer alone says little.
+    """
+    margin = prediction.get(PAIR[1])
+    return prediction.get("loss") if margin is None else -margin
+
+
 SCORES = {"pair_accuracy": "pairs right", **{name: metric.title for name, metric in METRICS.items()}} | {
     "pope_accuracy": "POPE accuracy", "pope_precision": "POPE precision", "pope_recall": "POPE recall",
     "pope_yes_rate": "POPE answers that say yes",

@@ -97,7 +97,7 @@ def test_what_cannot_be_seen_is_written_out() -> None:
 def test_right_and_wrong_answers_are_mixed_and_stay_the_same_between_evaluations(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, num_questions=600, num_steps=100, skill=0.9))
     late = run.predictions(100)
-    shown, hard = choose(late, "vqa_accuracy"), hardest(late)
+    shown, hard = choose(late, "vqa_accuracy"), {*hardest(late)}
     verdicts = [verdict(late[number]["vqa_accuracy"]) for number in shown]
     assert len(shown | hard) <= MOST_CARDS and verdicts.count("right") == len(verdicts) // 2
     assert len(hard) == 12
@@ -105,6 +105,12 @@ def test_right_and_wrong_answers_are_mixed_and_stay_the_same_between_evaluations
     assert all(row["loss"] <= lowest for number, row in enumerate(late) if number not in hard)
     kept = shown & choose(run.predictions(50), "vqa_accuracy")
     assert len(kept) > len(shown) // 3
+
+
+def test_a_pair_is_hard_by_its_margin_and_not_by_the_loss_of_one_of_its_answers() -> None:
+    margins = (2.0, -3.0, 0.5)
+    pairs = [{"loss": float(number), "reward_margin": margin} for number, margin in enumerate(margins)]
+    assert hardest([*pairs, {}]) == [1, 2, 0] and hardest([{"loss": row["loss"]} for row in pairs]) == [2, 1, 0]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

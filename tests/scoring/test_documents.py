@@ -11,7 +11,8 @@ from llava_accel.scoring.documents import anls, relaxed_accuracy, token_f1
         ("Harvard University", ["harvard  university"], 1.0),
         ("Havard University", ["Harvard University"], 1 - 1 / 18),
         ("12.3.1997", ["12.3.1998", "March 12"], 1 - 1 / 9),  # the nearest counts
-        ("abcd", ["abxy"], 0.0),  # half of it wrong is another answer
+        ("abcd", ["abxy"], 0.5),  # as in the official evaluation
+        ("abcde", ["abxyz"], 0.0),  # more than half of it wrong is another answer
         ("abcde", ["abxye"], 1 - 2 / 5),
         ("", ["x"], 0.0),
     ],
