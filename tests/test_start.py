@@ -288,7 +288,7 @@ def test_a_killed_process_is_named(started: Callable[..., Started]) -> None:
     processes = training.wait_for_steps()
     processes[1].kill()
     code, output = training.end()
-    assert code == 2 and "error: rank 1 was killed by SIGKILL" in output
+    assert code == 2 and "error: rank 1 was killed by SIGKILL" in output, output
     assert "elastic" not in output and not any(rank.is_running() for rank in processes)
 
 

@@ -154,7 +154,7 @@ def run(verb: Callable[[], object]) -> None:
             )
         if (own := explained(error)) is not None:
             _refuse(own)
-        if is_reporting_rank():
+        if is_reporting_rank(may_be_cut_off=True):
             raise
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
@@ -176,19 +176,24 @@ def _refuse(error: UserError | OSError) -> NoReturn:
 
 
 _KEY = "llava_accel/ended"
-_HEAD_START = 1.0  # seconds in which the first rank can report, before the launcher sees another one end and ends all
+_HEAD_START = 1.0  # seconds: in them the first rank reports, and the launcher, which looks every 0.1 s, ends the others
 _LONGEST_START = 5.0  # seconds between the starts of two processes
 
 
-def is_reporting_rank() -> bool:
+def is_reporting_rank(*, may_be_cut_off: bool = False) -> bool:
     """Whether this rank, which ends with an error, is the one to report it. Call it once.
 
     The first rank to end reports; one that loses its connection to it comes later, and has nothing to add. Before ranks
     are connected all meet the same errors (a recipe's): then the first rank of each machine reports.
+
+    Args:
+        may_be_cut_off: The error may be that another rank was killed. Then the launcher ends this one, and names that one.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to wait for
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
+        if may_be_cut_off:
+            time.sleep(_HEAD_START)
         try:
             is_first = compat.count_up(_KEY) == 1
         except RuntimeError:  # the machine that kept it is gone

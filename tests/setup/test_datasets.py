@@ -89,7 +89,7 @@ def test_strips_whose_tiles_leave_no_token_are_counted(folder: Path) -> None:
     Image.new("RGB", (1, 40)).save(folder / "strip.png")
     Image.new("RGB", (40, 1)).save(folder / "flat.png")
     rows = [talk(number, f"{number}?", name, name) for number, name in enumerate(("strip.png", "flat.png", "a.png"))]
-    model = {"base": str(KIT / "next-vicuna"), "vision_tower": str(KIT / "clip"), "adapter": ""}
+    model: dict[str, object] = {"base": str(KIT / "next-vicuna"), "vision_tower": str(KIT / "clip"), "adapter": ""}
     file = write(folder / "1.jsonl", *rows, talk(9, "Both?", "B", "strip.png", "flat.png"))
     ended = start("check", str(write_recipe(folder, file, model=model, data={"images": str(folder)})))
     assert ended.code == 0, ended.err
