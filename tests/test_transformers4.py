@@ -101,6 +101,16 @@ def test_a_whole_model_gives_the_same_logits(
     assert_same(logits(saved), torch.tensor(theirs[0])[:, : processing.vocab_size], 1e-4)
 
 
+def test_an_adapter_gives_the_same_logits(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_base(tmp_path / "made", Kind("clip", "hub", "llama", "byte"))["base"]
+    base = str(export(monkeypatch, made, "merged", tmp_path / "base"))
+    run = fine_tune(tmp_path, model={"base": base}, checkpoint={"verify": False})
+    processing = load_processing(ModelTable(base=base), "pad")
+    torch.save({"base": base, "inputs": dict(probe_inputs(processing))}, tmp_path / "job.pt")
+    theirs = ask("adapt", run / "export", tmp_path / "job.pt")
+    assert_same(logits(run), torch.tensor(theirs)[:, : processing.vocab_size], 1e-4)
+
+
 def with_theta(base: Path, theta: float) -> None:
     """Give a base another wavelength of positions than the default, where its config has it."""
     path = base / "config.json"

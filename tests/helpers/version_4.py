@@ -40,7 +40,26 @@ def answer(folder: str, inputs: str) -> list[Any]:
     return [model(**batch).logits[0].tolist(), written[0].tolist()]
 
 
-JOBS: dict[str, Callable[[str, str], list[Any]]] = {"tokenize": tokenize, "process": process, "answer": answer}
+def adapt(folder: str, job: str) -> list[Any]:
+    """The logits of a base with an adapter, by the lines of the README."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    given = torch.load(job)
+    base = transformers.LlavaForConditionalGeneration.from_pretrained(given["base"])
+    trained = load_file(f"{folder}/non_lora_trainables.safetensors")
+    left = base.load_state_dict(trained, strict=False)
+    assert not left.unexpected_keys, left.unexpected_keys
+    with torch.no_grad():
+        return PeftModel.from_pretrained(base, folder)(**given["inputs"]).logits[0].tolist()
+
+
+JOBS: dict[str, Callable[[str, str], list[Any]]] = {
+    "tokenize": tokenize,
+    "process": process,
+    "answer": answer,
+    "adapt": adapt,
+}
 
 if __name__ == "__main__":
     assert transformers.__version__.startswith("4.57"), transformers.__version__
