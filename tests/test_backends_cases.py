@@ -84,7 +84,7 @@ def test_a_trained_tower_and_checkpointed_layers_are_the_same_under_every_engine
 SOME_TILES = [
     ("ddp", "next_lora_accum"), ("zero2", "onevision_full"), ("zero3", "next_full"), ("fsdp2", "next_lora_accum"),
 ]  # fmt: skip
-ALL_TILES = list(product(ENGINES, ("next_full", "onevision_full", "next_lora_accum")))
+ALL_TILES = list(product(ENGINES, curves.RUNS))
 
 
 @pytest.mark.parametrize(("engine", "name"), ALL_TILES if ALL_KINDS else SOME_TILES)

@@ -30,6 +30,7 @@ from llava_accel.runtime.context import Prepared
 from llava_accel.runtime.determinism import set_determinism
 from llava_accel.runtime.devices import computes_bf16, find_device
 from llava_accel.runtime.launch_profile import read_profile
+from llava_accel.runtime.restored import keep_process_group
 from llava_accel.storage.tensor_files import Share
 
 
@@ -78,6 +79,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         log_with=list(recipe.log.trackers) or None,
         project_dir=recipe.run.output_dir,
     )
+    keep_process_group()
     if profile.backend == "deepspeed":
         compat.forget_deepspeed()  # `place` shards what was loaded
     if on_cpu and accelerator.num_processes > 1 and accelerator.is_main_process:
