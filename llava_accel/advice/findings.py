@@ -15,6 +15,7 @@ from llava_accel.data.conversation import IMAGE
 from llava_accel.data.corpus import Corpus
 from llava_accel.data.images import check_images
 from llava_accel.data.records import Record
+from llava_accel.data.spread import spread
 from llava_accel.recipe.paths import with_images
 from llava_accel.sources.problems import DataError
 
@@ -163,8 +164,7 @@ def measure(corpus: Corpus, findings: Findings) -> Lengths:
         DataError: most of these rows cannot be used.
     """
     longest = np.argsort(-findings.sizes, kind="stable")[:_LONGEST]
-    spread = np.linspace(0, len(findings.rows) - 1, min(_SPREAD, len(findings.rows))).astype(int)
-    places = np.unique(np.concatenate([longest, spread]))
+    places = np.unique(np.concatenate([longest, spread(len(findings.rows), _SPREAD)]))
     rows, tokens, answer_tokens, tiles, errors = [], [], [], [], []
     for row in findings.rows[places].tolist():
         try:
@@ -221,7 +221,7 @@ def of_init(error: DataError, images: str = "") -> DataError:
 def lacks_marks(corpus: Corpus) -> bool:
     """Whether some records name images, and none of them says in its text where they belong."""
     num_unmarked = 0
-    for row in _spread(len(corpus), _FEW_ROWS):
+    for row in spread(len(corpus), _FEW_ROWS):
         try:
             if corpus.record(row).images:
                 return False
@@ -232,16 +232,11 @@ def lacks_marks(corpus: Corpus) -> bool:
 
 def names_of_images(corpus: Corpus, most: int = _FEW_ROWS) -> Iterator[str]:
     """Image names of a few records that are spread over the data; records that cannot be read are left out."""
-    for row in _spread(len(corpus), most):
+    for row in spread(len(corpus), most):
         try:
             yield from corpus.record(row).images
         except DataError:
             continue
-
-
-def _spread(number: int, most: int) -> list[int]:
-    """At most so many rows, spread evenly over all."""
-    return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int)).tolist()
 
 
 def _rows_to_read(number: int) -> Int[np.ndarray, "rows"]:

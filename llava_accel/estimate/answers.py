@@ -7,6 +7,7 @@ from transformers import DynamicCache
 
 from llava_accel.data.loader import Loaded, tensor
 from llava_accel.data.questions import Questions, image_batches, load_questions
+from llava_accel.estimate.flops import head_width
 from llava_accel.estimate.peak_memory import Plan, plan_run
 from llava_accel.estimate.trace import Moment, build_meta, by_sharing, highest, traced
 from llava_accel.inference.answering import read_prompts
@@ -112,7 +113,7 @@ def _last_token(
     text, size = processing.base.text, dtype.itemsize
     widest = int(max(((questions.rows == row).sum() for row in set(questions.rows.tolist())), default=1))
     tokens = rows * (seq + recipe.eval.max_new_tokens * widest)
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = head_width(text)
     heads, shared = text.num_attention_heads, text.num_key_value_heads
     kept = 2 * tokens * text.num_hidden_layers * shared * head * size
     # A layer's keys are joined with the new ones; then keys and values are repeated for the heads that share them.

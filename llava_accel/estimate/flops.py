@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from llava_accel.model.layouts import LANGUAGE_MODEL, PROJECTOR
 from llava_accel.model.processing import Processing
@@ -79,6 +80,11 @@ class Costs:
         return language + self.target * work.targets + self.projector * work.tiles + self.tower * work.encoded
 
 
+def head_width(text: PreTrainedConfig) -> int:
+    """Channels of an attention head of a language model, which need not divide its width."""
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 def costs(model: nn.Module, processing: Processing) -> Costs:
     """The costs of a model, which may be on the meta device; 4-bit weights must not be packed."""
     text, vision, config = processing.base.text, processing.base.vision, processing.base.config
@@ -102,8 +108,7 @@ def costs(model: nn.Module, processing: Processing) -> Costs:
     tower = 2 * tower_linear * positions + 4 * positions**2 * int(vision.hidden_size) * layers
     head = next(module for name, module in model.named_modules() if name.endswith("lm_head"))
     assert isinstance(head, nn.Linear)
-    heads = int(text.num_attention_heads)
-    attention = heads * int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    attention = int(text.num_attention_heads) * head_width(text)
     return Costs(
         token=token,
         read=read,

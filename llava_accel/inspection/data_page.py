@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_accel.data.images import Exif
+from llava_accel.data.spread import spread
 from llava_accel.inspection.data_facts import Checked, Share, answer_shares, examples_of_errors, length_shares, numbers
-from llava_accel.inspection.learned import Run, runs, spread
+from llava_accel.inspection.learned import Run, runs
 from llava_accel.model.processing import Processing
 from llava_accel.pages.gallery import GalleryImage, show_file
 from llava_accel.pages.html import render, write_page
@@ -75,7 +76,10 @@ def _section(checked: Checked, exif: Exif) -> DataSection:
         answers=answers,
         errors=examples_of_errors(checked),
         notes=checked.notes,
-        cards=[_card(checked, processing, row, exif) for row in spread(survey.usable, _MOST_CARDS)]
+        cards=[
+            _card(checked, processing, row, exif)
+            for row in survey.usable[spread(len(survey.usable), _MOST_CARDS)].tolist()
+        ]
         if processing
         else [],
     )

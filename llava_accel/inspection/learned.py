@@ -49,12 +49,6 @@ def _check_labels(example: Example, image_token_id: int) -> None:
     assert not example.is_target[0], "the first token is a target"
 
 
-def spread(rows: Int[np.ndarray, "rows"], count: int) -> list[int]:
-    """`count` of the rows at equal distances; all rows if there are fewer."""
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int) if len(rows) else []
-    return [int(rows[place]) for place in places]
-
-
 def write_labels(path: Path, corpus: Corpus, usable: Int[np.ndarray, "usable"]) -> None:
     """One line per usable record: {"id", "input_ids", "labels"}; image tokens expanded, labels unshifted, -100: no target.
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llava_accel.console.output import Console
+from llava_accel.data.spread import spread
 from llava_accel.data.survey import Survey
 from llava_accel.inspection.data_facts import Checked, Share, answer_shares, examples_of_errors, length_shares, numbers
-from llava_accel.inspection.learned import coloured, spread
+from llava_accel.inspection.learned import coloured
 from llava_accel.inspection.repeated_ids import repeated_id
 from llava_accel.recipe import DataTable
 from llava_accel.sources.problems import quoted
@@ -90,6 +91,6 @@ def show_examples(console: Console, checked: Checked, count: int) -> None:
     is_pair = checked.corpus.form.pairs
     learned = "prefers the first of two answers" if is_pair else "learns to write what is"
     console.line(f"examples (the model {learned} between ⟦ and ⟧):")
-    for row in spread(usable, count):
+    for row in usable[spread(len(usable), count)].tolist():
         for example in checked.corpus.encode(row).examples:
             console.rich.print(coloured(example, processing), soft_wrap=True)

@@ -9,6 +9,7 @@ import torch
 
 from llava_accel.checkpoint.store import Checkpoints
 from llava_accel.console.output import Console
+from llava_accel.data.spread import spread
 from llava_accel.estimate.answers import questions_at_once
 from llava_accel.exceptions import Interrupted, UserError
 from llava_accel.loop.meter import Meter
@@ -171,7 +172,7 @@ def show_answers(path: Path, step: int, console: Console) -> None:
     if not path.exists():
         return
     predictions = read_json_lines(path)
-    shown = predictions[:: max(1, len(predictions) // _SHOWN_ANSWERS)][:_SHOWN_ANSWERS]
+    shown = [predictions[place] for place in spread(len(predictions), _SHOWN_ANSWERS)]
     rows = [
         [row["question"], max(row["answers"], key=row["answers"].get), row["prediction"], f"{row['score']:.2f}"]
         for row in shown

@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import stdev
 
 from llava_accel.data.images import Exif
+from llava_accel.data.spread import spread
 from llava_accel.pages.curves import compared_curves, have_one_loss
 from llava_accel.pages.details import differing_environment, differing_keys
-from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, spread, verdict
+from llava_accel.pages.gallery import MOST_CARDS, Question, image_roots, question_fields, verdict
 from llava_accel.pages.history import History, Prediction, titles
 from llava_accel.pages.html import percent
 from llava_accel.pages.outcome import Tile, tiles
@@ -117,7 +118,7 @@ def _cards(runs: Sequence[History], metric: str) -> tuple[list[ComparedCard], in
         answered.append({facts(row): row for row in rows if metric in row})
     shared = [key for key in answered[0] if all(key in rows for rows in answered[1:])]
     differing = [key for key in shared if len({verdict(rows[key][metric]) for rows in answered}) > 1]
-    shown = spread(differing, MOST_CARDS)
+    shown = [differing[place] for place in spread(len(differing), MOST_CARDS)]
     roots = list(dict.fromkeys(root for run in runs for root in image_roots(run.recipe.data)))
     exif = runs[0].recipe.data.exif
     cards = [_card([rows[key] for rows in answered], roots, metric, exif) for key in shown]

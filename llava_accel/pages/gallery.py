@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -22,7 +22,6 @@ from llava_accel.sources.image_parts import part_of
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder
 
-_T = TypeVar("_T")
 MOST_CARDS = 60
 _MOST_HARD = 12
 _MOST_IMAGES = 4  # of one question
@@ -182,12 +181,6 @@ def choose(predictions: Sequence[Prediction], metric: str) -> set[int]:
     room = MOST_CARDS - len(hardest(predictions))
     num_right = min(len(right), max(room // 2, room - len(other)))
     return {*right[:num_right], *other[: room - num_right]}
-
-
-def spread(items: Sequence[_T], most: int) -> list[_T]:
-    """At most `most` of the items, evenly spaced over all of them."""
-    number = min(most, len(items))
-    return [items[place * len(items) // number] for place in range(number)]
 
 
 def _draw(row: Prediction) -> bytes:

@@ -9,11 +9,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from llava_accel.console.output import Console, printable
 from llava_accel.data.images import decode
+from llava_accel.data.spread import spread
 from llava_accel.exceptions import UserError
 from llava_accel.pages import details
 from llava_accel.pages.compare import comparison
 from llava_accel.pages.curves import curves, length_plots
-from llava_accel.pages.gallery import cards, choose, doubts, image_file, image_roots, spread, training_cards, verdict
+from llava_accel.pages.gallery import cards, choose, doubts, image_file, image_roots, training_cards, verdict
 from llava_accel.pages.history import History, Prediction, read_run
 from llava_accel.pages.html import Live, render, write_page
 from llava_accel.pages.outcome import notes, sentence, tiles
@@ -182,7 +183,7 @@ def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: s
             shown.append(_tile(decode(image_file(name, roots), data.exif), row, metric))
         except DataError:  # the report says of each what is wrong with it
             continue
-    return spread(shown, _MOST)
+    return [shown[place] for place in spread(len(shown), _MOST)]
 
 
 def _tile(image: Image.Image, row: Prediction, metric: str) -> Image.Image:

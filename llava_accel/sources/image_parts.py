@@ -19,12 +19,9 @@ _MARK = "#bytes="
 _ADDRESS = re.compile(
     r"(?P<file>.+)" + _MARK + r"(?P<start>\d{1,15})\+(?P<size>\d{1,10})#(?P<key>[0-9a-f]{32})#(?P<name>[^/]*)", re.S
 )
-_SIGNATURES = (
-    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"P1", b"P2", b"P3", b"P4",
-    b"P5", b"P6",
-)  # fmt: skip
 _UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 """First bytes of formats in which two pages with white edges have one size, and the same bytes at both ends."""
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\0\0\0\x0cjP  ", *_UNCOMPRESSED)
 SUFFIXES = ("jpg", "jpeg", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ppm", "jp2")
 
 

@@ -10,7 +10,7 @@ from llava_accel.checkpoint import resume
 from llava_accel.checkpoint.progress import own_code, read_position, write_position
 from llava_accel.checkpoint.resume import differences, find_checkpoint
 from llava_accel.exceptions import UserError
-from llava_accel.recipe import load_recipe
+from llava_accel.recipe import Recipe, load_recipe
 from llava_accel.setup.state import TrainState
 
 SMALLEST = '[run]\nname = "r"\n[model]\nbase = "b"\n[data]\ntrain = "t.jsonl"\n'
@@ -51,26 +51,34 @@ def test_other_kernels_are_no_other_run_and_are_said(tmp_path: Path, monkeypatch
     assert find_checkpoint(load_recipe(tmp_path / "recipe.toml"), said.append) == tmp_path and len(said) == 1
 
 
-def test_a_score_that_chose_the_best_checkpoint_may_not_change(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 1.0\n")
-    (tmp_path / "r.toml").write_text(SMALLEST)
-    chosen = [f"eval.metric={tmp_path / 'mine.py'}:f", "data.eval_fraction=0.5"]
-    now, accelerator = load_recipe(tmp_path / "r.toml", chosen), Accelerator(cpu=True)
-    state = TrainState(num_steps=4, steps_per_epoch=2, step=1)
-    (engine := tmp_path / "engine").mkdir()
-    write_position(engine, now, accelerator, state, own_code(now), state.unlogged[None])
+def write_scores(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / f"{name}.py").write_text("def f(prediction, references):\n    return 1.0\n")
+    (folder / "r.toml").write_text(SMALLEST)
+
+
+def refused_after_a_change(folder: Path, before: Recipe, now: Recipe, says: str) -> None:
+    """A checkpoint of `before` resumes as `now`, and no longer once mine.py has changed."""
+    accelerator, state = Accelerator(cpu=True), TrainState(num_steps=4, steps_per_epoch=2, step=1)
+    (engine := folder / "engine").mkdir()
+    write_position(engine, before, accelerator, state, own_code(before), state.unlogged[None])
     found = TrainState(num_steps=4, steps_per_epoch=2)
     read_position(engine, now, accelerator, found)
     assert found.step == 1
-    (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
-    with pytest.raises(UserError, match=r"the file of eval\.metric has changed since"):
+    (folder / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
+    with pytest.raises(UserError, match=says):
         read_position(engine, now, accelerator, found)
 
 
+def test_a_score_that_chose_the_best_checkpoint_may_not_change(tmp_path: Path) -> None:
+    write_scores(tmp_path, "mine")
+    chosen = [f"eval.metric={tmp_path / 'mine.py'}:f", "data.eval_fraction=0.5"]
+    now = load_recipe(tmp_path / "r.toml", chosen)
+    refused_after_a_change(tmp_path, now, now, r"the file of eval\.metric has changed since")
+
+
 def test_a_score_that_was_measured_may_not_change_and_another_may_be_added(tmp_path: Path) -> None:
-    for name in ("mine", "new"):
-        (tmp_path / f"{name}.py").write_text("def f(prediction, references):\n    return 1.0\n")
-    (tmp_path / "r.toml").write_text(SMALLEST)
+    write_scores(tmp_path, "mine", "new")
     before, now = (
         load_recipe(
             tmp_path / "r.toml",
@@ -79,12 +87,4 @@ def test_a_score_that_was_measured_may_not_change_and_another_may_be_added(tmp_p
         )
         for names in (["mine"], ["mine", "new"])
     )
-    accelerator, state = Accelerator(cpu=True), TrainState(num_steps=4, steps_per_epoch=2, step=1)
-    (engine := tmp_path / "engine").mkdir()
-    write_position(engine, before, accelerator, state, own_code(before), state.unlogged[None])
-    found = TrainState(num_steps=4, steps_per_epoch=2)
-    read_position(engine, now, accelerator, found)
-    assert found.step == 1
-    (tmp_path / "mine.py").write_text("def f(prediction, references):\n    return 2.0\n")
-    with pytest.raises(UserError, match=r"the file of eval\.metrics = '.*mine\.py:f' has changed since"):
-        read_position(engine, now, accelerator, found)
+    refused_after_a_change(tmp_path, before, now, r"the file of eval\.metrics = '.*mine\.py:f' has changed since")

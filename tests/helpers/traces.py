@@ -1,6 +1,6 @@
 """Traces of a step that tests ask for again and again, each made once, and plans of one GPU."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,45 +16,33 @@ from llava_accel.recipe import Recipe
 from llava_accel.runtime.context import RunContext
 from llava_accel.setup.datasets import open_data
 
+Batch = Mapping[str, Tensor | bool]
 _made: dict[str, tuple[Moment, ...]] = {}
 
 
-def trace_once(
-    recipe: Recipe,
-    processing: Processing,
-    batch: Mapping[str, Tensor | bool],
-    dtype: torch.dtype,
-    is_sharded: bool,
-) -> tuple[Moment, ...]:
-    """`trace_step`, from an earlier call where base, [model] and shapes are the same: nothing else counts."""
-    shapes = {name: value.shape if isinstance(value, Tensor) else value for name, value in batch.items()}
-    return _once(sorted(shapes.items()), recipe, processing, batch, dtype, is_sharded)
+def _remembering(of_rows: Callable[[Batch], object]) -> Callable[..., tuple[Moment, ...]]:
+    """`trace_step`, from an earlier call where base, [model] and what `of_rows` takes of a batch are the same."""
+
+    def trace(
+        recipe: Recipe, processing: Processing, batch: Batch, dtype: torch.dtype, is_sharded: bool
+    ) -> tuple[Moment, ...]:
+        model: list[Any] = [processing.base.folder, recipe.model, recipe.train.accumulation_steps]
+        key = repr([*model, dtype, is_sharded, of_rows(batch)])
+        if key not in _made:
+            _made[key] = trace_step(recipe, processing, batch, dtype, is_sharded)
+        return _made[key]
+
+    return trace
 
 
-def trace_any_rows(
-    recipe: Recipe,
-    processing: Processing,
-    batch: Mapping[str, Tensor | bool],
-    dtype: torch.dtype,
-    is_sharded: bool,
-) -> tuple[Moment, ...]:
-    """The same without the shapes: for tiny models, of which every batch fits."""
-    return _once(sorted(batch), recipe, processing, batch, dtype, is_sharded)
+def _shapes(batch: Batch) -> object:
+    return sorted((name, value.shape if isinstance(value, Tensor) else value) for name, value in batch.items())
 
 
-def _once(
-    rows: object,
-    recipe: Recipe,
-    processing: Processing,
-    batch: Mapping[str, Tensor | bool],
-    dtype: torch.dtype,
-    is_sharded: bool,
-) -> tuple[Moment, ...]:
-    what: list[Any] = [processing.base.folder, recipe.model, recipe.train.accumulation_steps, dtype, is_sharded]
-    key = repr([*what, rows])
-    if key not in _made:
-        _made[key] = trace_step(recipe, processing, batch, dtype, is_sharded)
-    return _made[key]
+trace_once = _remembering(_shapes)
+"""By the shapes of a batch: nothing else of it counts."""
+trace_any_rows = _remembering(sorted)
+"""By the names of its fields alone: for tiny models, of which every batch fits."""
 
 
 def planned_alone(table: Recipe) -> Plan:

@@ -15,7 +15,7 @@ from helpers.runs import PARITY, recipe
 from llava_accel.console import command_line
 from llava_accel.loop import validation
 from llava_accel.pages import write as live
-from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, spread, verdict
+from llava_accel.pages.gallery import MOST_CARDS, choose, hardest, image_roots, show, verdict
 from llava_accel.pages.history import read_run
 from llava_accel.pages.html import visible
 from llava_accel.pages.outcome import notes
@@ -118,14 +118,6 @@ def test_where_all_are_right_or_all_wrong_the_gallery_is_full(tmp_path: Path, sh
     rows = read_run(write_run(tmp_path, num_questions=200, num_steps=50)).predictions(50)
     rows = [{**row, "vqa_accuracy": share, "loss": None} for row in rows]
     assert len(choose(rows, "vqa_accuracy")) == MOST_CARDS
-
-
-@pytest.mark.parametrize(("number", "least_last"), [(59, 58), (60, 59), (61, 59), (119, 117), (1000, 983)])
-def test_what_is_shown_of_many_comes_from_all_of_them(number: int, least_last: int) -> None:
-    shown = spread(range(number), 60)
-    assert len(set(shown)) == min(60, number) and shown == sorted(shown)
-    assert shown[0] == 0 and shown[-1] >= least_last
-    assert not spread([], 60)
 
 
 def test_a_image_is_found_where_the_recipe_says_and_nowhere_else(tmp_path: Path) -> None:
