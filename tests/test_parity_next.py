@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.curves import LOSS_TOLERANCE, RUNS, WEIGHT_TOLERANCE, furthest, records, reference, settings
+from helpers.curves import LOSS_TOLERANCE, RUNS, assert_final_weights, records, reference, settings
 from helpers.runs import losses, metrics, recipe
 from llava_accel.train import train
 
@@ -30,4 +30,4 @@ def test_losses_and_gradients_are_those_of_the_original(run: tuple[str, Path]) -
 
 def test_final_weights_are_those_of_the_original(run: tuple[str, Path]) -> None:
     name, folder = run
-    assert furthest(folder, name) < (WEIGHT_TOLERANCE, "")
+    assert_final_weights(folder, name)

@@ -76,9 +76,11 @@ def tiles(run: History) -> list[Tile]:
         blind, count = chosen["eval"].get(f"blind_{key}"), chosen["eval"].get("blind_num_answers")
         if blind is not None:
             questions = f", {round(count):,} questions" if count else ""
-            shown.append(Tile("Blind", _value(key, blind), f"images blanked{questions}"))
+            note = f"images blanked{questions}{margin(chosen['eval'], f'blind_{key}')}"
+            shown.append(Tile("Blind", _value(key, blind), note))
         if (common := chosen["eval"].get(f"common_{key}")) is not None:
-            shown.append(Tile("Commonest answer", _value(key, common), "if it were given to every question"))
+            note = f"if it were given to every question{margin(chosen['eval'], f'common_{key}')}"
+            shown.append(Tile("Commonest answer", _value(key, common), note))
     if chosen:
         note = f"from {before['eval']['loss']:.4f}" if before else run.recipe.loss_unit
         shown.append(Tile("Evaluation loss", f"{chosen['eval']['loss']:.4f}", note))

@@ -178,9 +178,7 @@ class Evaluation:
         """All metrics, one a line: losses as they are, scores in percent."""
         metrics = self.metrics
         parts = [f"evaluation loss {metrics['loss']:.4f}"]
-        parts += [
-            self._score(name, {"blind": "blind", "commonest answer": "common"}, " %") for name in score_names(metrics)
-        ]
+        parts += [self._score(name, {"blind": "blind", "commonest answer": "common"}) for name in score_names(metrics)]
         if "num_answers" in metrics:
             parts.append(f"{round(metrics['num_answers']):,} answers, {self.answers_per_s:,.0f} a second")
         return parts
@@ -197,15 +195,19 @@ class Evaluation:
         if score is None:
             return f"{start}{end}"
         others = {"blind": "blind", "commonest": "common"}
-        while len(line := f"{start}, {self._score(score, others)}{end}") > _COLUMNS and others:
+        while len(line := f"{start}, {self._score(score, others, is_short=True)}{end}") > _COLUMNS and others:
             others.popitem()
         return line
 
-    def _score(self, name: str, others: Mapping[str, str], unit: str = "") -> str:
-        """A score, and in brackets those of `others` (title -> what its key begins with) that were measured."""
+    def _score(self, name: str, others: Mapping[str, str], *, is_short: bool = False) -> str:
+        """A score, and in brackets those of `others` (title -> what its key begins with) that were measured; if it
+        `is_short`, these without interval and unit."""
         metrics = self.metrics
-        measured = {title: metrics.get(f"{kind}_{name}") for title, kind in others.items()}
-        beside = ", ".join(f"{title} {100 * value:.1f}{unit}" for title, value in measured.items() if value is not None)
+        measured = {title: key for title, kind in others.items() if (key := f"{kind}_{name}") in metrics}
+        beside = ", ".join(
+            f"{title} {f'{100 * metrics[key]:.1f}' if is_short else with_interval(metrics, key)}"
+            for title, key in measured.items()
+        )
         return f"{score_title(name)} {with_interval(metrics, name)}{f' ({beside})' if beside else ''}"
 
 
@@ -250,21 +252,21 @@ def evaluate(
             metrics |= {"answer_loss": loss} | objective_scores(run, objective, part, some, predictions)
         if len(blind_rows):
             blind, _ = answer(run, objective, part, blind_batches, tokenizer, bar, at_once, blind=True)
-            metrics |= {f"blind_{name}": value for name, value in scores(blind, recipe, compares=False).items()}
+            metrics |= scores(blind, recipe, blind=True)
     if at_once.number < planned:
         console.line(f"evaluation: out of memory with {planned} questions at once; it went on with {at_once.number}")
     model.train(was_training)
     return Evaluation(metrics, predictions, time.perf_counter() - since)
 
 
-def scores(predictions: Sequence[Prediction], recipe: Recipe, *, compares: bool = True) -> dict[str, float]:
+def scores(predictions: Sequence[Prediction], recipe: Recipe, *, blind: bool = False) -> dict[str, float]:
     """The number of answers, and their scores, see `measure`. Each answer's own scores are put into its row, the main one
     also as "score"."""
-    measured = measure(predictions, recipe.eval.measured, compares=compares)
-    main = main_score(recipe.eval.metric, measured)
+    measured = measure(predictions, recipe.eval.measured, blind=blind)
+    main = main_score(recipe.eval.metric, {key.removeprefix("blind_") for key in measured})
     for row in predictions:
         row["score"] = next((row[name] for name in (main, *score_names(row)) if name in row), 0.0)
-    return {"num_answers": float(len(predictions)), **measured}
+    return {"blind_num_answers" if blind else "num_answers": float(len(predictions)), **measured}
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:

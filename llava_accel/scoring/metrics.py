@@ -204,16 +204,16 @@ def judged(row: Mapping[str, Any]) -> Judged:
     return Judged(row["prediction"], tuple(references), int(row.get("num_choices", 0)))
 
 
-def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: bool = True) -> dict[str, float]:
+def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, blind: bool = False) -> dict[str, float]:
     """Score answers, and put each one's own scores into its row.
 
     Args:
         metrics: Names of metrics.
-        compares: Also compute the 95 % interval, and what the commonest answer would score.
+        blind: The images were blanked.
 
     Returns:
-        Each score of the whole; with `compares` beside it "low_..." and "high_...", between which it lies in 95 of 100
-        draws of as many images, and "common_...", the score of the answer that is most often right, always given.
+        Each score of the whole, as "blind_..." with `blind`, without it also "common_...", the score of the answer that is
+        most often right, always given; beside each its `intervals`.
     """
     if not rows:
         return {}
@@ -225,14 +225,16 @@ def measure(rows: Sequence[Prediction], metrics: Iterable[str], *, compares: boo
         metric = find_metric(name)
         if (scored := metric.measure(answers)) is None:
             continue
-        measured[name] = scored
+        key = f"blind_{name}" if blind else name
+        measured[key] = scored
         for row, score in zip(rows, scored.rows, strict=True):
             if score is not None:
                 row[name] = score
-        values |= {f"{name}_{part}" if part else name: value for part, value in scored.whole(once).items()}
-        if compares and (common := metric.measure(_commonest(answers, name))):
+        values |= {f"{key}_{part}" if part else key: value for part, value in scored.whole(once).items()}
+        if not blind and (common := metric.measure(_commonest(answers, name))):
+            measured[f"common_{name}"] = common
             values[f"common_{name}"] = common.whole(once)[""]
-    return values | (intervals(measured, images_of(rows)) if compares else {})
+    return values | intervals(measured, images_of(rows))
 
 
 def intervals(measured: Mapping[str, Measured], images: Sequence[object]) -> dict[str, float]:

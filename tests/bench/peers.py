@@ -1,6 +1,7 @@
 """Our step against that of ms-swift, TRL, LLaMA-Factory and LLaVA's own code: seconds, CPU seconds, memory and losses.
 
     OMP_NUM_THREADS=2 python tests/bench/peers.py NAME... [--questions 1 | 9] [--batch 8] [--rounds 5] [--out FILE.json]
+    OMP_NUM_THREADS=2 python tests/bench/peers.py trl --pairs LOSS [--batch 4] [--rounds 5]
 
 NAME is "all" or some of peer_steps/environments.py. An environment is made for each of them from the package registry
 (once, 2 GB each, in ~/.cache/llava_accel/peers). Each loads the same weights (those of eighty_million.py), pictures,
@@ -9,7 +10,7 @@ ours, a step of one after a step of the other. Batch, trained layers (LoRA on al
 the whole projector), fp32, AdamW and clipping are the same, and nothing is evaluated, saved or logged. A training set is
 one batch, so that no order of rows matters.
 The first three steps of each are not timed: their losses are compared, with --pairs also their gradients' norms, rewards and
-log-probabilities.
+log-probabilities, and the gradient of the third.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from typing import Any
 
 import easy_vqa
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -34,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.eighty_million import QUICKSTART, SIDE, make_base
 from bench.peer_steps.environments import PEERS, Peer, python_of
 from bench.peer_steps.stepper import TESTS, Stepper, tail
+from bench.peer_steps.turnstile import NUM_LOSSES, PAIRS
 from llava_accel.data.conversation import SYSTEM_PROMPTS
 
-NUM_LOSSES = 3
 FIGURES = ("grad_norm", "reward_margin", "chosen_reward", "chosen_log_prob", "rejected_log_prob")
 SAME = 2e-4
 """How far first losses may be apart: most peers round theirs to four digits."""
@@ -162,13 +165,20 @@ def report(pair: Pair) -> dict[str, Any]:
 
 
 def _apart(theirs: Stepper, ours: Stepper) -> dict[str, float]:
-    """By how much the figures of the first steps differ, as far as both tell them: relative to ours, but for rewards, which
-    may be 0."""
+    """By how much the figures of the first steps and the gradients differ, as far as both tell them: relative to ours, but
+    for rewards and single numbers of a gradient, which may be 0."""
     found: dict[str, float] = {}
     for other, own in zip(theirs.figures, ours.figures, strict=True):
         for name in (each for each in FIGURES if other.get(each) is not None and own.get(each) is not None):
             scale = 1.0 if "reward" in name else abs(own[name])
             found[name] = max(found.get(name, 0.0), abs(other[name] - own[name]) / scale)
+    if ours.gradients:
+        # Sorted lists: a gradient that one of them lacks is said by its name.
+        assert sorted(ours.gradients) == sorted(theirs.gradients)
+        apart = torch.cat([(theirs.gradients[name] - mine).flatten() for name, mine in ours.gradients.items()])
+        whole = torch.cat([mine.flatten() for mine in ours.gradients.values()])
+        found["gradient, as one vector,"] = float(apart.norm() / whole.norm())
+        found["gradient, any number of it,"] = float(apart.abs().max())
     return found
 
 
@@ -196,6 +206,8 @@ def compare(
         theirs = Stepper.start(peer.title, peer.prompt, python_of(peer, cache), peer.step, given, TESTS)
         if theirs.is_ready():
             theirs.warm_up(*["step"] * NUM_LOSSES)
+            if settings["pairs"]:
+                theirs.gradients, ours.gradients = (load_file(f"{each['out']}.grads") for each in (given, own))
             yield report(take_turns(ours, theirs, rounds))
         else:
             print(f"{peer.title}: not measured. It ended with\n{tail(theirs.log)}", flush=True)
@@ -213,7 +225,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dropout", type=float, default=0.0, help="of the LoRA layers")
-    parser.add_argument("--pairs", action="store_true", help="of TRL alone: DPO on pairs of answers, beta 0.1")
+    parser.add_argument(
+        "--pairs",
+        default="",
+        choices=PAIRS,
+        metavar="LOSS",
+        help=f"of TRL alone: on pairs, beta 0.1: {', '.join(PAIRS)}",
+    )
     parser.add_argument("--llava-code", default="", help="a folder with LLaVA's own code, in place of the registry's")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "llava_accel" / "peers")
     parser.add_argument("--out", type=Path, help="all figures, as JSON")
@@ -239,7 +257,7 @@ def main() -> None:
             "learning_rate": "2e-4",
             "system": SYSTEM_PROMPTS["v1"],
             "share_prefix": "true" if arguments.questions > 1 or arguments.pairs else "false",
-            "pairs": "true" if arguments.pairs else "",
+            "pairs": arguments.pairs,
             "code": arguments.llava_code,
         }
         found = []

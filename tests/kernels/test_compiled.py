@@ -68,6 +68,7 @@ def deep(lora: LoraTable | None = None, checkpointing: bool | int = False) -> Ob
     assert isinstance(layers, nn.ModuleList)
     for _ in range(3):
         layers.insert(1, copy.deepcopy(layers[0]))
+    layer: Any
     for number, layer in enumerate(layers):
         layer.self_attn.layer_idx = number  # its place in the cache of keys and values
     text: Any = model.config.text_config

@@ -246,9 +246,10 @@ def test_an_evaluation_is_one_line_of_at_most_80_columns_with_its_comparisons() 
 
 def test_all_that_was_measured_is_said_a_line_each() -> None:
     metrics = {"loss": 0.5, "num_answers": 8.0, "vqa_accuracy": 0.25, "exact_match": 0.5, "blind_exact_match": 0.125}
+    metrics |= {"low_blind_exact_match": 0.1, "high_blind_exact_match": 0.16}
     assert Evaluation(metrics, seconds=2.0).summary == [
         "evaluation loss 0.5000",
         "VQA accuracy 25.0 %",
-        "exact match 50.0 % (blind 12.5 %)",
+        "exact match 50.0 % (blind 12.5 ± 3.0 %)",
         "8 answers, 4 a second",
     ]

@@ -42,6 +42,18 @@ def test_every_metric_is_best_for_the_right_answer(name: str) -> None:
     assert found[name] == pytest.approx(1.0) or (name == "cider" and found[name] > 3)
     assert found[f"low_{name}"] <= found[name] <= found[f"high_{name}"] + 1e-12
     assert all(found[f"common_{name}"] < found[name] and name in each for each in rows)
+    assert found[f"low_common_{name}"] <= found[f"common_{name}"] <= found[f"high_common_{name}"] + 1e-12
+
+
+def test_a_blind_score_has_its_interval_and_no_commonest_answer() -> None:
+    rows = [row("yes", {"yes" if number % 4 else "no": 1.0}, number) for number in range(40)]
+    seen, blind = measure(rows, ["exact_match", "pope"]), measure(rows, ["exact_match", "pope"], blind=True)
+    alone = {key: value for key, value in seen.items() if "common_" not in key}
+    ends = {
+        key: f"{key[: key.index('_') + 1]}blind_{key.partition('_')[2]}" for key in alone if key[:4] in ("low_", "high")
+    }
+    assert blind == {ends.get(key, f"blind_{key}"): value for key, value in alone.items()}
+    assert cell(blind, "blind_exact_match") == with_interval(blind, "blind_exact_match") == "75.0 ± 13.8 %"
 
 
 def test_the_interval_is_that_of_the_mean_where_every_image_has_one_question() -> None:

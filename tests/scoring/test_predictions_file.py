@@ -53,6 +53,8 @@ def test_score_file_adds_scores_and_returns_the_means(tmp_path: Path) -> None:
     assert rows[1]["score"] == rows[1]["vqa_accuracy"] == pytest.approx(2 / 9)
     common = {"common_vqa_accuracy": 0.5, "common_exact_match": 0.5}
     between = {"low_vqa_accuracy": 2 / 9, "high_vqa_accuracy": 1.0, "low_exact_match": 1.0, "high_exact_match": 1.0}
+    names = ("vqa_accuracy", "exact_match")
+    between |= {f"{end}_common_{name}": value for name in names for end, value in (("low", 0.0), ("high", 1.0))}
     whole = {"vqa_accuracy": 11 / 18, "exact_match": 1.0, "count": 2.0}
     assert means == pytest.approx(whole | common | between)
 

@@ -1,15 +1,13 @@
 """The one thing that is put into a peer's Trainer: a callback that holds each step until the driver lets it through."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bench.peer_steps.turnstile import Turnstile
-
-NUM_LOSSES = 3
-"""Steps whose losses are logged. They are compared and not timed; later steps log nothing."""
-
+from bench.peer_steps.turnstile import NUM_LOSSES, Turnstile, plain_name
 
 _FIGURES = {
     "grad_norm": "grad_norm", "reward_margin": "rewards/margins", "chosen_reward": "rewards/chosen",
@@ -21,8 +19,9 @@ _FIGURES = {
 class Gate(TrainerCallback):
     """A step lasts from the word that lets it through to its end: data, passes, update and whatever the Trainer adds."""
 
-    def __init__(self, turnstile: Turnstile) -> None:
-        self._turnstile = turnstile
+    def __init__(self, turnstile: Turnstile, gradients: Path | None = None) -> None:
+        """Gradients of the last step that is compared, clipped, go to a file."""
+        self._turnstile, self._gradients = turnstile, gradients
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -34,6 +33,14 @@ class Gate(TrainerCallback):
             versions={name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
         )
         self._let_through()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._gradients and state.global_step == NUM_LOSSES - 1:
+            named = kwargs["model"].named_parameters()
+            grads = {plain_name(name): weight.grad for name, weight in named if weight.grad is not None}
+            save_file(grads, self._gradients)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step <= NUM_LOSSES:

@@ -5,7 +5,11 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.peer_steps.turnstile import Turnstile, rows, settings
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bench.peer_steps.turnstile import NUM_LOSSES, PAIRS, Turnstile, plain_name, rows, settings
 from llava_accel.console.output import Console
 from llava_accel.measurement.probe import Job, first_windows, with_own_folders
 from llava_accel.model.processing import load_processing
@@ -52,8 +56,22 @@ def make_own_recipe(given: dict[str, str]) -> Recipe:
                 "per_device_batch_size": int(given["batch"]),
                 "objective": "dpo" if given["pairs"] else "answers",
             },
+            **({"preference": PAIRS[given["pairs"]]} if given["pairs"] else {}),
         }
     )
+
+
+def keep_gradients(objective: nn.Module, path: Path) -> None:
+    """Gradients of the last step that is compared, clipped, go to a file."""
+    left = iter(range(NUM_LOSSES))
+
+    def keep(*_: object) -> None:
+        if next(left) == NUM_LOSSES - 1:
+            named = objective.named_parameters()
+            save_file({plain_name(name): weight.grad for name, weight in named if weight.grad is not None}, path)
+            hook.remove()
+
+    hook = register_optimizer_step_pre_hook(keep)
 
 
 def main() -> None:
@@ -67,6 +85,8 @@ def main() -> None:
         training, _ = open_data(run, processing)
         objective, loaded = build_objective(run, processing)
         attach_reference(run, objective, loaded, processing, (training,))
+        if given["pairs"]:
+            keep_gradients(objective, Path(f"{given['out']}.grads"))
         job = Job(run, processing, objective, training, first_windows(run, training, 1))
         turnstile.ready(
             trained=sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad),

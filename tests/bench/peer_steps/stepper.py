@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 STEPS = Path(__file__).parent
 TESTS = STEPS.parents[1]
 
@@ -24,6 +26,8 @@ class Stepper:
     losses: list[float] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     """What else the first steps tell."""
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the last of the first steps, with pairs of answers."""
     peak_mib: float = 0.0
 
     @classmethod

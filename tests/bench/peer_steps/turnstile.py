@@ -28,6 +28,26 @@ def rows() -> list[dict[str, str]]:
     return json.loads(Path(settings()["rows"]).read_text())
 
 
+NUM_LOSSES = 3
+"""Steps whose losses are logged. They are compared and not timed; later steps log nothing."""
+PAIRS: dict[str, dict[str, float | str]] = {
+    "sigmoid": {},
+    "hinge": {"loss": "hinge"},
+    "ipo": {"loss": "ipo"},
+    "robust": {"loss": "robust", "label_smoothing": 0.1},
+    "rpo": {"sft_weight": 0.5},
+    "mpo": {"loss_weight": 0.8, "bco_weight": 0.2, "sft_weight": 1.0},
+}
+"""What --pairs may name: keys of [preference]."""
+
+
+def plain_name(name: str) -> str:
+    """The name of a trained weight without what peft wraps around it: "language_model.layers.0...q_proj.lora_A.weight"."""
+    parts = re.sub(r"\.(modules_to_save|default)\b", "", name).split(".")
+    roots = [parts.index(root) for root in ("language_model", "multi_modal_projector") if root in parts]
+    return ".".join(parts[min(roots) :])
+
+
 class Turnstile:
     """One for a process. From here on, whatever prints to standard output prints to standard error."""
 
