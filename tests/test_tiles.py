@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.slow
 
 FAMILIES = tuple(ORIGINALS)
 TOLERANCE = 1e-5
+FOUR_BITS: dict[str, Any] = {"quantization": {"bits": 4}}
 ANSWERS = {"a red square": 5, "a red circle": 3, "two small blue squares": 2}
 Gradients = dict[str, Tensor]
 
@@ -139,10 +141,14 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def assert_same(
-    found: tuple[float, Gradients], expected: tuple[float, Gradients], tolerance: float = TOLERANCE
+    found: tuple[float, Gradients],
+    expected: tuple[float, Gradients],
+    tolerance: float = TOLERANCE,
+    part: str = "newline",
 ) -> None:
+    """`part`: occurs in the name of a weight that is trained."""
     assert found[0] == pytest.approx(expected[0], rel=tolerance)
-    assert found[1].keys() == expected[1].keys() and any("newline" in name for name in found[1])
+    assert found[1].keys() == expected[1].keys() and any(part in name for name in found[1])
     scale = torch.stack([gradient.norm() for gradient in expected[1].values()]).norm()
     for name, gradient in expected[1].items():
         # Some gradients are sums that cancel to almost nothing; their noise is measured by the whole gradient.
@@ -161,6 +167,14 @@ def test_shared_prefixes_and_packs_give_the_gradient_of_separate_rows(trained: R
     (rows, seq), (fewer, _) = (batch["input_ids"].shape for batch in (separate, shared))  # pyright: ignore
     assert fewer < rows and seq > 100, "answers and questions of a record and an image share a row"
     assert_same(trained.learn(shared), trained.learn(separate))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_prefixes_give_the_gradient_of_separate_rows_in_four_bits(tmp_path: Path, family: str) -> None:
+    ready = make(tmp_path, family, train="lora", train_vision=False, **FOUR_BITS)
+    assert any("Linear4bit" in type(module).__name__ for module in ready.objective.modules())
+    shared = ready.learn(ready.batch(ALL, share=True, pack=True))
+    assert_same(shared, ready.learn(ready.batch(ALL)), part="lora_B")
 
 
 def test_rows_side_by_side_give_the_gradient_of_rows_alone(trained: Ready) -> None:
@@ -216,15 +230,41 @@ def test_few_tiles_at_a_time_give_the_same_gradient(
     assert_same(found, expected)
 
 
+def attach(ready: Ready, **data: Any) -> None:
+    """Store its features; afterwards its store is to be taken off."""
+    changed = ready.run.recipe.data.model_copy(update={"cache_features": True, **data})
+    run = RunContext(ready.run.recipe.model_copy(update={"data": changed}), ready.run.accelerator, ready.run.console)
+    attach_features(run, ready.processing, ready.objective, [ready.part])
+
+
+def test_features_of_tiles_never_take_more_than_their_limit(frozen: Ready, tmp_path: Path, tiles: list[int]) -> None:
+    expected, folder = frozen.learn(frozen.batch(ALL)), tmp_path / "features"
+
+    def stored(limit: int) -> int:
+        """Bytes, once more than `limit` were to be stored; what is not is computed."""
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            attach(frozen, cache_dir=str(tmp_path), cache_max_gb=limit * 1e-9)
+            for _ in range(2):
+                tiles.clear()
+                assert_same(frozen.learn(frozen.batch(ALL)), expected, 1e-6)
+                frozen.objective.flush_features()
+        finally:
+            frozen.objective.features = frozen.part.image_reader.store = None
+        return sum(file.stat().st_size for file in folder.glob("*/*"))
+
+    whole = stored(10**9)
+    assert tiles == []
+    assert 0 < stored(whole // 2) <= whole // 2 and 0 < sum(tiles) < num_tiles(frozen, ALL)
+
+
 @pytest.mark.parametrize("stored", [[], [0, 1], [4, 5], ALL])
 def test_stored_features_give_the_gradient_of_computed_ones(
     frozen: Ready, tmp_path: Path, tiles: list[int], stored: list[int]
 ) -> None:
     expected = frozen.learn(frozen.batch(ALL))
-    data = frozen.run.recipe.data.model_copy(update={"cache_dir": str(tmp_path), "cache_features": True})
-    run = RunContext(frozen.run.recipe.model_copy(update={"data": data}), frozen.run.accelerator, frozen.run.console)
     try:
-        attach_features(run, frozen.processing, frozen.objective, [frozen.part])
+        attach(frozen, cache_dir=str(tmp_path))
         if stored:
             frozen.learn(frozen.batch(stored))
             frozen.objective.flush_features()
@@ -297,8 +337,8 @@ def test_two_families_in_one_process_train_as_each_does_alone(tmp_path: Path) ->
     assert found == alone and all(losses[2] < losses[0] for losses in alone.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_killed_run_goes_on_at_the_same_numbers(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(("family", "more"), [("llava_next", {}), ("llava_next", FOUR_BITS), ("llava_onevision", {})])
+def test_a_killed_run_goes_on_at_the_same_numbers(tmp_path: Path, family: str, more: dict[str, Any]) -> None:
     data = tmp_path / "data"
     data.mkdir()
     rows = [dict(record) for record in records()]
@@ -311,7 +351,7 @@ def test_a_killed_run_goes_on_at_the_same_numbers(tmp_path: Path, family: str) -
             tmp_path / name,
             data,
             train={"epochs": 1},
-            model={"base": base, "vision_tower": tower, "adapter": ""},
+            model={"base": base, "vision_tower": tower, "adapter": "", **more},
             data={
                 "train": str(data / "train.json"), "eval": str(data / "eval.json"), "workers": 0, "max_length": 4096,
                 "images": str(NEXT / "images"), "cache_dir": str(tmp_path / name / "cache"), "share_prefix": True,

@@ -1,8 +1,5 @@
 """Finds out what is in the data: reads rows once without a tokenizer, and some of them with one."""
 
-import re
-import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +14,7 @@ from llava_accel.data.images import check_images
 from llava_accel.data.records import Record
 from llava_accel.data.spread import spread
 from llava_accel.recipe.paths import with_images
+from llava_accel.sources.flags import in_flags
 from llava_accel.sources.problems import DataError
 
 _MOST_ROWS = 100_000
@@ -39,7 +37,6 @@ _AS_FLAGS = {
     "data.columns.": "--columns ",
 }
 """Words of errors about keys -> the same for the command line of `init`; longer ones first."""
-_COLUMNS = re.compile(r"data\.columns = (\{.*?\})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +209,8 @@ def guess_task(findings: Findings) -> tuple[str, str]:
 
 def of_init(error: DataError, images: str = "") -> DataError:
     """The error with the flags of `init` in place of a recipe's keys, and with the folder that --images names."""
-    problem, remedy = error.problem, _COLUMNS.sub(_as_flag, error.remedy)
-    for key, flag in _AS_FLAGS.items():
-        problem, remedy = problem.replace(key, flag), remedy.replace(key, flag)
-    return replace(error, problem=problem, remedy=with_images(remedy, images))
+    worded = in_flags(error, _AS_FLAGS)
+    return replace(worded, remedy=with_images(worded.remedy, images))
 
 
 def lacks_marks(corpus: Corpus) -> bool:
@@ -244,11 +239,6 @@ def _rows_to_read(number: int) -> Int[np.ndarray, "rows"]:
         return np.arange(number)
     starts = np.linspace(0, number - _BLOCK, _MOST_ROWS // _BLOCK).astype(int)
     return np.unique((starts[:, None] + np.arange(_BLOCK)).ravel())
-
-
-def _as_flag(columns: re.Match[str]) -> str:
-    named = tomllib.loads(f"columns = {columns[1]}")["columns"]
-    return f"--columns {shlex.join(f'{ours}={theirs}' for ours, theirs in named.items())}"
 
 
 def _question(record: Record) -> str:

@@ -16,10 +16,20 @@ from llava_accel.data.examples import find_images
 from llava_accel.data.images import content_of
 from llava_accel.data.records import Record
 from llava_accel.data.row_forms import RowForm
+from llava_accel.sources.flags import in_flags
 from llava_accel.sources.named import Named
 from llava_accel.sources.problems import DataError
 from llava_accel.storage.kept_files import cache_folder
 
+_AS_FLAGS = {
+    "data.train and data.eval": "--set",
+    "relative to data.images, or set data.images to a folder that holds all images": "relative to the folder of its file",
+    "below data.images": "in the folder of its file",
+    ", or set data.images": "",
+    ", make them with a function of yours (data.reader)": "",
+    "data.columns.": "--columns ",
+}
+"""Words of errors about keys -> the same for the command line of `prepare hf`; longer ones first."""
 _NAMED_SPLIT = re.compile(r'Name one: \{path = ".*", split = "(.*)"\}')
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"RI": "webp", b"BM": "bmp", b"II": "tif", b"MM": "tif"}
@@ -46,8 +56,8 @@ def hub_parts(name: str, config: str, splits: Sequence[str], form: RowForm, out:
 
 def _of_prepare(error: DataError) -> DataError:
     """The error with flags of `prepare hf` in place of a recipe's keys."""
-    remedy = error.remedy.replace("data.train and data.eval", "--set")
-    return replace(error, remedy=_NAMED_SPLIT.sub(r"Name one with --split \1", remedy))
+    worded = in_flags(error, _AS_FLAGS)
+    return replace(worded, remedy=_NAMED_SPLIT.sub(r"Name one with --split \1", worded.remedy))
 
 
 def _rows(corpus: Corpus, folder: Path) -> Rows:
@@ -58,7 +68,7 @@ def _rows(corpus: Corpus, folder: Path) -> Rows:
             record = corpus.record(index)
             yield _in_llavas_form(record, [_copy(each, folder, written) for each in corpus.image_files(index)])
         except DataError as error:
-            yield corpus.locate(error, index)
+            yield _of_prepare(corpus.locate(error, index))
 
 
 def _in_llavas_form(record: Record, images: list[str]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """`prepare hf` says what is wrong in words of its own command line."""
 
+import json
 from pathlib import Path
 
 import datasets
@@ -25,3 +26,18 @@ def test_broken_input_of_hf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
     with pytest.raises(DataError) as caught:
         list(hub_parts(name, "", [split], RowForm(), tmp_path / "out"))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "What?", "label": "red"}, "Name the columns, --columns question=prompt answer=label, or write"),
+        ({"question": "What?", "answer": "red", "image": "gone.png"}, "there is no image 'gone.png' in"),
+        ({"question": "What?", "answer": "red", "image": "../a.png"}, "Name it relative to the folder of its file"),
+    ],
+)
+def test_broken_input_of_hf_a_row(tmp_path: Path, row: dict[str, str], says: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (part,) = hub_parts(str(tmp_path / "a.jsonl"), "", ["train"], RowForm(), tmp_path / "out")
+    (error,) = part.rows
+    assert isinstance(error, DataError) and says in str(error) and "data." not in str(error)
