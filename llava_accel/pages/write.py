@@ -176,14 +176,15 @@ def tracker_images(predictions: Sequence[Prediction], data: DataTable, metric: s
     """At most twelve images, right and wrong mixed; those that cannot be read are left out."""
     roots = image_roots(data)
     shown: list[Image.Image] = []
-    for number in sorted(choose(predictions, metric)):
-        row = predictions[number]
+    chosen = sorted(choose(predictions, metric))
+    for place in spread(len(chosen), _MOST):
+        row = predictions[chosen[place]]
         name = row["image"] if isinstance(row["image"], str) else next(iter(row["image"]), "")
         try:
             shown.append(_tile(decode(image_file(name, roots), data.exif), row, metric))
         except DataError:  # the report says of each what is wrong with it
             continue
-    return [shown[place] for place in spread(len(shown), _MOST)]
+    return shown
 
 
 def _tile(image: Image.Image, row: Prediction, metric: str) -> Image.Image:

@@ -28,7 +28,8 @@ def choose_matmul(run: RunContext, width: int, source: Path | None = None) -> No
     is_wanted = recipe.run.matmul == "auto" and is_fp32 and before != "native" and width >= LEAST_WIDTH
     error = onednn_error() if is_wanted else float("inf")
     errors = torch.tensor([error], dtype=torch.float64)
-    is_exact = bool((accelerator.gather(errors) < MOST_ERROR).all())  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+    errors = torch.as_tensor(accelerator.gather(errors))
+    is_exact = bool((errors < MOST_ERROR).all())
     use_matmul("onednn" if is_exact else "native")
     if is_exact:
         console.line(
@@ -36,7 +37,8 @@ def choose_matmul(run: RunContext, width: int, source: Path | None = None) -> No
             'run.matmul = "native" turns them off'
         )
     elif before == "onednn":
-        reason = 'run.matmul = "native" says' if recipe.run.matmul == "native" else "oneDNN's round on this CPU"
+        here = "PyTorch has none for this CPU" if errors.isinf().any() else "oneDNN's round on this CPU"
+        reason = 'run.matmul = "native" says' if recipe.run.matmul == "native" else here
         console.line(
             f"matrix products: the run began with oneDNN's and goes on with PyTorch's own, as {reason}: its numbers agree "
             "to fp32's rounding, not bit for bit"

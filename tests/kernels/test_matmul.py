@@ -36,7 +36,7 @@ def test_the_probe_measures_all_three_products(monkeypatch: pytest.MonkeyPatch, 
     found = matmul._products
 
     def one_is_off(*operands: Tensor) -> tuple[Tensor, ...]:
-        is_probed = operands[0].dtype == torch.float32
+        is_probed = operands[0].dtype == torch.float32 and matmul_in_use() == "onednn"
         return tuple(
             each * (1.1 if is_probed and number == wrong else 1) for number, each in enumerate(found(*operands))
         )
@@ -50,6 +50,11 @@ def test_without_onednn_there_is_no_such_product(monkeypatch: pytest.MonkeyPatch
     assert onednn_error() == float("inf")
 
 
+def test_a_cpu_for_which_pytorch_takes_other_kernels_has_no_such_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "use_matmul", lambda _: None)
+    assert onednn_error() == float("inf")
+
+
 def test_the_probe_leaves_the_process_as_it_was() -> None:
     for used in ("native", "onednn"):
         use_matmul(used)
@@ -60,7 +65,7 @@ def test_the_probe_leaves_the_process_as_it_was() -> None:
 
 def test_where_the_probe_finds_them_exact_gradients_are_those_of_fp32() -> None:
     if onednn_error() >= MOST_ERROR:
-        pytest.skip("oneDNN rounds on this CPU")
+        pytest.skip("oneDNN rounds on this CPU, or PyTorch does not use it")
     found = []
     for used in ("native", "onednn"):
         use_matmul(used)

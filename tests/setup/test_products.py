@@ -104,6 +104,8 @@ def test_a_run_that_moves_to_a_cpu_that_rounds_goes_on_and_says_so(
     source = checkpoint(tmp_path / "one", matmul="onednn")
     assert chosen(tmp_path, monkeypatch, errors=(ROUNDED,), source=source) == "native"
     assert "as oneDNN's round on this CPU" in " ".join(capsys.readouterr().out.split())
+    assert chosen(tmp_path, monkeypatch, errors=(EXACT, float("inf")), source=source) == "native"
+    assert "as PyTorch has none for this CPU" in " ".join(capsys.readouterr().out.split())
     assert chosen(tmp_path, monkeypatch, source=source, matmul="native") == "native"
     assert 'as run.matmul = "native" says' in " ".join(capsys.readouterr().out.split())
 
@@ -111,7 +113,7 @@ def test_a_run_that_moves_to_a_cpu_that_rounds_goes_on_and_says_so(
 @pytest.mark.slow
 def test_a_run_with_them_ends_at_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if onednn_error() >= 1e-6:
-        pytest.skip("oneDNN rounds on this CPU")
+        pytest.skip("oneDNN rounds on this CPU, or PyTorch does not use it")
     monkeypatch.setattr(products, "LEAST_WIDTH", 0)
     for matmul in ("auto", "native"):
         settings = recipe(tmp_path / matmul, run={"matmul": matmul}, train={"per_device_batch_size": 2})
