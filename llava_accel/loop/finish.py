@@ -149,7 +149,8 @@ def show_evaluations(folder: Path, state: TrainState, console: Console) -> None:
     for line in [evaluations[0], *sorted(shown, key=lambda line: line["step"])]:
         name = "before training" if line["step"] == 0 else f"step {line['step']:,}"
         name += " (best)" if line["step"] == state.best_step and state.best is not None else ""
-        rows.append([name, *(cell(line["eval"], column) for column in columns)])
+        # The interval of the blind score is in the report: with it, cells of a table with two scores would wrap.
+        rows.append([name, *(cell(line["eval"], key, is_short=key.startswith("blind_")) for key in columns)])
     if len(columns) <= _MOST_COLUMNS:
         return console.table("evaluations", ["", *columns.values()], rows, is_narrow=True)
     named = zip(columns.values(), zip(*(values for _, *values in rows), strict=True), strict=True)

@@ -1,6 +1,7 @@
 """The outcome of a run: a sentence, a few numbers, and what should be known about them."""
 
 import math
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -71,15 +72,15 @@ def tiles(run: History) -> list[Tile]:
     if key and chosen and key in chosen["eval"]:
         if before and key in before["eval"]:
             shown.append(Tile("Before training", _value(key, before["eval"][key]), score_title(key)))
-        which = f"step {chosen['step']:,}, {score_title(key)}{margin(chosen['eval'], key)}"
+        which = f"step {chosen['step']:,}, {score_title(key)}{_margin(chosen, key)}"
         shown.append(Tile("After training", _value(key, chosen["eval"][key]), which))
         blind, count = chosen["eval"].get(f"blind_{key}"), chosen["eval"].get("blind_num_answers")
         if blind is not None:
             questions = f", {round(count):,} questions" if count else ""
-            note = f"images blanked{questions}{margin(chosen['eval'], f'blind_{key}')}"
+            note = f"images blanked{questions}{_margin(chosen, f'blind_{key}')}"
             shown.append(Tile("Blind", _value(key, blind), note))
         if (common := chosen["eval"].get(f"common_{key}")) is not None:
-            note = f"if it were given to every question{margin(chosen['eval'], f'common_{key}')}"
+            note = f"if it were given to every question{_margin(chosen, f'common_{key}')}"
             shown.append(Tile("Commonest answer", _value(key, common), note))
     if chosen:
         note = f"from {before['eval']['loss']:.4f}" if before else run.recipe.loss_unit
@@ -147,6 +148,12 @@ def _value(key: str | None, value: Any) -> str:
     if value is None:
         return "unknown"
     return f"{value:.4f}" if key is None else percent(value)
+
+
+def _margin(chosen: Mapping[str, Any], key: str) -> str:
+    """Half the width of a score's interval at the end of a note."""
+    text = margin(chosen["eval"], key).strip()
+    return f", {text} points" if text else ""
 
 
 def _epochs(count: float) -> str:

@@ -290,16 +290,16 @@ def margin(measured: Mapping[str, Any], name: str) -> str:
     return "" if low is None or high is None else f" ± {50 * (high - low):.1f}"
 
 
-def cell(measured: Mapping[str, Any], key: str) -> str:
-    """One of the values of an evaluation as text: a score as `with_interval`, counts and losses as numbers; empty if it is
-    not among them."""
+def cell(measured: Mapping[str, Any], key: str, *, is_short: bool = False) -> str:
+    """One of the values of an evaluation as text: a score as `with_interval`, or without it if it `is_short`, counts and
+    losses as numbers; empty if it is not among them."""
     value = measured.get(key)
     if value is None:
         return ""
     if key.startswith("num_"):
         return f"{round(value):,}"
     if key.removeprefix("blind_").removeprefix("common_") in SCORES or is_own(key):
-        return with_interval(measured, key)
+        return f"{100 * value:.1f} %" if is_short else with_interval(measured, key)
     return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
