@@ -52,5 +52,6 @@ def hours(recipe: Recipe, processing: Processing, part: Part) -> tuple[float, fl
     tokens_per_step = float(part.survey.lengths[part.rows].mean()) * order.global_batch_size
     share = tokens_per_step * len(windows) / first.num_tokens
     of_first, of_later = (each.seconds / len(windows) * share for each in (first, later))
+    of_later = min(of_first, of_later)  # it does less; where it took longer, the machine had other work
     num_first = min(steps, order.steps_per_epoch)
     return of_first, (of_first * num_first + of_later * (steps - num_first)) / 3600

@@ -85,7 +85,7 @@ def bf16_remark(precision: str) -> str:
     if precision == "auto" and is_native:
         return (
             'precision: fp32, which is exact. This CPU has instructions for bf16: with run.precision = "bf16" a step may '
-            "take half of the time and of the memory. llava-accel bench RECIPE run.precision=bf16 tells"
+            "take less time and memory; llava-accel bench RECIPE run.precision=bf16 tells how much"
         )
     return ""
 

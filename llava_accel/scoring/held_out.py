@@ -262,11 +262,11 @@ def evaluate(
 def scores(predictions: Sequence[Prediction], recipe: Recipe, *, blind: bool = False) -> dict[str, float]:
     """The number of answers, and their scores, see `measure`. Each answer's own scores are put into its row, the main one
     also as "score"."""
-    measured = measure(predictions, recipe.eval.measured, blind=blind)
-    main = main_score(recipe.eval.metric, {key.removeprefix("blind_") for key in measured})
+    measured, prefix = measure(predictions, recipe.eval.measured, blind=blind), "blind_" if blind else ""
+    main = main_score(recipe.eval.metric, {key.removeprefix(prefix) for key in measured})
     for row in predictions:
         row["score"] = next((row[name] for name in (main, *score_names(row)) if name in row), 0.0)
-    return {"blind_num_answers" if blind else "num_answers": float(len(predictions)), **measured}
+    return {f"{prefix}num_answers": float(len(predictions)), **measured}
 
 
 def choose_rows(rows: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -27,8 +27,7 @@ def choose_matmul(run: RunContext, width: int, source: Path | None = None) -> No
     before: Matmul | None = read_progress(source).get("matmul", "native") if source else None
     is_wanted = recipe.run.matmul == "auto" and is_fp32 and before != "native" and width >= LEAST_WIDTH
     error = onednn_error() if is_wanted else float("inf")
-    errors = torch.tensor([error], dtype=torch.float64)
-    errors = torch.as_tensor(accelerator.gather(errors))
+    errors = torch.as_tensor(accelerator.gather(torch.tensor([error], dtype=torch.float64)))
     is_exact = bool((errors < MOST_ERROR).all())
     use_matmul("onednn" if is_exact else "native")
     if is_exact:

@@ -13,7 +13,7 @@ from helpers.runs import PARITY, trained
 NEXT = PARITY / "next"
 CURVES = NEXT / "curves"
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-5, 1e-4
-STRAY_TOLERANCE, STRAYS = 4e-4, 1e-3
+STRAY_TOLERANCE, STRAYS = 2e-4, 1e-3
 """Such a share of the numbers may be a little further away. Adam divides a gradient by its size, and where that is rounding,
 each processor rounds otherwise: the original's own weights are up to 1.03e-4 from those of the same steps in fp64."""
 
@@ -111,14 +111,13 @@ def weights(run: Path) -> dict[str, Tensor]:
     return {as_original(key): tensor for key, tensor in found.items()}
 
 
-def assert_final_weights(run: Path, name: str) -> None:
-    """A run has ended at the original's weights after the last step."""
+def assert_final_weights(run: Path, name: str, strays: float = STRAYS) -> None:
+    """A run has ended at the original's weights after the last step, but for such a share of the numbers."""
     ours, theirs = weights(run), final(name)
     assert theirs.keys() <= ours.keys(), sorted(theirs.keys() - ours.keys())[:5]
     # An embedding may have grown by a row for the image token.
     apart = {key: (ours[key][: len(tensor)] - tensor).abs() for key, tensor in theirs.items()}
     furthest = max((float(distances.max()), key) for key, distances in apart.items())
     assert furthest < (STRAY_TOLERANCE, "")
-    assert (
-        torch.cat([distances.flatten() for distances in apart.values()]).gt(WEIGHT_TOLERANCE).double().mean() < STRAYS
-    )
+    numbers = torch.cat([distances.flatten() for distances in apart.values()])
+    assert (numbers >= WEIGHT_TOLERANCE).double().mean() <= strays

@@ -120,8 +120,7 @@ def test_the_probe_says_seconds_and_time_of_the_whole_run(data: Path) -> None:
     found = re.fullmatch(r"probe: ([\d.e-]+) seconds per step, ([\d.]+) (minutes|hours) in all on this .*", line)
     assert found and ended.code == 0, line + ended.err
     whole = float(found[2]) * (60 if found[3] == "minutes" else 3600)
-    # Later epochs find the features of their images kept. Twice as much where the machine has other work meanwhile.
-    assert whole <= 1000 * float(found[1]) * 2
+    assert whole <= 1000 * float(found[1]) * 1.2  # later epochs find the features of their images kept
     assert not (data / "run").exists()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bench.peer_steps.turnstile import NUM_LOSSES, Turnstile, plain_name
@@ -38,9 +39,7 @@ class Gate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._gradients and state.global_step == NUM_LOSSES - 1:
-            named = kwargs["model"].named_parameters()
-            grads = {plain_name(name): weight.grad for name, weight in named if weight.grad is not None}
-            save_file(grads, self._gradients)
+            save_gradients(kwargs["model"], self._gradients)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step <= NUM_LOSSES:
@@ -59,6 +58,12 @@ class Gate(TrainerCallback):
     def _let_through(self) -> None:
         self._turnstile.next()
         self._turnstile.start()
+
+
+def save_gradients(model: nn.Module, path: Path) -> None:
+    """The gradient of each trained weight, under its plain name."""
+    named = model.named_parameters()
+    save_file({plain_name(name): weight.grad for name, weight in named if weight.grad is not None}, path)
 
 
 def common_arguments(given: dict[str, str]) -> dict[str, object]:

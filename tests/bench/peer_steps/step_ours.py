@@ -5,11 +5,11 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bench.peer_steps.turnstile import NUM_LOSSES, PAIRS, Turnstile, plain_name, rows, settings
+from bench.peer_steps.gate import save_gradients
+from bench.peer_steps.turnstile import NUM_LOSSES, PAIRS, Turnstile, rows, settings
 from llava_accel.console.output import Console
 from llava_accel.measurement.probe import Job, first_windows, with_own_folders
 from llava_accel.model.processing import load_processing
@@ -67,8 +67,7 @@ def keep_gradients(objective: nn.Module, path: Path) -> None:
 
     def keep(*_: object) -> None:
         if next(left) == NUM_LOSSES - 1:
-            named = objective.named_parameters()
-            save_file({plain_name(name): weight.grad for name, weight in named if weight.grad is not None}, path)
+            save_gradients(objective, path)
             hook.remove()
 
     hook = register_optimizer_step_pre_hook(keep)
