@@ -5,6 +5,10 @@
 Tower 12 layers of 384 (196 image tokens), language model 8 layers of 512 with 32,000 rows, LoRA of rank 8 and
 the projector, fp32. "one": one question an image; "many": the questions of easy-VQA, 9.6 an image. A step
 of the Trainer takes seconds: five minutes in all.
+
+    OMP_NUM_THREADS=2 python tests/bench/eighty_million.py one --steps 4 --keep FOLDER
+
+measures nothing and writes the base, the data and a recipe, FOLDER/one.toml, for `llava-accel bench`.
 """
 
 import argparse
@@ -23,7 +27,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.plain_trainer import compare
-from llava_accel.recipe import make_recipe
+from llava_accel.recipe import Recipe, dump_recipe, make_recipe
 
 QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"
 SIDE, ROWS = 224, 32_000
@@ -78,6 +82,26 @@ def make_data(folder: Path, kind: str, num_questions: int) -> Path:
     return folder / "data.json"
 
 
+def make_recipes(folder: Path, kinds: list[str], arguments: argparse.Namespace) -> dict[str, Recipe]:
+    """A recipe for each kind of data, on one base."""
+    base = make_base(folder / "base")
+    return {
+        kind: make_recipe(
+            {
+                "run": {"name": "bench", "output_dir": str(folder / "run"), "precision": "fp32"},
+                "model": {"base": str(base), "lora": {"rank": 8, "alpha": 16, "dropout": arguments.dropout}},
+                "data": {
+                    "train": str(make_data(folder / kind, kind, arguments.batch * arguments.steps)),
+                    "workers": 0,
+                    "share_prefix": kind == "many",
+                },
+                "train": {"per_device_batch_size": arguments.batch},
+            }
+        )
+        for kind in kinds
+    }
+
+
 def main() -> None:
     """Print a table for each kind of data, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,26 +110,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA layers")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write base, data and recipes into it, and end")
     arguments = parser.parse_args()
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
-    found = {}
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True)
+        for kind, recipe in make_recipes(arguments.keep, kinds, arguments).items():
+            (arguments.keep / f"{kind}.toml").write_text(dump_recipe(recipe))
+        return
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        base = make_base(folder / "base")
-        for kind in kinds:
-            recipe = make_recipe(
-                {
-                    "run": {"name": "bench", "output_dir": str(folder / "run"), "precision": "fp32"},
-                    "model": {"base": str(base), "lora": {"rank": 8, "alpha": 16, "dropout": arguments.dropout}},
-                    "data": {
-                        "train": str(make_data(folder / kind, kind, arguments.batch * arguments.steps)),
-                        "workers": 0,
-                        "share_prefix": kind == "many",
-                    },
-                    "train": {"per_device_batch_size": arguments.batch},
-                }
-            )
-            found[kind] = compare(recipe, arguments.steps, arguments.rounds)
+        recipes = make_recipes(Path(place), kinds, arguments)
+        found = {kind: compare(recipe, arguments.steps, arguments.rounds) for kind, recipe in recipes.items()}
     for kind, values in found.items():
         print(
             f"{KINDS[kind]}: {values['ratio_cold']:.2f} x with a cold cache, {values['ratio']:.2f} x warm, "

@@ -50,7 +50,7 @@ def test_a_run_begins_with_what_it_is_about_in_80_columns(tmp_path: Path, monkey
     ):
         assert part in text and ended.out.count(f"\n  {part.split()[0]} ") == 1, part
     assert ended.out.count("\ntraining on the CPU because ") == 1
-    assert " ".join(ended.out.split()).count('with run.precision = "bf16" a step may take less time') == 1
+    assert " ".join(ended.out.split()).count('with run.precision = "bf16" a step takes about 0.6 of the time') == 1
     figures = json.loads((tmp_path / "run" / "data.json").read_text())
     assert [(each["name"], each["records"], each["examples"]) for each in figures["sources"]] == [
         ("one.json", 6, 6.0), ("two.json", 2, 6.0)
