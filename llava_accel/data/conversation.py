@@ -219,8 +219,8 @@ def _headed(
 ) -> list[Piece]:
     """Each turn between a header that names its role and a token that ends it.
 
-    An answer is tokenised by itself, as in generation. LLaVA's code does otherwise only for an answer that begins with a
-    line break, which it tokenises together with its header.
+    An answer is tokenised by itself, as in generation; with data.labels = "original" together with its header, which is
+    the same unless it begins with a line break.
 
     Args:
         form: The text of a turn, with ROLE and TEXT in place of its own.

@@ -8,6 +8,7 @@ never becomes a special token: a literal `</s>` in an answer is spelled out and 
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -103,10 +104,18 @@ class Labeller:
         is_answer, is_target = bytearray(), bytearray()
         image_starts: list[int] = []
         after: Context = "start"
+        header: tuple[int, str, Context] | None = None
         for piece in pieces:
             mark = b"\1" if piece.supervised else b"\0"
             if piece.kind == "text":
-                new = self.encode_text(piece.text, after)
+                start = len(ids)
+                if header and piece.supervised:
+                    start, new = self._with_header(header, ids, piece.text)
+                    del ids[start:], is_answer[start:], is_target[start:]
+                else:
+                    new = self.encode_text(piece.text, after)
+                is_header = self._is_original and piece.original == "all" and not piece.supervised
+                header = (start, piece.text, after) if is_header else None
                 after = "text" if new else after
             elif piece.kind == "special":
                 new = self._special_ids.get(piece.text)
@@ -132,6 +141,16 @@ class Labeller:
             index=index,
             is_answer=np.frombuffer(is_answer, dtype=bool) if self._is_original else None,
         )
+
+    def _with_header(self, header: tuple[int, str, Context], ids: list[int], answer: str) -> tuple[int, list[int]]:
+        """Where an answer starts, and its ids, if it is tokenised together with its header, as by LLaVA's own code.
+
+        A line break that it begins with may then be one token with that of the header, which counts as the answer's.
+        """
+        start, text, after = header
+        whole = self.encode_text(text + answer, after)
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids[start:], whole, strict=False)))
+        return start + kept, whole[kept:]
 
     def _besides(self, piece: Piece, ids: list[int]) -> bytes:
         return bytes(piece.original == "all" or [id] == self._newline for id in ids)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from helpers.samples import IMAGE_ID, PARITY, encode, encoder, fitting, image_in, llama_3, record, spans
@@ -198,3 +199,32 @@ def test_only_a_token_that_is_a_line_break_alone_is_learned_in_a_question() -> N
     (breaks,) = np.nonzero(other.input_ids == llama_3().convert_tokens_to_ids("Ċ"))
     assert other.is_target[breaks].tolist() == [False] * 5 + [True] * 2
     assert IMAGE_ID not in example.input_ids
+
+
+@cache
+def with_double_line_breaks() -> PreTrainedTokenizerFast:
+    """OneVision's tokenizer with a token for two line breaks, as those of Qwen and Llama 3 have."""
+    spec = json.loads((NEXT / "bases" / "onevision-qwen" / "tokenizer.json").read_text())
+    spec["model"]["vocab"]["ĊĊ"] = 1_000
+    spec["model"]["merges"].insert(0, "Ċ Ċ")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token="<|im_end|>")
+
+
+@pytest.mark.parametrize("answer", ["A cat.", "\nA cat.", "\n\n\nA\n\ncat.", "\n", " A cat.\n\n"])
+def test_the_original_tokenises_an_answer_together_with_its_header(answer: str) -> None:
+    tokenizer, said = with_double_line_breaks(), record("What?", answer, "Sure?", answer)
+    original, answers = (
+        encode(encoder(tokenizer, "qwen_1_5", labels=labels), said) for labels in ("original", "answers")
+    )
+    turn = tokenizer(f"<|im_start|>assistant\n{answer}<|im_end|>\n")["input_ids"]
+    assert isinstance(turn, list) and original.input_ids[-len(turn) :].tolist() == turn
+    assert original.is_target[-len(turn) :].all()
+    # A line break of both is the answer's: a prompt ends before the first token that holds some of the answer.
+    header = tokenizer("<|im_start|>assistant" + "\n" * (not answer.startswith("\n")))["input_ids"]
+    assert (
+        isinstance(header, list) and original.input_ids[: original.prompt_length()].tolist()[-len(header) :] == header
+    )
+    assert original.prompt_length() == len(original.input_ids) - len(turn) + len(header)
+    by_itself = tokenizer(f"{answer}<|im_end|>")["input_ids"]
+    assert spans(answers) == [by_itself, by_itself]
+    assert (answers.input_ids.tolist() == original.input_ids.tolist()) == (not answer.startswith("\n"))
