@@ -2,6 +2,7 @@
 
 import functools
 import os
+import stat
 import struct
 import unicodedata
 import warnings
@@ -44,6 +45,8 @@ def find_image(root: Path, name: str) -> Path:
         DataError: the name, or a link on its path, leads out of `root`; or there is no plain file.
     """
     path = root / name
+    if "\0" not in name and _is_plain_file(path) and _is_folder_inside(root, path.parent):
+        return path  # nearly always, and each record asks
     # os.path, not pathlib: it takes looping links and overlong names for missing files, and pathlib raises.
     if "\0" in name or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise DataError(
@@ -54,6 +57,19 @@ def find_image(root: Path, name: str) -> Path:
     if not os.path.isfile(path):  # false for a folder, a pipe and a dangling link too
         raise DataError("missing_image", *_absence(path, name, root))
     return path
+
+
+def _is_plain_file(path: Path) -> bool:
+    """Whether it is a file and no link."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:  # missing, or an overlong name
+        return False
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _is_folder_inside(root: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root))
 
 
 def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
