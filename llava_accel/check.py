@@ -178,8 +178,8 @@ def check_corpus(task: Check, name: str, corpus: Corpus, processing: Processing 
     report(task, checked)
     if copy := task.copy:
         problems.attempt(lambda: copy.add(checked, task.console))
-    if recipe.data.on_bad_record == "error":
-        task.has_bad_rows |= bool(bad_records(recipe.data, survey))
+    if recipe.data.on_bad_record == "error" and bad_records(recipe.data, survey):
+        task.has_bad_rows = True
     else:
         problems.attempt(lambda: refuse_bad(recipe.data, survey))
 

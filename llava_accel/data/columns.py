@@ -63,7 +63,8 @@ def _no_such_column(ours: str, name: str, known: Iterable[str]) -> DataError:
         else f"The rows have {some([quoted(name, 30) for name in names], 12)}."
     )
     problem = f"data.columns.{ours} is {quoted(name)}, and there is no such column"
-    return DataError("fields", problem, f"{remedy} Name one of the file's, or remove the key")
+    remedy = f"{remedy} Name one of the file's, or remove the key: it holds for data.train and data.eval alike"
+    return DataError("fields", problem, remedy)
 
 
 def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) -> DataError:
@@ -78,13 +79,19 @@ def unknown(fields: Fields, columns: Columns, forms: Iterable[tuple[str, ...]]) 
     if {"data", "annotations"} <= fields.keys():
         remedy = "Export again as JSON-MIN, and name its columns in data.columns"
         return DataError("fields", "the row is in Label Studio's JSON, which nests answers deeply", remedy)
+    forms, guesses, theirs = list(forms), _guesses(fields), dict(columns)
+    for form in forms:
+        given = [name for name in form if present(fields, *(IMAGE_FIELDS if name == "image" else (name,))) is not None]
+        nulls = [theirs.get(name, name) for name in form if name not in given]
+        is_begun = given and (given != ["image"] or not guesses)
+        if is_begun and all(_has_column(fields, name) for name in nulls):
+            return DataError("fields", f"{quoted(nulls[0], 30)} is null", "Fill it in, or remove the record")
     names = [quoted(name, 30) for name, value in fields.items() if value is not None]
     problem = f"'conversations' is missing, and the row is in no other form: it has {some(names, 12) or 'no field'}"
     others: dict[str, list[str]] = {}
     for first, *rest in forms:
         others.setdefault(first, []).extend(rest)
     known = ", ".join(" + ".join([first, *filter(None, ["|".join(rest)])]) for first, rest in others.items())
-    guesses = _guesses(fields)
     shown = toml_value(guesses or {"image": "photo", "question": "q", "answer": "label"})
     other = "" if guesses else ", make them with a function of yours (data.reader)"
     return DataError("fields", problem, f"Name the columns, data.columns = {shown}{other}, or write {known}")

@@ -15,6 +15,7 @@ from typing import Literal
 from llava_accel.sources.problems import DataError
 
 IMAGE = "<image>"
+_OF_OTHERS = re.compile(r"<\|?(?:image|img_context|vision_start)[\w |/]{0,12}>", re.IGNORECASE)
 Role = Literal["system", "user", "assistant"]
 Original = Literal["", "all", "newlines"]
 """What LLaVA's own code learns of a piece that is not an answer: nothing, all, or the tokens that are one line break."""
@@ -93,7 +94,10 @@ def check_turns(turns: Sequence[Turn], num_images: int) -> None:
         raise DataError("image_count", f"{IMAGE} is outside a user turn", "Move it into a question")
     if marks != num_images:
         remedy = f"Write one {IMAGE} for each image, where it belongs" if num_images else "Name the image in 'image'"
-        remedy += "" if marks else '; data.missing_image_mark = "start" puts them before the first question'
+        if mark := _mark_of_others(turns):
+            remedy = f"Write {IMAGE} in place of {mark}"
+        elif not marks:
+            remedy += '; data.missing_image_mark = "start" puts them before the first question'
         raise DataError(
             "image_count", f"the text has {marks} {IMAGE}, but the record names {num_images} image(s)", remedy
         )
@@ -119,13 +123,21 @@ def whole_rounds(turns: Sequence[Turn], images: Sequence[str]) -> tuple[Sequence
 
 
 def marked(turns: Sequence[Turn], num_images: int) -> Sequence[Turn]:
-    """The turns with a mark per image before the first question, each on a line; unchanged if they have marks already."""
+    """The turns with a mark per image before the first question, each on a line; unchanged if they have marks already,
+    or those of other models, which `check_turns` refuses."""
     start = _start(turns)
-    if start == len(turns) or any(IMAGE in turn.text for turn in turns[start::2]):
+    if start == len(turns) or any(IMAGE in turn.text for turn in turns[start::2]) or _mark_of_others(turns):
         return turns
     text = f"{IMAGE}\n" * num_images + turns[start].text
     question = Turn(turns[start].role, text if turns[start].text else text.strip())
     return [*turns[:start], question, *turns[start + 1 :]]
+
+
+def _mark_of_others(turns: Sequence[Turn]) -> str:
+    """The first mark of another model's form, such as <|image_1|>, where no text has ours; else ""."""
+    texts = [turn.text for turn in turns if turn.role == "user"]
+    found = None if any(IMAGE in text for text in texts) else re.search(_OF_OTHERS, "\n".join(texts))
+    return found.group() if found else ""
 
 
 def _start(turns: Sequence[Turn]) -> int:

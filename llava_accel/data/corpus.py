@@ -104,7 +104,10 @@ class Corpus:
     ) -> None:
         self.sources = list(sources)
         self.form = form
-        check_columns((source.raw(row) for source in sources for row in range(len(source))), form.columns)
+        try:
+            check_columns((source.raw(row) for source in sources for row in range(len(source))), form.columns)
+        except DataError as error:
+            raise replace(error, file=", ".join({str(source.table.path): None for source in sources})) from None
         self._encoder = encoder
         self._starts = list(accumulate(map(len, sources), initial=0))
         self.roots = [source.images.resolve() for source in sources]

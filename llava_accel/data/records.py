@@ -173,7 +173,7 @@ def _of_another_kind(raw: bytes) -> str:
     """The remedy for a file that has such a row; empty if only the row is wrong."""
     if raw.startswith(GIT_POINTER):
         return FETCH
-    return "It seems that the file is one array: name it .json" if raw.startswith(b"[") else ""
+    return "Write one object {...} per row; a file that is one array of them is named .json" if raw[:1] == b"[" else ""
 
 
 def _text(fields: Mapping[str, object], key: str) -> str:

@@ -112,7 +112,7 @@ def _text(fields: Fields, name: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # answers to "how many" are often numbers
     if value is not None and not isinstance(value, str):
-        raise DataError("fields", f"{name!r} is {value!r:.80}, not a text", "Write a string, or drop it")
+        raise DataError("fields", f"{name!r} is {value!r:.80}, not a text", "Write it as a string")
     return value
 
 
@@ -245,6 +245,9 @@ def _letter(answer: object, choices: list[str]) -> str:
 def _captioned(name: str) -> Callable[[Fields], dict[str, Any]]:
     def read(fields: Fields) -> dict[str, Any]:
         captions = fields[name]
+        if name == "text" and fields.get("question_id") is not None:
+            problem = "'text' beside 'question_id' is a question, as in LLaVA's files of questions"
+            raise DataError("fields", problem, "Write it in 'question', and its answer in 'answer'")
         several = {"answers": captions, "question": ""} if isinstance(captions, list) else {}
         return several | (_annotated(several) if several else {"conversations": _round("", _text(fields, name))})
 

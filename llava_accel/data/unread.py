@@ -11,7 +11,7 @@ from llava_accel.data.messages import Fields, present
 from llava_accel.recipe.toml import toml_value
 from llava_accel.sources.downloads import is_remote
 from llava_accel.sources.image_parts import is_image_name, part_of, shown
-from llava_accel.sources.problems import DataError, quoted
+from llava_accel.sources.problems import DataError, quoted, some
 
 _TEXTS = {
     "id", "question_id", "question", "answer", "query", "response", "instruction", "input", "output", "prompt", "completion",
@@ -20,6 +20,8 @@ _TEXTS = {
 """Fields whose value is a text even if it ends like the name of an image."""
 _LONGEST_NAME = 300
 _CALLED_IMAGE = re.compile(r"image|img|photo|picture", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:image|img)_?\d\d?")
+"""Names of further images of a record: larger numbers tell the size of a smaller copy."""
 _IDS = ("image_id", "img_id")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _BOXES = ("<bbox>", "<ref-object>")
@@ -44,19 +46,27 @@ def check_all_is_read(fields: Fields, turns: Sequence[Turn], images: Sequence[st
     if images and isinstance(others, list) and len(others) > len(images) and "image" not in dict(columns):
         problem = f"'images' has {len(others)}, and 'image' {len(images)}, which alone is read"
         raise DataError("image_count", problem, "Write all of them in 'images', and drop 'image'")
-    if images or "image" in dict(columns):
+    if "image" in dict(columns):
+        return
+    if images:
+        for name in filter(_NUMBERED.fullmatch, fields):
+            if _is_of_image(name, fields[name]):
+                problem = f"{name!r} seems to be an image beside the one that is read"
+                raise DataError("image_count", problem, "Write all of them in 'images', or remove it from the record")
         return
     if any(turn.role == "user" and "</img>" in turn.text and _PATH_IN_TEXT.search(turn.text) for turn in turns):
         raise DataError(
             "image_count", "a text names an image in <img>...</img>", "Write <image>, and its name in 'image'"
         )
     named = [name for name, value in fields.items() if name not in _TEXTS and _is_of_image(name, value)]
+    others = f" (and so does {some(list(map(repr, named[1:])))})" if len(named) > 1 else ""
     for name in [*named, *(name for name in _IDS if fields.get(name) is not None)]:
         value = fields[name]
         seen = shown(value) if isinstance(value, str) else value
-        problem = f"{name!r} is {quoted(seen)}, which seems to be an image, and no field that is read names one"
+        problem = f"{name!r} is {quoted(seen)}, which seems to be an image{others}, and no field that is read names one"
         mapped = toml_value({**dict(columns), "image": name})
         remedy = "Write its file in 'image'" if name in _IDS else f"Name the column, data.columns = {mapped}"
+        remedy = f"Write all of them in 'images'; or learn from one alone. {remedy}" if others else remedy
         raise DataError("image_count", problem, f"{remedy}; or remove it from the record")
 
 

@@ -287,10 +287,14 @@ def survey_key(recipe: Recipe, processing: Processing) -> str:
 
 
 def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
-    """The order of the training data for this many ranks; the global batch is what counts, not how it is split."""
+    """The order of the training data for this many ranks; the global batch is what counts, not how it is split.
+
+    Raises:
+        UserError: the weights of data.train leave no example in an epoch.
+    """
     is_weighted = any(source.weight != 1 for source in part.corpus.sources)
     train = recipe.train
-    return Order(
+    order = Order(
         lengths=part.survey.lengths[part.rows],
         seed=recipe.run.seed,
         global_batch_size=train.per_device_batch_size * train.accumulation_steps * num_ranks,
@@ -299,6 +303,10 @@ def build_order(recipe: Recipe, part: Part, num_ranks: int) -> Order:
         repeats=part.corpus.weights[part.rows] if is_weighted else None,
         groups=image_groups(part.survey.image_keys[part.rows]) if recipe.data.share_prefix else None,
     )
+    if not order.examples_per_epoch:
+        problem = f"data.train: the weights leave none of the {len(part.rows):,} records in an epoch"
+        raise UserError(f"{problem}. Raise them: 1 is each record once")
+    return order
 
 
 def content(run: RunContext, part: Part) -> str:

@@ -9,6 +9,7 @@ from llava_accel.data.corpus import Corpus
 from llava_accel.exceptions import UserError
 from llava_accel.recipe import DataTable
 from llava_accel.sources.downloads import fetch, is_remote, place_of, refuse
+from llava_accel.sources.problems import quoted
 from llava_accel.storage.kept_files import store, stored
 
 
@@ -29,7 +30,8 @@ def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: 
         problems = fetch(missing, folder, bar.advance)
     if problems and refuses and data.on_bad_record == "error":
         raise refuse(problems)
-    failed = f"; {len(problems):,} could not be fetched" if problems else ""
+    failed = "".join(f", such as {quoted(url, 200)}: {problem}" for url, problem in list(problems.items())[:1])
+    failed = f"; {len(problems):,} could not be fetched{failed}" if problems else ""
     console.line(f"fetched {len(missing) - len(problems):,} images into {folder}{failed}")
 
 

@@ -1,6 +1,7 @@
 """The rows of Parquet and Arrow files, as published on the Hugging Face hub and as `datasets` saves them."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from llava_accel.sources.json_rows import FETCH, GIT_POINTER
 from llava_accel.sources.problems import DataError
 
 _ROWS, _ROWS_WITH_IMAGES = 4096, 32  # in memory at once
+_Classes = Mapping[str, Sequence[str]]
+"""Column -> the names of its classes, which are stored as numbers from 0."""
 
 
 def parquet_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
@@ -23,10 +26,10 @@ def parquet_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
     with _readable(path, "Parquet"):
         file = parquet.ParquetFile(path)
         size = _ROWS_WITH_IMAGES if has_bytes(file.schema_arrow) else _ROWS
-        number = 0
+        classes, number = _classes(file.schema_arrow), 0
         for batch in file.iter_batches(batch_size=size):
             for row in _values(batch, number, path):
-                yield extraction.row(row)
+                yield extraction.row(_with_names(row, classes))
             number += batch.num_rows
 
 
@@ -40,9 +43,10 @@ def arrow_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
         whole = mapped.read_buffer(mapped.size())
         number = 0
         for batch in _batches(whole):
+            classes = _classes(batch.schema)
             for start in range(0, batch.num_rows, _ROWS_WITH_IMAGES):
                 for row in _values(batch[start : start + _ROWS_WITH_IMAGES], number + start, path):
-                    yield extraction.row(row, whole)
+                    yield extraction.row(_with_names(row, classes), whole)
             number += batch.num_rows
 
 
@@ -55,6 +59,35 @@ def _batches(whole: pa.Buffer) -> Iterator[pa.RecordBatch]:
         yield from (file.get_batch(number) for number in range(file.num_record_batches))
         return
     yield from reader
+
+
+def _classes(schema: pa.Schema) -> _Classes:
+    """The columns that `datasets` calls a ClassLabel: their numbers mean names, which stand in the file's metadata."""
+    found: dict[str, list[str]] = {}
+    for name, feature in _features(schema).items():
+        names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+        # Where the names are the numbers themselves, these are places in a list of choices.
+        if isinstance(names, list) and names != list(map(str, range(len(names)))):
+            found[name] = list(map(str, names))
+    return found
+
+
+def _features(schema: pa.Schema) -> dict[str, object]:
+    try:
+        value: object = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        value = None  # not of `datasets`
+    for key in ("info", "features"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _with_names(row: dict[str, object], classes: _Classes) -> dict[str, object]:
+    """The row with names of classes in place of their numbers; the -1 of a row without a class becomes null."""
+    for column, names in classes.items():
+        if isinstance(number := row.get(column), int):
+            row[column] = names[number] if 0 <= number < len(names) else None
+    return row
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def fetched(url: str, folder: Path) -> Path:
     path = place_of(url, folder)
     if not path.is_file():
         problem = f"the image {quoted(url)} is a URL that was not fetched"
-        raise DataError("missing_image", problem, "Run `llava-accel check` with a network, or save it as a file")
+        raise DataError("missing_image", problem, "Run `llava-accel check`, which says why not, or save it as a file")
     return path
 
 
@@ -77,8 +77,9 @@ def refuse(problems: dict[str, str], shown: int = 20) -> DataError:
     more = f"\n  and {len(problems) - shown:,} more" if len(problems) > shown else ""
     return DataError(
         "missing_image",
-        f"{len(problems):,} images could not be fetched:{''.join(lines)}{more}\n ",
-        "Repeat this with a network; or save them below data.images and name the files",
+        f"{len(problems):,} images could not be fetched:{''.join(lines)}{more}",
+        "Repeat this with a network, save them below data.images and name the files, or leave their records out with "
+        'data.on_bad_record = "skip"',
     )
 
 

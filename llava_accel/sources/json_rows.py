@@ -85,7 +85,7 @@ def _remedy(text: str) -> str:
         return (
             "It seems to be of a public data set: `llava-accel prepare --help` lists those that are made into records"
         )
-    if text.startswith("{") and "}\n{" in text.replace("\r", ""):
+    if text.startswith("{") and "}\n{" in text.replace("\r", "") and text.splitlines()[0].rstrip().endswith("}"):
         return "It seems to have one record per line: name it .jsonl"
     return "Write [record, ...], or one record per line in .jsonl"
 

@@ -26,7 +26,7 @@ from llava_accel.storage.arrow_columns import of_bytes, of_numbers
 from llava_accel.storage.kept_files import spare_folder, store, stored
 
 _ROWS_PER_CHUNK = 4096  # random access finds a row by division, so every chunk but the last has this many
-_FORMAT = "6"
+_FORMAT = "7"
 _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.large_binary())])
 
 

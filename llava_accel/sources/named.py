@@ -77,6 +77,7 @@ def _of_folder(folder: Path, named: Named) -> list[Path]:
         names = _saved(folder / "state.json", lambda content: [each["filename"] for each in content["_data_files"]])
         return [folder / name for name in names]
     if files := _plain_files(folder):
+        _check_all_unpacked(folder, files)
         return files
     if any(folder.iterdir()):
         compressed = [file.name for file in folder.iterdir() if file.suffix in _COMPRESSED]
@@ -88,6 +89,16 @@ def _of_folder(folder: Path, named: Named) -> list[Path]:
             raise DataError("json", problem, "Name the file of the records, and this folder in data.images")
         return hub.files(str(folder), named.config, named.splits, "")
     raise DataError("json", f"the folder {folder} holds no data file", f"Expected one of {', '.join(SUFFIXES)}")
+
+
+def _check_all_unpacked(folder: Path, files: list[Path]) -> None:
+    """DataError if a compressed file lies beside others of its form, as one of them that was not unpacked."""
+    forms, names = {file.suffix.lower() for file in files}, {file.name for file in files}
+    packed = [file for file in folder.iterdir() if file.suffix in _COMPRESSED and file.stem not in names]
+    forms |= {".tgz"} if ".tar" in forms else set()
+    if left := sorted(file.name for file in packed if {file.suffix, Path(file.stem).suffix.lower()} & forms):
+        problem = f"the folder {folder} holds compressed files beside those that are read: {some(left)}"
+        raise DataError("json", problem, f"Unpack them; or leave them out by a pattern: {folder}/*{files[0].suffix}")
 
 
 def _is_of_files(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from llava_accel.sources.extraction import OWN, Extraction
 from llava_accel.sources.image_parts import digest_of_ends, is_image_name
 from llava_accel.sources.json_rows import MAX_BYTES
-from llava_accel.sources.problems import DataError
+from llava_accel.sources.problems import DataError, quoted
 
 _TEXTS = {"txt": "caption", "text": "caption", "caption": "caption", "cls": "label"}
 """Suffix of a text member -> the field of the row that it becomes."""
@@ -32,8 +32,13 @@ def tar_rows(path: Path, extraction: Extraction) -> Iterator[bytes]:
     try:
         with tarfile.open(path, "r:") as archive:
             files = (one for one in archive if _is_part(one, path) and not Path(one.name).name.startswith("."))
+            known: set[str] = set()
             for number, (name, members) in enumerate(groupby(files, _key), start=1):
                 try:
+                    if name in known:
+                        problem = f"the files of the sample {quoted(name.removeprefix('/'))} are not side by side"
+                        raise DataError("json", problem, "Write the archive in the order of names: tar --sort=name -cf")
+                    known.add(name)
                     row = _row(archive, name.removeprefix("/"), members, extraction)
                 except DataError as error:
                     raise error.at(str(path), number, None) from None

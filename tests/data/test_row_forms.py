@@ -358,6 +358,28 @@ def test_images_beside_the_image_that_is_read_are_not_passed_over() -> None:
     assert parse(row | {"image": None}).images == ("a.png", "b.png")
 
 
+def test_several_images_under_other_names_are_all_named() -> None:
+    row = A_QUESTION | {"image": None, "left": "a.png", "right": "b.png"}
+    says = r"'left' is 'a.png', .*and so does 'right'.*Write all of them in 'images'; or .*image = \"left\""
+    with pytest.raises(DataError, match=says):
+        parse(row)
+    assert parse(row, ("image", "left")).images == ("a.png",)
+    assert parse(row | {"images": ["a.png", "b.png"]}).images == ("a.png", "b.png")
+    assert parse(A_QUESTION | {"image": "a.png", "image_256": "small.png"}).images == ("a.png",)
+
+
+def test_marks_of_other_models_are_not_left_in_texts() -> None:
+    with pytest.raises(DataError, match=r"Write <image> in place of <\|image\|>"):
+        parse(record("<|image|>what?", "red", image="a.png"), mark="start")
+    assert parse(record("a <image 1> tag?", "red")).images == ()
+    assert parse(record("<image>\nan <image 1> tag?", "red", image="a.png")).turns[0].text.endswith("tag?")
+
+
+def test_a_null_in_a_named_column_is_told_by_the_users_name() -> None:
+    with pytest.raises(DataError, match="'label' is null"):
+        parse(MAPPED | {"label": None}, *COLUMNS)
+
+
 def test_boxes_and_paths_in_texts_are_refused() -> None:
     grounded = {"messages": [A_USER | {"content": "<image>find <ref-object>"}, AN_ANSWER | {"content": "<bbox>"}]}
     for row, says in (

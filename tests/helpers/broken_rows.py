@@ -37,7 +37,27 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
     "a late system turn": ({"conversations": [HUMAN, {"from": "system", "value": "S"}, GPT]}, "roles", "system"),
     "an image without a mark": (record("Q", "A", image="a.png"), "image_count", "data.missing_image_mark"),
     "an unknown form": ({"q": "Q", "label": "A"}, "fields", 'data.columns = {question = "q", answer = "label"}'),
-    "a question without its answer": ({"question": "Q", "answer": None}, "fields", "no other form"),
+    "a question without its answer": ({"question": "Q", "answer": None}, "fields", "'answer' is null. Fill it in"),
+    "an image without its caption": ({"image": "a.png", "caption": None, "url": 3}, "fields", "'caption' is null"),
+    "a caption without its image": ({"image": None, "caption": "A"}, "fields", "'image' is null"),
+    "an answer is a fraction": ({"question": "Q", "answer": 3.5}, "fields", "3.5, not a text. Write it as a string"),
+    "an answer is true": ({"question": "Q", "answer": True}, "fields", "True, not a text. Write it as a string"),
+    "a question that LLaVA evaluates": (
+        {"question_id": 1, "image": "a.png", "text": "Q\nAnswer with a word.", "category": "default"},
+        "fields", "is a question, as in LLaVA's files of questions"
+    ),
+    "a second image in a field of its own": (
+        {"image": "a.png", "image_2": "b.png", "question": "Q", "answer": "A"}, "image_count", "'image_2' seems to be"
+    ),
+    "a mark of Llama's": (record("<|image|>Q", "A", image="a.png"), "image_count", "Write <image> in place of <|image|>"),
+    "a mark of Phi's": (record("<|image_1|>\nQ", "A", image="a.png"), "image_count", "in place of <|image_1|>"),
+    "a mark of Qwen's": (
+        record("<|vision_start|><|image_pad|><|vision_end|>Q", "A", image="a.png"), "image_count", "of <|vision_start|>"
+    ),
+    "a mark in capitals": (record("<Image>Q", "A", image="a.png"), "image_count", "in place of <Image>"),
+    "a mark of MMMU's beside a question": (
+        {"question": "<image 1> What?", "answer": "A", "image": "a.png"}, "image_count", "in place of <image 1>"
+    ),
     "a question is a list": ({"question": ["Q"], "answer": "A"}, "fields", "'question' is"),
     "a caption is an object": ({"image": "a.png", "caption": {"A": [1]}}, "fields", "'caption' is"),
     "a history is no list of pairs": ({"query": "Q", "response": "A", "history": [["Q"]]}, "fields", "'history' is"),
@@ -91,6 +111,9 @@ LINES: dict[str, tuple[bytes, str]] = {  # name -> line, a word of the message; 
     "100,000 brackets": (b"[" * 100_000, "not valid JSON"),
     "a number of 5000 digits": (b'{"id": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "not UTF-8": (b'{"id": "\xff\xfe"}', "not UTF-8"),
+    "a conversation without an object around it": (
+        b'[{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]', "Write one object {...} per row"
+    ),
     "a NUL": (b"\x00", "not valid JSON"),
     "half a character": (rb'{"conversations": [{"from": "human", "value": "\ud83d"}]}', "half of a surrogate pair"),
     "halves in the wrong order": (
@@ -110,6 +133,10 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
     "an empty array": ("a.json", lambda: b"[]", ["no record", "Check the file"]),
     "one object": ("a.json", lambda: json.dumps(TEXT_ONLY).encode(), ["not a JSON array", ".jsonl"]),
     "lines in a .json file": ("a.json", lambda: b'{"id": 1}\n{"id": 2}\n', ["not a JSON array", "per line: name it .jsonl"]),
+    "objects over several lines in a .json file": (
+        "a.json", lambda: json.dumps(TEXT_ONLY, indent=1).encode() + b"\n{}", ["not a JSON array", "Write [record, ...], or"]
+    ),
+    "lists in an array": ("a.json", lambda: f"[{_WHOLE}]".encode(), ["row 1", "Write one object {...} per row"]),
     "a public data set's questions": (
         "a.json", lambda: b'{"info": {}, "questions": [{"question_id": 1}]}', ["not a JSON array", "prepare --help"]
     ),

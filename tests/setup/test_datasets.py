@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers.runs import recipe, talk
 from helpers.tiled import KIT
-from helpers.verbs import start, write_recipe
+from helpers.verbs import assert_refused, start, write_recipe
 from llava_accel.model.processing import load_processing
 from llava_accel.setup.datasets import list_skipped, survey_key
 from llava_accel.setup.run_folder import SKIPPED
@@ -140,3 +140,29 @@ def test_a_list_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pytes
     (tmp_path / SKIPPED).mkdir()
     list_skipped(tmp_path / SKIPPED, [DataError("json", "no JSON", "Mend it")])
     assert "skipped.txt cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"on_too_long": "skip", "max_length": 30}, ["no record of the file is left", "Raise data.max_length"]),
+        ({"weight": 0.2}, ["the weights leave none of the 2 records in an epoch", "Raise them"]),
+    ],
+)
+def test_data_of_which_nothing_is_left_are_refused_by_check_as_by_train(
+    folder: Path, settings: dict[str, object], says: list[str]
+) -> None:
+    file = write(folder / "1.jsonl", talk(1, "Q", "A", "a.png"), talk(2, "Q", "B", "b.png"))
+    source = {"path": str(file), "weight": settings.pop("weight", 1.0)}
+    recipe = str(write_recipe(folder, file, data={"train": [source], "images": str(folder), **settings}))
+    for verb in ("check", "train"):
+        assert_refused(start(verb, recipe), says)
+
+
+def test_a_column_that_only_the_training_data_have_is_told_with_the_file_that_lacks_it(folder: Path) -> None:
+    train = write(folder / "1.jsonl", {"image": "a.png", "q": "Q", "label": "A"})
+    held_out = write(folder / "2.jsonl", {"image": "b.png", "question": "Q", "answer": "A"})
+    columns = {"question": "q", "answer": "label"}
+    recipe = write_recipe(folder, train, data={"eval": str(held_out), "images": str(folder), "columns": columns})
+    for verb in ("check", "train"):
+        assert_refused(start(verb, str(recipe)), [f"{held_out}: data.columns.", "data.train and data.eval alike"])

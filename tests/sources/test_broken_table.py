@@ -123,7 +123,7 @@ def test_the_pointer_of_a_large_file_is_told_apart(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_in_a_file_of_lines_is_told_apart(tmp_path: Path, indent: int | None) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(RECORDS, indent=indent))
-    with pytest.raises(DataError, match=r"one array: name it \.json"):
+    with pytest.raises(DataError, match=r"one array of them is named \.json"):
         corpus_of(tmp_path / "a.jsonl").record(0)
 
 

@@ -121,15 +121,18 @@ def test_what_cannot_be_had_is_listed_with_its_reason(
     for url, reason in zip(urls[1:], reasons, strict=True):
         line = next(line for line in text.splitlines() if url in line)
         assert reason in line
-    assert "with a network" in text
+    assert "with a network" in text and 'data.on_bad_record = "skip"' in text and "\n ." not in text
     assert named.image_files(0), "the others are kept"
     with pytest.raises(DataError, match="was not fetched"):
         named.image_files(1)
 
 
-def test_a_recipe_that_skips_goes_on_with_the_others(tmp_path: Path, host: str) -> None:
+def test_a_recipe_that_skips_goes_on_with_the_others(
+    tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     named = corpus(tmp_path, [f"{host}/a.png", f"{host}/none.png"])
     fetch_images(named, data(on_bad_record="skip"), Console())
+    assert f"1 could not be fetched, such as '{host}/none.png': Not Found" in capsys.readouterr().out
     assert named.image_files(0)
 
 

@@ -374,3 +374,13 @@ def test_a_link_in_a_shard_is_refused_and_not_left_out_of_its_sample(tmp_path: P
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(DataError, match=r"1\.png is a link to 0\.png.*--hard-dereference"):
         Table(tmp_path / "a.tar", tmp_path / "cache")
+
+
+def test_a_sample_whose_files_are_apart_is_refused_with_how_to_bring_them_together(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in (("0.png", png(0)), ("1.png", png(2)), ("0.txt", b"a cat"), ("1.txt", b"a dog")):
+            _add(archive, name, content)
+    with pytest.raises(
+        DataError, match=r"row 3: the files of the sample '0' are not side by side.*tar --sort=name -cf"
+    ):
+        Table(tmp_path / "a.tar", tmp_path / "cache")

@@ -92,6 +92,54 @@ def test_folders_without_data_are_said(tmp_path: Path) -> None:
         files_of(Named(str(tmp_path / "images")))
 
 
+def test_a_compressed_file_beside_others_of_its_form_is_not_passed_over(tmp_path: Path) -> None:
+    first = lines(tmp_path / "a.jsonl")
+    for name in ("images.tar.gz", "images.zip", "a.jsonl.gz"):  # none of them holds other records
+        (tmp_path / name).write_bytes(b"x")
+    assert files_of(Named(str(tmp_path))) == [first]
+    (tmp_path / "b.jsonl.gz").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"compressed files beside those that are read: b\.jsonl\.gz\. Unpack"
+    ) as caught:
+        files_of(Named(str(tmp_path)))
+    assert files_of(Named(str(caught.value).rpartition("pattern: ")[2])) == [first]
+    (tmp_path / "s").mkdir()
+    for name in ("0.tar", "1.tgz"):
+        (tmp_path / "s" / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"read: 1\.tgz"):
+        files_of(Named(str(tmp_path / "s")))
+
+
+def test_numbers_of_classes_are_read_as_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    whole = datasets.Dataset.from_dict({"question": ["Q"] * 3, "answer": [1, 0, -1], "choices": [["a", "b"]] * 3})
+    of_animals = whole.remove_columns("choices").cast_column("answer", datasets.ClassLabel(names=["cat", "dog"]))
+    of_animals.save_to_disk(str(tmp_path / "saved"))
+    of_animals.to_parquet(str(tmp_path / "a.parquet"))
+    for name in ("saved", "a.parquet"):
+        data = Corpus(open_sources([Named(str(tmp_path / name))], tmp_path / "cache"), encoder())
+        assert [data.record(n).turns[1].text for n in range(2)] == ["dog", "cat"]
+        with pytest.raises(DataError, match="'answer' is null"):  # -1: without a class
+            data.record(2)
+    # Names that are numbers themselves are places in the choices.
+    whole.cast_column("answer", datasets.ClassLabel(names=["0", "1"])).to_parquet(str(tmp_path / "b.parquet"))
+    data = Corpus(open_sources([Named(str(tmp_path / "b.parquet"))], tmp_path / "cache"), encoder())
+    assert data.record(0).turns[1].text == "B"
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[]", '{"info": 3}', '{"info": {"features": {"answer": {"names": 3}}}}', "[" * 99999]
+)
+def test_metadata_that_datasets_did_not_write_are_passed_over(tmp_path: Path, metadata: str) -> None:
+    table = pa.table({"question": ["Q"], "answer": [7]}).replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    data = Corpus(open_sources([Named(str(tmp_path / "a.parquet"))], tmp_path / "cache"), encoder())
+    assert data.record(0).turns[1].text == "7"
+
+
 @pytest.mark.parametrize("name", ["org/name", "a/b.c-d_e", "0/1"])
 def test_names_of_the_hub_are_known(name: str) -> None:
     assert is_name(name)
