@@ -5,6 +5,7 @@ A row is read by the first form whose fields it has. Columns that the user has n
 
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def _annotated(fields: Fields) -> dict[str, Any]:
 
 
 def _question(fields: Fields) -> dict[str, Any]:
-    if present(fields, "choices", "options") is not None:
+    if present(fields, "choices", "options"):  # an empty list leaves the question open
         return _multiple_choice(fields)
     if isinstance(fields["answer"], list | dict) and fields.get("answers") is None:
         return {"answers": fields["answer"], **_annotated({**fields, "answers": fields["answer"]})}
@@ -221,8 +222,9 @@ def _multiple_choice(fields: Fields) -> dict[str, Any]:
     choices = present(fields, "choices", "options")
     if isinstance(choices, dict) and list(choices) == list(LETTERS[: len(choices)]):
         choices = list(choices.values())
-    if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
-        raise DataError("fields", f"the choices are {quoted(choices)}", "Write a list of strings in 'choices'")
+    is_list = isinstance(choices, list) and all(isinstance(each, str) for each in choices)
+    if not is_list or not 2 <= len(choices) <= len(LETTERS):
+        raise DataError("fields", f"the choices are {quoted(choices)}", "Write a list of 2 to 26 strings in 'choices'")
     question = f"{with_options(_text(fields, 'question') or '', choices)}\n{LETTER_REQUEST}"
     return {"conversations": _round(question, _letter(fields["answer"], choices)), "choices": choices, "answers": None}
 
@@ -238,7 +240,7 @@ def _letter(answer: object, choices: list[str]) -> str:
         meant |= {letter for letter in [option(text, len(letters)), text.strip("().")] if letter and letter in letters}
     if len(meant) != 1:
         problem = f"the answer {quoted(answer)} does not name one of the {len(choices)} choices"
-        raise DataError("fields", problem, "Write its number, counted from 0, its letter or its text")
+        raise DataError("fields", problem, "Write its number from 0, without quotes, its letter or its text")
     return meant.pop()
 
 
@@ -248,6 +250,9 @@ def _captioned(name: str) -> Callable[[Fields], dict[str, Any]]:
         if name == "text" and fields.get("question_id") is not None:
             problem = "'text' beside 'question_id' is a question, as in LLaVA's files of questions"
             raise DataError("fields", problem, "Write it in 'question', and its answer in 'answer'")
+        if isinstance(captions, str) and _OF_A_RECORD.match(captions):
+            problem = f"{name!r} is {quoted(captions)}, a record and not a text to learn"
+            raise DataError("fields", problem, "Write its fields into the row itself, or let a data.reader do so")
         several = {"answers": captions, "question": ""} if isinstance(captions, list) else {}
         return several | (_annotated(several) if several else {"conversations": _round("", _text(fields, name))})
 
@@ -274,5 +279,6 @@ _FORMS = (
     _Form(("text", "image"), _captioned("text")),
 )
 
+_OF_A_RECORD = re.compile(r'\s*\{\s*"(question|prompt|chosen|conversations|messages)"\s*:')
 _BESIDE = {"chosen", "system", "system_prompt"}
 """Fields that add something to `conversations`."""

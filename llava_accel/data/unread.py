@@ -66,8 +66,8 @@ def check_all_is_read(fields: Fields, turns: Sequence[Turn], images: Sequence[st
         problem = f"{name!r} is {quoted(seen)}, which seems to be an image{others}, and no field that is read names one"
         mapped = toml_value({**dict(columns), "image": name})
         remedy = "Write its file in 'image'" if name in _IDS else f"Name the column, data.columns = {mapped}"
-        remedy = f"Write all of them in 'images'; or learn from one alone. {remedy}" if others else remedy
-        raise DataError("image_count", problem, f"{remedy}; or remove it from the record")
+        remedy += "; or write all of them in 'images'" if others else "; or remove it from the record"
+        raise DataError("image_count", problem, remedy)
 
 
 def _is_of_image(name: str, value: object) -> bool:

@@ -65,7 +65,7 @@ def json_array(path: Path) -> Iterator[bytes]:
                     if not block:
                         problem = f"not valid JSON ({getattr(error, 'msg', error)})"
                         problem += "; the file may be cut off" if cut else ""
-                        raise refused(problem, "Write the file again", number) from None
+                        raise refused(problem, "Write the file again" if cut else "Correct it", number) from None
                     text, place = left + block, 0
                     continue
                 # Between the tokens of JSON a line break means nothing, and inside them there is none.
@@ -87,7 +87,7 @@ def _remedy(text: str) -> str:
         )
     if text.startswith("{") and "}\n{" in text.replace("\r", "") and text.splitlines()[0].rstrip().endswith("}"):
         return "It seems to have one record per line: name it .jsonl"
-    return "Write [record, ...], or one record per line in .jsonl"
+    return "Write [record, ...], or one record per line in .jsonl; if it holds no records, name the other files alone"
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:

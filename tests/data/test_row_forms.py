@@ -127,6 +127,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> a row, th
     "choices by their letters": (
         {"question": "what?", "options": {"A": "blue", "B": "red"}, "answer": "B", "image": "t0.png"}, CHOICE
     ),
+    "no choices": ({"question": "what?", "options": [], "answer": "red", "image": "t0.png"}, ROUND),
     "a caption": ({"image": "t0.png", "caption": "a red shape"}, record("<image>", "a red shape", image="t0.png")),
     "a caption called text": ({"image": {"path": "t0.png"}, "text": "red"}, record("<image>", "red", image="t0.png")),
     "captions": (
@@ -360,7 +361,7 @@ def test_images_beside_the_image_that_is_read_are_not_passed_over() -> None:
 
 def test_several_images_under_other_names_are_all_named() -> None:
     row = A_QUESTION | {"image": None, "left": "a.png", "right": "b.png"}
-    says = r"'left' is 'a.png', .*and so does 'right'.*Write all of them in 'images'; or .*image = \"left\""
+    says = r"'left' is 'a.png', .*and so does 'right'.*image = \"left\".*; or write all of them in 'images'"
     with pytest.raises(DataError, match=says):
         parse(row)
     assert parse(row, ("image", "left")).images == ("a.png",)

@@ -77,6 +77,16 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
         {"question": "Q", "choices": ["B", "A"], "answer": "A"}, "fields", "one of the 2 choices"
     ),
     "choices are no strings": ({"question": "Q", "choices": [1, 2], "answer": 1}, "fields", "the choices are"),
+    "a choice by its number in quotes": (
+        {"question": "Q", "choices": ["a", "b"], "answer": "0"}, "fields", "number from 0, without quotes"
+    ),
+    "a single choice": ({"question": "Q", "options": ["a"], "answer": 0}, "fields", "Write a list of 2 to 26 strings"),
+    "more choices than letters": (
+        {"question": "Q", "choices": list(map(str, range(100, 130))), "answer": 29}, "fields", "list of 2 to 26 strings"
+    ),
+    "a record in a caption": (
+        {"image": "a.png", "text": '{"question": "Q", "chosen": "A", "rejected": "B"}'}, "fields", "a record and not a text"
+    ),
     "a mark without an image": (record("<image>\nQ", "A"), "image_count", "names 0 image"),
     "two marks, one image": (record("<image><image>", "A", image="a.png"), "image_count", "2 <image>"),
     "one mark, two images": (record("<image>", "A", image=["a", "b"]), "image_count", "names 2"),
@@ -143,7 +153,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {  # name -> file
     "an export of Label Studio": (
         "a.json", lambda: b'[{"id": 1, "data": {"image": "a.png"}, "annotations": []}]', ["Label Studio", "JSON-MIN"]
     ),
-    "single quotes in an array": ("a.json", lambda: b"[{'id': 1}]" + b" " * 99, ["row 1", "not valid JSON"]),
+    "single quotes in an array": ("a.json", lambda: b"[{'id': 1}]" + b" " * 99, ["row 1", "not valid JSON", "Correct it"]),
     "two arrays": ("a.json", lambda: f"{_WHOLE} {_WHOLE}".encode(), ["after the end of the array", "one array"]),
     "an array of 100,000 brackets": ("a.json", lambda: b"[" * 100_000, ["row 1", "not valid JSON"]),
     "an array in Latin-1": ("a.json", lambda: '[{"id": "\xe9"}]'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
