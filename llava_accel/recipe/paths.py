@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -25,6 +26,9 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
 """Suffixes of data files that are read."""
 
 
+_OF_HUB = re.compile(r"(?:hf:/+|https:/+(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:datasets/)?([\w.-]+/[\w.-]+)/?$")
+
+
 def is_file_name(path: str) -> bool:
     """Whether a path ends in the suffix of a file, and so is not the name of a data set."""
     return path.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
@@ -37,7 +41,7 @@ def refuse_missing(recipe: Recipe, source: str) -> None:
         suffix = os.path.splitext(path)[1]
         if not (os.path.isdir(path) if is_folder else os.path.exists(path) or _may_be_elsewhere(path)):
             what = f"There is no such {'folder' if is_folder else 'file or folder'}."
-            problems.append(Problem({key: path}, what, _remedy(path, key == "model.base")))
+            problems.append(Problem({key: path}, what, remedy_of(path, key == "model.base")))
         elif not is_folder and os.path.isfile(path) and (remedy := OTHER_SUFFIXES.get(suffix.lower())):
             what = f"Files ending in {suffix!r} are not read."
             remedy = with_images(remedy.format(shlex.quote(path)), recipe.data.images)
@@ -75,12 +79,19 @@ def _may_be_of_the_hub(name: str) -> bool:
     return name.count("/") <= 1 and "\\" not in name and not name.startswith((".", "~", "/"))
 
 
-def _remedy(path: str, is_base: bool) -> str:
+def remedy_of(path: str, is_base: bool = False) -> str:
+    """What to do about a path that is not there."""
     folder, name = os.path.split(path)
     if (home := os.path.expanduser(path)) != path:
         return f"Only a shell reads ~ as the home folder. Write {home}."
     if "\\" in path and os.sep != "\\":
         return "Write the path that it has on this machine, with / in place of \\."
+    if of_hub := _OF_HUB.match(path):
+        return f"Write {of_hub[1]}, the name of the data set or model on the hub."
+    if re.match(r"\w+:/", path):
+        return "Addresses are not read. Download it, and name the file or folder."
+    if re.search(r"\{.*\}", path):
+        return f"Braces are not read. Write a pattern: {re.sub(r'{.*?}', '*', path)}."
     here = "" if os.path.isabs(path) else f" It was looked for in {os.getcwd()}, where the command was started."
     if folder and not os.path.isdir(folder):
         return f"There is no folder {folder} either. Correct it.{here}"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llava_accel.recipe.paths import OTHER_SUFFIXES, SUFFIXES
+from llava_accel.recipe.paths import OTHER_SUFFIXES, SUFFIXES, remedy_of
 from llava_accel.sources.columnar import arrow_rows, parquet_rows
 from llava_accel.sources.downloads import may_hold
 from llava_accel.sources.extraction import Extraction
@@ -75,7 +75,8 @@ class Table:
 
 def _identity(path: Path) -> str:
     if not path.is_file():
-        raise DataError("json", f"there is no such file: {path}", "Check data.train and data.eval", file=str(path))
+        remedy = f"Check data.train and data.eval. {remedy_of(str(path)).removesuffix('.')}"
+        raise DataError("json", f"there is no such file: {path}", remedy, file=str(path))
     stat = path.stat()
     times = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     return hashlib.sha256(repr((_FORMAT, str(path.resolve()), *times)).encode()).hexdigest()[:20]

@@ -132,3 +132,9 @@ def test_an_ending_in_capitals_is_the_same(tmp_path: Path, name: str) -> None:
     rows = [json.dumps(each) for each in RECORDS]
     (tmp_path / name).write_text("\n".join(rows) if name == "a.JSONL" else f"[{','.join(rows)}]")
     assert len(open_table(tmp_path / name)) == len(RECORDS)
+
+
+def test_a_file_that_is_not_there_is_told_as_the_recipe_tells_it(tmp_path: Path) -> None:
+    for name, says in (("~/a.jsonl", f"Write {Path.home()}/a.jsonl"), ("a-{0..9}.tar", r"Write a pattern: a-\*\.tar")):
+        with pytest.raises(DataError, match=f"no such file: .*Check data.train and data.eval. .*{says}$"):
+            open_table(Path(name))
