@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from llava_accel.data.messages import IMAGE_FIELDS, Fields, present
 from llava_accel.recipe.toml import toml_key, toml_value
+from llava_accel.sources.image_parts import part_of
 from llava_accel.sources.problems import DataError, quoted, some
 
 Columns = tuple[tuple[str, str], ...]
@@ -101,6 +102,9 @@ def _guesses(fields: Fields) -> dict[str, str]:
     """data.columns for a row whose names resemble ours; empty unless they give a question and its answer, or a caption."""
     names = [name for name, value in fields.items() if _is_text(value) and name == toml_key(name)]
     mapped = {"image": "image"} if present(fields, *IMAGE_FIELDS) is not None else {}
+    if images := [name for name in names if part_of(str(fields[name]))]:  # it holds the image itself, whatever its name
+        mapped = mapped or {"image": images[0]}
+        names = [name for name in names if name not in images]
     for ours, words in _LIKELY.items():
         free = [name for name in names if name not in (*mapped.values(), *IMAGE_FIELDS)]
         like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])

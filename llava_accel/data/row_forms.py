@@ -222,8 +222,8 @@ def _multiple_choice(fields: Fields) -> dict[str, Any]:
     choices = present(fields, "choices", "options")
     if isinstance(choices, dict) and list(choices) == list(LETTERS[: len(choices)]):
         choices = list(choices.values())
-    is_list = isinstance(choices, list) and all(isinstance(each, str) for each in choices)
-    if not is_list or not 2 <= len(choices) <= len(LETTERS):
+    texts = [each for each in choices if isinstance(each, str)] if isinstance(choices, list) else []
+    if not isinstance(choices, list) or len(texts) < len(choices) or not 2 <= len(texts) <= len(LETTERS):
         raise DataError("fields", f"the choices are {quoted(choices)}", "Write a list of 2 to 26 strings in 'choices'")
     question = f"{with_options(_text(fields, 'question') or '', choices)}\n{LETTER_REQUEST}"
     return {"conversations": _round(question, _letter(fields["answer"], choices)), "choices": choices, "answers": None}

@@ -294,6 +294,13 @@ def test_what_is_proposed_works(row: dict[str, Any], columns: tuple[tuple[str, s
     assert parse(row, *columns).images == ("t0.png",) and parse(row, *columns).turns[1] == Turn("assistant", "red")
 
 
+def test_the_column_that_holds_an_image_is_proposed_whatever_its_name(tmp_path: Path) -> None:
+    content = {"bytes": (PARITY / "images" / "t0.png").read_bytes(), "path": None}
+    for name in ("pixel", "answer_sheet"):
+        with pytest.raises(DataError, match=re.escape(f'data.columns = {{image = "{name}", caption = "label"}}')):
+            embedded(tmp_path, {name: content, "label": "cat"})
+
+
 def test_columns_may_be_any_field_of_a_form() -> None:
     row, columns = {"a": HISTORY, "b": "why?", "c": "so it is"}, (("history", "a"), ("query", "b"), ("response", "c"))
     assert {ours for ours, _ in columns} <= set(get_args(ColumnName))
