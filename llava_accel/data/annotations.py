@@ -15,8 +15,12 @@ LETTER_REQUEST = "Answer with the option's letter from the given choices directl
 """LLaVA-1.5's line below the options of a question."""
 
 
-def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
-    """The (text, count) pairs of a record's `answers`, empty if the field is absent; DataError if it has another form."""
+def parse_answers(value: object, name: str = "answers") -> tuple[tuple[str, float], ...]:
+    """The (text, count) pairs of a record's `answers`, empty if the field is absent; DataError if it has another form.
+
+    Args:
+        name: The field that the user wrote them in.
+    """
     if value is None:
         return ()
     counts: dict[str, object] = {}
@@ -29,8 +33,8 @@ def parse_answers(value: object) -> tuple[tuple[str, float], ...]:
         counts = dict(Counter(texts)) if len(texts) == len(entries) else {}
     answers = tuple((text, float(count)) for text, count in counts.items() if _is_count(count))
     if not counts or len(answers) < len(counts) or sum(count for _, count in answers) > MOST_ANSWERS:
-        remedy = f'Write {{"answer": count}} or a list of answers, of at most {MOST_ANSWERS:,} annotators, or drop it'
-        raise DataError("fields", f"'answers' is {quoted(value)}", remedy)
+        remedy = f'Write {{"answer": count}} or a list of answers, of at most {MOST_ANSWERS:,} annotators'
+        raise DataError("fields", f"{name!r} is {quoted(value)}", remedy)
     return answers
 
 

@@ -107,6 +107,7 @@ def _guesses(fields: Fields) -> dict[str, str]:
         names = [name for name in names if name not in images]
     for ours, words in _LIKELY.items():
         free = [name for name in names if name not in (*mapped.values(), *IMAGE_FIELDS)]
+        free = [name for name in free if ours != "question" or isinstance(fields[name], str)]
         like = (name for word in words for name in free if word in name.lower() or name.lower() == ours[0])
         if ours not in mapped and (name := next(like, None)) is not None:
             mapped[ours] = name
@@ -118,7 +119,7 @@ def _guesses(fields: Fields) -> dict[str, str]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value may be a question or an answer: a text, or a list of several."""
+    """Whether a value may be a question or an answer: a text, or a list of several answers."""
     return isinstance(value, str) or (
         isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
     )

@@ -181,5 +181,5 @@ def _text(fields: Mapping[str, object], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError("fields", f"{key!r} is {quoted(value)}", "Write a string, or drop it")
+        raise DataError("fields", f"{key!r} is {quoted(value)}", "Write it as a string")
     return value

@@ -201,9 +201,9 @@ def _preferred(fields: Fields) -> dict[str, Any]:
     return {"conversations": fields["chosen"]}
 
 
-def _annotated(fields: Fields) -> dict[str, Any]:
+def _annotated(fields: Fields, name: str = "answers") -> dict[str, Any]:
     """Reads a question and its annotators' answers: the most frequent one is learned, of equals the first."""
-    answers = parse_answers(fields["answers"])
+    answers = parse_answers(fields["answers"], name)
     candidates = [answer for answer in answers if answer[0].strip()] or answers
     target, _ = max(candidates, key=lambda answer: answer[1])
     return {"conversations": _round(_text(fields, "question"), target)}
@@ -213,7 +213,7 @@ def _question(fields: Fields) -> dict[str, Any]:
     if present(fields, "choices", "options"):  # an empty list leaves the question open
         return _multiple_choice(fields)
     if isinstance(fields["answer"], list | dict) and fields.get("answers") is None:
-        return {"answers": fields["answer"], **_annotated({**fields, "answers": fields["answer"]})}
+        return {"answers": fields["answer"], **_annotated({**fields, "answers": fields["answer"]}, "answer")}
     return _asked("question", "answer")(fields)
 
 
@@ -254,7 +254,7 @@ def _captioned(name: str) -> Callable[[Fields], dict[str, Any]]:
             problem = f"{name!r} is {quoted(captions)}, a record and not a text to learn"
             raise DataError("fields", problem, "Write its fields into the row itself, or let a data.reader do so")
         several = {"answers": captions, "question": ""} if isinstance(captions, list) else {}
-        return several | (_annotated(several) if several else {"conversations": _round("", _text(fields, name))})
+        return several | (_annotated(several, name) if several else {"conversations": _round("", _text(fields, name))})
 
     return read
 

@@ -77,6 +77,12 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
         {"question": "Q", "choices": ["B", "A"], "answer": "A"}, "fields", "one of the 2 choices"
     ),
     "choices are no strings": ({"question": "Q", "choices": [1, 2], "answer": 1}, "fields", "the choices are"),
+    "answers in lists under one name": ({"question": "Q", "answer": {"text": ["A"]}}, "fields", "'answer' is "),
+    "captions are numbers": ({"image": "a.png", "caption": [1, 2]}, "fields", "'caption' is "),
+    "a number is the question": ({"question": 7, "answer": "A"}, "fields", "'question' is '7'. Write it as a string"),
+    "lists of questions and of answers": (
+        {"questions": ["Q", "P"], "answers": ["A", "B"]}, "fields", "make them with a function of yours (data.reader)"
+    ),
     "a choice by its number in quotes": (
         {"question": "Q", "choices": ["a", "b"], "answer": "0"}, "fields", "number from 0, without quotes"
     ),
