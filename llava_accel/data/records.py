@@ -16,7 +16,7 @@ from llava_accel.data.messages import present, read_images, read_messages
 from llava_accel.data.pairs import is_pair, rejected_answer
 from llava_accel.data.row_forms import RowForm, in_llavas_form, with_columns
 from llava_accel.data.unread import check_all_is_read
-from llava_accel.sources.extraction import PART, check_parts, with_addresses
+from llava_accel.sources.extraction import PART, check_parts, check_texts, with_addresses
 from llava_accel.sources.json_rows import FETCH, GIT_POINTER, MAX_BYTES
 from llava_accel.sources.problems import DataError, quoted
 
@@ -78,17 +78,22 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
     if images and (form.missing_image_mark == "start" or not has_marks):
         turns = marked(turns, len(images))
     check_turns(turns, num_images=len(images))
+    answers, rejected = (
+        parse_answers(fields.get("answers")),
+        rejected_answer(given, form, turns) if form.pairs else None,
+    )
+    check_texts([turn.text for turn in turns] + [text for text, _ in answers] + [rejected or ""], files)
     return Record(
         id=str(record_id),
         turns=tuple(turns),
         images=images,
         question=_text(fields, "question"),
-        answers=(answers := parse_answers(fields.get("answers"))),
+        answers=answers,
         choices=parse_choices(fields.get("choices"), answers[0][0] if answers else turns[-1].text),
         question_type=_text(fields, "question_type"),
         answer_type=_text(fields, "answer_type"),
         is_pair=is_pair(given, form),
-        rejected=rejected_answer(given, form, turns) if form.pairs else None,
+        rejected=rejected,
         dropped_turns=num_turns - len(turns),
     )
 

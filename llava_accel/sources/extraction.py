@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -188,6 +188,14 @@ def check_parts(images: Sequence[str], files: Sequence[str]) -> None:
         if part and part.file not in files:
             problem = f"the image {quoted(image)} names a part of a file"
             raise DataError("unsafe_path", problem, "Name the file of the image itself")
+
+
+def check_texts(texts: Iterable[str], files: Sequence[str]) -> None:
+    """DataError if a text is the address of a part: the row holds bytes there, and the address would be learned."""
+    for text in texts:
+        if (part := part_of(text)) and part.file in files:
+            problem = "a question or an answer is an image, or bytes that are not UTF-8"
+            raise DataError("fields", problem, "Write it as text; data.columns names the columns that are read")
 
 
 def with_images(raw: bytes, files: Sequence[str]) -> bytes:

@@ -358,6 +358,16 @@ def test_what_a_record_shows_is_never_passed_over(tmp_path: Path, unread: str) -
             embedded(tmp_path, row | fields)
 
 
+@pytest.mark.parametrize("content", [b"caf\xe9", (PARITY / "images" / "t0.png").read_bytes()])
+@pytest.mark.parametrize("name", ["answer", "question", "answers", "rejected"])
+def test_bytes_that_are_no_text_are_not_learned_as_their_place(tmp_path: Path, name: str, content: bytes) -> None:
+    row = {"question": "what?", "answer": "red", name: ["red", content] if name == "answers" else content}
+    with Extraction(tmp_path / "a.jsonl", tmp_path / "images") as extraction:
+        raw = extraction.row(row)
+    with pytest.raises(DataError, match="a question or an answer is an image, or bytes that are not UTF-8"):
+        parse_record(raw, 1, RowForm((("image", "photo"),), pairs=name == "rejected"), ["", str(tmp_path / "images")])
+
+
 def test_images_beside_the_image_that_is_read_are_not_passed_over() -> None:
     row = A_QUESTION | {"image": "a.png", "images": ["a.png", "b.png"]}
     with pytest.raises(DataError, match="'images' has 2, and 'image' 1, which alone is read"):
