@@ -16,11 +16,8 @@ LETTER_REQUEST = "Answer with the option's letter from the given choices directl
 
 
 def parse_answers(value: object, name: str = "answers") -> tuple[tuple[str, float], ...]:
-    """The (text, count) pairs of a record's `answers`, empty if the field is absent; DataError if it has another form.
-
-    Args:
-        name: The field that the user wrote them in.
-    """
+    """The (text, count) pairs of a record's answers, which the user wrote in the field `name`; empty if the field is
+    absent, DataError if it has another form."""
     if value is None:
         return ()
     counts: dict[str, object] = {}

@@ -63,23 +63,13 @@ def _batches(whole: pa.Buffer) -> Iterator[pa.RecordBatch]:
 
 def _classes(schema: pa.Schema) -> _Classes:
     """The columns that `datasets` calls a ClassLabel: their numbers mean names, which stand in the file's metadata."""
-    found: dict[str, list[str]] = {}
-    for name, feature in _features(schema).items():
-        names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
-        # Where the names are the numbers themselves, these are places in a list of choices.
-        if isinstance(names, list) and names != list(map(str, range(len(names)))):
-            found[name] = list(map(str, names))
-    return found
-
-
-def _features(schema: pa.Schema) -> dict[str, object]:
     try:
-        value: object = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    except (ValueError, RecursionError):
-        value = None  # not of `datasets`
-    for key in ("info", "features"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"].items()
+        classes = {name: list(map(str, each["names"])) for name, each in features if each.get("_type") == "ClassLabel"}
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError):  # the file is not of `datasets`
+        return {}
+    # Where the names are the numbers themselves, these are places in a list of choices.
+    return {name: names for name, names in classes.items() if names != [str(place) for place in range(len(names))]}
 
 
 def _with_names(row: dict[str, object], classes: _Classes) -> dict[str, object]:

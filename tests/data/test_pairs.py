@@ -86,7 +86,11 @@ def test_of_several_rounds_the_last_answer_alone_differs() -> None:
             "the same turns",
         ),
         ({"prompt": ASKED, "chosen": said("a"), "rejected": MARKED}, "turn 2 is from 'user'", "Merge neighbouring"),
-        ({"question": "Q", "chosen": "a", "rejected": True}, "with the rejected answer .* is True", "Write it as a string"),
+        (
+            {"question": "Q", "chosen": "a", "rejected": True},
+            "with the rejected answer .* is True",
+            "Write it as a string",
+        ),
         (
             {"image": "a.png", "question": "<image>Q", "chosen": "a", "rejected": "<image> b"},
             "outside a user turn",

@@ -131,7 +131,8 @@ def test_numbers_of_classes_are_read_as_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata", ["{", "[]", '{"info": 3}', '{"info": {"features": {"answer": {"names": 3}}}}', "[" * 99999]
+    "metadata",
+    ["{", "[]", '{"info": 3}', '{"info": {"features": {"answer": {"_type": "ClassLabel", "names": 3}}}}', "[" * 99999],
 )
 def test_metadata_that_datasets_did_not_write_are_passed_over(tmp_path: Path, metadata: str) -> None:
     table = pa.table({"question": ["Q"], "answer": [7]}).replace_schema_metadata({"huggingface": metadata})
