@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from llava_accel.recipe.errors import Problem, RecipeError
 from llava_accel.recipe.tables import Recipe
 
+_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 OTHER_SUFFIXES = {
     **dict.fromkeys(
         (".csv", ".tsv"), "Make JSON lines of it: llava-accel prepare csv --file {} --images DIR --out data.jsonl"
@@ -18,7 +19,7 @@ OTHER_SUFFIXES = {
     **dict.fromkeys(
         (".yaml", ".yml"), 'List what it mixes: train = [{{path = "a.json", weight = 0.5}}, {{path = "b.json"}}]'
     ),
-    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "Unpack it, and name what is in it"),
+    **dict.fromkeys(_PACKED, "Unpack it, and name what is in it"),
 }
 """Suffixes of files that users take for data and that are not read: what to do instead, with a place for the name."""
 
@@ -96,6 +97,8 @@ def remedy_of(path: str, is_base: bool = False) -> str:
     if folder and not os.path.isdir(folder):
         return f"There is no folder {folder} either. Correct it.{here}"
     if os.path.isfile(path):
+        if path.lower().endswith((".tar", *_PACKED)):
+            return "It is an archive. Unpack it, and name the folder."
         return (
             "It is a file. Name the folder of a model." if is_base else "It is a file. Name the folder that it is in."
         )

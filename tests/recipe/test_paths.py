@@ -14,6 +14,7 @@ from llava_accel.recipe.paths import refuse_missing
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "records.jsonl").touch()
+    (tmp_path / "images.zip").touch()
     (tmp_path / "images").mkdir()
     return tmp_path
 
@@ -34,6 +35,7 @@ def named(folder: Path, base: str = "org/base", **data: Any) -> Recipe:
         ({"train": "images/mine.CSV"}, "data.train", "Correct it. It was looked for in "),
         ({"images": "image"}, "data.images", "Did you mean images?"),
         ({"images": "records.jsonl"}, "data.images", "It is a file. Name the folder that it is in."),
+        ({"images": "images.zip"}, "data.images", "It is an archive. Unpack it, and name the folder."),
         ({"images": "~/images"}, "data.images", f"Write {Path.home()}/images."),
         ({"images": "C:\\images"}, "data.images", "with / in place of \\."),
         ({"train": [{"path": "records.jsonl"}, {"path": "/none.jsonl"}]}, "data.train[1].path", "Correct it."),
