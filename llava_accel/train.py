@@ -70,7 +70,7 @@ def train(recipe: Recipe, interruption: Interruption = NEVER, *, on_log: OnLog |
     print_header(run, order, training, held_out, source)
     state = starting_state(run, order, training, source)
     with loading_explained(run, processing):
-        objective, loaded = build_objective(run, processing, source)
+        objective, loaded = build_objective(run, processing, source, saves=True)
     attach_features(run, processing, objective, (training, held_out))
     optimizer = build_optimizer(objective, recipe.optim)
     scheduler = build_scheduler(optimizer, recipe.optim, state.num_steps)

@@ -18,7 +18,7 @@ from llava_accel.console.output import Console
 from llava_accel.exceptions import UserError
 from llava_accel.loop.machine import check_machine
 from llava_accel.model import weights
-from llava_accel.model.adapters import read_adapter
+from llava_accel.model.adapters import check_kept, read_adapter
 from llava_accel.model.bases import Base, empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.files import StoredTensor
@@ -131,6 +131,7 @@ def _check_trainable(recipe: Recipe, processing: Processing) -> None:
     table = recipe.model
     if table.adapter:
         read_adapter(table.adapter, table.lora)
+        check_kept(table)
     plain = without_starting_values(table)
     if plain is not table:  # an adapter of another variant would be refused
         table = plain.model_copy(update={"adapter": ""})

@@ -16,7 +16,8 @@ from llava_accel import compat
 from llava_accel.exceptions import UserError
 from llava_accel.model import layouts
 from llava_accel.model.files import read_json, read_tensors, resolve_folder
-from llava_accel.recipe import LoraTable
+from llava_accel.recipe import LoraTable, ModelTable
+from llava_accel.sources.problems import some
 
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
@@ -25,6 +26,20 @@ _OTHER_KINDS = {
     "non_lora_trainables.safetensors": ". It holds a projector: name it in model.projector, and leave model.adapter out",
     "config.json": ". It holds a whole model: name it in model.base, and leave model.adapter out",
 }
+_MERGE = (
+    "Merge it into its base with peft (merge_and_unload), save the result with the base's processor, and name that in "
+    "model.base"
+)
+_INEXPRESSIBLE = (
+    "rank_pattern", "alpha_pattern", "layer_replication", "lora_bias", "trainable_token_indices", "alora_invocation_tokens",
+    "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora",
+)  # fmt: skip
+"""Keys of peft's config with which an adapter computes something else than a recipe's."""
+_INITIAL = (True, False, "true", "false", "gaussian", "eva", "orthogonal", "pissa", "olora")
+"""Values of peft's init_lora_weights; the others change weights of the base in ways of their own."""
+_OTHER_LAYERS = {
+    "the vision tower": "vision_tower.", "lm_head": "lm_head.lora_", "the embeddings": ".lora_embedding_"
+}  # fmt: skip
 _RUN = ". Name a run, a checkpoint, an export, or another folder that peft has saved"
 
 
@@ -147,17 +162,69 @@ def _fill(
             put(places[name], tensor)
 
 
+def check_kept(table: ModelTable, remedy: str = "") -> None:
+    """Check that the adapter of [model] holds nothing that would be lost: beside LoRA weights, checkpoints and exports hold
+    projector, newline and what is trained. Only its config and names are read.
+
+    Args:
+        remedy: The last sentence of the error.
+
+    Raises:
+        UserError: it holds vocabulary matrices, say, or a vision tower that is not trained; or was made with other settings.
+    """
+    if not table.adapter:
+        return
+    folder = resolve_folder(table.adapter, "model.adapter")
+    _check_config(folder, table.lora)
+    files = [file for file in (_first(folder, *_ADAPTER), _first(folder, *_OTHER)) if file]
+    names = {
+        _renamed(layouts.trainable_to_memory, tensor.name.replace(".base_layer.", "."), file)
+        for file in files
+        for tensor in read_tensors(file)
+        if ".lora_" not in tensor.name
+    }
+    kept = (*layouts.CONNECTION, *([layouts.TOWER] if table.train_vision else []))
+    biases = (".bias",) if table.lora.bias == "lora_only" else ()
+    lost = sorted(name for name in names if not name.startswith(kept) and not name.endswith(biases))
+    if lost:
+        tower = all(name.startswith(layouts.TOWER) for name in lost)
+        merge = (
+            f"{'Set model.train_vision = true, or merge' if tower else 'Merge'} the adapter first (llava-accel export "
+            "ADAPTER --to merged, with --base if it was trained elsewhere), name the result in model.base, and leave "
+            "model.adapter out"
+        )
+        raise UserError(
+            f"{folder} holds {some(lost)} beside its LoRA weights, and what is saved here would be without. "
+            f"{remedy or merge}"
+        )
+
+
 def lora_settings(folder: Path) -> dict[str, object]:
-    """Keys of the recipe's [model.lora] that an adapter fixes. Only names and adapter_config.json are read."""
+    """Keys of the recipe's [model.lora] that an adapter fixes. Only names and adapter_config.json are read.
+
+    Raises:
+        UserError: it is another kind of adapter, or was made in a way that no recipe can express.
+    """
     config, file = read_json(folder / "adapter_config.json"), _first(folder, *_ADAPTER)
-    names = [tensor.name for tensor in read_tensors(file)] if file else []
-    initial = str(config.get("init_lora_weights", True)).lower()
-    variant = initial if initial.startswith(("pissa", "olora")) else "lora"
-    variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else variant
-    alpha = config.get("lora_alpha")
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and only LoRA can be continued here. "
+            f"{_MERGE}"
+        )
+    names = [tensor.name for tensor in read_tensors(file) if ".lora_" in tensor.name] if file else []
+    initial, bias, alpha = config.get("init_lora_weights", True), config.get("bias", "none"), config.get("lora_alpha")
     whole = int(alpha) if isinstance(alpha, float) and alpha.is_integer() else alpha
-    projector = any("multi_modal_projector." in name and ".lora_" in name for name in names)
-    bias = config.get("bias", "none")
+    others = [key for key in _INEXPRESSIBLE if config.get(key)]
+    others += ["use_dora with use_rslora"] if config.get("use_dora") and config.get("use_rslora") else []
+    others += [f"bias {bias!r}"] if bias not in ("none", "lora_only") else []
+    others += [f"lora_alpha {alpha}"] if isinstance(whole, float) else []
+    others += [f"init_lora_weights {initial!r}"] if initial not in _INITIAL else []
+    others += [f"LoRA layers on {part}" for part, mark in _OTHER_LAYERS.items() if any(mark in name for name in names)]
+    if others:
+        raise UserError(f"model.adapter: {folder} has {', '.join(others)}, which no recipe can express. {_MERGE}")
+    variant = initial if initial in ("pissa", "olora") else "lora"
+    variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else variant
+    projector = any("multi_modal_projector." in name for name in names)
     return {"rank": config.get("r"), "alpha": whole, "variant": variant, "bias": bias, "projector": projector}
 
 
@@ -166,12 +233,6 @@ def _check_config(folder: Path, lora: LoraTable) -> None:
         others = {} if _first(folder, *_ADAPTER) else _OTHER_KINDS
         hint = next((hint for file, hint in others.items() if (folder / file).is_file()), _RUN)
         raise UserError(f"model.adapter: {folder} has no adapter_config.json, so it is not an adapter{hint}")
-    config = read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"model.adapter: {folder} is a {config.get('peft_type')!r} adapter, and only LoRA can be continued here. "
-            "Merge it into its base with peft, and name the result in model.base"
-        )
     for key, made_with in lora_settings(folder).items():
         wanted = getattr(lora, key)
         if wanted != made_with:
@@ -180,12 +241,6 @@ def _check_config(folder: Path, lora: LoraTable) -> None:
                 f"model.lora.{key} is {shown}, and the adapter {folder} was made with {then}. "
                 f"Set model.lora.{key} = {then} to continue it"
             )
-    patterns = [key for key in ("rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
-    if patterns:
-        raise UserError(
-            f"model.adapter: {folder} uses {', '.join(patterns)}, which a recipe cannot express. Merge it into its base "
-            "with peft first"
-        )
 
 
 def _renamed(rename: Callable[[str], str], name: str, file: Path) -> str:

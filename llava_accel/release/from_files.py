@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llava_accel.families.registry import Llava
 from llava_accel.inference.origin import Trained, notes_on_base
 from llava_accel.model import layouts, weights
-from llava_accel.model.adapters import Adapter, load_adapter, put_rest, read_adapter, read_rest
+from llava_accel.model.adapters import Adapter, check_kept, load_adapter, put_rest, read_adapter, read_rest
 from llava_accel.model.bases import empty_model, find_base
 from llava_accel.model.build import final_config, find_projector
 from llava_accel.model.lora import (
@@ -72,6 +72,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
     if trained.kind == "lora":
         # Read here: what is read in the scope of the meta device has no values.
         adapter = read_adapter(str(trained.folder), recipe.model.lora)
+        check_kept(recipe.model, "Use --to merged")
         model = _adapted(model, adapter, recipe)
         load_adapter(model, adapter, keep)
     if trained.kind == "projector":

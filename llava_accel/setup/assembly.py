@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_accel import compat
 from llava_accel.kernels.compiled import compile_layers, keep_flex_compiled
 from llava_accel.kernels.liger import liger_problem, require_liger_decoder, use_liger
-from llava_accel.model.adapters import has_tower
+from llava_accel.model.adapters import check_kept, has_tower
 from llava_accel.model.build import LoadedModel, load_model
 from llava_accel.model.files import resolve_folder
 from llava_accel.model.lora import prepare_trainable
@@ -33,12 +33,13 @@ _PARTS = ("LoRA", "projector", "vision tower", "language model")
 
 
 def build_objective(
-    run: RunContext, processing: Processing, source: Path | None = None
+    run: RunContext, processing: Processing, source: Path | None = None, *, saves: bool = False
 ) -> tuple[Objective, LoadedModel]:
     """Load the base, make it trainable as the recipe says, and print what is trained and in which types.
 
     Args:
         source: A checkpoint of this run, whose weights take the place of what the recipe starts from.
+        saves: Whether checkpoints follow, which must hold all that the recipe's adapter holds.
 
     Raises:
         UserError: base, adapter or LoRA settings cannot be used.
@@ -46,6 +47,8 @@ def build_objective(
     recipe, accelerator, console = run.recipe, run.accelerator, run.console
     if not console.is_terminal:
         disable_progress_bar()  # of transformers while it loads: it would fill a log file with one line of fragments
+    if saves:
+        check_kept(recipe.model)
     dtype = resolve_precision(recipe.run.precision, accelerator.device)
     # A run that was trained with liger can be evaluated on a CPU, without it.
     wants_liger = recipe.model.kernels == "liger" and not liger_problem(accelerator.device)

@@ -13,8 +13,13 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from helpers.prepared import logits, prepare, random_step, trained
+from helpers.runs import recipe
 from helpers.tiny import make_llava
+from llava_accel.inference.origin import find_trained, load_trained
+from llava_accel.model.adapters import check_kept
 from llava_accel.model.lora import Trainable, language_model_linears, split_state
+from llava_accel.release.from_files import read_trained
+from llava_accel.train import train
 
 PARITY = Path(__file__).parents[1] / "parity"
 ORIGINAL: dict[str, Any] = {"base": str(PARITY / "llava-orig"), "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -123,6 +128,11 @@ def copy_adapter(folder: Path, **config: object) -> Path:
         ({"bias": "lora_only"}, r"model\.lora\.bias is 'none'.*was made with 'lora_only'"),
         ({"peft_type": "IA3"}, "only LoRA"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"use_dora": True, "use_rslora": True}, "use_dora with use_rslora, which no recipe can express"),
+        ({"bias": "all"}, "bias 'all', which no recipe can express"),
+        ({"lora_alpha": 8.5}, r"lora_alpha 8\.5, which no recipe can express"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which no recipe can express"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices, which no recipe can express"),
     ],
 )
 def test_an_adapter_made_with_other_settings_is_refused(
@@ -130,6 +140,48 @@ def test_an_adapter_made_with_other_settings_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         prepare(**ORIGINAL, adapter=str(copy_adapter(tmp_path / "a", **config)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"target_modules": ["q_proj"]}, "the vision tower"),  # the tower has layers of that name
+        ({"target_modules": ["q_proj", "lm_head"], "exclude_modules": ".*vision_tower.*"}, "lm_head"),
+        ({"target_modules": ["embed_tokens"]}, "the embeddings"),
+    ],
+)
+def test_an_adapter_on_layers_that_get_none_here_is_refused(
+    biased: Path, tmp_path: Path, settings: dict[str, Any], layers: str
+) -> None:
+    theirs = get_peft_model(LlavaForConditionalGeneration.from_pretrained(biased), LoraConfig(r=4, **settings))
+    theirs.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    with pytest.raises(ValueError, match=f"LoRA layers on {layers}, .*Merge it into its base with peft"):
+        find_trained(str(tmp_path), base=str(biased))
+
+
+@pytest.mark.parametrize("module", ["lm_head", "vision_tower", "multi_modal_projector"])
+def test_an_adapter_whose_other_weights_would_not_be_saved_is_used_and_not_continued(
+    biased: Path, tmp_path: Path, module: str
+) -> None:
+    settings: dict[str, Any] = {"target_modules": r".*language_model.*q_proj", "modules_to_save": [module]}
+    theirs = get_peft_model(LlavaForConditionalGeneration.from_pretrained(biased), LoraConfig(r=4, **settings))
+    random_step(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    trained = find_trained(str(tmp_path), base=str(biased))
+    ours = load_trained(trained, dtype=torch.float32, device=torch.device("cpu")).objective.model
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+    if module == "multi_modal_projector":
+        check_kept(trained.recipe.model)
+        return
+    remedy = "Set model.train_vision = true, or merge" if module == "vision_tower" else "Merge"
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    model = {"base": str(biased), "vision_tower": "", "adapter": str(tmp_path), "lora": lora}
+    with pytest.raises(ValueError, match=rf"{module}.*would be without\. {remedy} the adapter first .*--to merged"):
+        train(recipe(tmp_path / "train", model=model))
+    with pytest.raises(ValueError, match="Use --to merged"):
+        read_trained(trained, trained.recipe)
+    if module == "vision_tower":
+        check_kept(trained.recipe.model.model_copy(update={"train_vision": True}))
 
 
 @pytest.mark.parametrize("projector", [False, True])
