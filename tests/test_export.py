@@ -94,9 +94,9 @@ def test_quantised_run_is_merged_into_16_bits_and_measured_against_both(
     assert "load_in_4bit=True" in (run / "export" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("variant", ["dora", "pissa"])
+@pytest.mark.parametrize("variant", ["dora", "rslora", "pissa"])
 def test_variants_and_biases_and_towers_survive_every_form(
-    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prove_here(monkeypatch)
     base = make_llava(tmp_path / "base", biases=True)
@@ -104,11 +104,11 @@ def test_variants_and_biases_and_towers_survive_every_form(
     run = fine_tune(tmp_path, model={"base": str(base), "train_vision": True, "lora": lora})
     for form in ("peft", "merged"):
         assert_same(logits(run), logits(export(monkeypatch, run, form, tmp_path / form)))
-    if variant == "dora":
-        assert_same(logits(run), logits(export(monkeypatch, run, "llava", tmp_path / "llava")))
-    else:
-        with pytest.raises(SystemExit):
-            export(monkeypatch, run, "llava", tmp_path / "llava")
+    with pytest.raises(SystemExit):
+        export(monkeypatch, run, "llava", tmp_path / "llava")
+    said = capsys.readouterr().err
+    assert f"model.lora.variant = '{variant}'" in said and "--to merged, and that folder --to llava" in said
+    assert_same(logits(run), logits(export(monkeypatch, tmp_path / "merged", "llava", tmp_path / "llava")))
 
 
 def test_base_of_the_original_converts_to_the_hubs_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def save_original_adapter(
         The tensors that were written, under in-memory names, as the next two functions do.
 
     Raises:
-        UserError: the adapter starts from weights that LLaVA's peft would not compute.
+        UserError: the adapter is of a variant that LLaVA's peft would not compute.
     """
     adapter, rest = split_state(model, state)
     if adapts_projector(model):
@@ -87,10 +87,16 @@ def save_original_adapter(
         rest |= merged_projector(model, state)
     peft_config = model.peft_config["default"]
     assert isinstance(peft_config, LoraConfig)
+    merge = "Export --to merged, and that folder --to llava"
     if peft_config.init_lora_weights is not True:
         raise UserError(
             f"model.lora.variant = {peft_config.init_lora_weights!r} starts from changed weights of the base, which "
-            "the peft of LLaVA's time does not compute. Export --to merged, and that folder --to llava"
+            f"the peft of LLaVA's time does not compute. {merge}"
+        )
+    if peft_config.use_dora or peft_config.use_rslora:
+        raise UserError(
+            f"model.lora.variant = {'dora' if peft_config.use_dora else 'rslora'!r}: the peft of LLaVA's time does not know "
+            f"it, and would compute plain LoRA without a word. {merge}"
         )
     _write_json(folder / "adapter_config.json", _adapter_config(peft_config, list(adapter)))
     tensors = {layouts.adapter_to_original(name): stored_form(tensor) for name, tensor in adapter.items()}
@@ -169,7 +175,7 @@ def _write_tokenizer(folder: Path, processing: Processing, origin: Base | None) 
 def _adapter_config(config: LoraConfig, names: list[str]) -> dict[str, Any]:
     """adapter_config.json with the keys that every peft since 0.4 knows, and leaf names as targets."""
     leaves = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names}
-    known = {
+    return {
         "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": config.base_model_name_or_path,
         "bias": config.bias, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "layers_pattern": None, "layers_to_transform": None, "loftq_config": {}, "lora_alpha": config.lora_alpha,
@@ -177,7 +183,6 @@ def _adapter_config(config: LoraConfig, names: list[str]) -> dict[str, Any]:
         "modules_to_save": None, "peft_type": "LORA", "r": config.r, "rank_pattern": {}, "revision": None,
         "target_modules": sorted(leaves), "task_type": "CAUSAL_LM",
     }  # fmt: skip
-    return known | {key: True for key in ("use_dora", "use_rslora") if getattr(config, key)}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -205,9 +210,12 @@ def original_config(source: Source, tower: str) -> dict[str, Any]:
         )
     # LLaVA's own code reads the weights of a tower that are in the model only if it was told that the tower was trained.
     kept_inside = {} if isinstance(base.vision, CLIPVisionConfig) else {"unfreeze_mm_vision_tower": True}
+    # It loads an adapter or a projector of a Mistral as a Llama, whose code asks the config for these.
+    as_llama = {"attention_bias": False, "pretraining_tp": 1} if base.text.model_type == "mistral" else {}
     model_type, architecture = CLASSES[base.text.model_type]
     return (
-        config
+        as_llama
+        | config
         | base.family.original_keys(base.config, ASPECTS[aspect])
         | kept_inside
         | {

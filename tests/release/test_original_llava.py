@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers.bases import Kind, make_base
 from helpers.exported import CPU, ORIGINAL, assert_same, export, fine_tune, logits, probe, prove_here
 from helpers.runs import PARITY, recipe
 from helpers.tiny import make_clip, make_language_model
@@ -49,6 +50,19 @@ def test_llava_export_of_a_hub_base_has_the_config_of_the_original(lora_exports:
     assert set(load_file(lora_exports["llava"] / "vision_tower" / "model.safetensors")) == names_in_version_4(2)
     processor = json.loads((lora_exports["llava"] / "vision_tower" / "preprocessor_config.json").read_text())
     assert processor["image_processor_type"] == "CLIPImageProcessor"
+
+
+def test_a_mistral_has_what_the_originals_loader_of_adapters_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_base(tmp_path / "made", Kind("clip", "hub", "mistral", "sentencepiece"))
+    run = fine_tune(tmp_path, model=model)
+    out = export(monkeypatch, run, "llava", tmp_path / "llava-mistral-lora")
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "llava_mistral"
+    assert (config["attention_bias"], config["pretraining_tp"]) == (False, 1)  # of its Llama
+    whole = export(monkeypatch, model["base"], "llava", tmp_path / "llava-mistral")
+    assert_same(logits(whole), logits(model["base"]))
 
 
 def test_a_tower_that_lies_in_the_folder_of_a_whole_model_lies_in_its_export_too(
