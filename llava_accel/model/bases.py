@@ -162,7 +162,7 @@ def _has_tower(raw: dict[str, Any]) -> bool:
 def read_tower_config(folder: Path) -> TowerConfig:
     """The vision half of a CLIP or SigLIP folder's config; UserError if it is another kind of model."""
     config = _auto_config(folder)
-    config = getattr(config, "vision_config", config)
+    config = config if config.model_type in FAMILIES else getattr(config, "vision_config", config)
     if not isinstance(config, _TOWERS):
         raise UserError(
             f"{folder} holds a {config.model_type!r}, which cannot be used as a vision tower here. "
@@ -249,17 +249,22 @@ def _model_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is an adapter: name it in model.adapter, and the model it was trained on in model.base"
         )
+    return _read_raw(folder)
+
+
+def _read_raw(folder: Path) -> dict[str, Any]:
+    """A config.json; UserError if it, or that of a part in it, says that the weights are stored quantised."""
     raw = read_json(folder / "config.json")
-    if "quantization_config" in raw:
+    if any(part.get("quantization_config") for part in (raw, *raw.values()) if isinstance(part, dict)):
         raise UserError(
-            f"{folder}/config.json: the model is stored quantised, so no adapter could be merged into it. Name the "
-            "16-bit model, and set model.quantization.bits to quantise it while it loads"
+            f"{folder}/config.json: the model is stored quantised, so no adapter could be merged into it, and no tower "
+            "trained. Name the 16-bit model; model.quantization.bits quantises the language model while it loads"
         )
     return raw
 
 
 def _auto_config(folder: Path) -> Any:
-    raw = read_json(folder / "config.json")
+    raw = _read_raw(folder)
     if str(raw.get("model_type")) not in CONFIG_MAPPING:
         raise UserError(
             f"{folder}/config.json: transformers has no model_type {raw.get('model_type')!r} of its own, and code that "

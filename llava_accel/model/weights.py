@@ -27,7 +27,7 @@ def gather(base: Base, projector: Path | None) -> Stored:
     projector that the recipe names replaces the checkpoint's.
 
     Raises:
-        UserError: a file is damaged or missing, or holds a weight that a LLaVA has no place for.
+        UserError: a file is damaged or missing, or holds a weight that a LLaVA has no place for, or that would be ignored.
     """
     rename = layouts.language_model_to_memory if base.layout == "parts" else layouts.to_memory
     stored: Stored = {}
@@ -41,14 +41,25 @@ def gather(base: Base, projector: Path | None) -> Stored:
     if base.cuts_tower:
         cut = (f"{TOWER}encoder.layers.{base.vision.num_hidden_layers}.", f"{TOWER}head.")
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(cut)}
-    if base.config.tie_word_embeddings:  # some models save it although it is the embedding
-        stored.pop("lm_head.weight", None)
+    if base.config.tie_word_embeddings and (head := stored.pop("lm_head.weight", None)):
+        _check_tied(head, stored)
     if projector:
         given: Stored = {}
         for tensor in read_tensors(projector):
             _put(given, tensor, layouts.connection_to_memory)
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(PROJECTOR)} | given
     return stored
+
+
+def _check_tied(head: StoredTensor, stored: Stored) -> None:
+    """UserError if an `lm_head` that is said to be the embedding has other numbers than it."""
+    embedding = stored.get(VOCABULARY[0])
+    if embedding is None or (head.shape == embedding.shape and torch.equal(head.read(), embedding.read())):
+        return
+    raise UserError(
+        f"{head.file}: {head.name} differs from {embedding.name}, and tie_word_embeddings in config.json says that they are "
+        "one. If it was trained as a matrix of its own, write false there, in text_config too; else take it out of the file"
+    )
 
 
 def check(stored: Mapping[str, StoredTensor], base: Base, fresh_projector: bool) -> None:

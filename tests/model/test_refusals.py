@@ -55,6 +55,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         ({"image_aspect_ratio": "anyres"}, "'flat' with image_aspect_ratio 'anyres' is none of the ways"),
         ({"model_type": "llava_mpt"}, "llava_mpt"),
         ({"quantization_config": {"load_in_4bit": True}}, "16-bit model"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "16-bit model"),
     ],
 )
 def test_what_the_model_class_cannot_hold_is_refused_before_weights_are_read(
@@ -63,6 +64,14 @@ def test_what_the_model_class_cannot_hold_is_refused_before_weights_are_read(
     edit_config(original, **change)
     (original / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=reason):
+        load(base=original)
+
+
+def test_a_tower_that_is_stored_quantised_is_refused(original: Path) -> None:
+    edit_config(original, quantization_config=None)
+    load(base=original)
+    edit_config(original.parent / "clip", quantization_config={"load_in_4bit": True})
+    with pytest.raises(ValueError, match=r"clip/config\.json: the model is stored quantised.*16-bit model"):
         load(base=original)
 
 
@@ -75,6 +84,8 @@ def test_a_language_model_is_no_base(parts: Path, llava_folder: Path) -> None:
         load(base=PARITY / "adapter_init")
     with pytest.raises(ValueError, match="cannot be used as a vision tower"):
         load(language_model=parts / "language", vision_tower=parts / "language")
+    with pytest.raises(ValueError, match="holds a 'llava', which cannot be used as a vision tower"):
+        load(language_model=parts / "language", vision_tower=llava_folder)
     with pytest.raises(ValueError, match=r"model\.base: there is no folder"):
         load(base="/nowhere/at/all")
 
