@@ -109,6 +109,7 @@ def test_evaluate_takes_runs_of_every_kind(
     scored = start("evaluate", str(run / "recipe.toml"), "--adapter", str(run))
     assert f"evaluation loss {best['eval']['loss']:.4f}" in scored.out, scored.err
     assert f"{run / 'best'}, step {best['step']}" in scored.out
+    assert "fingerprint" not in scored.out, "its base is the one of the run"
     key = {"projector": "model.projector", "full": "model.base"}[train]
     again = start("evaluate", str(run / "recipe.toml"), f'{key}="{run}"')
     assert f"evaluation loss {best['eval']['loss']:.4f}" in again.out, again.err
@@ -124,7 +125,12 @@ def test_a_stage_1_run_named_as_an_adapter_is_sent_to_the_right_key(
     )
     refused = start("train", str(tmp_path / "recipe.toml"), f'model.adapter="{tmp_path / "run"}"')
     assert refused.code == 2 and "name it in model.projector" in refused.err
-    assert start("check", str(tmp_path / "recipe.toml"), f'model.projector="{tmp_path / "run"}"').code == 0
+    two = [str(tmp_path / "recipe.toml"), f'model.projector="{tmp_path / "run"}"']
+    for name, words in (("check", two), ("train", [*two, "train.max_steps=2"]), ("check", two), ("train", two)):
+        ended = start(name, *words)
+        assert ended.code == 0 and "fingerprint" not in ended.out, ended.err + ended.out
+    answered = start("chat", "--adapter", str(tmp_path / "two"), "--once", "What?")
+    assert answered.code == 0 and "fingerprint" not in answered.out + answered.err, "its base is the one of the run"
 
 
 def test_without_a_best_it_is_the_last_step_everywhere(llava_folder: Path, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
         for tensor in stored.values():
             problems.attempt(tensor.read_finite)
         if source and stored:
-            name, fingerprint = recipe.model.named_base, weights.fingerprint(stored, base)
+            own = weights.gather(base, None) if recipe.model.projector else stored
+            name, fingerprint = recipe.model.named_base, weights.fingerprint(own, base)
             problems.attempt(lambda: refuse_other_base(source, name, fingerprint))
     if processing is not None:
         problems.attempt(lambda: _check_trainable(recipe, processing))

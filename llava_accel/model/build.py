@@ -28,8 +28,8 @@ class LoadedModel:
     """A model on its device, and what is known about it.
 
     `vocab_size` is the number of `lm_head` rows that take part in the softmax; the rows after them hold tokens that were
-    added and are never predicted. `fingerprint` is that of the base on disk. `notes` are lines for the console. `tower` is
-    the vision tower if it was left on disk: then `model` does not hold one.
+    added and are never predicted. `fingerprint` is that of the base on disk, whatever projector takes the place of its own.
+    `notes` are lines for the console. `tower` is the vision tower if it was left on disk: then `model` does not hold one.
     """
 
     model: Llava
@@ -65,7 +65,7 @@ def load_model(
     is_fresh = base.layout == "parts" and projector is None
     stored = weights.gather(base, projector)
     weights.check(stored, base, is_fresh)
-    fingerprint = weights.fingerprint(stored, base)
+    fingerprint = weights.fingerprint(weights.gather(base, None) if projector else stored, base)
     refuse(fingerprint)
     state = weights.to_state_dict(stored, processing.num_rows)
     if is_fresh:
