@@ -25,7 +25,7 @@ def main() -> None:
 
 
 SUMMARIES = {verb: known.summary.splitlines()[0] for verb, known in VERBS.items()} | {
-    "prepare": "Turns public data sets and tables into the JSON lines that data.train reads."
+    "prepare": "Turn public data sets and tables into the JSON lines that data.train reads."
 }
 
 if __name__ == "__main__":

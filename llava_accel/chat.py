@@ -65,8 +65,10 @@ def load_named(
 def open_dialogue(arguments: argparse.Namespace, say: Callable[[str], object]) -> "Dialogue":
     """A dialogue with what the command line names, begun with its system prompt and images; UserError if one of them
     cannot be used."""
-    from llava_accel.inference.dialogue import Dialogue
+    from llava_accel.inference.dialogue import Dialogue, checked_image
 
+    for image in arguments.image:
+        checked_image(Path(image))  # before the weights, which may take minutes
     trained, loaded = load_named(arguments, say)
     dialogue = Dialogue(loaded, trained.recipe, arguments.max_new_tokens)
     if arguments.system is not None:

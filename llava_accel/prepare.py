@@ -2,11 +2,13 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_accel.console.command_line import run
+from llava_accel.console.mistaken import refuse_paths_with_a_dash
 from llava_accel.converters.sources import SOURCES, Source
 from llava_accel.exceptions import UserError
 
@@ -17,7 +19,9 @@ _HELD_OUT = ("val", "minival", "testdev", "test-dev", "test")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the verb; an error that the user can mend ends it with a message and exit code 2."""
-    arguments = _parser().parse_args(argv)
+    parser, words = _parser(), sys.argv[1:] if argv is None else argv
+    refuse_paths_with_a_dash(parser, words)
+    arguments = parser.parse_args(words)
     run(lambda: _write(arguments))
 
 
@@ -97,7 +101,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
 
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
-    about = "Turns public data sets and tables into the JSON lines that data.train reads."
+    about = "Turn public data sets and tables into the JSON lines that data.train reads."
     epilog = _example("okvqa", SOURCES["okvqa"])
     parser = argparse.ArgumentParser(_COMMAND, description=about, epilog=epilog, formatter_class=layout)
     # Flags that a source does not take have a value all the same, so that the code that reads them need not ask.

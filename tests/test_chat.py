@@ -235,6 +235,21 @@ def test_an_adapter_from_elsewhere_needs_its_base(
     start("chat")
 
 
+def test_an_image_is_looked_for_before_the_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["chat", "--base", "./nowhere", "--image", "nowhere.png", "--once", "Hello"])
+    with pytest.raises(SystemExit, match="2"):
+        start("chat")
+    assert "there is no image 'nowhere.png'. Correct the path" in capsys.readouterr().err
+
+
+def test_a_template_has_any_of_its_names_and_is_checked_before_the_weights(lora_run: Path) -> None:
+    assert find_trained(str(lora_run), template="chatml_direct").recipe.model.template == "chatml"
+    with pytest.raises(UserError, match=r'model\.template = "v9"'):
+        find_trained(base="./nowhere", template="v9")
+
+
 def test_four_bits_are_loaded_where_they_are_asked_for(lora_run: Path, loaded: Loaded) -> None:
     trained = find_trained(str(lora_run), bits=4)
     quantised = load_trained(trained, dtype=torch.float32, device=CPU)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,13 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments
+
+
+def refuse_paths_with_a_dash(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End with a usage error if a word that would be read as a flag is the path of a file or folder."""
+    for word in words:
+        if re.match(r"-\w", word) and os.path.lexists(word):
+            parser.error(f"{word} is a file or folder, but what begins with a dash is read as a flag. Write ./{word}")
 
 
 def advice(flag: str, words: Sequence[str], flags: Iterable[str]) -> str:

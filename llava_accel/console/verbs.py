@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llava_accel.console.mistaken import parse
+from llava_accel.console.mistaken import parse, refuse_paths_with_a_dash
 
 Reader = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
 
@@ -34,6 +34,7 @@ def read_arguments(verb: str, words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(module=f"llava_accel.{verb}")
+    refuse_paths_with_a_dash(parser, words)
     return known.read(parser, words)
 
 
@@ -41,11 +42,11 @@ def _train(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     add = parser.add_argument
     _add_recipe(parser)
     add("--profile", metavar="FILE.yaml", help="start the processes of this profile of Accelerate's")
-    started = "processes to start; without a profile each has a whole model (DDP)"
+    started = "processes to start; without --profile each has a whole model (DDP)"
     add("--num-processes", type=_at_least_one, metavar="N", help=started)
     arguments = parse(parser, words)
     if arguments.profile and not Path(arguments.profile).is_file():
-        parser.error(f"--profile {arguments.profile}: there is no such file. Name one of the launch folder's")
+        parser.error(f"--profile {arguments.profile}: there is no such file. Name one, such as launch/ddp.yaml")
     if arguments.profile or (arguments.num_processes or 1) > 1:
         if "RANK" in os.environ:
             parser.error("a launcher has started this process: give it the profile and the number of processes")
@@ -58,10 +59,10 @@ def _init(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add("out", metavar="NEW.toml", nargs="?", help="the recipe to write")
     add("--data", nargs="+", required=True, metavar="PATH", help="what data.train takes: files, folders, org/name")
     add("--eval", default="", metavar="PATH", help="held-out data; without it a share of the images is held out")
-    add("--images", default="", metavar="DIR", help="folder that image names are relative to; else looked for")
-    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="their names, such as question=q answer=label")
+    add("--images", default="", metavar="DIR", help="folder that image names are relative to; by default it is found")
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="your columns, such as question=q answer=label")
     add("--base", default="", metavar="DIR_OR_NAME", help="the base; by default llava-hf/llava-1.5-7b-hf")
-    add("--gpu", type=_gigabytes, metavar="GB", help="memory of the GPU in GB; by default that of this machine's")
+    add("--gpu", type=_gigabytes, metavar="GB", help="memory of the GPU in GB; by default that of this machine")
     tasks = ("vqa", "caption", "classify", "chat", "preference")
     add("--task", choices=tasks, help="by default guessed from the answers")
     add("--force", action="store_true", help="write over a file that is there")
@@ -135,7 +136,7 @@ def _cache(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     _add_recipe(parser, nargs="?")
     parser.set_defaults(loaded=None)
     add("--list", action="store_true", help="show what is in the cache: the recipe's, or by default the user's")
-    add("--clear", action="store_true", help="empty it; running trainings go on without it")
+    add("--clear", action="store_true", help="empty it; runs that are training now continue without it")
     arguments = parse(parser, words)
     if arguments.recipe is None and not (arguments.list or arguments.clear):
         parser.error("name a recipe, or take --list or --clear")
@@ -146,8 +147,8 @@ def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     add = parser.add_argument
     add("--image", action="append", default=[], metavar="FILE", help="an image for the first question")
     add("--once", type=_in_unicode, metavar="QUESTION", help="print the answer to this question, nothing else, and end")
-    add("--web", action="store_true", help="a page: answers of what was trained, of its base, and without the image")
-    add("--collect", metavar="FILE.jsonl", type=Path, help="with --web: keeps the answers that you choose or correct")
+    add("--web", action="store_true", help="serve a page: answers after and before training, and without the image")
+    add("--collect", metavar="FILE.jsonl", type=Path, help="with --web: save the answers that you choose or correct")
     arguments = _read_model(parser, words, port=7860)
     if arguments.web and (arguments.image or arguments.once is not None):
         parser.error("--web takes neither --image nor --once: the page asks for them")
@@ -157,7 +158,7 @@ def _chat(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def _serve(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument("--key", help="what requests must send; by default a new one, as others here can see this line")
+    parser.add_argument("--key", help="what requests must send; by default a new one: other users can read a command")
     parser.set_defaults(image=[])
     return _read_model(parser, words, port=8000)
 
@@ -187,9 +188,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     add("--template", default="", help="conversation template, for what was not trained here")
     types = ("auto", "fp32", "bf16", "fp16")
     add("--dtype", default="auto", choices=types, help="weights of a whole model; auto = the base's")
-    compared = (
-        "load the result and what was trained, and compare what they compute; done unasked on a GPU and for merged"
-    )
+    compared = "compare what the result and the trained model compute; the default on a GPU and for merged"
     add("--compare", action=argparse.BooleanOptionalAction, help=compared)
     add("--push", default="", metavar="ORG/NAME", help="send it to the Hugging Face hub as well")
     add("--dry-run", action="store_true", help="with --push: list what would be sent, use no network")
@@ -202,7 +201,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; several are compared")
-    add("--out", metavar="FILE.html", type=Path, help="of a comparison (default comparison.html, by the first run)")
+    add("--out", metavar="FILE.html", type=Path, help="the comparison (default comparison.html, beside the first run)")
     arguments = parser.parse_args(words)
     if arguments.out and len(arguments.runs) == 1:
         parser.error("--out is for a comparison: the report of one run is RUN/report.html")
@@ -210,23 +209,23 @@ def _report(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
 
 
 def _watch(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder, also one not made yet")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; it need not exist yet")
     return _read_port(parser, words)
 
 
 def _read_port(parser: argparse.ArgumentParser, words: Sequence[str], usual: int = 0) -> argparse.Namespace:
-    what = f"of 127.0.0.1; by default {usual or 'one that is free'}"
+    what = f"port on 127.0.0.1; by default {usual or 'one that is free'}"
     parser.add_argument("--port", type=_port, default=usual, metavar="N", help=what)
     return parser.parse_args(words)
 
 
 def _recipes(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
-    add("action", choices=("show",), nargs="?", help="print one recipe; without it all are listed")
+    add("action", metavar="show", nargs="?", help="print one recipe; without it all are listed")
     add("name", metavar="NAME", nargs="?", help="the recipe to print")
     arguments = parser.parse_args(words)
-    if arguments.action and not arguments.name:
-        parser.error("show: name a recipe, such as okvqa_qlora")
+    if arguments.action and (arguments.action != "show" or not arguments.name):
+        parser.error("to print a recipe write: llava-accel recipes show NAME, such as okvqa_qlora")
     return arguments
 
 
@@ -250,7 +249,7 @@ def _at_least_one(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    return _number(text, "a port. Name one from 1024 to 65535, or none", 0, 65535)
+    return _number(text, "a port. Write one from 1024 to 65535, or leave --port out", 0, 65535)
 
 
 def _in_unicode(text: str) -> str:
@@ -269,7 +268,7 @@ def _add_recipe(parser: argparse.ArgumentParser, nargs: str | None = None, reads
     add = parser.add_argument
     parser.set_defaults(reads_data=reads_data)
     add("recipe", metavar="RECIPE", nargs=nargs, help="a TOML file, for example recipes/okvqa_qlora.toml")
-    add("overrides", metavar="table.key=value", nargs="*", help="change keys of the recipe")
+    add("overrides", metavar="table.key=value", nargs="*", default=[], help="change keys of the recipe")
 
 
 VERBS = {
@@ -329,8 +328,8 @@ VERBS = {
         _report,
     ),
     "serve": Verb(
-        "Answer requests in the form of OpenAI's chat.completions, for trying: greedily, one at a time, on 127.0.0.1.\n\n"
-        "Images are data: URLs. For work: llava-accel export RUN --to merged --out DIR, and then vllm serve DIR.",
+        "Answer requests in the form of OpenAI's chat.completions, to try a model: one by one, greedily, on 127.0.0.1.\n\n"
+        "Images are data: URLs. For real use: llava-accel export RUN --to merged --out DIR, and then vllm serve DIR.",
         "  llava-accel serve --adapter runs/quickstart",
         _serve,
     ),
@@ -341,7 +340,7 @@ VERBS = {
         _train,
     ),
     "watch": Verb(
-        "Serve the report of runs that go on, on this machine alone; several are compared, their curves together.",
+        "Serve the report of a run while it trains, on this machine alone, or a comparison of several runs.",
         "  llava-accel watch runs/quickstart\n  llava-accel watch runs/rank_16 runs/rank_128 --port 8765\n"
         "From elsewhere: ssh -L 8765:127.0.0.1:8765 MACHINE, and open http://127.0.0.1:8765/ there.",
         _watch,

@@ -107,11 +107,7 @@ class Dialogue:
         Raises:
             DataError: there is no such image, or it cannot be read.
         """
-        if not os.path.isfile(name := os.path.expanduser(path)):
-            raise DataError("missing_image", f"there is no image {quoted(path)}", "Correct the path")
-        name = os.path.realpath(name)
-        check_images([name], whole=True)
-        self._waiting.append(name)
+        self._waiting.append(checked_image(path))
 
     def prompt(self, text: str) -> Example:
         """The conversation up to the answer to `text`, as training would hold it.
@@ -208,6 +204,19 @@ class Dialogue:
     def _example(self, turns: tuple[Turn, ...], images: tuple[str, ...]) -> Example:
         record = Record(id="chat", turns=turns, images=images)
         return self._encode(record, -1, _find).example
+
+
+def checked_image(path: Path) -> str:
+    """The real path of an image.
+
+    Raises:
+        DataError: there is no such image, or it cannot be read.
+    """
+    if not os.path.isfile(name := os.path.expanduser(path)):
+        raise DataError("missing_image", f"there is no image {quoted(path)}", "Correct the path")
+    name = os.path.realpath(name)
+    check_images([name], whole=True)
+    return name
 
 
 def _find(name: str) -> str:

@@ -65,16 +65,18 @@ def find_trained(path: str = "", *, base: str = "", template: str = "", bits: in
         bits: 4, 8 or 16 in place of the recipe's quantisation; 0 leaves it.
 
     Raises:
-        UserError: the folder holds no weights, or does not say what it was trained on.
+        UserError: there is no such template, the folder holds no weights, or it does not say what it was trained on.
     """
-    name, what = path or base, "run, checkpoint, export or base"
+    if template:  # one of its names, and refused before anything is read
+        template = _recipe_of({"base": "none", "template": template}, "--template").model.template
+    name, what = (path, "run, checkpoint, export or base") if path else (base, "--base")
     folder = _folder(name, what)
     kind = _kind(folder)
     if path and base and kind == "model":
         raise UserError(f"--base {base}: {folder} is a whole model, which needs no base. Leave --base out")
     own = load_recipe(folder / "recipe.toml", warns=False) if (folder / "recipe.toml").is_file() else None
     model = {} if own else _settings(folder, kind, base)
-    recipe = own or make_recipe({"run": {"name": "run"}, "model": model, "data": {"train": "none"}})
+    recipe = own or _recipe_of(model, "recipe")
     changes: dict[str, object] = {"projector": ""}  # every folder holds the projector that belongs to it
     if recipe.model.attention != "eager":  # the others are for training: answers use sdpa, which every machine has
         changes["attention"] = "auto"
@@ -181,6 +183,10 @@ def notes_on_base(trained: Trained, fingerprint: str) -> list[str]:
     base = trained.recipe.model.named_base
     note = other_base(trained.folder, base, fingerprint) if trained.kind != "model" else ""
     return [note] if note else []
+
+
+def _recipe_of(model: Mapping[str, object], source: str) -> Recipe:
+    return make_recipe({"run": {"name": "run"}, "model": model, "data": {"train": "none"}}, source)
 
 
 def _folder(name: str, what: str) -> Path:

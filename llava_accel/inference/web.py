@@ -181,7 +181,7 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
             with gradio.Column():
                 question = gradio.Textbox(label="Question", max_lines=6, elem_id="question")
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
-                note = gradio.Textbox(show_label=False, interactive=False, elem_id="note")
+                note = gradio.Textbox(label="Messages", interactive=False, elem_id="note")
         with gradio.Row():
             fields = [
                 gradio.Textbox(label=title, lines=6, interactive=False, elem_id=f"answer{place}")
@@ -192,9 +192,9 @@ def page(columns: Columns, collection: Collection | None) -> "gradio.Blocks":
         if collection is not None:
             with gradio.Row():
                 for place, title in enumerate(columns.titles[:-1]):
-                    better = gradio.Button(f"\U0001f44d {title}", elem_id=f"better{place}")
+                    better = gradio.Button(f"{title} is right: save it", elem_id=f"better{place}")
                     better.click(partial(save, place), asked, [asked, note], **private)
-                worse = gradio.Button(f"\U0001f44e {ANSWER}: correct it", elem_id="worse")
+                worse = gradio.Button(f"{ANSWER} is wrong: correct it", elem_id="worse")
             written = gradio.Textbox(label="What it should have said", lines=3, elem_id="written")
             kept = gradio.Button("Save the correction", elem_id="save")
             worse.click(lambda asked: asked.answers[0] if asked else "", asked, written, **private)

@@ -20,9 +20,10 @@ def length(recipe: Recipe, part: Part) -> str:
     """Steps, epochs and global batch of a run on one process."""
     order = build_order(recipe, part, 1)
     steps, epoch = count_steps(recipe.train, order), order.steps_per_epoch
+    epochs = "1 epoch" if steps == epoch else f"{steps / epoch:.4g} epochs"
     return (
-        f"{steps:,} steps of {order.global_batch_size:,} examples, which is {steps / epoch:.4g} epochs of "
-        f"{epoch:,} steps, on one process. With N processes a step has N times as many examples"
+        f"{steps:,} steps of {order.global_batch_size:,} examples, which is {epochs} of {epoch:,} "
+        "steps, on one process. With N processes a step has N times as many examples"
     )
 
 

@@ -33,6 +33,7 @@ __all__ = [
 
 _LONGEST_LINE = 200  # characters of a line of the file in an error
 _MOST_BYTES = 1 << 20  # of a recipe: enough for a list of ten thousand sources
+_NO_FILE = "Check the path. The recipe comes first, then its changes; `llava-accel recipes` lists those that ship."
 _DEEPEST = 20  # levels of nested tables: recipes have six at most, and reading each takes room on the stack
 
 
@@ -114,7 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         names = [file.name for file in path.parent.glob("*.toml")]
         similar = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"Did you mean {path.parent / similar[0]}?" if similar else "Check the path."
+        hint = f"Did you mean {path.parent / similar[0]}?" if similar else _NO_FILE
         raise refuse("There is no such file.", hint) from error
     except IsADirectoryError as error:
         raise refuse("Expected a TOML file; this is a folder.", "Name one of the .toml files in it.") from error

@@ -1,10 +1,12 @@
 """A flag that is none is answered with what to write instead."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from llava_accel.console.verbs import read_arguments
+from llava_accel.prepare import main as prepare
 from llava_accel.recipe import accepts
 
 
@@ -58,6 +60,25 @@ def test_other_flags_are_answered_with_the_nearest(
     capsys: pytest.CaptureFixture[str], verb: str, line: str, says: str
 ) -> None:
     assert says in said(capsys, verb, line)
+
+
+@pytest.mark.parametrize(("verb", "line"), [("plan", "-r.toml"), ("report", "-r.toml"), ("chat", "--image -r.toml")])
+def test_a_path_that_looks_like_a_flag_is_answered_with_how_to_write_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-r.toml").touch()
+    assert said(capsys, verb, line).endswith("Write ./-r.toml")
+
+
+def test_prepare_says_so_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-images").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        prepare(["csv", "--file", "a.csv", "--images", "-images", "--out", "a.jsonl"])
+    assert "Write ./-images" in capsys.readouterr().err
 
 
 def test_flags_and_overrides_may_be_mixed() -> None:
