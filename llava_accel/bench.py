@@ -19,7 +19,7 @@ from statistics import median
 
 from accelerate import Accelerator
 
-from llava_accel.console.output import Console
+from llava_accel.console.output import Console, counted
 from llava_accel.estimate.flops import costs
 from llava_accel.estimate.trace import build_meta
 from llava_accel.loop.machine import check_machine, print_own_code
@@ -99,14 +99,14 @@ def _report(
     }
     rows = [
         ["useful tokens/s", f"{medians['tokens_per_s']:,.0f}"],
-        ["of which were computed", f"{warm[0].work.tokens / warm[0].num_tokens:.1%}"],
+        ["share of them computed", f"{warm[0].work.tokens / warm[0].num_tokens:.1%}"],
         ["examples/s", f"{medians['examples_per_s']:,.1f}"],
-        ["MFU", f"{medians['mfu']:.1%} of {rate / 1e9:,.0f} GFLOP/s"],
-        ["loop over bare steps", f"{medians['overhead']:+.1%}"],
+        ["model FLOPs utilisation", f"{medians['mfu']:.1%} of {rate / 1e9:,.0f} GFLOP/s"],
+        ["extra time of the loop", f"{medians['overhead']:+.1%}"],
         ["peak memory of tensors", f"{rounds.peak / 2**30:,.2f} GiB"],
         *[[f"  {name.replace('_', ' ')}", f"{share:.1%}"] for name in PHASES if (share := _share(warm, name))],
     ]
-    console.table(f"{steps} steps, {len(warm)} rounds", ["", ""], rows)
+    console.table(f"{counted(steps, 'step')}, {counted(len(warm), 'round')}", ["", ""], rows)
     if note := waiting_note({name: _share(warm, name) for name in PHASES if name not in APART}):
         console.line(note)
     return medians

@@ -158,7 +158,7 @@ def _obey(dialogue: "Dialogue", line: str) -> None:
         print(f"(the {images} part of the next question)")
         if dialogue.sees_whole_squares:
             print(
-                "(each of several images is seen as one small square, as in training; alone, after /reset, in detail)"
+                "(several images are seen as one small square each, as in training; one alone, after /reset, in detail)"
             )
     elif command == "/system":
         dialogue.use_system(rest)

@@ -151,7 +151,7 @@ def name_data(arguments: argparse.Namespace, console: Console) -> Named:
     return Named(
         name=run_name(Path(arguments.out).stem),
         base=arguments.base or DEFAULT_BASE,
-        base_why="" if arguments.base else "no --base: open to all, and the one that published figures are of",
+        base_why="" if arguments.base else "no --base: this one needs no login, and published results are of it",
         train=train,
         images=images,
         images_why="as --images says" if arguments.images else "no --images: they were found there",

@@ -81,7 +81,7 @@ def mended_by_user(key: str, file: Path, what: str = "function", of: str = "") -
     try:
         yield
     except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
-        raise UserError(f"{key}: {where(error, file.resolve())}{of}. Mend the {what}") from error
+        raise UserError(f"{key}: {where(error, file.resolve())}{of}. Correct the {what}") from error
 
 
 def say_own(named: Mapping[str, str], say: Callable[[str], object]) -> None:
@@ -128,7 +128,9 @@ def explained(error: BaseException) -> UserError | None:
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _run]
     if not files:
         return None
-    return UserError(f"{where(error, files[-1])}. Mend it; with LLAVA_ACCEL_TRACEBACK=1 all of the traceback is shown")
+    return UserError(
+        f"{where(error, files[-1])}. Correct it; with LLAVA_ACCEL_TRACEBACK=1 all of the traceback is shown"
+    )
 
 
 def where(error: BaseException, file: Path) -> str:

@@ -196,7 +196,7 @@ def _up_to(number: int) -> str:
 
 def _verification(size: int, gpu_gb: float | None) -> str:
     """What the check of an export takes: it loads the model once more, in a process of its own."""
-    text = f"verify: once the run has freed its memory, a second copy of the model takes {size / GIB:,.2f} GiB of a GPU"
+    text = f"checkpoint.verify: when the run has ended, a second copy of the model takes {size / GIB:,.2f} GiB of a GPU"
     if gpu_gb is None:
         return text
     fits = size + CONTEXT_BYTES <= USABLE * gpu_gb * 1e9

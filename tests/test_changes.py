@@ -163,7 +163,7 @@ def test_a_loss_that_has_changed_is_noticed_when_a_run_resumes(tmp_path: Path) -
     [
         ("return hidden @ hidden", "my_own.py, line 4: RuntimeError: "),
         ("self.x.y", "my_own.py, line 4: AttributeError: 'Mine' object has no attribute 'x'"),
-        ("return batch['ids']", "my_own.py, line 4: KeyError: 'ids'. Mend it"),
+        ("return batch['ids']", "my_own.py, line 4: KeyError: 'ids'. Correct it"),
     ],
 )
 def test_a_loss_that_fails_is_told_with_its_line(tmp_path: Path, body: str, says: str) -> None:

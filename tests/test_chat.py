@@ -266,6 +266,6 @@ def test_a_base_that_cuts_images_says_when_it_does_not(
     type_in(monkeypatch, dialogue, f"/image {ONE}")
     assert "small square" not in capsys.readouterr().out
     type_in(monkeypatch, dialogue, f"/image {TWO}")
-    assert "seen as one small square" in capsys.readouterr().out
+    assert "seen as one small square each" in capsys.readouterr().out
     type_in(monkeypatch, dialogue, "/reset", f"/image {TWO}")
     assert "small square" not in capsys.readouterr().out

@@ -242,6 +242,6 @@ def test_each_recipe_of_a_tiled_base_is_planned_with_a_small_one(path: Path, tmp
     ended = start("plan", str(path), f"model.base={base}", *(f"data.{key}={value}" for key, value in data.items()))
     assert ended.code == 0, ended.err
     said = " ".join(ended.out.split())
-    assert re.search(r"with up to \d+ at once", said) and "verify: once the run has freed its memory" in said
+    assert re.search(r"with up to \d+ at once", said) and "checkpoint.verify: when the run has ended" in said
     assert re.search(r"rows of \d+ tokens, \d+ tiles", said)
     assert "evaluation: questions that are answered" in said

@@ -1,5 +1,6 @@
 """The pages that a user reads: short enough, and naming only what exists."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_accel.data.records import parse_record
+from llava_accel.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -66,6 +68,15 @@ def test_the_readmes_python_finds_what_it_imports() -> None:
     (line,) = re.findall(r"^from llava_accel import .*$", README, re.MULTILINE)
     code = f"{line}; assert callable(load_recipe) and callable(train)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_readmes_python_does_not_touch_the_quickstarts_run() -> None:
+    """A reader has run the quickstart before: a run that is finished is not continued with other settings."""
+    (overrides,) = re.findall(r'load_recipe\("recipes/quickstart.toml", (\[.*?\])\)', README)
+    quickstart = load_recipe(ROOT / "recipes/quickstart.toml")
+    assert (
+        load_recipe(ROOT / "recipes/quickstart.toml", json.loads(overrides)).run.output_dir != quickstart.run.output_dir
+    )
 
 
 def test_the_readmes_record_can_be_learned() -> None:

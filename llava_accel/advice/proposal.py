@@ -102,8 +102,8 @@ def held_out_share(findings: Findings) -> tuple[float, str]:
         return 0.0, f"nothing is held out: {groups} images are too few to be divided"
     share = min(0.1, max(0.01, _MOST_HELD_OUT / number))
     share = round(max(share, min(0.3, _FEWEST_HELD_OUT / groups)), 3)
-    what = "images" if findings.num_with_images else "records"
-    return share, f"no --eval: about {round(share * groups):,} of {groups:,} {what} are held out, whole"
+    what = "images and their records" if findings.num_with_images else "records"
+    return share, f"no --eval: about {round(share * groups):,} of {groups:,} {what} are held out"
 
 
 def largest(seen: Seen) -> list[np.ndarray]:
@@ -206,7 +206,7 @@ def _training(findings: Findings, share: float, fit: Fit, batch: int, batch_why:
     passes = max(2 if findings.num_records < _FEW else 1, min(_MOST_PASSES, -(-_STEPS // pass_steps)))
     accumulated = batch // fit.batch
     taken = f"about {fit.gigabytes:.1f}" if fit.gigabytes >= 0.1 else "less than 0.1"
-    planned = f"{taken} of {card.gigabytes:.0f} GB by the plan, with the longest records"
+    planned = f"{taken} of {card.gigabytes:.0f} GB as `plan` computes, with the longest records"
     several = f"{fit.batch} x {accumulated} on one GPU" if accumulated > 1 else f"{fit.batch} x 1"
     return [
         Key("epochs", passes, f"{number:,} records to train on: about {passes * pass_steps:,} steps"),

@@ -96,7 +96,7 @@ def _newest(run: Path, say: Callable[[str], None]) -> Path | None:
     for checkpoint in reversed(saved):
         if is_complete(checkpoint):
             return checkpoint
-        say(f"run.resume: {checkpoint} is damaged (a file differs from its {MANIFEST}) and is passed over")
+        say(f"run.resume: {checkpoint} is damaged (a file differs from its {MANIFEST}) and is skipped")
     if saved:
         raise UserError(
             f"run.resume: every checkpoint in {run / 'checkpoints'} is damaged (a file differs from its {MANIFEST}). "

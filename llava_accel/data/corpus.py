@@ -199,7 +199,9 @@ class Corpus:
         log_probs = [0.0, 0.0] if self.reference is None else self.reference[index].tolist()
         if math.isnan(log_probs[0]):
             problem = "it could not be read when the run began"
-            raise DataError("pair", problem, 'Mend it, and start the run anew with run.resume = "never"')
+            raise DataError(
+                "pair", problem, 'Correct it, and start the run from the beginning with run.resume = "never"'
+            )
         return log_probs
 
     def image_files(self, index: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 A record holds the features of one image, under the hash of the image file's content. Any number of processes may
 write into the same folder: a lock makes them take turns and keep to one limit together. Each record has a checksum; a file
-with a damaged one is removed, and its features are computed anew.
+with a damaged one is removed, and its features are computed again.
 """
 
 import atexit
@@ -135,7 +135,7 @@ class FeatureStore:
             return
         except OSError as error:
             reason += f"; it cannot be removed: {error.strerror}"
-        note(f"{self.folder / file} cannot be used ({reason}): its features are computed anew")
+        note(f"{self.folder / file} cannot be used ({reason}): its features are computed again")
 
     def _forget(self, file: str) -> None:
         self._given_up.add(file)

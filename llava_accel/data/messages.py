@@ -106,7 +106,7 @@ def _refused(message: Fields, position: int) -> NoReturn:
     speaker = present(message, "from", "role")
     problem = f"turn {position} " + ("has no 'from' or 'role'" if speaker is None else f"is from {quoted(speaker)}")
     if isinstance(speaker, str) and speaker.lower() in _TOOLS:
-        raise DataError("roles", f"{problem}: calls of tools are not learned", "Remove such turns, or the record")
+        raise DataError("roles", f"{problem}: tool calls are not learned", "Remove such turns, or the record")
     raise DataError("roles", problem, f"Use one of {', '.join(_ROLES)} in 'from'")
 
 

@@ -33,7 +33,7 @@ class Reader:
             made = function(fields)
         except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to mend
             raise _wrong(
-                where(error, file_of(self.name).resolve()), "Mend the function, or let it return None"
+                where(error, file_of(self.name).resolve()), "Correct the function, or let it return None"
             ) from error
         if made is None:
             return None

@@ -32,7 +32,7 @@ def lines_to_mend(run: Path, training: Records, held_out: Records) -> tuple[list
             line["nearest"] = near[facts(line)]
     remarks = [f"{counts_of(lines)}. {_ADVICE[:1].upper()}{_ADVICE[1:]}" if lines else "no record is worth a look"]
     if num_lost:
-        remarks.append(f"{num_lost:,} more are not in these data any more, or have another answer now")
+        remarks.append(f"no longer in these data, or with another answer now: {num_lost:,} more")
     if not trained:
         remarks.append(
             "the run has not answered training records (eval.train_limit, after its last step): none has a loss"

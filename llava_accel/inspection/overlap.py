@@ -35,8 +35,8 @@ def overlap(
         )
     if asked.any():
         said.append(
-            f"{int(asked.sum()):,} of {len(eval_rows):,} evaluation records ask in the words of a training record, "
-            "whatever the image"
+            f"{int(asked.sum()):,} of {len(eval_rows):,} evaluation records have the question of a training record, "
+            "word for word, on whatever image"
         )
     return said
 

@@ -80,7 +80,7 @@ class UpdateGuard:
         if not has_targets:
             raise UserError(
                 f"step {state.step + 1}: none of its records could be loaded, so there is nothing to learn from. "
-                f"They are listed in {self._folder / 'skipped.txt'}. Mend or remove them"
+                f"They are listed in {self._folder / 'skipped.txt'}. Correct or remove them"
             )
         state.num_nonfinite += 1
         seed_step(self._recipe.run.seed, state.step, self._accelerator.process_index)

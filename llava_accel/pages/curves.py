@@ -9,7 +9,7 @@ from llava_accel.pages.plots import SERIES, Histogram, Plot, Series, Shares
 from llava_accel.scoring.metrics import score_names, score_title
 
 _LOSSES = {
-    "answers": "Cross-entropy in nats a target, over all targets of all ranks.",
+    "answers": "Cross-entropy per target token, in nats, over all ranks.",
     "dpo": "Loss of the preference, a mean over pairs; with the usual loss, 0.693 means no preference.",
 }
 
@@ -57,7 +57,7 @@ def curves(run: History) -> list[Plot | Shares]:
         ),
         Plot(
             title="Tokens a second",
-            note="Over all ranks, image tokens included, padding not.",
+            note="Of all ranks; image tokens count, padding does not.",
             series=[_series(steps, "tokens_per_s", "tokens a second", 3)],
             from_zero=True,
         ),
@@ -155,7 +155,7 @@ def _measures(run: History) -> list[Plot]:
         ),
         Plot(
             title="Distance to the reference",
-            note="Mean gain of log-probability a token of both answers: how far the model has moved.",
+            note="Mean gain of log-probability per token of both answers: how far the model has moved.",
             series=_both(run, "kl"),
         ),
     ]

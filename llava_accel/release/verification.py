@@ -301,7 +301,7 @@ def verify(
     if place is None:
         console.line(f"{export}: not verified, as {NO_PLACE}. `llava-accel export` compares it elsewhere")
         return
-    console.line(f"verifying {export} in a process with transformers and peft alone, {place}. Ctrl-C leaves it out")
+    console.line(f"verifying {export} in a process with transformers and peft alone, {place}. Ctrl-C skips it")
     since = time.perf_counter()
     quantization = quantization_config(recipe.model.quantization, place.dtype)
     outputs = plain_outputs(

@@ -91,7 +91,7 @@ def test_check_plan_cache_and_evaluate_read_with_it(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit(0)")
     for verb in ("check", "train"):
         ended = start(verb, path)
-        assert ended.code == 2 and "mine.py, line 1: SystemExit: 0. Mend the file" in ended.messages[0]
+        assert ended.code == 2 and "mine.py, line 1: SystemExit: 0. Correct the file" in ended.messages[0]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_loaded_is_said_with_its_line(tmp_path: Path, text
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("return row['x']", "line 2: KeyError: 'x'. Mend the function"),
+        ("return row['x']", "line 2: KeyError: 'x'. Correct the function"),
         ("import sys; sys.exit(3)", "line 2: SystemExit: 3"),
         ("return read(row)", "RecursionError"),
         ("return [row]", "returns \"[{'n': 0}]\". Return a dict"),

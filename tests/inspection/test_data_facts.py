@@ -78,7 +78,7 @@ def test_the_evaluations_images_of_training_are_found_by_what_they_hold(images: 
     assert "2 of 4 evaluation records show an image that training shows too" in of_images
     assert "(1 with the same question)" in of_images
     assert "data.eval.jsonl, row 1, whose image is that of" in of_images and "data.train.jsonl, row 2." in of_images
-    assert of_questions.startswith("2 of 4 evaluation records ask in the words of a training record")
+    assert of_questions.startswith("2 of 4 evaluation records have the question of a training record")
 
 
 def test_data_that_share_nothing_are_not_noted(images: Path) -> None:

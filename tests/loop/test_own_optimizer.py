@@ -69,14 +69,14 @@ def test_what_changes_while_a_run_goes_on_is_noticed_when_it_resumes(tmp_path: P
     [
         ("def build(groups, optim):\n    return groups", "Return a torch.optim.Optimizer"),
         ("def build(groups):\n    return 1", "TypeError: build() takes 1 positional argument but 2 were given"),
-        ("def build(groups, optim):\n    exit(1)", "line 2: SystemExit: 1. Mend the function"),
+        ("def build(groups, optim):\n    exit(1)", "line 2: SystemExit: 1. Correct the function"),
         (
             "import torch\ndef build(groups, optim):\n    return torch.optim.SGD(groups[:1], lr=1.0)",
             "takes 1 of 2 weights",
         ),
         (
             "import torch\ndef build(groups, _):\n    return torch.optim.LBFGS([p for g in groups for p in g['params']])",
-            "in a step. Mend the optimizer",
+            "in a step. Correct the optimizer",
         ),
         (
             SUBCLASS.format("for p in self.state or [self.param_groups[0]['params'][0]]: self.state[p]['d'] = 0.5"),

@@ -57,7 +57,7 @@ def test_errors_of_its_own_are_left_to_whoever_tells_them_of_all_code(tmp_path: 
     objective = made(tmp_path, llava, LOSS + "raise SystemExit(0)")
     with pytest.raises(SystemExit) as raised:
         objective(**batch_of([chain(example) for example in MIXED]))
-    assert "mine.py, line 4: SystemExit: 0. Mend it" in str(explained(raised.value))
+    assert "mine.py, line 4: SystemExit: 0. Correct it" in str(explained(raised.value))
 
 
 def test_ending_the_process_is_an_error_of_the_file_and_no_success(

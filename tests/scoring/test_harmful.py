@@ -88,6 +88,8 @@ def test_the_report_shows_them_beside_their_nearest_pictures(folder: Path) -> No
     page = (folder / "run" / "report.html").read_text()
     section = page.partition('<section id="doubts">')[2].partition("</section>")[0]
     assert section.count("<article>") == 1 + 4 and section.count('class="images near"') == 12
+    assert section.count('label">expected</span>') == 4, "of each question that was answered wrong"
+    assert section.count('label">answer</span>') == 2 + 12, "of two that contradict each other, and of the nearest"
     assert "train.jsonl, row 9" in section and "eval.jsonl, row 4" in section and "--against" in section
 
 
@@ -105,7 +107,7 @@ def test_check_lists_what_is_left_to_mend_and_says_what_to_do(folder: Path, tmp_
     mended = [training[8] | {"conversations": training[0]["conversations"]}, *training[:8], training[9]]
     copy = write(tmp_path / "train.jsonl", mended)
     ended = start("check", *words, f"data.train={copy}", "run.resume=never", "--mend", str(out))
-    assert ended.code == 0 and "1 more are not in these data any more" in " ".join(ended.out.split())
+    assert ended.code == 0 and "no longer in these data, or with another answer now: 1 more" in " ".join(ended.out.split())
     found = lines(out)
     assert not [line for line in found if line["why"] == CONTRADICTED or line["id"] == "rtwice"]
     assert {(line["id"], line["row"]) for line in found if line["why"] == HARD} >= {
