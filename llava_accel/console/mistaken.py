@@ -27,7 +27,8 @@ def refuse_paths_with_a_dash(parser: argparse.ArgumentParser, words: Sequence[st
     """End with a usage error if a word that would be read as a flag is the path of a file or folder."""
     for word in words:
         if re.match(r"-\w", word) and os.path.lexists(word):
-            parser.error(f"{word} is a file or folder, but what begins with a dash is read as a flag. Write ./{word}")
+            problem = f"{word} is a file or folder, but what begins with a dash is read as a flag"
+            parser.exit(2, f"{parser.prog}: error: {problem}. Write ./{word}\n")  # no usage: it has no arguments yet
 
 
 def advice(flag: str, words: Sequence[str], flags: Iterable[str]) -> str:
