@@ -70,26 +70,10 @@ def make_bases(folder: Path) -> dict[str, str]:
     processor.save_pretrained(base)
     export = [sys.executable, "-m", "llava_accel", "export", str(base), "--to", "llava", "--out", str(original)]
     subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
-    rewrite_tokenizer(original)
     config = json.loads((original / "config.json").read_text())
     config["mm_vision_tower"] = str(original / config["mm_vision_tower"])  # looked for from where a process stands
     (original / "config.json").write_text(json.dumps(config))
     return {"base": str(base), "original_base": str(original), "original_tower": str(original / "vision_tower")}
-
-
-def rewrite_tokenizer(folder: Path) -> None:
-    """The same tokenizer in the words of tokenizers 0.15, which LLaVA's own code has and which reads no newer file."""
-    path = folder / "tokenizer.json"
-    found = json.loads(path.read_text())
-    scheme = {"replacement": "\u2581", "add_prefix_space": True, "prepend_scheme": "first"}
-    found["pre_tokenizer"] = {"type": "Metaspace", **scheme}
-    found["model"]["merges"] = [" ".join(pair) for pair in found["model"]["merges"]]
-    path.write_text(json.dumps(found))
-    path = folder / "tokenizer_config.json"
-    known = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
-    config = json.loads(path.read_text())
-    kept = {key: config[key] for key in known}
-    path.write_text(json.dumps(kept | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 @dataclass

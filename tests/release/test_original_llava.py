@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from helpers.bases import Kind, make_base
@@ -17,6 +18,7 @@ from llava_accel.model.build import load_model
 from llava_accel.model.processing import load_processing
 
 pytestmark = pytest.mark.slow
+QUICKSTART = Path(__file__).parents[2] / "llava_accel" / "quickstart" / "base"
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +126,20 @@ def _assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", ["byte", "unigram", "quickstart"])
+def test_a_tokenizer_without_tokenizer_model_is_written_for_the_originals_versions(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (
+        QUICKSTART if kind == "quickstart" else make_base(tmp_path / "made", Kind("clip", "hub", "llama", kind))["base"]
+    )
+    out = export(monkeypatch, base, "llava", tmp_path / "llava")
+    text = "USER: What is this? 12 red cats.\n\nNone </s>"
+    saved, own = (Tokenizer.from_file(str(Path(folder) / "tokenizer.json")) for folder in (out, base))
+    assert saved.encode(text).ids == own.encode(text).ids
+    spec = json.loads((out / "tokenizer.json").read_text())
+    assert all(isinstance(merge, str) for merge in spec["model"].get("merges", []))
+    pre_tokenizer = spec["pre_tokenizer"] or {}
+    assert pre_tokenizer.get("type") != "Metaspace" or pre_tokenizer["add_prefix_space"] is True
