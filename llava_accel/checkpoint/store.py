@@ -43,6 +43,7 @@ from llava_accel.storage.atomic import (
     is_ours,
     known_pieces,
     recover,
+    remove,
 )
 from llava_accel.storage.run_weights import complete_checkpoints, step_of
 from llava_accel.storage.tensor_files import Chunk, Pieces, copied, write
@@ -320,7 +321,7 @@ class Checkpoints:
         results = [self._run_folder / "best", self._run_folder / "export"] if self._state.step == 0 else []
         leftovers = [folder for folder in results if is_ours(folder)]
         for folder in [*later, *leftovers]:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
         for folder in (self._folder, self._run_folder):
             recover(folder)
         names = [f"{len(later)} checkpoints after step {self._state.step}"] if later else []
@@ -329,4 +330,4 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         for folder in complete_checkpoints(self._folder)[: -self._recipe.checkpoint.keep]:
-            shutil.rmtree(folder)
+            remove(folder)

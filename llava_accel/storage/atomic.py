@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def beside(target: Path) -> Path:
     """
     for left in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
         if _LEFT.fullmatch(left.name) and is_ours(left):
-            shutil.rmtree(left)
+            remove(left)
     unfinished = _named_beside(target, "tmp")
     unfinished.mkdir(parents=True)
     (unfinished / MANIFEST).write_text("{}")
@@ -129,21 +129,43 @@ def commit(
         os.replace(target, old)
     os.replace(unfinished, target)
     _flush_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if is_taken:
+        with suppress(OSError):  # the new folder is there; `recover` tries again
+            remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that was written here. Of one that is half removed when a kill comes, `recover` removes the rest.
+
+    It loses its name first and its manifest last: else what a kill leaves would pass for a folder of somebody else.
+    """
+    gone = folder.rename(_named_beside(folder, "tmp"))
+    for path in gone.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MANIFEST:
+            path.unlink()
+    (gone / MANIFEST).unlink(missing_ok=True)
+    gone.rmdir()
 
 
 def recover(folder: Path) -> None:
-    """Tidy up after runs that were killed in the middle of `commit`: remove unfinished folders, give others their name back.
+    """Tidy up after runs that were killed in the middle of `commit` or `remove`: remove folders that are not whole, give
+    others their name back.
 
     Folders that were not written here stay as they are, whatever their name.
     """
     for path in sorted(folder.glob("*.*")):
         match = _LEFT.fullmatch(path.name)
-        if not match or not is_ours(path):
+        if not match or not path.is_dir():
             continue
         target = path.with_name(match["name"])
-        if match["state"] == "tmp" or target.exists():
-            shutil.rmtree(path)
+        if match["state"] == "tmp" and not any(path.iterdir()):  # its manifest had not come yet, or was gone
+            path.rmdir()
+        elif not is_ours(path):
+            continue
+        elif match["state"] == "tmp" or target.exists():
+            remove(path)
         else:
             os.replace(path, target)
 

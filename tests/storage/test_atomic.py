@@ -1,12 +1,15 @@
 """Files and folders are there as a whole or not at all, and lines are read as they were written."""
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llava_accel.exceptions import DISK_IS_FULL
-from llava_accel.storage.atomic import MANIFEST, atomic_file, beside, commit, is_complete, recover
+from llava_accel.storage.atomic import MANIFEST, atomic_file, beside, commit, is_complete, recover, remove
 from llava_accel.storage.jsonl import read_json_lines, write_json_lines
 
 
@@ -98,6 +101,41 @@ def test_a_kill_while_a_folder_takes_anothers_place_leaves_one_of_them(tmp_path:
     recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert (target / "inner" / "a.txt").read_text() == ("old" if place == "between the two renames" else "new")
+
+
+@pytest.mark.parametrize("last", range(5))
+def test_a_kill_while_a_folder_is_removed_leaves_nothing_of_its_name_and_nothing_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    target = tmp_path / "step-000001"
+    put(target, "text")
+    (target / "a.txt").write_text("text")
+    done = 0
+
+    def until_killed(work: Callable[..., None]) -> Callable[..., None]:
+        def counted(*place: Any, **how: Any) -> None:
+            nonlocal done
+            if done == last:
+                raise KeyboardInterrupt
+            done += 1
+            work(*place, **how)
+
+        return counted
+
+    with monkeypatch.context() as killed:
+        for name in ("unlink", "rmdir"):
+            killed.setattr(os, name, until_killed(getattr(os, name)))
+        with pytest.raises(KeyboardInterrupt):
+            remove(target)
+    assert not target.exists() and any(tmp_path.iterdir())
+    recover(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_kill_before_a_new_folder_has_its_mark_leaves_nothing_in_the_end(tmp_path: Path) -> None:
+    (tmp_path / "best.0123abcd.tmp").mkdir()
+    recover(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_line_may_be_damaged_only_where_a_run_may_have_been_killed(tmp_path: Path) -> None:
