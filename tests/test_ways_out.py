@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from subprocess import PIPE, STDOUT
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -113,3 +114,14 @@ def test_a_long_path_for_temporary_files_serves(tmp_path: Path, data: Path) -> N
     temporary.mkdir()
     code, _, out = ended(tmp_path, data, f"{STEP}=error@999", TMPDIR=str(temporary))
     assert code == 0, out
+
+
+@pytest.mark.parametrize("bad", ["sigterm", "killed"])
+def test_no_temporary_file_is_left(data: Path, tmp_path: Path, bad: str) -> None:
+    with TemporaryDirectory() as temporary:  # a path that is short enough for sockets
+        code, _, out = ended(tmp_path, data, f"{STEP}={bad}@3", TMPDIR=temporary)
+        assert code == CODES[bad], out
+        until = time.monotonic() + 10
+        while (left := list(Path(temporary).glob("pymp-*"))) and time.monotonic() < until:
+            time.sleep(0.1)  # workers end a little after the process that was killed
+        assert not left

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from multiprocessing import resource_sharer
+from multiprocessing import parent_process, resource_sharer
+from multiprocessing.util import Finalize, get_temp_dir
 from typing import TypeVar
 
 import torch
@@ -227,6 +228,8 @@ def worker_start(workers: int) -> Callable[[int], None]:
             f"TMPDIR: workers cannot send data through sockets in {tempfile.gettempdir()}, whose path is longer than "
             f"{_LONGEST_TEMPORARY} bytes, and {short} cannot be written. Set TMPDIR to a shorter path, or data.workers = 0"
         )
+    if workers and not short:
+        get_temp_dir()  # for the sockets of all workers: one that a worker makes stays where that is killed
     return partial(_start_worker, short)
 
 
@@ -234,7 +237,17 @@ def _start_worker(temporary: str, _worker: int) -> None:
     """Ignore the signals that schedulers and terminals send to every process: workers go on until the loop ends them."""
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
-    tempfile.tempdir = temporary or tempfile.tempdir
+    if temporary:
+        tempfile.tempdir = temporary
+    else:
+        Finalize(None, _remove_if_orphaned, (get_temp_dir(),), exitpriority=-1)
+
+
+def _remove_if_orphaned(folder: str) -> None:
+    """Remove the folder of sockets if the process that would do so was killed, and no other worker has a socket there."""
+    if (parent := parent_process()) is not None and not parent.is_alive():
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 # A run that ends in an error still has its loaders. Registered after multiprocessing.util, which is imported above, because
