@@ -26,9 +26,11 @@ from helpers.interrupted import (
 )
 from helpers.runs import PARITY, metrics, trained
 from llava_accel.checkpoint import store as checkpoint
+from llava_accel.exceptions import UserError
 from llava_accel.model.save import step_saved
 from llava_accel.recipe import make_recipe
 from llava_accel.recipe.toml import to_toml, toml_value
+from llava_accel.storage.atomic import is_complete
 
 pytestmark = pytest.mark.slow
 
@@ -190,6 +192,15 @@ def test_a_named_checkpoint_is_where_the_run_goes_on(data: Path, whole: Path, tm
     assert [line["step"] for line in metrics(run) if "loss" in line] == [7, 8]
     best = min((line for line in metrics(run) if "eval" in line), key=lambda line: line["eval"]["loss"])["step"]
     assert step_saved(run / "best") == step_saved(run / "export") == best, "the best of this folder"
+
+
+@pytest.mark.parametrize("resume", ["auto", "{}"])
+def test_a_renamed_checkpoint_is_refused_and_untouched(data: Path, whole: Path, tmp_path: Path, resume: str) -> None:
+    renamed = tmp_path / "run" / "checkpoints" / "step-000009"
+    shutil.copytree(whole / "checkpoints" / "step-000006", renamed)
+    with pytest.raises(UserError, match=r"step-000009 holds step 6, so it was renamed. Name it step-000006 again"):
+        train(settings(tmp_path, data, run={"resume": resume.format(renamed)}))
+    assert is_complete(renamed)
 
 
 def test_never_starts_anew_and_leaves_nothing_of_the_old_run_to_resume_from(

@@ -15,7 +15,7 @@ from llava_accel.setup.datasets import Part, content
 from llava_accel.setup.state import TrainState
 from llava_accel.sources.problems import some
 from llava_accel.storage.atomic import MANIFEST, is_complete, is_ours
-from llava_accel.storage.run_weights import complete_checkpoints
+from llava_accel.storage.run_weights import complete_checkpoints, name_of, read_progress
 
 # Free to change: where things are read (a checkpoint knows data and base by content) and written, what is shown and kept,
 # how fast it goes (run.matmul changes fp32's rounding, and a line says so), and when a run gives up.
@@ -53,6 +53,7 @@ def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None)
     source = _find(recipe, say)
     if source is None:
         return None
+    _refuse_renamed(source, Path(recipe.run.output_dir) / "checkpoints")
     before = load_recipe(source / "recipe.toml", warns=False)
     if changed := differences(before, recipe):
         raise UserError(
@@ -82,6 +83,13 @@ def _find(recipe: Recipe, say: Callable[[str], None]) -> Path | None:
             'Name a folder runs/NAME/checkpoints/step-N, or use "auto"'
         )
     return source
+
+
+def _refuse_renamed(source: Path, own: Path) -> None:
+    """UserError if a checkpoint of the run's has the name of another step: what comes later is removed by its name."""
+    step = read_progress(source).get("state", {}).get("step")
+    if step is not None and source.resolve().parent == own.resolve() and source.name != name_of(step):
+        raise UserError(f"run.resume: {source} holds step {step}, so it was renamed. Name it {name_of(step)} again")
 
 
 def _newest(run: Path, say: Callable[[str], None]) -> Path | None:

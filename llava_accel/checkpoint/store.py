@@ -45,7 +45,7 @@ from llava_accel.storage.atomic import (
     recover,
     remove,
 )
-from llava_accel.storage.run_weights import complete_checkpoints, step_of
+from llava_accel.storage.run_weights import complete_checkpoints, name_of, step_of
 from llava_accel.storage.tensor_files import Chunk, Pieces, copied, write
 
 _THREADS = 8  # of each process, to hash and write
@@ -106,7 +106,7 @@ class Checkpoints:
         enter("saving")
         self.settled()
         self._saved_step = self._state.step
-        begun = self._begin(self._folder / f"step-{self._state.step:06d}", self._state.step, with_engine=True)
+        begun = self._begin(self._folder / name_of(self._state.step), self._state.step, with_engine=True)
         if begun is None:
             self._agree()
         elif self._goes_to_background(begun.parts):
@@ -164,7 +164,7 @@ class Checkpoints:
 
     def keep_best(self) -> None:
         """Make `best/` a copy of the newest checkpoint without its engine folder, and write its score into it."""
-        source, step = self._folder / f"step-{self._state.step:06d}", self._state.step
+        source, step = self._folder / name_of(self._state.step), self._state.step
         if not self._accelerator.is_main_process:
             return
         if self._in_background:

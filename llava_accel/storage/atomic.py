@@ -137,8 +137,11 @@ def commit(
 def remove(folder: Path) -> None:
     """Remove a folder that was written here. Of one that is half removed when a kill comes, `recover` removes the rest.
 
-    It loses its name first and its manifest last: else what a kill leaves would pass for a folder of somebody else.
+    It loses its name first and its manifest last: else what a kill leaves would pass for a folder of somebody else. Of a
+    link only the link is removed.
     """
+    if folder.is_symlink():
+        return folder.unlink()
     gone = folder.rename(_named_beside(folder, "tmp"))
     for path in gone.iterdir():
         if path.is_dir() and not path.is_symlink():

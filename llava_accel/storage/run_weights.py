@@ -47,6 +47,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in named_checkpoints(folder) if is_ours(path)), key=step_of)
 
 
+def name_of(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:06d}"
+
+
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step-"))

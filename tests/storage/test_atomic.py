@@ -132,6 +132,13 @@ def test_a_kill_while_a_folder_is_removed_leaves_nothing_of_its_name_and_nothing
     assert not any(tmp_path.iterdir())
 
 
+def test_of_a_link_only_the_link_is_removed(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "text")
+    (tmp_path / "step-000001").symlink_to(tmp_path / "elsewhere")
+    remove(tmp_path / "step-000001")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"] and is_complete(tmp_path / "elsewhere")
+
+
 def test_a_kill_before_a_new_folder_has_its_mark_leaves_nothing_in_the_end(tmp_path: Path) -> None:
     (tmp_path / "best.0123abcd.tmp").mkdir()
     recover(tmp_path)
