@@ -262,7 +262,8 @@ def test_a_recipe_with_other_numbers_is_refused_and_nothing_is_touched(
         ValueError, match=re.escape(f"{table}.{key}: {toml_value(old)} -> {toml_value(value)}")
     ) as caught:
         train(changed)
-    assert 'run.resume="never"' in str(caught.value)
+    # Another run.name alone would not do where the recipe names a folder.
+    assert 'run.resume="never"' in str(caught.value) and "another run.output_dir" in str(caught.value)
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 

@@ -60,7 +60,7 @@ def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None)
             f"run.resume: {source} was written with other values of these keys, so resuming would mix two runs:\n  "
             + "\n  ".join(changed)
             + '\nSet these back, start from the beginning with run.resume="never" (which removes its checkpoints), or give '
-            "the run another run.name. To start from its weights alone, set model.adapter"
+            "the run another run.output_dir. To start from its weights alone, set model.adapter as well"
         )
     if before.run.deterministic != recipe.run.deterministic:
         now = "true" if recipe.run.deterministic else "false"

@@ -5,6 +5,7 @@ neither help nor a mistake waits for it.
 """
 
 import argparse
+import errno
 import gc
 import importlib
 import io
@@ -145,13 +146,8 @@ def run(verb: Callable[[], object]) -> None:
     except Exception as error:
         _ended_by[:] = [error]
         if (end := compat.end_of_worker(error)) is not None:
-            _refuse(
-                UserError(
-                    f"a data worker {end}. If nobody killed it, the machine's memory was full; shared memory is "
-                    "/dev/shm, which containers keep small (docker run --shm-size=8g). Give it more, or set data.workers or "
-                    "train.per_device_batch_size lower. The same command goes on from the last checkpoint"
-                )
-            )
+            remedy = _MORE_FILES if os.strerror(errno.EMFILE) in str(error) else _MORE_MEMORY
+            _refuse(UserError(f"a data worker {end}. {remedy}. The same command goes on from the last checkpoint"))
         if (own := explained(error)) is not None:
             _refuse(own)
         if is_reporting_rank(may_be_cut_off=True):
@@ -162,6 +158,11 @@ def run(verb: Callable[[], object]) -> None:
         sys.exit(130)
 
 
+_MORE_FILES = "It may not have more files open: raise the limit (ulimit -n), or set data.workers = 0"
+_MORE_MEMORY = (
+    "If nobody killed it, the machine's memory was full; shared memory is /dev/shm, which containers keep small (docker run "
+    "--shm-size=8g). Give it more, or set data.workers or train.per_device_batch_size lower"
+)
 _ended_by: list[BaseException] = []
 """What ended the verb. Its frames keep the loaders, which would wait five seconds for each worker that hangs, until the
 workers have been killed at exit."""

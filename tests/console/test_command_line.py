@@ -1,4 +1,4 @@
-"""How a verb ends where the disk is full, and where a connection breaks."""
+"""How a verb ends where the disk is full, where a connection breaks, and where a data worker ends."""
 
 import errno
 import os
@@ -24,3 +24,19 @@ def test_a_connection_that_breaks_is_a_defect() -> None:
 
     with pytest.raises(BrokenPipeError):
         run(breaks)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy", "other"), [(errno.EMFILE, "ulimit -n", "--shm-size"), (errno.ENOSPC, "--shm-size", "ulimit -n")]
+)
+def test_a_worker_that_cannot_send_says_what_it_lacked(
+    code: int, remedy: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacks() -> None:
+        raise RuntimeError(f"unable to open shared memory object </torch_1> in read-write mode: {os.strerror(code)}")
+
+    with pytest.raises(SystemExit):
+        run(lacks)
+    said = capsys.readouterr().err
+    assert said.startswith("error: a data worker was unable to open shared memory. ")
+    assert remedy in said and other not in said
