@@ -4,8 +4,10 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+from multiprocessing.util import get_temp_dir
 from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
@@ -51,7 +53,14 @@ def end_at_once(received: signal.Signals, text: str) -> NoReturn:
 
 
 def kill_workers() -> None:
-    """End the data workers of this process: they ignore SIGTERM, by which multiprocessing would end them, and wait."""
+    """End the data workers of this process: they ignore SIGTERM, by which multiprocessing would end them, and wait.
+
+    The folder of their sockets goes with them.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
-    for worker in multiprocessing.active_children():
+    workers = multiprocessing.active_children()
+    for worker in workers:
         worker.kill()
+    if workers:
+        with contextlib.suppress(OSError):  # there is none, and no room for one
+            shutil.rmtree(get_temp_dir(), ignore_errors=True)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -162,9 +163,15 @@ def test_the_exit_code_asks_for_another_start(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-def _launched(command: list[str]) -> "subprocess.Popen[str]":
+def _launched(command: list[str], **environment: str) -> "subprocess.Popen[str]":
     return Forked(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | environment,
     )
 
 
@@ -174,7 +181,13 @@ def test_a_signal_while_the_data_is_read_ends_the_run_at_once(
 ) -> None:
     many = [talk(n, f"What is number {n}?", " ".join(str(n + step) for step in range(200))) for n in range(40_000)]
     recipe = tables(tmp_path, write_records(tmp_path / "data.json", many), data={"workers": workers})
-    process = _launched([sys.executable, "-m", "llava_accel.train", _file(tmp_path, recipe)])
+    with TemporaryDirectory() as temporary:  # a path that is short enough for sockets
+        command = [sys.executable, "-m", "llava_accel.train", _file(tmp_path, recipe)]
+        _end_while_data_is_read(_launched(command, TMPDIR=temporary), tmp_path, number)
+        assert not list(Path(temporary).glob("pymp-*"))
+
+
+def _end_while_data_is_read(process: "subprocess.Popen[str]", tmp_path: Path, number: signal.Signals) -> None:
     until = time.monotonic() + 120
     while not list((tmp_path / "cache" / "tables").glob("*.arrow")) and time.monotonic() < until:
         time.sleep(0.05)
