@@ -48,19 +48,16 @@ def end_at_once(received: signal.Signals, text: str) -> NoReturn:
     with contextlib.suppress(RuntimeError, OSError):  # the signal came in the middle of a line, or nobody reads
         sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # a bar hides the cursor
         sys.stdout.flush()
+    has_workers = bool(multiprocessing.active_children())
     kill_workers()
+    with contextlib.suppress(OSError):  # no room for a folder of sockets: so there is none
+        if has_workers:  # nothing that is registered for the exit runs
+            shutil.rmtree(get_temp_dir(), ignore_errors=True)
     os._exit(interrupted.exit_code)
 
 
 def kill_workers() -> None:
-    """End the data workers of this process: they ignore SIGTERM, by which multiprocessing would end them, and wait.
-
-    The folder of their sockets goes with them.
-    """
+    """End the data workers of this process: they ignore SIGTERM, by which multiprocessing would end them, and wait."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
-    workers = multiprocessing.active_children()
-    for worker in workers:
+    for worker in multiprocessing.active_children():
         worker.kill()
-    if workers:
-        with contextlib.suppress(OSError):  # there is none, and no room for one
-            shutil.rmtree(get_temp_dir(), ignore_errors=True)
