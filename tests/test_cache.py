@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import llava_accel.train as verb
+from helpers.exported import export
 from helpers.runs import metrics, mixed_records, recipe, trained, without_times, write_records
 from helpers.verbs import start, write_recipe
 from llava_accel import cache as verb_cache
@@ -121,14 +122,17 @@ def test_a_image_without_features_has_the_tower_read_and_the_same_losses_bit_by_
     assert tower_reads and len(tower_reads) == len(set(tower_reads)), "it is read once, and its name is known"
 
 
-def test_features_are_those_of_the_tower_that_an_adapter_brings(made: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_features_are_those_of_the_tower_that_was_trained(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trains = {"model": {"train_vision": True}, "optim": {"vision_learning_rate": 1e-2}}
     verb.train(made("tower", **trains))
     verb.train(made("base"))
-    adapter = {"model": {"adapter": str(tmp_path / "tower" / "run" / "export")}}
-    lines, _ = outcome(made("none", data={"cache_features": False}, **adapter))
+    merged = export(monkeypatch, tmp_path / "tower" / "run", "merged", tmp_path / "merged")
+    base = {"model": {"base": str(merged), "vision_tower": ""}}
+    lines, _ = outcome(made("none", data={"cache_features": False}, **base))
     for name in ("cold", "warm"):
-        found, _ = outcome(made(name, **adapter))
+        found, _ = outcome(made(name, **base))
         assert [line["loss"] for line in found if "loss" in line] == pytest.approx(
             [line["loss"] for line in lines if "loss" in line], rel=1e-5
         )

@@ -166,22 +166,24 @@ def _write_tokenizer(folder: Path, processing: Processing, origin: Base | None) 
     source = next((place for place in places if (place / "tokenizer.model").is_file()), None)
     if source is None:
         save_tokenizer(folder, processing.processor.tokenizer)
+    else:
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    if (folder / "tokenizer.json").is_file():
         _write_for_old_versions(folder / "tokenizer.json")
-        return
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _write_for_old_versions(path: Path) -> None:
-    """Rewrite a tokenizer.json for `tokenizers` before 0.20, which LLaVA's code has: it knows merges as texts alone."""
+    """Rewrite a tokenizer.json for `tokenizers` before 0.20, which LLaVA's code has: it knows merges as texts alone, and
+    asks for a key that newer versions left out."""
     spec = json.loads(path.read_text(encoding="utf-8"))
-    if (merges := spec["model"].get("merges")) and not any(" " in token for pair in merges for token in pair):
+    merges, pre_tokenizer = spec["model"].get("merges"), spec.get("pre_tokenizer") or {}
+    if merges and isinstance(merges[0], list) and not any(" " in token for pair in merges for token in pair):
         spec["model"]["merges"] = [" ".join(pair) for pair in merges]
-    pre_tokenizer = spec["pre_tokenizer"] or {}
     for part in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        if part.get("type") == "Metaspace":  # a key that old versions ask for, and new ones read from the scheme
-            part["add_prefix_space"] = part["prepend_scheme"] != "never"
+        if part.get("type") == "Metaspace":
+            part.setdefault("add_prefix_space", part.get("prepend_scheme") != "never")
     path.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
 
 

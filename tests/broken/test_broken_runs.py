@@ -105,8 +105,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(
 ) -> None:
     prove_here(monkeypatch)
     words = _resumed(tmp_path, lora_run)
-    newest = next((tmp_path / "run" / "checkpoints").iterdir())
-    older = Path(shutil.copytree(newest, newest.with_name("step-000001")))
+    older = next((tmp_path / "run" / "checkpoints").iterdir())
+    newest = Path(shutil.copytree(older, older.with_name("step-000009")))
     (newest / "adapter_model.safetensors").write_bytes(b"")
     ended = start(verb, *words)
     said = " ".join(ended.out.split())

@@ -20,7 +20,7 @@ MALFORMED: dict[str, tuple[object, str, str]] = {  # name -> row, kind, a word o
     "a turn is a string": ({"conversations": ["Q", GPT]}, "fields", "turn 1 is 'Q'"),
     "a turn is null": ({"conversations": [HUMAN, None]}, "fields", "turn 2 is 'None'"),
     "an unknown role": ({"conversations": [HUMAN, {"from": "narrator", "value": "A"}]}, "roles", "from 'narrator'"),
-    "a call of a tool": ({"conversations": [HUMAN, {"from": "function_call", "value": "{}"}, GPT]}, "roles", "of tools"),
+    "a call of a tool": ({"conversations": [HUMAN, {"from": "function_call", "value": "{}"}, GPT]}, "roles", "tool calls"),
     "no role": ({"conversations": [{"value": "Q"}, GPT]}, "roles", "turn 1 has no 'from' or 'role'"),
     "a role is a number": ({"conversations": [{"from": 1, "value": "Q"}, GPT]}, "roles", "from '1'"),
     "a role is a list": ({"conversations": [{"from": ["human"], "value": "Q"}, GPT]}, "roles", "turn 1"),

@@ -128,8 +128,8 @@ def _assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
-@pytest.mark.parametrize("kind", ["byte", "unigram", "quickstart"])
-def test_a_tokenizer_without_tokenizer_model_is_written_for_the_originals_versions(
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte", "unigram", "quickstart"])
+def test_tokenizer_json_is_written_for_the_originals_versions(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = (
