@@ -32,6 +32,8 @@ _FREE = {
 }  # fmt: skip
 _BOUND = {"eval.metric"}  # in a free table, but the best value so far is one of that metric
 _LENGTH = {"train.epochs", "train.max_steps"}
+_ASKED = ("data.eval", "eval.limit", "eval.max_new_tokens")
+"""Keys whose change makes scores before and after it those of other questions or answers."""
 
 
 def agree_on_checkpoint(run: RunContext) -> Path | None:
@@ -67,6 +69,10 @@ def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None)
         say(
             f"run.deterministic is {now} from {source.name} on, and was not before: other kernels add up in another order"
         )
+    old, new = flatten(before.model_dump()), flatten(recipe.model_dump())
+    if asked := [key for key in _ASKED if old.get(key) != new.get(key)]:
+        shown = ", ".join(f"{key} = {_shown(new.get(key))} (before: {_shown(old.get(key))})" for key in asked)
+        say(f"{shown}: scores from {source.name} on are of other answers, and are compared with the best one so far")
     return source
 
 

@@ -51,6 +51,15 @@ def test_other_kernels_are_no_other_run_and_are_said(tmp_path: Path, monkeypatch
     assert find_checkpoint(load_recipe(tmp_path / "recipe.toml"), said.append) == tmp_path and len(said) == 1
 
 
+def test_other_questions_of_evaluations_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.toml").write_text(SMALLEST)
+    now = load_recipe(tmp_path / "recipe.toml", ["eval.limit=7", "eval.every=3"], warns=False)
+    monkeypatch.setattr(resume, "_find", lambda recipe, say: tmp_path)
+    said: list[str] = []
+    assert find_checkpoint(now, said.append) == tmp_path
+    assert len(said) == 1 and said[0].startswith(f"eval.limit = 7 (before: 0): scores from {tmp_path.name} on")
+
+
 def write_scores(folder: Path, *names: str) -> None:
     for name in names:
         (folder / f"{name}.py").write_text("def f(prediction, references):\n    return 1.0\n")
