@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from multiprocessing import parent_process, resource_sharer
+from multiprocessing import resource_sharer
 from multiprocessing.util import Finalize, get_temp_dir
 from typing import TypeVar
 
@@ -240,12 +240,15 @@ def _start_worker(temporary: str, _worker: int) -> None:
     if temporary:
         tempfile.tempdir = temporary
     else:
-        Finalize(None, _remove_if_orphaned, (get_temp_dir(),), exitpriority=-1)
+        Finalize(None, _remove_if_orphaned, (get_temp_dir(), os.getppid()), exitpriority=-1)
 
 
-def _remove_if_orphaned(folder: str) -> None:
-    """Remove the folder of sockets if the process that would do so was killed, and no other worker has a socket there."""
-    if (parent := parent_process()) is not None and not parent.is_alive():
+def _remove_if_orphaned(folder: str, parent: int) -> None:
+    """Remove the folder of sockets if the process that would do so was killed, and no other worker has a socket there.
+
+    `multiprocessing.parent_process` takes that process for alive as long as a worker that was started later is.
+    """
+    if os.getppid() != parent:
         with suppress(OSError):
             os.rmdir(folder)
 
