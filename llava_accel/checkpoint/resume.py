@@ -69,9 +69,9 @@ def find_checkpoint(recipe: Recipe, say: Callable[[str], None] = lambda _: None)
         say(
             f"run.deterministic is {now} from {source.name} on, and was not before: other kernels add up in another order"
         )
-    old, new = flatten(before.model_dump()), flatten(recipe.model_dump())
-    if asked := [key for key in _ASKED if old.get(key) != new.get(key)]:
-        shown = ", ".join(f"{key} = {_shown(new.get(key))} (before: {_shown(old.get(key))})" for key in asked)
+    changes = _changes(before, recipe)
+    if asked := [f"{key} = {changes[key][1]} (before: {changes[key][0]})" for key in _ASKED if key in changes]:
+        shown = ", ".join(asked)
         say(f"{shown}: scores from {source.name} on are of other answers, and are compared with the best one so far")
     return source
 
@@ -143,12 +143,18 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
     free = _FREE | (_LENGTH if rate_is_flat else set())
     if now.train.loss != "tokens":
         free = free - _SPLIT
-    old, new = flatten(before.model_dump()), flatten(now.model_dump())
     return [
-        f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not (key in free or (key.startswith(_FREE_TABLES) and key not in _BOUND))
+        f"{key}: {old} -> {new}"
+        for key, (old, new) in _changes(before, now).items()
+        if not (key in free or (key.startswith(_FREE_TABLES) and key not in _BOUND))
     ]
+
+
+def _changes(before: Recipe, now: Recipe) -> dict[str, tuple[str, str]]:
+    """Key -> its value before and now, as they are shown, for each key that has changed."""
+    old, new = flatten(before.model_dump()), flatten(now.model_dump())
+    keys = sorted(old.keys() | new.keys())
+    return {key: (_shown(old.get(key)), _shown(new.get(key))) for key in keys if old.get(key) != new.get(key)}
 
 
 def _shown(value: object) -> str:

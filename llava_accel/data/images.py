@@ -48,7 +48,7 @@ def find_image(root: Path, name: str) -> Path:
     if "\0" not in name and _is_plain_file(path) and _is_folder_inside(root, path.parent):
         return path  # nearly always, and each record asks
     # os.path, not pathlib: it takes looping links and overlong names for missing files, and pathlib raises.
-    if "\0" in name or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+    if "\0" in name or not _leads_into(root, path):
         raise DataError(
             "unsafe_path",
             f"the image {quoted(name)} lies outside {root}",
@@ -67,9 +67,13 @@ def _is_plain_file(path: Path) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=1 << 14)
-def _is_folder_inside(root: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root))
+def _leads_into(root: Path, path: Path) -> bool:
+    """Whether a path is below `root` when all links have been followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+_is_folder_inside = functools.lru_cache(maxsize=1 << 14)(_leads_into)
+"""The same, remembered: the images of a data set lie in few folders."""
 
 
 def _absence(path: Path, name: str, root: Path) -> tuple[str, str]:
@@ -110,7 +114,7 @@ def _spellings(name: str) -> Iterable[str]:
 
 def _is_inside(root: Path, name: str) -> bool:
     path = root / name
-    return os.path.isfile(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    return os.path.isfile(path) and _leads_into(root, path)
 
 
 def image_size(path: Path | str, exif: Exif = "ignore") -> tuple[int, int]:

@@ -73,13 +73,12 @@ def examine_model(recipe: Recipe, console: Console, source: Path | None = None) 
         console.line(note)
     names = (recipe.model.base, recipe.model.language_model, recipe.model.vision_tower)
     if all(os.path.isdir(os.path.expanduser(name)) for name in names if name):
-        stored = problems.attempt(lambda: _gather(recipe, base)) or {}
+        own, stored = problems.attempt(lambda: _gather(recipe, base)) or ({}, {})
         if len(stored) > _MANY:
             console.line("reading weights")
         for tensor in stored.values():
             problems.attempt(tensor.read_finite)
         if source and stored:
-            own = weights.gather(base, None) if recipe.model.projector else stored
             name, fingerprint = recipe.model.named_base, weights.fingerprint(own, base)
             problems.attempt(lambda: refuse_other_base(source, name, fingerprint))
     if processing is not None:
@@ -119,11 +118,13 @@ def missing_trackers(names: Sequence[str]) -> list[str]:
     return [f"log.trackers: not installed, so not used: {listed}. Run: pip install {' '.join(missing)}"]
 
 
-def _gather(recipe: Recipe, base: Base) -> dict[str, StoredTensor]:
+def _gather(recipe: Recipe, base: Base) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """The tensors of the base itself, and those that training starts from."""
     projector = find_projector(recipe.model.projector) if recipe.model.projector else None
-    stored = weights.gather(base, projector)
+    own = weights.gather(base)
+    stored = weights.with_projector(own, projector)
     weights.check(stored, base, base.layout == "parts" and projector is None)
-    return stored
+    return own, stored
 
 
 def _check_trainable(recipe: Recipe, processing: Processing) -> None:

@@ -19,6 +19,7 @@ from llava_accel.scoring.held_out import AtOnce, Prediction, evaluate
 from llava_accel.setup.datasets import Part
 from llava_accel.setup.state import TrainState, is_due
 from llava_accel.storage.jsonl import write_json_lines
+from llava_accel.storage.run_weights import name_of
 
 _MOST_AT_START = 500
 """Examples that the base is scored on unless the recipe says otherwise: its score need not be exact."""
@@ -55,7 +56,7 @@ class Validation:
                 self._report(state, meter)
             return
         state.is_stopped = self._is_out_of_patience(state)
-        evaluated = Path(recipe.run.output_dir) / "checkpoints" / f"step-{state.best_step:06d}"
+        evaluated = Path(recipe.run.output_dir) / "checkpoints" / name_of(state.best_step)
         if recipe.checkpoint.best and state.best_step == state.step and evaluated.is_dir():
             self._checkpoints.keep_best()
         every = recipe.eval.every or state.steps_per_epoch

@@ -63,9 +63,10 @@ def load_model(
     base, notes = find_base(recipe.model), list(processing.notes)
     projector = find_projector(recipe.model.projector) if recipe.model.projector else None
     is_fresh = base.layout == "parts" and projector is None
-    stored = weights.gather(base, projector)
+    own = weights.gather(base)
+    stored = weights.with_projector(own, projector)
     weights.check(stored, base, is_fresh)
-    fingerprint = weights.fingerprint(weights.gather(base, None) if projector else stored, base)
+    fingerprint = weights.fingerprint(own, base)
     refuse(fingerprint)
     state = weights.to_state_dict(stored, processing.num_rows)
     if is_fresh:

@@ -20,11 +20,10 @@ Stored = dict[str, StoredTensor]
 """In-memory name -> tensor on disk."""
 
 
-def gather(base: Base, projector: Path | None) -> Stored:
-    """Every tensor of a base, from the checkpoint, the tower's folder and the projector's file.
+def gather(base: Base) -> Stored:
+    """Every tensor of a base, from the checkpoint and the tower's folder.
 
-    A tower that the recipe names replaces one inside the checkpoint, which replaces the one that its config names; a
-    projector that the recipe names replaces the checkpoint's.
+    A tower that the recipe names replaces one inside the checkpoint, which replaces the one that its config names.
 
     Raises:
         UserError: a file is damaged or missing, or holds a weight that a LLaVA has no place for, or that would be ignored.
@@ -43,12 +42,18 @@ def gather(base: Base, projector: Path | None) -> Stored:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(cut)}
     if base.config.tie_word_embeddings and (head := stored.pop("lm_head.weight", None)):
         _check_tied(head, stored)
-    if projector:
-        given: Stored = {}
-        for tensor in read_tensors(projector):
-            _put(given, tensor, layouts.connection_to_memory)
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(PROJECTOR)} | given
     return stored
+
+
+def with_projector(stored: Stored, projector: Path | None) -> Stored:
+    """The tensors of a base with the projector's file, if there is one, in the place of its own projector; UserError as
+    from `gather`."""
+    if projector is None:
+        return stored
+    given: Stored = {}
+    for tensor in read_tensors(projector):
+        _put(given, tensor, layouts.connection_to_memory)
+    return {name: tensor for name, tensor in stored.items() if not name.startswith(PROJECTOR)} | given
 
 
 def _check_tied(head: StoredTensor, stored: Stored) -> None:

@@ -59,7 +59,7 @@ def read_trained(trained: Trained, recipe: Recipe) -> FromFiles:
         UserError: base or trained weights are damaged, missing, or do not belong together.
     """
     base, processing = find_base(recipe.model), load_processing(recipe.model, recipe.data.image_aspect)
-    stored = weights.gather(base, None)
+    stored = weights.gather(base)
     weights.check(stored, base, base.layout == "parts")
     fingerprint = weights.fingerprint(stored, base)
     values: dict[int, Tensor] = {}

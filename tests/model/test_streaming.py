@@ -95,7 +95,7 @@ def test_4_bits_are_packed_before_the_next_weight_is_read(llava_folder: Path, co
 def test_a_tower_that_stays_on_disk_takes_nothing_of_the_card(llava_folder: Path, tower_reads: list[str]) -> None:
     recipe = recipe_for(llava_folder)
     base = load_processing(recipe.model, "pad").base
-    stand_ins = tower_stand_ins(gather(base, None), torch.float32, CARD)
+    stand_ins = tower_stand_ins(gather(base), torch.float32, CARD)
     assert {(each.device, each.untyped_storage().nbytes()) for each in stand_ins.values()} == {(CARD, 4)}
     model = load(recipe, CARD, leave_tower=True)
     assert not list(model.model.vision_tower.parameters()) and tower_reads == []
