@@ -216,6 +216,7 @@ def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
 
 _SPECIAL = re.compile(r"(<\|.*?\|>)")
 _CHATML = "<|im_start|>ROLE\nTEXT<|im_end|>"
+_FIRST = Piece("special", "bos", original="all")
 _LLAMA_3 = "<|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|>"
 
 
@@ -273,7 +274,9 @@ TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
     "llava_v1": partial(_v1, template="llava_v1"),
     "plain": _plain,
     "llava_llama_2": partial(_inst, template="llava_llama_2", bos_between=True),
-    "llava_llama_3": partial(_headed, template="llava_llama_3", form=_LLAMA_3, original="", start=(BOS,), strips=True),
+    "llava_llama_3": partial(
+        _headed, template="llava_llama_3", form=_LLAMA_3, original="", start=(_FIRST,), strips=True
+    ),
     "mistral_instruct": partial(_inst, template="mistral_instruct", bos_between=False),
     "chatml": partial(_headed, template="chatml", form=_CHATML),
     "qwen_1_5": partial(_headed, template="qwen_1_5", form=f"{_CHATML}\n", original="newlines"),

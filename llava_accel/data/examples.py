@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llava_accel.data.conversation import IMAGE, PLACEMENTS, TEMPLATES, Piece, Turn
+from llava_accel.data.conversation import IMAGE, PLACEMENTS, TEMPLATES, Piece, Template, Turn
 from llava_accel.data.images import Exif, image_size
 from llava_accel.data.jinja_template import ChatTemplate
 from llava_accel.data.labels import Example, Labeller
+from llava_accel.data.original_rounds import ORIGINALS, check_caption, not_learned
 from llava_accel.data.records import Record, is_blank
 from llava_accel.data.tiling import WHOLE, ImageView, Tiling
 from llava_accel.data.trie import num_common
@@ -83,9 +84,9 @@ class Encoder:
         self._tiling, self._size = tiling, partial(image_size, exif=exif)
         number = tiling.num_tokens(WHOLE)
         self._label = Labeller(tokenizer, image_token_id, number, words, num_rows, labels)
-        self._template: Callable[[Sequence[Turn], bool], list[Piece]] = (
-            ChatTemplate(tokenizer, chat_template) if template == "auto" else TEMPLATES[template]
-        )
+        self._is_original, named = labels == "original", ORIGINALS if labels == "original" else TEMPLATES
+        self._template: Template = ChatTemplate(tokenizer, chat_template) if template == "auto" else named[template]
+        self._is_caption = self._is_original and template == "plain"
         self._label.encode_text.expect(_common_start(self._template))
         self._answers = answers
         self._place = PLACEMENTS[image_placement]
@@ -95,6 +96,8 @@ class Encoder:
     def pieces(self, record: Record) -> list[Piece]:
         """The record's conversation in the template's form."""
         turns, has_images = record.turns, bool(record.images)
+        if self._is_original and record.unanswered and IMAGE not in record.unanswered.text:
+            turns = (*turns, record.unanswered)
         if has_images:
             turns = [replace(turn, text=self._place(turn.text)) for turn in turns]
         return self._template(turns, has_images)
@@ -109,6 +112,8 @@ class Encoder:
         Raises:
             DataError: unsafe, missing or broken image, no target, or too long and not shortened. Without file and row.
         """
+        if self._is_caption:
+            check_caption(record)
         images = self._tiling.views(list(map(find, record.images)), self._size)
         encoded = Encoded(record, self._examples(record, images, index))
         length = encoded.length
@@ -116,6 +121,8 @@ class Encoder:
             encoded = self._longest(record, images, index)
             length = encoded.length
         if not any([example.num_targets for example in encoded.examples]):
+            if self._is_original:
+                raise not_learned()
             raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
         if length > self._max_length:
             of_images = sum(view.num_tokens for view in encoded.example.images)
@@ -187,7 +194,7 @@ def _last_answer(example: Example) -> Example:
     return replace(example, is_target=is_target)
 
 
-def _common_start(template: Callable[[Sequence[Turn], bool], list[Piece]]) -> str:
+def _common_start(template: Template) -> str:
     """The start of a template's first text that is the same before every question, up to its last space."""
     pieces = (template([Turn("user", text), Turn("assistant", text)], False) for text in ("q", "p"))
     one, other = (next((piece.text for piece in each if piece.kind == "text"), "") for each in pieces)
@@ -202,7 +209,8 @@ def _first_rounds(record: Record, number: int) -> Record:
     if len(turns) == len(record.turns):
         return record
     num_images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
-    return replace(record, turns=turns, images=record.images[:num_images] if record.images else (), answers=())
+    images = record.images[:num_images] if record.images else ()
+    return replace(record, turns=turns, images=images, answers=(), unanswered=None)
 
 
 def find_images(record: Record, index: int, find: Callable[[str], str]) -> Encoded:

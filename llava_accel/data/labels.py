@@ -3,11 +3,13 @@
 LLaVA tokenises the text between two images as one chunk and a SentencePiece tokenizer puts a space before the start
 of a chunk; whether it also puts one after a special token depends on the tokenizer's `legacy` flag. Both are facts of
 the encoder here, not corrections of a count, so ids and targets agree with LLaVA's for every text. Text of the user
-never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text.
+never becomes a special token: a literal `</s>` in an answer is spelled out and learned like any other text. Only with
+data.labels = "original" it does, as in LLaVA's own code.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -78,7 +80,8 @@ class Labeller:
         num_image_tokens: Positions of an image for which no view is given.
         words: Added tokens that texts may hold; others are spelled out.
         num_rows: Rows of the embedding that are trained, among which a template's tokens must be; None: each token has one.
-        labels: With "original", the tokens that a piece's `original` names are targets, too.
+        labels: With "original", the tokens that a piece's `original` names are targets, too, and special tokens are found
+            in texts.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class Labeller:
         self._tokenizer = tokenizer
         self._image_token_id, self._num_image_tokens = image_token_id, num_image_tokens
         self._special_ids: dict[str, list[int]] = {}
+        spelled_out = "|".join(map(re.escape, self.encode_text.spelled_out))
+        self._tokens = re.compile(f"({spelled_out})") if spelled_out and self._is_original else None
 
     def __call__(self, pieces: Iterable[Piece], images: Sequence[ImageView] = (), index: int = -1) -> Example:
         """Ids and targets of the pieces; `images` are those of the image pieces, in order."""
@@ -105,7 +110,7 @@ class Labeller:
         image_starts: list[int] = []
         after: Context = "start"
         header: tuple[int, str, Context] | None = None
-        for piece in pieces:
+        for piece in self._parsed(tuple(pieces), self._tokens) if self._tokens else pieces:
             mark = b"\1" if piece.supervised else b"\0"
             if piece.kind == "text":
                 start = len(ids)
@@ -122,7 +127,7 @@ class Labeller:
                 if new is None:
                     new = self._special_ids[piece.text] = self._special(piece.text)
                 # The first BOS belongs to the start: the tokenizer adds it, the text after it begins the chunk.
-                after = "start" if piece.text == "bos" and not ids else "special"
+                after, header = "start" if piece.text == "bos" and not ids else "special", None
             else:
                 number = images[len(image_starts)].num_tokens if images else self._num_image_tokens
                 image_starts.append(len(ids))
@@ -142,6 +147,20 @@ class Labeller:
             is_answer=np.frombuffer(is_answer, dtype=bool) if self._is_original else None,
         )
 
+    def _parsed(self, pieces: Sequence[Piece], tokens: re.Pattern[str]) -> Iterator[Piece]:
+        """The pieces, cut at the special tokens in their texts, of which those that the template learns are learned."""
+        learned = {self._name(piece.text) for piece in pieces if piece.kind == "special" and piece.original}
+        for piece in pieces:
+            if piece.kind != "text":
+                yield piece
+                continue
+            for place, part in enumerate(tokens.split(piece.text)):
+                if place % 2:
+                    original = "all" if part in learned else piece.original
+                    yield replace(piece, kind="special", text=part, original=original)
+                elif part:
+                    yield replace(piece, text=part)
+
     def _with_header(self, header: tuple[int, str, Context], ids: list[int], answer: str) -> tuple[int, list[int]]:
         """Where an answer starts, and its ids, if it is tokenised together with its header, as by LLaVA's own code.
 
@@ -158,7 +177,7 @@ class Labeller:
     def _special(self, name: str) -> list[int]:
         if name == "bos" and not adds_bos(self._tokenizer):
             return []
-        token = self._tokenizer.special_tokens_map.get(f"{name}_token") if name in ("bos", "eos") else name
+        token = self._name(name)
         if token is None:
             raise UserError(
                 "model: the tokenizer has no end-of-sequence token, so no answer could ever end. Use a base that has one"
@@ -175,6 +194,10 @@ class Labeller:
                 f"{self._num_rows} rows. Take the tokenizer's files from the model itself, or choose a template without it"
             )
         return [token_id]
+
+    def _name(self, token: str) -> str | None:
+        """What the tokenizer calls "bos" and "eos"; of others the name itself."""
+        return self._tokenizer.special_tokens_map.get(f"{token}_token") if token in ("bos", "eos") else token
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:

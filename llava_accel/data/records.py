@@ -44,6 +44,8 @@ class Record:
     """The rejected answer, an alternative to the last turn; read only if the form asks for pairs."""
     dropped_turns: int = 0
     """Turns of the row that are not here: a leading answer, a trailing question."""
+    unanswered: Turn | None = None
+    """The trailing question, if there is one."""
 
     def check_answers(self) -> None:
         """DataError if an answer has no visible character: the model would learn to say nothing, as with LLaVA's code."""
@@ -71,7 +73,7 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
     if isinstance(record_id, bool) or not isinstance(record_id, str | int):
         raise DataError("fields", f"'id' is {quoted(record_id)}", "Write a string or a whole number")
     turns, named = read_messages(messages)
-    num_turns, images = len(turns), read_images(fields, named)
+    given_turns, images = turns, read_images(fields, named)
     check_parts(images, files)
     check_all_is_read(fields, turns, images, form.columns)
     turns, images = whole_rounds(turns, images)
@@ -94,7 +96,8 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
         answer_type=_text(fields, "answer_type"),
         is_pair=is_pair(given, form),
         rejected=rejected,
-        dropped_turns=num_turns - len(turns),
+        dropped_turns=len(given_turns) - len(turns),
+        unanswered=given_turns[-1] if given_turns[-1].role == "user" else None,
     )
 
 

@@ -257,7 +257,7 @@ def _in_parallel(read: Callable[[Any], Any], chunks: Sequence[Any], workers: int
     )
 
 
-_FORMAT = 13
+_FORMAT = 14
 _OF_IMAGES = ("missing_image", "broken_image", "unsafe_path")
 
 

@@ -30,6 +30,9 @@ class TextEncoder:
         tokenizer: One with a `tokenizers` backend, else UserError.
         image_token_id: Never made from a text either, whether the tokenizer calls it special or not.
         words: Added tokens that are found in texts all the same, as if they were not special.
+
+    Attributes:
+        spelled_out: The special tokens that no text becomes, the longest first, without the image's.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class TextEncoder:
             # Not all bases mark the tokens that structure a conversation as special. Other added tokens are words.
             token["special"] |= token["id"] == image_token_id or bool(_CONTROL.fullmatch(token["content"]))
             token["special"] &= token["content"] not in words
+        special = [token for token in spec["added_tokens"] if token["special"] and token["id"] != image_token_id]
+        self.spelled_out = sorted((token["content"] for token in special), key=len, reverse=True)
         _put_out_of_reach(spec)
         self._charsmap = _take_over_charsmap(spec)
         self._backend = Tokenizer.from_str(json.dumps(spec))

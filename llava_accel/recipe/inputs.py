@@ -269,8 +269,9 @@ class DataTable(Table):
     """Learn each record's last turn as it is; or, where a record has `answers`, learn each of these instead, weighted
     by the share of the annotators who gave it."""
     labels: Literal["answers", "original"] = "answers"
-    """Learn each answer and the token that ends it; or what LLaVA's own code learns, which is more with the templates
-    llava_llama_3 and qwen_1_5: special tokens and the headers of answers too, and with qwen_1_5 line breaks."""
+    """Learn each answer and the token that ends it; or what LLaVA's own code learns. With the templates llava_llama_3 and
+    qwen_1_5 these are special tokens and the headers of answers too, and with qwen_1_5 line breaks. Special tokens and
+    a template's words then count in texts as well, and a record from which that code learns nothing is refused."""
     share_prefix: bool = False
     """Questions on one image, and answers to one question, compute their common prefix once: same gradient, less work."""
     shuffle: bool = True

@@ -245,11 +245,6 @@ def _switched_off(recipe: Recipe) -> list[tuple[str, str]]:
         (not model.train_vision, "optim.vision_learning_rate", "model.train_vision is false"),
         (optim.optimizer == "sgd", "optim.betas", 'optim.optimizer is "sgd"'),
         (data.on_bad_record == "error", "data.max_bad", 'data.on_bad_record is "error"'),
-        (
-            model.template not in ("auto", "llava_llama_3", "qwen_1_5"),
-            "data.labels",
-            f"with model.template = {toml_value(model.template)} LLaVA's own code learns the answers alone",
-        ),
         (is_uncached, "data.cache_max_gb", "vision features are not cached"),
         (train.objective != "dpo", "preference", 'train.objective is not "dpo"'),
         (

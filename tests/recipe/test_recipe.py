@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_accel.data.conversation import TEMPLATES, Turn
 from llava_accel.recipe import Recipe, RecipeWarning, changed_keys, dump_recipe, load_recipe, recipe_schema
 from llava_accel.recipe.__main__ import main
 from llava_accel.recipe.names import KEYS
-from llava_accel.recipe.rules import unused
 from llava_accel.recipe.tables import PreferenceTable
 
 ROOT = Path(__file__).parents[2]
@@ -197,13 +195,3 @@ def test_a_key_without_effect_is_a_warning_also_in_the_resolved_recipe(smallest:
 )
 def test_templates_are_known_by_each_of_llavas_names(smallest: Path, name: str, stands_for: str) -> None:
     assert load_recipe(smallest, [f"model.template={name}"]).model.template == stands_for
-
-
-@pytest.mark.parametrize(
-    ("template", "counts"), [("v1", False), ("chatml", False), ("qwen_1_5", True), ("llava_llama_3", True)]
-)
-def test_original_labels_are_said_to_be_the_answers_where_they_are(smallest: Path, template: str, counts: bool) -> None:
-    said = unused(load_recipe(smallest, [f"model.template={template}", "data.labels=original"], warns=False))
-    assert [line.partition(" has")[0] for line in said] == ([] if counts else ['data.labels = "original"'])
-    marks = {piece.original for piece in TEMPLATES[template]([Turn("user", "q"), Turn("assistant", "a")], False)}
-    assert (marks != {""}) == counts

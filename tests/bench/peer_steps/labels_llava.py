@@ -2,7 +2,7 @@
 
     python labels_llava.py RECORDS.json TOKENIZER TEMPLATE OUT.json
 
-Writes [ids, is target] of each record; null where it leaves all of it out of the loss with a warning, or fails.
+Writes [ids, is target] of each record; null where it leaves all of it out of the loss with a warning, or refuses it.
 """
 
 import contextlib

@@ -1,0 +1,102 @@
+"""Conversations as LLaVA's own code writes them and reads their rounds back, for data.labels = "original".
+
+With the templates whose turns are running text that code writes a conversation as one string, cuts it at each `</s>` and
+each round at the words that lead to its answer, and learns what follows them. So a template's words count in what people
+wrote, too, and an empty turn is written without its end. Where a part is not one question and one answer, all of the
+conversation is left out of the loss, which it reports as a "tokenization mismatch".
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from llava_accel.data.conversation import BOS, EOS, SYSTEM_PROMPTS, TEMPLATES, Piece, Template, Turn, split_images
+from llava_accel.data.records import Record
+from llava_accel.sources.problems import DataError
+
+_END = "</s>"
+_ANSWERS = 'Set data.labels = "answers", which learns each answer, or remove the record'
+
+
+def check_caption(record: Record) -> None:
+    """DataError for a record that LLaVA's own code refuses with the template 'plain', or whose images it mixes up."""
+    TEMPLATES["plain"](record.turns, bool(record.images))  # refuses several rounds, for which "answers" is no remedy
+    if record.dropped_turns or not record.images:
+        has = "no image" if not record.images else "another turn before or after them"
+        raise DataError(
+            "roles",
+            f"the template 'plain' of LLaVA's own code takes one question and one answer on an image; the record has {has}",
+            _ANSWERS,
+        )
+    if len(record.images) > 1:
+        raise DataError(
+            "image_count",
+            f"LLaVA's own code shows one of a caption's {len(record.images)} images, and gives the others to the records "
+            "after it",
+            _ANSWERS,
+        )
+
+
+def not_learned() -> DataError:
+    """The error of a conversation without targets."""
+    problem = "LLaVA's own code finds other rounds in the texts than the record has, and learns nothing from it"
+    return DataError("empty", f'with data.labels = "original": {problem}', _ANSWERS)
+
+
+def _v1(turns: Sequence[Turn], has_images: bool, *, template: str) -> list[Piece]:
+    system, spoken = _without_system(turns, template)
+    text = f"{system} " if system else ""
+    for turn in spoken:
+        name, end = ("USER", " ") if turn.role == "user" else ("ASSISTANT", _END)
+        text += f"{name}: {turn.text}{end}" if turn.text else f"{name}:"
+    return _read_back(text, " ASSISTANT: ", has_images)
+
+
+def _inst(turns: Sequence[Turn], has_images: bool, *, template: str, between: str) -> list[Piece]:
+    system, spoken = _without_system(turns, template)
+    if not spoken[0].text:
+        raise DataError(
+            "empty", f"the first question is empty, which LLaVA's own code refuses with {template!r}", _ANSWERS
+        )
+    text = ""
+    for number, turn in enumerate(spoken):
+        lead = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if number == 0 and system else ""
+        if turn.role == "user" and turn.text:
+            text += f"{between if number else ''}[INST] {lead}{turn.text} [/INST]"
+        elif turn.text:
+            text += f" {turn.text} {_END}"
+    return _read_back(text, "[/INST] ", has_images)
+
+
+def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    """As our own, but with one image whatever the question shows."""
+    bos, *_, caption = TEMPLATES["plain"](turns, has_images)
+    return [bos, Piece("image"), caption]
+
+
+def _without_system(turns: Sequence[Turn], template: str) -> tuple[str, Sequence[Turn]]:
+    return (turns[0].text, turns[1:]) if turns[0].role == "system" else (SYSTEM_PROMPTS[template], turns)
+
+
+def _read_back(text: str, to_answer: str, has_images: bool) -> list[Piece]:
+    """The pieces of a conversation; `to_answer` are the words before an answer, the last of which is its own space."""
+    *rounds, rest = text.split(_END)
+    parts = [each.split(to_answer) for each in rounds]
+    pieces = [BOS]
+    if rest or any(len(each) != 2 for each in parts):
+        for each in rounds:
+            pieces += [*split_images(each, has_images), Piece("special", "eos")]
+        return pieces + split_images(rest, has_images)
+    for question, answer in parts:
+        pieces += split_images(question + to_answer[:-1], has_images)
+        pieces += [Piece("text", f" {answer}", supervised=True), EOS]
+    return pieces
+
+
+ORIGINALS: dict[str, Template] = TEMPLATES | {
+    "v1": partial(_v1, template="v1"),
+    "llava_v1": partial(_v1, template="llava_v1"),
+    "llava_llama_2": partial(_inst, template="llava_llama_2", between="<s>"),
+    "mistral_instruct": partial(_inst, template="mistral_instruct", between=""),
+    "plain": _plain,
+}
+"""In place of `conversation.TEMPLATES`. Those of turns with headers are the same: their pieces say what is learned."""
