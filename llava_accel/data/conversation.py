@@ -43,7 +43,7 @@ class Piece:
     original: Original = ""
 
 
-Template = Callable[[Sequence[Turn]], list[Piece]]
+Template = Callable[[Sequence[Turn], bool], list[Piece]]
 
 BOS = Piece("special", "bos")
 EOS = Piece("special", "eos", supervised=True)
@@ -269,7 +269,7 @@ def _frame(form: str, role: Role, original: Original | None) -> tuple[list[Piece
     return front, header, [piece(part, ends=True) for part in _SPECIAL.split(after) if part]
 
 
-TEMPLATES: dict[str, Callable[[Sequence[Turn], bool], list[Piece]]] = {
+TEMPLATES: dict[str, Template] = {
     "v1": partial(_v1, template="v1"),
     "llava_v1": partial(_v1, template="llava_v1"),
     "plain": _plain,

@@ -1,19 +1,19 @@
 """Conversations as LLaVA's own code writes them and reads their rounds back, for data.labels = "original".
 
-With the templates whose turns are running text that code writes a conversation as one string, cuts it at each `</s>` and
-each round at the words that lead to its answer, and learns what follows them. So a template's words count in what people
-wrote, too, and an empty turn is written without its end. Where a part is not one question and one answer, all of the
-conversation is left out of the loss, which it reports as a "tokenization mismatch".
+With most templates that code writes a conversation as one string, cuts it at the tokens that end an answer and each round
+at the words that lead to its answer, and learns what follows them. So a template's words count in what people wrote, too,
+and an empty turn is written without its end. Where a round is not one question and one answer, all of the conversation is
+left out of the loss, which it reports as a "tokenization mismatch".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from llava_accel.data.conversation import BOS, EOS, SYSTEM_PROMPTS, TEMPLATES, Piece, Template, Turn, split_images
+from llava_accel.data.conversation import BOS, SYSTEM_PROMPTS, TEMPLATES, Piece, Template, Turn, split_images
 from llava_accel.data.records import Record
 from llava_accel.sources.problems import DataError
 
-_END = "</s>"
+_END, _IM_END = "</s>", "<|im_end|>"
 _ANSWERS = 'Set data.labels = "answers", which learns each answer, or remove the record'
 
 
@@ -48,15 +48,15 @@ def _v1(turns: Sequence[Turn], has_images: bool, *, template: str) -> list[Piece
     for turn in spoken:
         name, end = ("USER", " ") if turn.role == "user" else ("ASSISTANT", _END)
         text += f"{name}: {turn.text}{end}" if turn.text else f"{name}:"
-    return _read_back(text, " ASSISTANT: ", has_images)
+    *rounds, rest = text.split(_END)
+    return [BOS, *_read_back(rounds, rest, has_images, " ASSISTANT:", " ", "eos")]
 
 
 def _inst(turns: Sequence[Turn], has_images: bool, *, template: str, between: str) -> list[Piece]:
     system, spoken = _without_system(turns, template)
     if not spoken[0].text:
-        raise DataError(
-            "empty", f"the first question is empty, which LLaVA's own code refuses with {template!r}", _ANSWERS
-        )
+        problem = f"the first question is empty, which LLaVA's own code refuses with {template!r}"
+        raise DataError("empty", problem, _ANSWERS)
     text = ""
     for number, turn in enumerate(spoken):
         lead = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if number == 0 and system else ""
@@ -64,7 +64,19 @@ def _inst(turns: Sequence[Turn], has_images: bool, *, template: str, between: st
             text += f"{between if number else ''}[INST] {lead}{turn.text} [/INST]"
         elif turn.text:
             text += f" {turn.text} {_END}"
-    return _read_back(text, "[/INST] ", has_images)
+    *rounds, rest = text.split(_END)
+    return [BOS, *_read_back(rounds, rest, has_images, "[/INST]", " ", "eos")]
+
+
+def _chatml(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
+    system, spoken = _without_system(turns, "chatml")
+    text = f"<|im_start|>system\n{system}{_IM_END}"
+    for turn in spoken:
+        text += f"<|im_start|>{turn.role}\n" + (f"{turn.text}{_IM_END}" if turn.text else "")
+    *parts, rest = text.split(_IM_END)
+    parts = [_IM_END.join(parts[:2]), *parts[2:]]  # the system prompt belongs to the first question
+    rounds = [_IM_END.join(parts[place : place + 2]) for place in range(0, len(parts), 2)]
+    return _read_back(rounds, rest, has_images, f"{_IM_END}<|im_start|>assistant\n", "", _IM_END)
 
 
 def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
@@ -77,26 +89,33 @@ def _without_system(turns: Sequence[Turn], template: str) -> tuple[str, Sequence
     return (turns[0].text, turns[1:]) if turns[0].role == "system" else (SYSTEM_PROMPTS[template], turns)
 
 
-def _read_back(text: str, to_answer: str, has_images: bool) -> list[Piece]:
-    """The pieces of a conversation; `to_answer` are the words before an answer, the last of which is its own space."""
-    *rounds, rest = text.split(_END)
-    parts = [each.split(to_answer) for each in rounds]
-    pieces = [BOS]
+def _read_back(rounds: Sequence[str], rest: str, has_images: bool, to_answer: str, space: str, end: str) -> list[Piece]:
+    """The pieces of a conversation, whose answers are learned if each round has one question and one answer.
+
+    Args:
+        rest: What comes after the last end.
+        to_answer, space: What leads to an answer; the space counts as the answer's.
+        end: The token that ends a round.
+    """
+    parts = [each.split(to_answer + space) for each in rounds]
+    pieces = list[Piece]()
     if rest or any(len(each) != 2 for each in parts):
         for each in rounds:
-            pieces += [*split_images(each, has_images), Piece("special", "eos")]
+            pieces += [*split_images(each, has_images), Piece("special", end)]
         return pieces + split_images(rest, has_images)
     for question, answer in parts:
-        pieces += split_images(question + to_answer[:-1], has_images)
-        pieces += [Piece("text", f" {answer}", supervised=True), EOS]
+        pieces += split_images(question + to_answer, has_images)
+        pieces += [Piece("text", space + answer, supervised=True), Piece("special", end, supervised=True)]
     return pieces
 
 
-ORIGINALS: dict[str, Template] = TEMPLATES | {
+ORIGINALS: Mapping[str, Template] = {
+    **TEMPLATES,
     "v1": partial(_v1, template="v1"),
     "llava_v1": partial(_v1, template="llava_v1"),
     "llava_llama_2": partial(_inst, template="llava_llama_2", between="<s>"),
     "mistral_instruct": partial(_inst, template="mistral_instruct", between=""),
+    "chatml": _chatml,
     "plain": _plain,
 }
-"""In place of `conversation.TEMPLATES`. Those of turns with headers are the same: their pieces say what is learned."""
+"""In place of `conversation.TEMPLATES`. For qwen_1_5 and llava_llama_3 they are the same: its pieces say what is learned."""

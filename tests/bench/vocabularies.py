@@ -2,13 +2,13 @@
 
     python tests/bench/vocabularies.py [--conversations 3000]
 
-For v1, llava_v1, llava_llama_2, plain and mistral_instruct the labels are those of LLaVA's own `preprocess` (llava-torch
-1.2.2, in the environment that peers.py makes). LLaVA-NeXT's code is in no registry: for qwen_1_5 and llava_llama_3 its
-rule is stated again here, on whole turns. The vocabularies come out of packages of the registries (pip and npm, 12 MB).
-Conversations are made of words, numbers, signs, scripts, emoji and white space by chance; as many again hold special
-tokens and the words of templates, too, empty turns, and questions without an answer. With data.labels = "original" ids
-and targets are compared in all of them, and so is what LLaVA's code refuses or leaves out of the loss with a warning. With
-"answers" that is learned, and the first half compared.
+The labels of v1, llava_v1, llava_llama_2, plain, mistral_instruct and chatml are those of LLaVA's own `preprocess`
+(llava-torch 1.2.2, in the environment that peers.py makes). LLaVA-NeXT's code is in no registry: for qwen_1_5 and
+llava_llama_3 its rule is stated again here, on whole turns. The vocabularies come out of packages of the registries (pip
+and npm, 12 MB). Conversations are made of words, numbers, signs, scripts, emoji and white space by chance; as many again
+hold special tokens and the words of templates, too, empty turns, and questions without an answer. With data.labels =
+"original" ids and targets are compared in all of them, and so is what LLaVA's code refuses or leaves out of the loss with a
+warning. With "answers" that is learned, and the first half compared.
 """
 
 import argparse
@@ -46,8 +46,10 @@ IMAGE = 999_999
 TEMPLATES = {
     "Llama 2, legacy false": ("v1", "llava_v1", "llava_llama_2", "plain"),
     "Llama 2, legacy true": ("v1", "llava_v1", "llava_llama_2", "plain"),
+    "Llama 2 with ChatML's tokens": ("chatml",),
     "Mistral 7B": ("mistral_instruct", "v1", "llava_llama_2"),
 }
+CHATML = ("<|im_start|>", "<|im_end|>")
 WORDS = (
     "the a cat red What is this image? Answer with yes or no. USER ASSISTANT user's it's can't 1 23 4,567.89 3% $5 -7 "
     "2024-01-31 http://a.b/c?d=e&f #tag @me snake_case CamelCase ALLCAPS e.g. (x) [y] {z} <b>bold</b> **md** `code` "
@@ -59,6 +61,7 @@ TRAPS = (
     "</s>USER: x ASSISTANT: y,[INST],[/INST],[INST] x [/INST] y,</s><s>[INST] x [/INST] y,<|im_end|>\n<|im_start|>user\nx,<s"
 ).split(",")
 GAPS = [" "] * 14 + ["  ", "\n", "\n\n", "\t", "   ", "\r\n", " \n", "\n "]
+_SPECIAL = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
 # Both are ranks of byte strings, which these patterns cut texts for.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{most}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
@@ -118,16 +121,19 @@ def fetch(folder: Path) -> None:
 
 def make_folders(folder: Path) -> dict[str, Path]:
     """Tokenizer folders with tokenizer.model, as LLaVA's own code reads them."""
-    llama = sentencepiece_file(json.loads((folder / "package/models/tokenizer.json").read_text())["model"]["vocab"])
+    llama_pieces = json.loads((folder / "package/models/tokenizer.json").read_text())["model"]["vocab"]
+    llama = sentencepiece_file(llama_pieces)
     mistral = (folder / "mistral_common/data/tokenizer.model.v1").read_bytes()
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
-    files = {"Llama 2, legacy false": llama, "Llama 2, legacy true": llama, "Mistral 7B": mistral}
     found: dict[str, Path] = {}
-    for name, file in files.items():
+    for name in TEMPLATES:
         found[name] = folder / name.replace(", ", "-").replace(" ", "-")
         found[name].mkdir()
-        (found[name] / "tokenizer.model").write_bytes(file)
+        (found[name] / "tokenizer.model").write_bytes(mistral if name == "Mistral 7B" else llama)
         settings = tokens | {"legacy": name != "Llama 2, legacy false", "add_bos_token": True, "add_eos_token": False}
+        if "ChatML" in name:  # as with the 34b model
+            more = {str(len(llama_pieces) + place): {"content": token} | _SPECIAL for place, token in enumerate(CHATML)}
+            settings |= {"add_bos_token": False, "added_tokens_decoder": more}
         (found[name] / "tokenizer_config.json").write_text(json.dumps(settings))
     return found
 
@@ -249,7 +255,7 @@ def with_llama(folder: Path, records: list[dict[str, Any]], trapped: list[dict[s
                     [one | {"conversations": one["conversations"][:2]} for one in each if "image" in one]
                     for each in (plain, chosen)
                 )
-            theirs = of_llava(folder, place, template, chosen)
+            theirs = of_llava(folder, place, "chatml_direct" if template == "chatml" else template, chosen)
             answers, original = (
                 Encoder(tokenizer, IMAGE, Tiling(28, 1), template=template, labels=labels)
                 for labels in ("answers", "original")
@@ -260,11 +266,10 @@ def with_llama(folder: Path, records: list[dict[str, Any]], trapped: list[dict[s
 
 def with_next(folder: Path, records: list[dict[str, Any]]) -> Iterator[bool]:
     """Qwen 2 and Llama 3, with data.labels = "original"."""
-    chatml = ["<|im_start|>", "<|im_end|>"]
     headers = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     qwen, llama = folder / "dashscope/resources/qwen.tiktoken", folder / "llama_models/llama3/tokenizer.model"
     for name, template, tokenizer, learned in (
-        ("Qwen 2", "qwen_1_5", of_ranks(qwen, "", ["<|endoftext|>", *chatml], None, chatml[1]), (*chatml, "Ċ")),
+        ("Qwen 2", "qwen_1_5", of_ranks(qwen, "", ["<|endoftext|>", *CHATML], None, CHATML[1]), (*CHATML, "Ċ")),
         ("Llama 3", "llava_llama_3", of_ranks(llama, "{1,3}", headers, headers[0], headers[3]), tuple(headers)),
     ):
         settings: dict[str, Any] = {"labels": "original", "image_placement": "start_if_single"}

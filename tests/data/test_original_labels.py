@@ -9,7 +9,19 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from helpers.samples import IMAGE_ID, PARITY, encode, encoder, fitting, image_in, llama, llama_3, record, spans
+from helpers.samples import (
+    IMAGE_ID,
+    PARITY,
+    byte_level,
+    encode,
+    encoder,
+    fitting,
+    image_in,
+    llama,
+    llama_3,
+    record,
+    spans,
+)
 from llava_accel.data.conversation import SYSTEM_PROMPTS, TEMPLATES, Turn
 from llava_accel.data.examples import Encoder
 from llava_accel.data.jinja_template import ChatTemplate
@@ -273,3 +285,28 @@ def test_an_empty_first_question_is_refused_as_by_the_original() -> None:
     with pytest.raises(DataError, match=r'first question is empty.*Set data.labels = "answers"'):
         encode(encoder(llama(), "llava_llama_2", labels="original"), said)
     assert encode(encoder(llama(), "llava_llama_2"), said).num_targets
+
+
+@pytest.mark.parametrize(
+    ("texts", "is_learned"),
+    [
+        (("One?", "1"), True),
+        (("One?", "1", "Two?", "2"), True),
+        (("One<|im_end|>?", "1"), False),
+        (("One?", "1<|im_end|>"), False),
+        (("One?", "1<|im_end|><|im_start|>user\nTwo?<|im_end|><|im_start|>assistant\n2"), True),
+        (("One?", "", "Two?", "2"), False),
+        (("", "1"), False),
+        (("One?", "1", "Two?"), False),
+    ],
+)
+def test_rounds_of_chatml_are_those_that_the_original_finds(texts: tuple[str, ...], is_learned: bool) -> None:
+    original = encoder(byte_level(), "chatml", labels="original")
+    if not is_learned:
+        with pytest.raises(DataError, match="learns nothing from it"):
+            encode(original, record(*texts))
+        return
+    rounds = ("One?", "1") if len(texts) == 2 and "<|im_end|>" not in texts[1] else ("One?", "1", "Two?", "2")
+    example, expected = encode(original, record(*texts)), encode(encoder(byte_level(), "chatml"), record(*rounds))
+    assert example.input_ids.tolist() == expected.input_ids.tolist()
+    assert example.is_target.tolist() == expected.is_target.tolist()

@@ -8,6 +8,7 @@ Writes [ids, is target] of each record; null where it leaves all of it out of th
 import contextlib
 import copy
 import importlib
+import inspect
 import io
 import json
 import sys
@@ -21,6 +22,8 @@ for module, name in (("llava.train.llava_trainer", "LLaVATrainer"), ("llava.mode
     setattr(sys.modules[module], name, object)
 
 code: Any = importlib.import_module("llava.train.train")
+# With ChatML this version counts a conversation's tokens from 0, and so learns from none of a single round; NeXT's from 1.
+exec(inspect.getsource(code.preprocess_mpt).replace("cur_len = 0", "cur_len = 1"), vars(code))
 templates: Any = importlib.import_module("llava.conversation")
 transformers: Any = importlib.import_module("transformers")
 
