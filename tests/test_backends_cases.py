@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from helpers import curves
+from helpers.fp64 import IN_FP64
 from helpers.jobs import ENGINES, STEPS, TOLERANCE, Lab, assert_same_metrics, difference, trains, weights
 from helpers.kinds import ALL_KINDS
 from helpers.runs import PARITY, distance, losses, metrics, mixed_records, pairs, write_records
@@ -88,14 +89,19 @@ ALL_TILES = list(product(ENGINES, curves.RUNS))
 
 
 @pytest.mark.parametrize(("engine", "name"), ALL_TILES if ALL_KINDS else SOME_TILES)
-def test_tiles_train_as_in_the_originals_own_code_under_every_engine(lab: Lab, engine: str, name: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_tiles_train_as_in_the_originals_own_code_under_every_engine(
+    lab: Lab, engine: str, name: str, precision: str
+) -> None:
     curve: dict[str, Any] = curves.settings(name)
     split = ("per_device_batch_size", "accumulation_steps")
     curve["train"] = {key: value for key, value in curve["train"].items() if key not in split} | {"max_steps": 20}
     curve["data"] |= {"train": str(curves.records(name))}
-    run = lab.run(engine, 2, 2 if name.endswith("accum") else 1, **curve)
+    curve["data"] |= IN_FP64 if precision == "fp64" else {}
+    mutant = "in_fp64" if precision == "fp64" else ""
+    run = lab.run(engine, 2, 2 if name.endswith("accum") else 1, name=precision, mutant=mutant, **curve)
     assert losses(run) == pytest.approx([step["loss"] for step in curves.reference(name)], abs=curves.LOSS_TOLERANCE)
-    curves.assert_final_weights(run, name)
+    curves.assert_final_weights(run, name, curves.STRAYS if precision == "fp32" else 0.0)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.curves import LOSS_TOLERANCE, RUNS, STRAYS, assert_final_weights, records, reference, settings
+from helpers.fp64 import IN_FP64, in_fp64
 from helpers.runs import losses, metrics, recipe
 from llava_accel.train import train
 
@@ -31,3 +32,15 @@ def test_losses_and_gradients_are_those_of_the_original(run: tuple[str, Path]) -
 def test_final_weights_are_those_of_the_original(run: tuple[str, Path]) -> None:
     name, folder = run
     assert_final_weights(folder, name, STRAYS if name == "next_lora_accum" else 0.0)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_without_rounding_every_number_ends_as_in_the_original(name: str, tmp_path: Path) -> None:
+    followed = settings(name)
+    followed["data"] |= IN_FP64
+    with pytest.MonkeyPatch.context() as patch:
+        in_fp64(patch)
+        train(recipe(tmp_path, records(name), **followed))
+    theirs = [step["loss"] for step in reference(name)]
+    assert losses(tmp_path / "run") == pytest.approx(theirs, abs=LOSS_TOLERANCE)
+    assert_final_weights(tmp_path / "run", name, 0.0)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 import llava_accel.train as train_module
 from bench.traffic import Traffic
+from helpers.fp64 import in_fp64
 from llava_accel.checkpoint import store
 from llava_accel.loop import step as step_module
 from llava_accel.model.objective import Objective
@@ -176,7 +177,9 @@ def no_data_for_the_second_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_module, "train_windows", cut)
 
 
-_NOTES = (note_images, note_traffic, note_state_dicts, note_saves, loss_scale_too_high, no_data_for_the_second_step)
+_NOTES = (
+    note_images, note_traffic, note_state_dicts, note_saves, loss_scale_too_high, no_data_for_the_second_step, in_fp64,
+)  # fmt: skip
 NOTES: dict[str, _Patch] = {note.__name__: note for note in _NOTES}
 MUTANTS: dict[str, _Patch] = {
     mutant.__name__: mutant
