@@ -122,7 +122,7 @@ class Encoder:
             length = encoded.length
         if not any([example.num_targets for example in encoded.examples]):
             if self._is_original:
-                raise not_learned()
+                raise not_learned(record)
             raise DataError("empty", "there is nothing to learn from the record", "Give it an answer, or remove it")
         if length > self._max_length:
             of_images = sum(view.num_tokens for view in encoded.example.images)

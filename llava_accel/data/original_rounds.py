@@ -36,9 +36,10 @@ def check_caption(record: Record) -> None:
         )
 
 
-def not_learned() -> DataError:
+def not_learned(record: Record) -> DataError:
     """The error of a conversation without targets."""
-    problem = "LLaVA's own code finds other rounds in the texts than the record has, and learns nothing from it"
+    why = "it ends with a question" if record.unanswered else "its texts have words of the template, or an empty turn"
+    problem = f"{why}, so that LLaVA's own code finds other rounds and learns nothing from it"
     return DataError("empty", f'with data.labels = "original": {problem}', _ANSWERS)
 
 
