@@ -14,6 +14,7 @@ from llava_accel.data.records import Record
 from llava_accel.sources.problems import DataError
 
 _END, _IM_END = "</s>", "<|im_end|>"
+_PADDING = "<unk>"  # is not counted among a conversation's tokens, wherever it stands
 _ANSWERS = 'Set data.labels = "answers", which learns each answer, or remove the record'
 
 
@@ -100,7 +101,7 @@ def _read_back(rounds: Sequence[str], rest: str, has_images: bool, to_answer: st
     """
     parts = [each.split(to_answer + space) for each in rounds]
     pieces = list[Piece]()
-    if rest or any(len(each) != 2 for each in parts):
+    if rest or any(len(each) != 2 for each in parts) or any(_PADDING in each for each in rounds):
         for each in rounds:
             pieces += [*split_images(each, has_images), Piece("special", end)]
         return pieces + split_images(rest, has_images)

@@ -251,7 +251,7 @@ def test_the_original_tokenises_an_answer_together_with_its_header(answer: str) 
         ("qwen_1_5", "<|im_end|>", True),
         ("qwen_1_5", "<|endoftext|>", False),
         ("llava_llama_3", "<|begin_of_text|>", True),
-        ("v1", "<unk>", False),
+        ("v1", "<s>", False),
     ],
 )
 def test_special_tokens_are_found_in_texts_as_by_the_original(template: str, token: str, is_learned: bool) -> None:
@@ -278,6 +278,14 @@ def test_a_question_without_an_answer_is_read_as_by_the_original(template: str) 
     else:
         with pytest.raises(DataError, match="learns nothing from it"):
             encode(encoder(fitting(template), template, **settings), said)
+
+
+@pytest.mark.parametrize("template", ["v1", "mistral_instruct"])
+def test_the_token_that_the_original_pads_with_makes_it_ignore_a_conversation(template: str) -> None:
+    said = record("One <unk> two?", "3")
+    with pytest.raises(DataError, match="learns nothing from it"):
+        encode(encoder(llama(), template, labels="original"), said)
+    assert encode(encoder(llama(), template), said).num_targets
 
 
 def test_an_empty_first_question_is_refused_as_by_the_original() -> None:
