@@ -57,8 +57,8 @@ WORDS = (
     "㍿ e\u0301 \U0001f469\u200d\U0001f467 \u200b \u00a0 \ufeff \U0001d4b3 \u2028 \ufb01 \uff11\uff12"
 ).split(" ")
 TRAPS = (
-    "</s>,a</s>,</s>b,<s>,<s,<unk>,<|im_start|>,<|im_end|>,<|im_end|>\n<|im_start|>user\nx,<|eot_id|>,<|start_header_id|>,"
-    "USER:,ASSISTANT:,USER: x ASSISTANT: y,</s>USER: x ASSISTANT: y,[INST],[/INST],[INST] x [/INST] y,</s><s>[INST] x [/INST] y"
+    "</s>,a</s>,</s>b,<s>,<s,<unk>,<|im_start|>,<|im_end|>,<|im_end|>\n<|im_start|>user\nx,<|eot_id|>,<|start_header_id|>,USER:,"
+    "ASSISTANT:,USER: x ASSISTANT: y,</s>USER: x ASSISTANT: y,[INST],[/INST],[INST] x [/INST] y,</s><s>[INST] x [/INST] y"
 ).split(",")
 GAPS = [" "] * 14 + ["  ", "\n", "\n\n", "\t", "   ", "\r\n", " \n", "\n "]
 _SPECIAL = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
