@@ -39,7 +39,8 @@ def check_caption(record: Record) -> None:
 
 def not_learned(record: Record) -> DataError:
     """The error of a conversation without targets."""
-    why = "it ends with a question" if record.unanswered else "its texts have words of the template, or an empty turn"
+    in_texts = "its texts hold special tokens or words of the template, or one is empty"
+    why = "it ends with a question" if record.unanswered else in_texts
     problem = f"{why}, so that LLaVA's own code finds other rounds and learns nothing from it"
     return DataError("empty", f'with data.labels = "original": {problem}', _ANSWERS)
 
