@@ -176,7 +176,10 @@ def _times(run: History) -> list[Shares]:
     largest = sorted(named, key=lambda pair: -pair[1])[: len(SERIES) - 1]
     parts = {name.replace("_", " "): float(part) for name, part in largest}
     parts["other"] = max(0.0, whole - sum(parts.values()))
-    note = "On the main process. Data is read while the steps run; only the time that they wait for it counts."
+    note = (
+        "On the main process, up to the last step. Data is read while the steps run; only the time that they wait for it "
+        "counts."
+    )
     return [Shares(title="Where the time went", note=note, parts=parts)]
 
 
