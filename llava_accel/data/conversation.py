@@ -285,7 +285,12 @@ TEMPLATES: dict[str, Template] = {
 
 def _rounds(turns: Sequence[Turn], template: str) -> tuple[str, list[tuple[str, str]]]:
     """The system prompt and the (question, answer) pairs of checked turns (`check_turns`)."""
-    system = turns[0].text if turns[0].role == "system" else SYSTEM_PROMPTS[template]
-    spoken = [turn.text for turn in turns if turn.role != "system"]
-    assert len(spoken) % 2 == 0, "records hold whole rounds"
-    return system, list(zip(spoken[::2], spoken[1::2], strict=True))
+    system, spoken = without_system(turns, template)
+    texts = [turn.text for turn in spoken]
+    assert len(texts) % 2 == 0, "records hold whole rounds"
+    return system, list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def without_system(turns: Sequence[Turn], template: str) -> tuple[str, Sequence[Turn]]:
+    """The system prompt, which is the template's if no turn has one, and the other turns."""
+    return (turns[0].text, turns[1:]) if turns[0].role == "system" else (SYSTEM_PROMPTS[template], turns)

@@ -84,7 +84,8 @@ class Encoder:
         self._tiling, self._size = tiling, partial(image_size, exif=exif)
         number = tiling.num_tokens(WHOLE)
         self._label = Labeller(tokenizer, image_token_id, number, words, num_rows, labels)
-        self._is_original, named = labels == "original", ORIGINALS if labels == "original" else TEMPLATES
+        self._is_original = labels == "original"
+        named = ORIGINALS if self._is_original else TEMPLATES
         self._template: Template = ChatTemplate(tokenizer, chat_template) if template == "auto" else named[template]
         self._is_caption = self._is_original and template == "plain"
         self._label.encode_text.expect(_common_start(self._template))

@@ -9,7 +9,7 @@ left out of the loss, which it reports as a "tokenization mismatch".
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from llava_accel.data.conversation import BOS, SYSTEM_PROMPTS, TEMPLATES, Piece, Template, Turn, split_images
+from llava_accel.data.conversation import BOS, TEMPLATES, Piece, Template, Turn, split_images, without_system
 from llava_accel.data.records import Record
 from llava_accel.sources.problems import DataError
 
@@ -46,17 +46,16 @@ def not_learned(record: Record) -> DataError:
 
 
 def _v1(turns: Sequence[Turn], has_images: bool, *, template: str) -> list[Piece]:
-    system, spoken = _without_system(turns, template)
+    system, spoken = without_system(turns, template)
     text = f"{system} " if system else ""
     for turn in spoken:
         name, end = ("USER", " ") if turn.role == "user" else ("ASSISTANT", _END)
         text += f"{name}: {turn.text}{end}" if turn.text else f"{name}:"
-    *rounds, rest = text.split(_END)
-    return [BOS, *_read_back(rounds, rest, has_images, " ASSISTANT:", " ", "eos")]
+    return [BOS, *_read_back(text.split(_END), has_images, " ASSISTANT:", " ", "eos")]
 
 
 def _inst(turns: Sequence[Turn], has_images: bool, *, template: str, between: str) -> list[Piece]:
-    system, spoken = _without_system(turns, template)
+    system, spoken = without_system(turns, template)
     if not spoken[0].text:
         problem = f"the first question is empty, which LLaVA's own code refuses with {template!r}"
         raise DataError("empty", problem, _ANSWERS)
@@ -67,19 +66,18 @@ def _inst(turns: Sequence[Turn], has_images: bool, *, template: str, between: st
             text += f"{between if number else ''}[INST] {lead}{turn.text} [/INST]"
         elif turn.text:
             text += f" {turn.text} {_END}"
-    *rounds, rest = text.split(_END)
-    return [BOS, *_read_back(rounds, rest, has_images, "[/INST]", " ", "eos")]
+    return [BOS, *_read_back(text.split(_END), has_images, "[/INST]", " ", "eos")]
 
 
 def _chatml(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
-    system, spoken = _without_system(turns, "chatml")
+    system, spoken = without_system(turns, "chatml")
     text = f"<|im_start|>system\n{system}{_IM_END}"
     for turn in spoken:
         text += f"<|im_start|>{turn.role}\n" + (f"{turn.text}{_IM_END}" if turn.text else "")
     *parts, rest = text.split(_IM_END)
     parts = [_IM_END.join(parts[:2]), *parts[2:]]  # the system prompt belongs to the first question
     rounds = [_IM_END.join(parts[place : place + 2]) for place in range(0, len(parts), 2)]
-    return _read_back(rounds, rest, has_images, f"{_IM_END}<|im_start|>assistant\n", "", _IM_END)
+    return _read_back([*rounds, rest], has_images, f"{_IM_END}<|im_start|>assistant\n", "", _IM_END)
 
 
 def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
@@ -88,18 +86,15 @@ def _plain(turns: Sequence[Turn], has_images: bool) -> list[Piece]:
     return [bos, Piece("image"), caption]
 
 
-def _without_system(turns: Sequence[Turn], template: str) -> tuple[str, Sequence[Turn]]:
-    return (turns[0].text, turns[1:]) if turns[0].role == "system" else (SYSTEM_PROMPTS[template], turns)
-
-
-def _read_back(rounds: Sequence[str], rest: str, has_images: bool, to_answer: str, space: str, end: str) -> list[Piece]:
+def _read_back(texts: Sequence[str], has_images: bool, to_answer: str, space: str, end: str) -> list[Piece]:
     """The pieces of a conversation, whose answers are learned if each round has one question and one answer.
 
     Args:
-        rest: What comes after the last end.
+        texts: The rounds, without their ends, and what comes after the last end.
         to_answer, space: What leads to an answer; the space counts as the answer's.
         end: The token that ends a round.
     """
+    *rounds, rest = texts
     parts = [each.split(to_answer + space) for each in rounds]
     pieces = list[Piece]()
     if rest or any(len(each) != 2 for each in parts) or any(_PADDING in each for each in rounds):

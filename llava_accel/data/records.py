@@ -80,10 +80,8 @@ def parse_record(raw: bytes, row: int, form: RowForm = _LLAVAS, files: Sequence[
     if images and (form.missing_image_mark == "start" or not has_marks):
         turns = marked(turns, len(images))
     check_turns(turns, num_images=len(images))
-    answers, rejected = (
-        parse_answers(fields.get("answers")),
-        rejected_answer(given, form, turns) if form.pairs else None,
-    )
+    answers = parse_answers(fields.get("answers"))
+    rejected = rejected_answer(given, form, turns) if form.pairs else None
     check_texts([turn.text for turn in turns] + [text for text, _ in answers] + [rejected or ""], files)
     return Record(
         id=str(record_id),
