@@ -30,8 +30,10 @@ def fetch_images(corpus: Corpus, data: DataTable, console: Console, *, refuses: 
         problems = fetch(missing, folder, bar.advance)
     if problems and refuses and data.on_bad_record == "error":
         raise refuse(problems)
-    failed = "".join(f", such as {quoted(url, 200)}: {problem}" for url, problem in list(problems.items())[:1])
-    failed = f"; {len(problems):,} could not be fetched{failed}" if problems else ""
+    failed = ""
+    if problems:
+        url, problem = next(iter(problems.items()))
+        failed = f"; {len(problems):,} could not be fetched, such as {quoted(url, 200)}: {problem}"
     console.line(f"fetched {len(missing) - len(problems):,} images into {folder}{failed}")
 
 
