@@ -37,10 +37,11 @@ class Stepper:
         """Start it, with modules from `paths`. What it prints goes to a file beside its output."""
         log = Path(settings["out"]).with_suffix(".log")
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+        unbuffered = {"PYTHONUNBUFFERED": "1"}  # it is killed in the end, and its last lines would be lost
         with log.open("w") as lines:
             process = subprocess.Popen(
                 [str(python), str(STEPS / step), json.dumps(settings)],
-                env=os.environ | offline | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+                env=os.environ | offline | unbuffered | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=lines,
